@@ -1,0 +1,64 @@
+# Everything runs in a virtual environment of the checkout, made on first use.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+PYTEST_ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help test test-stock test-oldest lint types bench demo soak format clean
+
+help:  ## Show what there is to make
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+		|| { echo "Python 3.10 or newer is needed; name one with PYTHON=python3.x"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) \
+		|| { echo "Python's venv module is missing (on Debian: apt install python3-venv)"; exit 1; }
+
+# One stamp for each set of dependencies: installed again when pyproject.toml changes.
+$(VENV)/.installed-%: pyproject.toml | $(BIN)/python
+	@echo "Installing the project with its '$*' dependencies into $(VENV) ..."
+	@$(PIP) install --upgrade pip
+	@$(PIP) install --editable '.[$*]'
+	@touch $@
+
+test: $(VENV)/.installed-test  ## Run all tests, in gevent and in threading mode
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-stock: $(VENV)/.installed-test  ## Run the fault tests without the guard: each is expected to fail
+	@$(BIN)/python -m pytest tests/faults --stock $(PYTEST_ARGS)
+
+test-oldest:  ## Run all tests on the oldest versions that pyproject.toml allows
+	@$(MAKE) --no-print-directory VENV=.venv-oldest .venv-oldest/.oldest
+	@.venv-oldest/bin/python -m pytest $(PYTEST_ARGS)
+
+.venv-oldest/.oldest: pyproject.toml tests/oldest.py | $(BIN)/python
+	@echo "Installing the oldest allowed dependencies into $(VENV) ..."
+	@$(PIP) install --upgrade pip
+	@$(PIP) install --editable '.[test]' $$($(BIN)/python tests/oldest.py pyproject.toml)
+	@touch $@
+
+lint: $(VENV)/.installed-lint  ## Check style
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+types: $(VENV)/.installed-lint  ## Check types
+	@$(BIN)/mypy
+
+format: $(VENV)/.installed-lint  ## Format the code
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+bench: $(VENV)/.installed-bench  ## Measure guarded beside stock; BENCH_ARGS=--quick for a short run
+	@$(BIN)/python -m benchmarks $(BENCH_ARGS)
+
+demo: $(VENV)/.installed-demo  ## Run the example application; CHECK=1 injects every fault and reports
+	@$(BIN)/python -m example_app.demo $(if $(CHECK),--check)
+
+soak: $(VENV)/.installed-test  ## Repeat the fault tests for longer; SOAK_ROUNDS=10
+	@for round in $$(seq $(or $(SOAK_ROUNDS),5)); do $(BIN)/python -m pytest tests/faults -q || exit 1; done
+
+clean:  ## Remove environments and caches
+	@rm -rf .venv .venv-oldest .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info

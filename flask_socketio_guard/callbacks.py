@@ -1,0 +1,186 @@
+"""Acknowledgement callbacks that wait for a client, each with a deadline."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from .runtime import Event, Runtime, clock
+from .supervisor import is_stopping
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .hooks import AckCallback
+
+
+@dataclass(slots=True)
+class _Waiting:
+    recipient: object
+    callback: AckCallback
+    timeout: float
+    deadline: float
+
+
+class CallbackTable:
+    """The callbacks of one application that wait for their answer.
+
+    Ids are unique in the process and never reused, and an answer counts only
+    from the recipient it was asked of, so no client can call what was meant
+    for another. Safe for threads and greenlets.
+
+    Args:
+        runtime: For the sweeper's sleep.
+        timeout: Default deadline, in seconds.
+        run: Runs ``run(function, arguments)`` of the application in a task of
+            its own and catches whatever it raises.
+        on_lost: Called as ``on_lost(reason, recipient)`` for each callback that
+            is dropped.
+    """
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        *,
+        timeout: float,
+        run: Callable[[Callable[..., object], tuple[object, ...]], None],
+        on_lost: Callable[[str, object], None],
+    ) -> None:
+        self._timeout = timeout
+        self._run = run
+        self._on_lost = on_lost
+        self._ids = itertools.count(1)
+        self._lock = threading.Lock()
+        self._waiting: dict[int, _Waiting] = {}
+        # One queue for each length of timeout: in each the deadlines only grow,
+        # so the sweeper looks at heads, and an answered callback leaves at once.
+        self._queues: dict[float, dict[int, _Waiting]] = {}
+        self._by_recipient: dict[object, set[int]] = {}
+        self._added: Event = runtime.event()
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def add(self, recipient: object, callback: AckCallback) -> int:
+        """Register *callback* and return the id that its answer will carry.
+
+        Args:
+            recipient: Session id, room or list of rooms that is asked.
+            callback: What to call.
+        """
+        timeout = self._timeout if callback.timeout is None else callback.timeout
+        entry = _Waiting(recipient, callback, timeout, clock() + timeout)
+        with self._lock:
+            ack_id = next(self._ids)
+            self._waiting[ack_id] = entry
+            queue = self._queues.setdefault(timeout, {})
+            is_first = not queue
+            queue[ack_id] = entry
+            if isinstance(recipient, str):
+                self._by_recipient.setdefault(recipient, set()).add(ack_id)
+        if is_first:
+            self._added.set()  # this deadline may be the next one
+        return ack_id
+
+    def resolve(self, ack_id: object, recipient: object, arguments: tuple[object, ...]) -> bool:
+        """Hand the answer of *recipient* to its callback.
+
+        Returns:
+            Whether one was waiting; anything a client made up is ``False``.
+        """
+        entry = self._take(ack_id, recipient)
+        if entry is None:
+            return False
+        if entry.callback.is_inline:
+            entry.callback.function(*arguments)
+        else:
+            self._run(entry.callback.function, arguments)
+        return True
+
+    def lose(self, ack_id: object, recipient: object, reason: str) -> bool:
+        """Drop one callback because no answer will come."""
+        entry = self._take(ack_id, recipient)
+        if entry is not None:
+            self._lost(entry, reason)
+        return entry is not None
+
+    def discard(self, ack_id: int, recipient: object) -> None:
+        """Drop one callback whose event was never sent."""
+        self._take(ack_id, recipient)
+
+    def lose_recipient(self, recipient: str, reason: str) -> None:
+        """Drop all callbacks that wait for *recipient*."""
+        for ack_id in list(self._by_recipient.get(recipient, ())):
+            self.lose(ack_id, recipient, reason)
+
+    def lose_all(self, reason: str) -> None:
+        """Drop every callback."""
+        for ack_id, entry in list(self._waiting.items()):
+            self.lose(ack_id, entry.recipient, reason)
+
+    def expire(self) -> float | None:
+        """Drop the callbacks whose deadline has passed.
+
+        Returns:
+            Seconds until the next deadline, or ``None`` if nothing waits.
+        """
+        now = clock()
+        due: list[tuple[int, _Waiting]] = []
+        next_deadline: float | None = None
+        with self._lock:
+            for queue in self._queues.values():
+                for ack_id, entry in queue.items():
+                    if entry.deadline > now:
+                        if next_deadline is None or entry.deadline < next_deadline:
+                            next_deadline = entry.deadline
+                        break
+                    due.append((ack_id, entry))
+        for ack_id, entry in due:
+            self.lose(ack_id, entry.recipient, "expired")
+        return None if next_deadline is None else max(0.0, next_deadline - clock())
+
+    def sweep(self) -> None:
+        """Drop what expires, when it expires, until the task is asked to stop."""
+        while not is_stopping():
+            self._added.clear()
+            wait = self.expire()
+            self._added.wait(_LONGEST_SLEEP if wait is None else min(wait, _LONGEST_SLEEP))
+
+    def wake(self) -> None:
+        """Let the sweeper look at once whether it shall stop."""
+        self._added.set()
+
+    def _take(self, ack_id: object, recipient: object) -> _Waiting | None:
+        if not isinstance(ack_id, int):
+            return None
+        with self._lock:
+            entry = self._waiting.get(ack_id)
+            if entry is None or entry.recipient != recipient:
+                return None
+            del self._waiting[ack_id]
+            queue = self._queues[entry.timeout]
+            del queue[ack_id]
+            if not queue:
+                del self._queues[entry.timeout]
+            if isinstance(recipient, str):
+                ids = self._by_recipient[recipient]
+                ids.discard(ack_id)
+                if not ids:
+                    del self._by_recipient[recipient]
+            return entry
+
+    def _lost(self, entry: _Waiting, reason: str) -> None:
+        callback = entry.callback
+        if not callback.is_inline:
+            self._on_lost(reason, entry.recipient)
+        if callback.on_lost is None:
+            return
+        if callback.is_inline:
+            callback.on_lost(reason)
+        else:
+            self._run(callback.on_lost, (reason,))
+
+
+_LONGEST_SLEEP = 5.0  # bounds how long a sweeper that missed a wake-up sleeps on, in seconds

@@ -1,0 +1,135 @@
+"""Every exception that the guard raises.
+
+The tree::
+
+    GuardError
+    ├── ConfigError (also ValueError)
+    ├── IncompatibleVersion
+    ├── EventRejected
+    │   └── EventInvalid
+    ├── HandlerTimeout (also TimeoutError)
+    ├── ConnectionClosed
+    ├── BrokerError
+    │   ├── PublishError
+    │   │   └── PublishRefused
+    │   └── OutboxFull
+    ├── TaskError
+    │   └── DuplicateTask
+    └── InvalidTransition
+"""
+
+from __future__ import annotations
+
+
+class GuardError(Exception):
+    """Base of every error that the guard raises."""
+
+
+class ConfigError(GuardError, ValueError):
+    """A setting or the order of set-up calls is wrong; the text names the mend."""
+
+
+class IncompatibleVersion(GuardError):
+    """An installed package lacks something that the guard relies on."""
+
+
+class EventRejected(GuardError):
+    """An event is refused before its handler runs, or by the handler itself.
+
+    The client is told: text and code are part of the acknowledgement, so they
+    must not hold secrets.
+
+    Args:
+        message: Shown to the client.
+        code: Stable, machine-readable reason, shown to the client.
+    """
+
+    def __init__(self, message: str = "event rejected", *, code: str = "rejected") -> None:
+        super().__init__(message)
+        self.message = message
+        self.code = code
+
+
+class EventInvalid(EventRejected):
+    """An event breaks the protocol or carries a reserved name."""
+
+    def __init__(self, message: str = "invalid event", *, code: str = "invalid") -> None:
+        super().__init__(message, code=code)
+
+
+class HandlerTimeout(GuardError, TimeoutError):
+    """An event handler ran longer than its ``timeout``.
+
+    Attributes:
+        seconds: The timeout, in seconds.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"the handler took longer than {seconds:g} s")
+        self.seconds = seconds
+
+
+class ConnectionClosed(GuardError):
+    """The client that an operation depends on is gone."""
+
+
+class BrokerError(GuardError):
+    """The message queue did not answer, or the connection to it was lost."""
+
+
+class PublishError(BrokerError):
+    """A batch of messages was not, or not wholly, acknowledged by the broker.
+
+    Attributes:
+        published: How many messages from the front of the batch were acknowledged.
+    """
+
+    def __init__(self, reason: str, *, published: int = 0) -> None:
+        super().__init__(reason)
+        self.published = published
+
+
+class PublishRefused(PublishError):
+    """The broker answered a batch, and refused some of it for good.
+
+    Attributes:
+        published: Messages of the batch that went out.
+        refused: Messages that did not, and will not.
+    """
+
+    def __init__(self, reason: str, *, published: int, refused: int) -> None:
+        super().__init__(reason, published=published)
+        self.refused = refused
+
+
+class OutboxFull(BrokerError):
+    """A message was refused because the outbox has reached its bound.
+
+    Attributes:
+        messages: Messages waiting.
+        size: Bytes waiting.
+    """
+
+    def __init__(self, *, messages: int, size: int) -> None:
+        super().__init__(
+            f"the outbox is full ({messages} messages, {size} bytes wait for the message queue)"
+        )
+        self.messages = messages
+        self.size = size
+
+
+class TaskError(GuardError):
+    """Something is wrong with a supervised task."""
+
+
+class DuplicateTask(TaskError):
+    """A task of the same name is already watched."""
+
+
+class InvalidTransition(GuardError):
+    """A state machine was sent an event that its state does not allow."""
+
+    def __init__(self, state: object, event: object) -> None:
+        super().__init__(f"{event} is not allowed in state {state}")
+        self.state = state
+        self.event = event

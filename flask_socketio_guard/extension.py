@@ -1,0 +1,468 @@
+"""``SocketIOGuard``: the extension object that applications hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import TYPE_CHECKING, Any, TypeVar
+from weakref import WeakKeyDictionary
+
+import flask
+from flask import Flask, current_app, has_app_context
+
+from .app_guard import AppGuard, GuardMiddleware
+from .config import GuardConfig
+from .errors import ConfigError
+from .gunicorn import start_in_worker
+from .tasks import TaskSpec, restart_policy, task_name, task_spec
+from .upstream import check_versions
+
+if TYPE_CHECKING:
+    from flask_socketio import SocketIO
+
+    from .handlers import Event
+    from .signals import Failure
+    from .states import ListenerState
+    from .supervisor import TaskHandle
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_KEY = "socketio_guard"
+
+
+class SocketIOGuard:
+    """Guards a Flask-SocketIO application.
+
+    Create it with an application, or without one and call :meth:`init_app`
+    from the application factory. One object can guard several applications.
+
+    Args:
+        app: The application.
+        socketio: Its ``SocketIO``, initialised with *app* before. Without an
+            application: a write-only ``SocketIO(message_queue=...)``.
+        settings: Any attribute of :class:`GuardConfig`; wins over ``app.config``.
+
+    Raises:
+        ConfigError: See :meth:`init_app`.
+    """
+
+    def __init__(
+        self, app: Flask | None = None, socketio: SocketIO | None = None, **settings: Any
+    ) -> None:
+        self._settings = settings
+        self._guards: WeakKeyDictionary[Flask, AppGuard] = WeakKeyDictionary()
+        self._write_only: AppGuard | None = None
+        self._handlers: list[tuple[str, Callable[..., Any], str | None]] = []
+        self._specs: list[TaskSpec] = []
+        self._before_event: list[Callable[[Event], object]] = []
+        self._on_failure: list[Callable[[Failure], object]] = []
+        if app is not None or socketio is not None:
+            self.init_app(app, socketio)
+
+    def init_app(
+        self, app: Flask | None, socketio: SocketIO | None = None, **settings: Any
+    ) -> None:
+        """Guard *app* and its *socketio*.
+
+        Call it after ``socketio.init_app(app)``; handlers may be registered
+        before and after. Settings are read now, from these keys of ``app.config``,
+        in seconds and bytes:
+
+        ``SOCKETIO_GUARD_CALLBACK_TIMEOUT`` (60), ``..._PROBE_INTERVAL`` (1),
+        ``..._PROBE_TIMEOUT`` (2), ``..._BROKER_TIMEOUT`` (1),
+        ``..._RECONNECT_MAX_DELAY`` (0.3), ``..._RESUBSCRIBE_TIMEOUT`` (2),
+        ``..._RESTART_MAX_DELAY`` (5), ``..._OUTBOX_MAX_MESSAGES`` (10000),
+        ``..._OUTBOX_MAX_BYTES`` (64 MiB), ``..._OUTBOX_OVERFLOW`` (``"raise"``),
+        ``..._EXIT_FLUSH_TIMEOUT`` (5), ``..._STOP_TIMEOUT`` (5),
+        ``..._BROKER_DOWN`` (``"warn"``), ``..._HEALTH_DETAILS`` (None),
+        ``..._HEALTHZ_PATH``, ``..._LIVEZ_PATH``, ``..._READYZ_PATH``,
+        ``..._MAX_CONNECTIONS`` (None). :class:`GuardConfig` says what each means.
+
+        Args:
+            app: The application, or ``None`` for a write-only *socketio*, whose
+                settings come from environment variables of the same names.
+            socketio: Its ``SocketIO``; taken from the application if left out.
+            settings: Win over those of the constructor and of *app*.
+
+        Raises:
+            ConfigError: The call comes too early or twice, or a setting is wrong.
+            IncompatibleVersion: Flask-SocketIO, python-socketio or
+                python-engineio is too old.
+        """
+        check_versions()
+        overrides = {**self._settings, **settings}
+        if app is None:
+            self._init_write_only(socketio, overrides)
+            return
+        if _KEY in app.extensions:
+            raise ConfigError(
+                "this app already has a SocketIOGuard: call init_app() once for each app"
+            )
+        socketio = self._socketio_of(app, socketio)
+        config = GuardConfig.from_mapping(app.config, **overrides)
+        guard = AppGuard(app, socketio, config)
+        self._set_up(guard)
+        self._guards[app] = guard
+        app.extensions[_KEY] = self
+        app.wsgi_app = GuardMiddleware(app.wsgi_app, guard)  # type: ignore[method-assign]
+        start_in_worker(guard)
+
+    def _init_write_only(self, socketio: SocketIO | None, overrides: dict[str, Any]) -> None:
+        if socketio is None or socketio.server is None:
+            raise ConfigError(
+                "without an app the guard needs a write-only SocketIO: "
+                "SocketIOGuard(socketio=SocketIO(message_queue=...))"
+            )
+        if self._write_only is not None:
+            raise ConfigError("this SocketIOGuard already has a write-only SocketIO")
+        guard = AppGuard(None, socketio, GuardConfig.from_environment(**overrides))
+        self._set_up(guard)
+        self._write_only = guard
+
+    def _socketio_of(self, app: Flask, socketio: SocketIO | None) -> SocketIO:
+        known = app.extensions.get("socketio")
+        if socketio is None:
+            socketio = known
+        if socketio is None:
+            raise ConfigError(
+                "the app has no SocketIO: call socketio.init_app(app) before guard.init_app(app)"
+            )
+        if socketio.server is None or known is not socketio:
+            raise ConfigError(
+                "this SocketIO does not serve the app yet: "
+                "call socketio.init_app(app) before guard.init_app(app, socketio)"
+            )
+        return socketio
+
+    def _set_up(self, guard: AppGuard) -> None:
+        guard.handlers.before_event = self._before_event
+        guard.on_failure = self._on_failure
+        for name, handler, namespace in self._handlers:
+            guard.socketio.on_event(name, handler, namespace=namespace)
+        for spec in self._specs:
+            guard.add_task(spec)
+
+    # Handlers
+
+    def on(
+        self, message: str, namespace: str | None = None, *, timeout: float | None = None
+    ) -> Callable[[F], F]:
+        """Register an event handler; as ``SocketIO.on``, and before ``init_app`` too.
+
+        Args:
+            message: Event name.
+            namespace: Socket.IO namespace; ``None`` is ``"/"``.
+            timeout: Longest run of the handler, in seconds, > 0. When it is
+                over the client gets an error acknowledgement with code
+                ``"timeout"``. Under gevent the handler is interrupted at its next
+                wait; a thread cannot be, so under threading it runs on unheard.
+        """
+        if timeout is not None and not timeout > 0:
+            raise ConfigError(f"timeout must be > 0 seconds, not {timeout!r}")
+
+        def decorator(handler: F) -> F:
+            target = handler if timeout is None else self._limited(handler, timeout)
+            self._handlers.append((message, target, namespace))
+            for guard in self._all():
+                guard.socketio.on_event(message, target, namespace=namespace)
+            return handler
+
+        return decorator
+
+    def event(self, *args: Any, **kwargs: Any) -> Any:
+        """Register an event handler under the name of the function; as ``SocketIO.event``.
+
+        Takes the keywords of :meth:`on`.
+        """
+        if len(args) == 1 and not kwargs and callable(args[0]):
+            return self.on(args[0].__name__)(args[0])
+
+        def decorator(handler: F) -> F:
+            return self.on(handler.__name__, *args, **kwargs)(handler)
+
+        return decorator
+
+    def on_event(
+        self,
+        message: str,
+        handler: Callable[..., Any],
+        namespace: str | None = None,
+        *,
+        timeout: float | None = None,
+    ) -> None:
+        """Register an event handler without a decorator; takes the keywords of :meth:`on`."""
+        self.on(message, namespace, timeout=timeout)(handler)
+
+    def before_event(self, hook: Callable[[Event], F]) -> Callable[[Event], F]:
+        """Call *hook* before every handler, connect and disconnect handlers included.
+
+        It runs in the handler's request context, with an :class:`Event`. It may
+        raise :class:`EventRejected`: then the handler does not run, and the
+        client is told (a connect is refused).
+        """
+        self._before_event.append(hook)
+        return hook
+
+    def on_failure(self, hook: Callable[[Failure], F]) -> Callable[[Failure], F]:
+        """Call *hook* once for every failure, of handlers, callbacks and tasks alike.
+
+        It gets a :class:`Failure`, and must not block.
+        """
+        self._on_failure.append(hook)
+        return hook
+
+    def _limited(self, handler: Callable[..., Any], timeout: float) -> Callable[..., Any]:
+        @wraps(handler)
+        def limited(*args: Any) -> Any:
+            runtime = self._current().runtime
+            return runtime.call_with_timeout(lambda: handler(*args), timeout)
+
+        return limited
+
+    # Sending
+
+    def emit(
+        self,
+        event: str,
+        *args: Any,
+        namespace: str | None = None,
+        to: Any = None,
+        room: Any = None,
+        include_self: bool = True,
+        skip_sid: Any = None,
+        callback: Callable[..., Any] | None = None,
+        ignore_queue: bool = False,
+        callback_timeout: float | None = None,
+        on_timeout: Callable[[], Any] | None = None,
+    ) -> None:
+        """Emit an event; as ``SocketIO.emit``.
+
+        Args:
+            event: Event name.
+            args: At most one payload; a tuple becomes several arguments.
+            namespace: Socket.IO namespace; ``None`` is ``"/"``.
+            to: Session id, room, or list of rooms; ``None`` is everyone.
+            room: Another name of *to*.
+            include_self: Whether the client whose event is being handled gets it too.
+            skip_sid: Session ids that do not get it.
+            callback: Called with the client's acknowledgement, in a task of its own.
+            ignore_queue: Emit to clients of this process only.
+            callback_timeout: Longest wait for the acknowledgement, in seconds,
+                > 0; ``None`` takes ``SOCKETIO_GUARD_CALLBACK_TIMEOUT``.
+            on_timeout: Called, once and in a task of its own, when no
+                acknowledgement will come: the time is over or the client is gone.
+
+        Raises:
+            TypeError: JSON cannot hold the payload; nothing was sent.
+            OutboxFull: The message queue is away and the outbox is full; nothing was sent.
+        """
+        guard = self._current()
+        if not include_self and not skip_sid:
+            skip_sid = flask.request.sid  # type: ignore[attr-defined]
+        ack = None
+        if callback is not None:
+            ack = guard.ack_callback(callback, callback_timeout, on_timeout)
+        guard.socketio.server.emit(
+            event,
+            *args,
+            namespace=namespace or "/",
+            to=to or room,
+            skip_sid=skip_sid,
+            callback=ack,
+            ignore_queue=ignore_queue,
+        )
+
+    def send(self, data: Any, json: bool = False, **kwargs: Any) -> None:
+        """Send a message; as ``SocketIO.send``, with the keywords of :meth:`emit`."""
+        self.emit("json" if json else "message", data, **kwargs)
+
+    def call(self, event: str, *args: Any, **kwargs: Any) -> Any:
+        """Emit to one client and wait for its answer; as ``SocketIO.call``.
+
+        Raises:
+            ConnectionClosed: The client is gone; raised as soon as that is known.
+            socketio.exceptions.TimeoutError: No answer within ``timeout`` seconds.
+        """
+        return self._current().socketio.call(event, *args, **kwargs)
+
+    def disconnect(self, sid: str, namespace: str | None = None) -> None:
+        """Disconnect a client of this or another process."""
+        self._current().socketio.server.disconnect(sid, namespace=namespace)
+
+    def flush(self, timeout: float) -> bool:
+        """Wait until everything emitted so far has been taken by the message queue.
+
+        Args:
+            timeout: Longest wait in seconds, >= 0.
+
+        Returns:
+            Whether it has. Always ``True`` without a message queue.
+        """
+        return self._current().flush(timeout)
+
+    # Tasks
+
+    def task(
+        self,
+        target: Callable[[], Any] | None = None,
+        *,
+        every: float | None = None,
+        name: str | None = None,
+        restart: str = "on-failure",
+        critical: bool = False,
+        max_restarts: int | None = None,
+        restart_window: float = 60.0,
+    ) -> Any:
+        """Run a function in the background for as long as the application runs.
+
+        It starts in the worker, never in a preloading master, and in every
+        worker. Usable with and without parentheses::
+
+            @guard.task(every=1.0)
+            def tick(): guard.emit("tick")
+
+        Args:
+            target: The function; it gets no arguments and runs in the application context.
+            every: Seconds between the starts of two runs, > 0; a run that takes
+                longer skips what it missed. ``None``: one run, from start to end.
+            name: Unique per application; default ``module.function``.
+            restart: ``"never"``, ``"on-failure"`` or ``"always"``; delays grow from
+                0.1 s to ``SOCKETIO_GUARD_RESTART_MAX_DELAY``, with jitter.
+            critical: Whether the process is unready once the task has failed for good.
+            max_restarts: More restarts than this within *restart_window* seconds
+                fail the task for good; ``None``: it never gives up.
+            restart_window: In seconds, > 0.
+
+        Raises:
+            ConfigError: An option is out of range.
+            DuplicateTask: The application is running and has a task of that name.
+        """
+
+        def decorator(function: Callable[[], Any]) -> Callable[[], Any]:
+            spec = task_spec(
+                function,
+                name=name,
+                every=every,
+                restart=restart,
+                critical=critical,
+                max_restarts=max_restarts,
+                restart_window=restart_window,
+            )
+            self._specs.append(spec)
+            for guard in self._all():
+                guard.add_task(spec)
+            return function
+
+        return decorator if target is None else decorator(target)
+
+    def start_background_task(
+        self,
+        target: Callable[..., Any],
+        *args: Any,
+        name: str | None = None,
+        restart: str = "never",
+        critical: bool = False,
+        max_restarts: int | None = 10,
+        restart_window: float = 60.0,
+        **kwargs: Any,
+    ) -> TaskHandle:
+        """Start a supervised background task now; as ``SocketIO.start_background_task``.
+
+        Args:
+            target: The function; runs in the application context.
+            args: Passed to *target*.
+            name: Unique among the running tasks; by default the function's name
+                and a number.
+            restart: See :meth:`task`.
+            critical: See :meth:`task`.
+            max_restarts: See :meth:`task`.
+            restart_window: See :meth:`task`.
+            kwargs: Passed to *target*.
+
+        Returns:
+            A handle with ``state``, ``restarts``, ``last_error``, ``stop()`` and
+            ``join(timeout)``.
+
+        Raises:
+            ConfigError: An option is out of range.
+            DuplicateTask: A task of that name is running.
+            TaskError: The process is stopping.
+        """
+        guard = self._current()
+        policy = restart_policy(restart, max_restarts=max_restarts, restart_window=restart_window)
+        return guard.tasks.start(
+            TaskSpec(
+                name or guard.unique_name(task_name(target)),
+                lambda: target(*args, **kwargs),
+                None,
+                policy,
+                critical,
+            )
+        )
+
+    def sleep(self, seconds: float = 0) -> bool:
+        """Sleep; as ``SocketIO.sleep``, but wake up when the task or process stops.
+
+        Args:
+            seconds: >= 0; 0 only gives way to other tasks.
+
+        Returns:
+            ``True`` after the whole time, ``False`` when woken early.
+        """
+        return self._current().sleep(seconds)
+
+    # The process
+
+    def start(self) -> None:
+        """Start listener and tasks now.
+
+        Seldom needed: in a gunicorn worker the guard starts when the
+        application is loaded, elsewhere with the first request. Idempotent.
+        """
+        self._current().start()
+
+    def stop(self, timeout: float | None = None) -> None:
+        """Stop tasks, empty the outbox, stop the listener.
+
+        Args:
+            timeout: Longest wait for each of these, in seconds; ``None`` takes
+                ``SOCKETIO_GUARD_STOP_TIMEOUT``.
+        """
+        guard = self._current()
+        guard.stop(guard.config.stop_timeout if timeout is None else timeout)
+
+    @property
+    def listener_state(self) -> ListenerState:
+        """What is known of the message-queue listener of this process."""
+        return self._current().listener_state()
+
+    @property
+    def counters(self) -> dict[str, int]:
+        """Counts of losses, failures and rejections since start, by name."""
+        return self._current().counters.as_dict()
+
+    @property
+    def waiting_callbacks(self) -> int:
+        """Number of acknowledgement callbacks that wait for their client."""
+        return len(self._current().callbacks)
+
+    def _all(self) -> list[AppGuard]:
+        guards = list(self._guards.values())
+        return guards if self._write_only is None else [*guards, self._write_only]
+
+    def _current(self) -> AppGuard:
+        """Return the guard of the current application, or the only one there is."""
+        if has_app_context():
+            # A weak key has to be the application itself, not the proxy of it.
+            app = current_app._get_current_object()  # type: ignore[attr-defined]  # noqa: SLF001
+            guard = self._guards.get(app)
+            if guard is not None:
+                return guard
+        guards = self._all()
+        if len(guards) == 1:
+            return guards[0]
+        if not guards:
+            raise RuntimeError("this SocketIOGuard guards no app yet: call guard.init_app(app)")
+        raise RuntimeError(
+            "this SocketIOGuard guards several apps: use it inside `with app.app_context():`"
+        )

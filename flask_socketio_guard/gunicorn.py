@@ -1,0 +1,57 @@
+"""What gunicorn has to say: when a worker starts and when it ends.
+
+Hooks for ``gunicorn.conf.py``::
+
+    from flask_socketio_guard.gunicorn import post_worker_init, worker_exit
+
+Without them the guard starts by itself as soon as a worker has loaded the
+application, except where it was preloaded; it then starts with the first request.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from .app_guard import AppGuard, all_guards
+
+
+def post_worker_init(worker: Any) -> None:
+    """Start the guards of a worker that has loaded its application.
+
+    Source:
+        gunicorn settings, "Server Hooks": ``post_worker_init(worker)``.
+    """
+    del worker
+    for guard in all_guards():
+        guard.start()
+
+
+def worker_exit(server: Any, worker: Any) -> None:
+    """Stop the guards of a worker that ends: tasks end, the outbox empties.
+
+    Source:
+        gunicorn settings, "Server Hooks": ``worker_exit(server, worker)``.
+    """
+    del server, worker
+    for guard in all_guards():
+        guard.stop(guard.config.stop_timeout)
+
+
+def start_in_worker(guard: AppGuard) -> None:
+    """Start *guard* soon, if a gunicorn worker is loading the application right now.
+
+    A preloading master loads it too, and would take the listener's place in
+    the message queue; nothing but the call stack tells the two apart.
+    """
+    if _is_worker_loading():
+        guard.runtime.call_later(0.0, guard.start)
+
+
+def _is_worker_loading() -> bool:
+    frame = inspect.currentframe()
+    while frame is not None:
+        if str(frame.f_globals.get("__name__", "")).startswith("gunicorn.workers."):
+            return True
+        frame = frame.f_back
+    return False

@@ -1,0 +1,237 @@
+"""Handlers that cannot hurt: each runs once, fails once, and answers once.
+
+An event passes two gates. The outer one, :meth:`HandlerGuard.run`, encloses
+everything that upstream does for the event and decides the outcome. The inner
+one, :meth:`HandlerGuard.protect`, encloses the application's function alone, inside
+the request context, so that a failure is known before an error handler can turn
+it into a return value.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from socketio.exceptions import ConnectionRefusedError as ConnectionRefused
+
+from . import signals
+from .errors import EventRejected
+from .hooks import Refusal
+from .signals import Failure, Rejection
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_FITTED_EVENTS = frozenset({"connect", "disconnect"})
+_MAX_NAME = 100
+
+
+@dataclass(frozen=True)
+class Event:
+    """An event that a handler is about to run for.
+
+    Attributes:
+        name: Event name, ``"connect"`` and ``"disconnect"`` included.
+        namespace: Socket.IO namespace.
+        sid: Session id of the client.
+        args: What the handler will be called with.
+    """
+
+    name: str
+    namespace: str
+    sid: str
+    args: tuple[object, ...]
+
+
+class _Invocation:
+    """One event, or one acknowledgement, on its way through upstream."""
+
+    __slots__ = ("failure", "kind", "name", "namespace", "rejection", "sid")
+
+    def __init__(self, kind: str, name: str, namespace: str | None, sid: str | None) -> None:
+        self.kind = kind
+        self.name = name
+        self.namespace = namespace
+        self.sid = sid
+        self.failure: Failure | None = None
+        self.rejection: EventRejected | None = None
+
+
+_current: ContextVar[_Invocation | None] = ContextVar("socketio_guard_invocation", default=None)
+
+
+class HandlerGuard:
+    """Runs the handlers of one application.
+
+    Args:
+        sender: Sender of the signals.
+        is_debug: Whether exception text may go to clients.
+    """
+
+    def __init__(self, sender: object, *, is_debug: Callable[[], bool]) -> None:
+        self._sender = sender
+        self._is_debug = is_debug
+        self.before_event: list[Callable[[Event], object]] = []
+
+    def run(self, name: str, namespace: str, sid: str, call: Callable[[], object]) -> object:
+        """Call *call*, which leads to the handler of an event.
+
+        Returns:
+            What the handler returned, or a :class:`~flask_socketio_guard.hooks.Refusal`.
+
+        Raises:
+            socketio.exceptions.ConnectionRefusedError: A connect handler refuses
+                its client. Nothing else is ever raised.
+        """
+        invocation = _Invocation("handler", name, namespace, sid)
+        result = self._run(invocation, call)
+        if invocation.failure is None and invocation.rejection is None:
+            return result
+        return self._refusal(invocation, name, namespace, sid, result)
+
+    def run_callback(self, call: Callable[[], object], *, name: str) -> None:
+        """Call *call*, which leads to an acknowledgement callback; never raises."""
+        self._run(_Invocation("callback", name, None, None), call)
+
+    def recording(self, target: Callable[..., object]) -> Callable[..., object]:
+        """Return *target* such that what it raises is recorded and goes no further."""
+        name = getattr(target, "__name__", repr(target))
+
+        @functools.wraps(target)
+        def recorded(*args: object, **kwargs: object) -> object:
+            return self._run(_Invocation("task", name, None, None), lambda: target(*args, **kwargs))
+
+        return recorded
+
+    def _run(self, invocation: _Invocation, call: Callable[[], object]) -> object:
+        token = _current.set(invocation)
+        try:
+            return call()
+        except ConnectionRefused as exc:
+            if invocation.name == "connect" and invocation.failure is None:
+                raise
+            self._fail(invocation, exc)
+        except BaseException as exc:  # noqa: BLE001 - recorded; must not end a task of ours
+            self._fail(invocation, exc)
+        finally:
+            _current.reset(token)
+        return None
+
+    def protect(self, handler: Callable[..., object], message: str | None) -> Callable[..., object]:
+        """Return *handler* such that it runs at most once for the present event.
+
+        Upstream calls a handler again with fewer arguments when it sees a
+        TypeError, also when the handler itself raised it. The second call gets
+        the first one's exception instead.
+
+        Args:
+            handler: The application's function.
+            message: The event that it was registered for, ``None`` for a callback.
+        """
+        invocation = _current.get()
+        if invocation is None:
+            return handler
+
+        def protected(*args: object) -> object:
+            if invocation.failure is not None:
+                raise invocation.failure.exception
+            try:
+                if self.before_event and message is not None:
+                    self._call_hooks(invocation, args)
+                if message in _FITTED_EVENTS:
+                    args = fit(handler, args)
+                return handler(*args)
+            except EventRejected as exc:
+                invocation.rejection = exc
+            except ConnectionRefused:
+                raise
+            except Exception as exc:
+                self._fail(invocation, exc)
+                raise
+            except BaseException as exc:  # noqa: BLE001 - recorded; see run()
+                self._fail(invocation, exc)
+            return None
+
+        return protected
+
+    def reject(
+        self, name: object, namespace: str, sid: str | None, error: EventRejected
+    ) -> Refusal:
+        """Refuse an event and record that."""
+        event = name[:_MAX_NAME] if isinstance(name, str) else f"<{type(name).__name__}>"
+        record = Rejection(event, namespace, sid, error)
+        signals.send(signals.rejected, self._sender, record)
+        answer: dict[str, object] = {"code": error.code, "message": error.message}
+        return Refusal(answer, {"error": answer})
+
+    def fail(self, name: str, namespace: str, sid: str | None, exc: BaseException) -> Refusal:
+        """Record a failure after the handler, such as an answer that cannot be sent."""
+        return self._failed(self._record(Failure("handler", exc, name, namespace, sid)))
+
+    def _call_hooks(self, invocation: _Invocation, args: tuple[object, ...]) -> None:
+        event = Event(invocation.name, invocation.namespace or "/", invocation.sid or "", args)
+        for hook in self.before_event:
+            hook(event)
+
+    def _fail(self, invocation: _Invocation, exc: BaseException) -> None:
+        known = invocation.failure
+        if known is not None and known.exception is exc:
+            return
+        failure = self._record(
+            Failure(invocation.kind, exc, invocation.name, invocation.namespace, invocation.sid)
+        )
+        if known is None:
+            invocation.failure = failure
+
+    def _record(self, failure: Failure) -> Failure:
+        signals.send(signals.failed, self._sender, failure)
+        return failure
+
+    def _refusal(
+        self, invocation: _Invocation, name: str, namespace: str, sid: str, result: object
+    ) -> Refusal:
+        if invocation.rejection is not None:
+            return self.reject(name, namespace, sid, invocation.rejection)
+        assert invocation.failure is not None
+        refusal = self._failed(invocation.failure)
+        # An error handler may answer in its own words; nothing, or a bare True,
+        # would tell the client that all went well.
+        if result is None or result is True:
+            return refusal
+        return Refusal(refusal.error, result)
+
+    def _failed(self, failure: Failure) -> Refusal:
+        error: dict[str, object] = {"code": failure.code, "id": failure.error_id}
+        if self._is_debug():
+            error["message"] = f"{type(failure.exception).__name__}: {failure.exception}"
+        return Refusal(error, {"error": error})
+
+
+def fit(handler: Callable[..., object], args: tuple[object, ...]) -> tuple[object, ...]:
+    """Cut *args* to what *handler* accepts by its signature.
+
+    Connect handlers are written with and without the client's authentication,
+    disconnect handlers with and without the reason.
+    """
+    return args[: _capacity(handler)]
+
+
+def _capacity(function: Callable[..., object]) -> int | None:
+    """Return how many positional arguments *function* takes; ``None``: any, or unknown."""
+    # A decorator's own signature counts, unless it passes on whatever it gets.
+    for is_following in (False, True):
+        try:
+            signature = inspect.signature(function, follow_wrapped=is_following)
+        except (TypeError, ValueError):
+            return None
+        kinds = [parameter.kind for parameter in signature.parameters.values()]
+        if inspect.Parameter.VAR_POSITIONAL not in kinds:
+            positional = (
+                inspect.Parameter.POSITIONAL_ONLY,
+                inspect.Parameter.POSITIONAL_OR_KEYWORD,
+            )
+            return sum(kind in positional for kind in kinds)
+    return None

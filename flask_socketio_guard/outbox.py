@@ -1,0 +1,228 @@
+"""Messages on their way to other processes: a bounded queue and the task that empties it.
+
+``emit`` only appends here. One writer hands batches to the publisher, keeps
+what was not acknowledged, and so carries messages in order over an outage.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from typing import TYPE_CHECKING
+
+from .backoff import reconnect_delay
+from .errors import OutboxFull, PublishError, PublishRefused
+from .runtime import Event, Runtime, clock
+from .supervisor import is_stopping, sleep
+from .transport import Message, Publisher
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .broker import Broker
+
+_BATCH_MESSAGES = 512
+_BATCH_BYTES = 128 * 1024  # fits the socket buffers, so that one batch never blocks half sent
+_GATE_POLL_INTERVAL = 0.05
+_WRITER_SLEEP = 5.0
+
+
+class Outbox:
+    """A bounded first-in first-out queue in front of the broker.
+
+    :meth:`put` never blocks and may be called from any thread or greenlet.
+
+    Args:
+        runtime: For events and sleep.
+        publisher: Used by :meth:`write` only.
+        broker: Told when the broker cannot be reached.
+        max_messages: Messages that may wait, >= 1.
+        max_bytes: Bytes that may wait, >= 1.
+        is_dropping_oldest: At the bound, drop the oldest instead of refusing the newest.
+        reconnect_max_delay: Cap of the delay between attempts, in seconds.
+        resubscribe_timeout: Longest wait for the other subscribers after an outage, in seconds.
+        is_listening: Whether this process hears the channel itself.
+        on_lost: Called as ``on_lost(count, reason, detail)``.
+        on_probe: Called as ``on_probe(token)`` once the broker has taken a probe.
+    """
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        publisher: Publisher,
+        broker: Broker,
+        *,
+        max_messages: int,
+        max_bytes: int,
+        is_dropping_oldest: bool,
+        reconnect_max_delay: float,
+        resubscribe_timeout: float,
+        is_listening: Callable[[], bool],
+        on_lost: Callable[[int, str, str], None],
+        on_probe: Callable[[int], None],
+    ) -> None:
+        self.max_messages = max_messages
+        self.max_bytes = max_bytes
+        self._runtime = runtime
+        self._publisher = publisher
+        self._broker = broker
+        self._is_dropping_oldest = is_dropping_oldest
+        self._reconnect_max_delay = reconnect_max_delay
+        self._resubscribe_timeout = resubscribe_timeout
+        self._is_listening = is_listening
+        self._on_lost = on_lost
+        self._on_probe = on_probe
+        self._lock = threading.Lock()
+        self._waiting: deque[Message] = deque()
+        self._in_flight: deque[Message] = deque()
+        self._bytes = 0
+        self._sequence = 0
+        self._probe: int | None = None
+        self._work: Event = runtime.event()
+        self._empty: Event = runtime.event()
+        self._empty.set()
+        self._usual_subscribers = 0
+        self._gate_deadline: float | None = None
+
+    def __len__(self) -> int:
+        return len(self._waiting) + len(self._in_flight)
+
+    @property
+    def size(self) -> int:
+        """Bytes that wait."""
+        return self._bytes
+
+    @property
+    def fill(self) -> float:
+        """How full it is, 0 to 1, by messages or bytes, whichever is more."""
+        return max(len(self) / self.max_messages, self._bytes / self.max_bytes)
+
+    def put(self, payload: bytes) -> None:
+        """Append one message.
+
+        Raises:
+            OutboxFull: The bound is reached and the newest message is refused.
+        """
+        with self._lock:
+            dropped = self._make_room(len(payload)) if self._is_full(len(payload)) else 0
+            is_refused = self._is_full(len(payload))
+            if not is_refused:
+                self._sequence += 1
+                self._waiting.append(Message(self._sequence, payload))
+                self._bytes += len(payload)
+                self._empty.clear()
+        if dropped or is_refused:
+            self._on_lost(dropped + is_refused, "overflow", "")
+        if is_refused:
+            raise OutboxFull(messages=len(self), size=self._bytes)
+        if not self._work.is_set():
+            self._work.set()
+
+    def _is_full(self, size: int) -> bool:
+        return len(self) >= self.max_messages or self._bytes + size > self.max_bytes
+
+    def _make_room(self, size: int) -> int:
+        dropped = 0
+        while self._is_dropping_oldest and self._waiting and self._is_full(size):
+            self._bytes -= len(self._waiting.popleft().payload)
+            dropped += 1
+        return dropped
+
+    def put_probe(self, token: int) -> None:
+        """Publish a probe with the next batch, before anything that waits.
+
+        A probe still waiting is replaced: only the newest tells anything.
+        """
+        self._probe = token
+        self._work.set()
+
+    def flush(self, timeout: float) -> bool:
+        """Wait until everything put so far has been acknowledged by the broker.
+
+        Returns:
+            Whether it was, within *timeout* seconds.
+        """
+        return self._empty.wait(timeout)
+
+    def wake(self) -> None:
+        """Let the writer look at once whether it shall stop."""
+        self._work.set()
+
+    def write(self) -> None:
+        """Publish what is put, until the task that runs this is asked to stop."""
+        failures = 0
+        try:
+            while not is_stopping():
+                if self._probe is None and not len(self):
+                    self._work.wait(_WRITER_SLEEP)
+                    self._work.clear()
+                    continue
+                try:
+                    self._publish_once()
+                    failures = 0
+                except PublishError as exc:
+                    self._connection_lost(exc, failures)
+                    failures += 1
+        finally:
+            self._publisher.close()
+
+    def _publish_once(self) -> None:
+        probe, self._probe = self._probe, None
+        batch = self._next_batch() if self._gate_deadline is None else []
+        published = len(batch)
+        subscribers = None
+        try:
+            subscribers = self._publisher.publish(batch, probe)
+        except PublishRefused as exc:
+            self._on_lost(exc.refused, "refused", str(exc))
+        except PublishError as exc:
+            self._acknowledged(exc.published)
+            if self._probe is None:
+                self._probe = probe
+            raise
+        self._broker.report_answer()
+        self._acknowledged(published)
+        if probe is not None:
+            self._on_probe(probe)
+        self._count_subscribers(subscribers)
+
+    def _next_batch(self) -> list[Message]:
+        with self._lock:
+            size = sum(len(message.payload) for message in self._in_flight)
+            while self._waiting and len(self._in_flight) < _BATCH_MESSAGES and size < _BATCH_BYTES:
+                message = self._waiting.popleft()
+                size += len(message.payload)
+                self._in_flight.append(message)
+            return list(self._in_flight)
+
+    def _acknowledged(self, count: int) -> None:
+        with self._lock:
+            for _ in range(count):
+                self._bytes -= len(self._in_flight.popleft().payload)
+            if not self._in_flight and not self._waiting:
+                self._empty.set()
+
+    def _connection_lost(self, exc: PublishError, failures: int) -> None:
+        # What is published before the other processes have subscribed again is
+        # lost in pub/sub, so the gate closes until they are back.
+        self._gate_deadline = float("inf")
+        if failures == 0:
+            return  # it may have broken while idle, long ago: try a new one at once
+        self._broker.report_lost(str(exc))
+        delay = reconnect_delay(failures - 1, max_delay=self._reconnect_max_delay)
+        sleep(self._runtime, delay)
+
+    def _count_subscribers(self, subscribers: int | None) -> None:
+        if self._gate_deadline is None:
+            if subscribers is not None:
+                self._usual_subscribers = subscribers
+            return
+        if self._gate_deadline == float("inf"):
+            self._gate_deadline = clock() + self._resubscribe_timeout
+        are_back = self._is_listening() and (
+            subscribers is None or subscribers >= self._usual_subscribers
+        )
+        if are_back or clock() >= self._gate_deadline:
+            self._gate_deadline = None
+        else:
+            sleep(self._runtime, _GATE_POLL_INTERVAL)

@@ -1,0 +1,173 @@
+"""The states of listener and tasks, and the one way to move between them.
+
+Pure: no I/O, no clock. Each table lists every legal move; what is not in it is
+illegal, raises and changes nothing.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from .errors import InvalidTransition
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+
+class _Named(Enum):
+    """An enum that prints as its value."""
+
+    def __str__(self) -> str:
+        return str(self.value)
+
+
+class ListenerState(_Named):
+    """What is known of the message-queue listener of a process."""
+
+    ABSENT = "absent"
+    """No message queue is configured."""
+    IDLE = "idle"
+    """Not started yet."""
+    STARTING = "starting"
+    """Started; no probe has come back yet."""
+    RUNNING = "running"
+    """The newest probes came back."""
+    RECONNECTING = "reconnecting"
+    """The broker does not answer."""
+    STALLED = "stalled"
+    """The broker answers, but the probe does not come back."""
+    STOPPED = "stopped"
+
+
+class ListenerEvent(_Named):
+    """What can happen to a listener."""
+
+    START = "start"
+    HEARD = "heard"
+    """A probe came back through the listener."""
+    BROKER_LOST = "broker-lost"
+    PROBE_OVERDUE = "probe-overdue"
+    CRASHED = "crashed"
+    STOP = "stop"
+
+
+class TaskState(_Named):
+    """Where a supervised task is in its life."""
+
+    STARTING = "starting"
+    RUNNING = "running"
+    BACKING_OFF = "backing-off"
+    FAILED = "failed"
+    """It crashed and is not restarted: by policy, or restart intensity was exceeded."""
+    FINISHED = "finished"
+    STOPPED = "stopped"
+
+
+class TaskEvent(_Named):
+    """What can happen to a supervised task."""
+
+    STARTED = "started"
+    CRASHED = "crashed"
+    """It ended and will be restarted."""
+    RETRY = "retry"
+    GAVE_UP = "gave-up"
+    RETURNED = "returned"
+    STOP = "stop"
+
+
+LISTENER_TRANSITIONS: Mapping[tuple[ListenerState, ListenerEvent], ListenerState] = {
+    (ListenerState.IDLE, ListenerEvent.START): ListenerState.STARTING,
+    (ListenerState.IDLE, ListenerEvent.STOP): ListenerState.STOPPED,
+    (ListenerState.STARTING, ListenerEvent.HEARD): ListenerState.RUNNING,
+    (ListenerState.STARTING, ListenerEvent.BROKER_LOST): ListenerState.RECONNECTING,
+    (ListenerState.STARTING, ListenerEvent.PROBE_OVERDUE): ListenerState.STALLED,
+    (ListenerState.STARTING, ListenerEvent.CRASHED): ListenerState.STARTING,
+    (ListenerState.STARTING, ListenerEvent.STOP): ListenerState.STOPPED,
+    (ListenerState.RUNNING, ListenerEvent.HEARD): ListenerState.RUNNING,
+    (ListenerState.RUNNING, ListenerEvent.BROKER_LOST): ListenerState.RECONNECTING,
+    (ListenerState.RUNNING, ListenerEvent.PROBE_OVERDUE): ListenerState.STALLED,
+    (ListenerState.RUNNING, ListenerEvent.CRASHED): ListenerState.STALLED,
+    (ListenerState.RUNNING, ListenerEvent.STOP): ListenerState.STOPPED,
+    (ListenerState.RECONNECTING, ListenerEvent.HEARD): ListenerState.RUNNING,
+    (ListenerState.RECONNECTING, ListenerEvent.BROKER_LOST): ListenerState.RECONNECTING,
+    (ListenerState.RECONNECTING, ListenerEvent.PROBE_OVERDUE): ListenerState.STALLED,
+    (ListenerState.RECONNECTING, ListenerEvent.CRASHED): ListenerState.STALLED,
+    (ListenerState.RECONNECTING, ListenerEvent.STOP): ListenerState.STOPPED,
+    (ListenerState.STALLED, ListenerEvent.HEARD): ListenerState.RUNNING,
+    (ListenerState.STALLED, ListenerEvent.BROKER_LOST): ListenerState.RECONNECTING,
+    (ListenerState.STALLED, ListenerEvent.PROBE_OVERDUE): ListenerState.STALLED,
+    (ListenerState.STALLED, ListenerEvent.CRASHED): ListenerState.STALLED,
+    (ListenerState.STALLED, ListenerEvent.STOP): ListenerState.STOPPED,
+    (ListenerState.STOPPED, ListenerEvent.START): ListenerState.STARTING,
+    (ListenerState.STOPPED, ListenerEvent.STOP): ListenerState.STOPPED,
+}
+
+TASK_TRANSITIONS: Mapping[tuple[TaskState, TaskEvent], TaskState] = {
+    (TaskState.STARTING, TaskEvent.STARTED): TaskState.RUNNING,
+    (TaskState.STARTING, TaskEvent.CRASHED): TaskState.BACKING_OFF,
+    (TaskState.STARTING, TaskEvent.GAVE_UP): TaskState.FAILED,
+    (TaskState.STARTING, TaskEvent.STOP): TaskState.STOPPED,
+    (TaskState.RUNNING, TaskEvent.CRASHED): TaskState.BACKING_OFF,
+    (TaskState.RUNNING, TaskEvent.GAVE_UP): TaskState.FAILED,
+    (TaskState.RUNNING, TaskEvent.RETURNED): TaskState.FINISHED,
+    (TaskState.RUNNING, TaskEvent.STOP): TaskState.STOPPED,
+    (TaskState.BACKING_OFF, TaskEvent.RETRY): TaskState.STARTING,
+    (TaskState.BACKING_OFF, TaskEvent.STOP): TaskState.STOPPED,
+    (TaskState.FAILED, TaskEvent.STOP): TaskState.FAILED,
+    (TaskState.FINISHED, TaskEvent.STOP): TaskState.FINISHED,
+    (TaskState.STOPPED, TaskEvent.STOP): TaskState.STOPPED,
+}
+
+S = TypeVar("S", bound=Enum)
+E = TypeVar("E", bound=Enum)
+
+
+class StateMachine(Generic[S, E]):
+    """Holds one state and changes it by a transition table only.
+
+    Args:
+        initial: The first state.
+        transitions: Every legal (state, event) pair with the state it leads to.
+        on_change: Called as ``on_change(old, new, reason)`` after each change
+            of state; not called when an event leaves the state as it is.
+    """
+
+    def __init__(
+        self,
+        initial: S,
+        transitions: Mapping[tuple[S, E], S],
+        *,
+        on_change: Callable[[S, S, str], None] | None = None,
+    ) -> None:
+        self._state = initial
+        self._transitions = transitions
+        self._on_change = on_change
+
+    @property
+    def state(self) -> S:
+        """The present state."""
+        return self._state
+
+    def allows(self, event: E) -> bool:
+        """Say whether *event* is legal now."""
+        return (self._state, event) in self._transitions
+
+    def send(self, event: E, reason: str = "") -> S:
+        """Apply *event* and return the new state.
+
+        Args:
+            event: What happened.
+            reason: Why, for those who are told of the change.
+
+        Raises:
+            InvalidTransition: The table has no such move; nothing is changed.
+        """
+        old = self._state
+        new = self._transitions.get((old, event))
+        if new is None:
+            raise InvalidTransition(old, event)
+        self._state = new
+        if new is not old and self._on_change is not None:
+            self._on_change(old, new, reason)
+        return new

@@ -1,0 +1,150 @@
+"""Background tasks of the application: named, supervised, periodic without drift."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from .errors import ConfigError
+from .runtime import Runtime, clock
+from .supervisor import Restart, RestartPolicy, Supervisor, TaskHandle, is_stopping, sleep
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """A task that starts with the application.
+
+    Attributes:
+        name: Unique per application.
+        target: Called without arguments, in the application context.
+        every: Seconds between the starts of two runs, or ``None`` for one run.
+        policy: When it is restarted.
+        is_critical: Whether its failure makes the process unready.
+    """
+
+    name: str
+    target: Callable[[], object]
+    every: float | None
+    policy: RestartPolicy
+    is_critical: bool
+
+
+def task_spec(
+    target: Callable[[], object],
+    *,
+    name: str | None,
+    every: float | None,
+    restart: str,
+    critical: bool,
+    max_restarts: int | None,
+    restart_window: float,
+) -> TaskSpec:
+    """Check the options of a task.
+
+    Raises:
+        ConfigError: An option is out of range.
+    """
+    if every is not None and not every > 0:
+        raise ConfigError(f"every must be > 0 seconds, not {every!r}")
+    policy = restart_policy(restart, max_restarts=max_restarts, restart_window=restart_window)
+    return TaskSpec(name or task_name(target), target, every, policy, critical)
+
+
+def restart_policy(
+    restart: str, *, max_restarts: int | None, restart_window: float
+) -> RestartPolicy:
+    """Return the policy for a restart type given by name.
+
+    Raises:
+        ConfigError: There is no such type, or a bound is out of range.
+    """
+    try:
+        when = Restart(restart)
+    except ValueError:
+        choices = ", ".join(repr(choice.value) for choice in Restart)
+        raise ConfigError(f"restart must be one of {choices}, not {restart!r}") from None
+    if max_restarts is not None and max_restarts < 0:
+        raise ConfigError(f"max_restarts must be >= 0 or None, not {max_restarts!r}")
+    if not restart_window > 0:
+        raise ConfigError(f"restart_window must be > 0 seconds, not {restart_window!r}")
+    return RestartPolicy(restart=when, max_restarts=max_restarts, restart_window=restart_window)
+
+
+def task_name(target: Callable[..., object]) -> str:
+    """Return a name for people: ``module.function``."""
+    name = getattr(target, "__qualname__", type(target).__qualname__)
+    return f"{getattr(target, '__module__', '?')}.{name}"
+
+
+class Tasks:
+    """Starts the application's tasks under a supervisor.
+
+    Args:
+        runtime: For sleep.
+        supervisor: Runs and restarts them.
+        context: Returns the context that every run is in, such as ``app.app_context``.
+        restart_max_delay: Cap of the delay between restarts, in seconds.
+    """
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        supervisor: Supervisor,
+        *,
+        context: Callable[[], AbstractContextManager[object]],
+        restart_max_delay: float,
+    ) -> None:
+        self._runtime = runtime
+        self._supervisor = supervisor
+        self._context = context
+        self._restart_max_delay = restart_max_delay
+
+    def start(self, spec: TaskSpec) -> TaskHandle:
+        """Start *spec*.
+
+        Raises:
+            DuplicateTask: A task of that name is running.
+        """
+        target = spec.target if spec.every is None else self._periodic(spec.target, spec.every)
+        return self._supervisor.watch(
+            spec.name,
+            self._in_context(target),
+            policy=replace(spec.policy, max_delay=self._restart_max_delay),
+            is_critical=spec.is_critical,
+        )
+
+    def _in_context(self, target: Callable[[], object]) -> Callable[[], object]:
+        def run() -> None:
+            with self._context():
+                target()
+
+        return run
+
+    def _periodic(self, target: Callable[[], object], every: float) -> Callable[[], object]:
+        """Return a task that calls *target* on a grid of multiples of *every* seconds.
+
+        The grid is fixed by the first run and outlives restarts; what a slow
+        run misses is skipped, not made up for.
+        """
+        grid: list[float] = []
+
+        def run() -> None:
+            if not grid:
+                grid.append(clock())
+            else:
+                _wait_for_next()
+            while not is_stopping():
+                with self._context():
+                    target()
+                _wait_for_next()
+
+        def _wait_for_next() -> None:
+            elapsed = clock() - grid[0]
+            next_at = (elapsed // every + 1) * every
+            sleep(self._runtime, next_at - elapsed)
+
+        return run

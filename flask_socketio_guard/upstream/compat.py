@@ -1,0 +1,89 @@
+"""Checks at start-up that the installed packages are what the guard relies on."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+
+import engineio
+import flask_socketio
+import socketio
+from socketio.base_manager import BaseManager
+from socketio.pubsub_manager import PubSubManager
+
+from ..errors import IncompatibleVersion
+
+WANTED = {
+    "Flask-SocketIO": "5.6.0",
+    "python-socketio": "5.18.0",
+    "python-engineio": "4.15.1",
+}
+"""Oldest version of each package that the tests run against."""
+
+_SEAMS = (
+    (flask_socketio.SocketIO, ("_handle_event", "start_background_task")),
+    (
+        socketio.Server,
+        (
+            "_get_event_handler",
+            "_get_namespace_handler",
+            "_handle_ack",
+            "_handle_event",
+            "_handle_event_internal",
+            "_send_packet",
+            "_trigger_event",
+        ),
+    ),
+    (engineio.Server, ("handle_request", "start_background_task")),
+    (BaseManager, ("_generate_ack_id", "basic_disconnect", "initialize", "is_pre_connected")),
+    (socketio.Manager, ("emit", "trigger_callback")),
+    (
+        PubSubManager,
+        (
+            "_handle_callback",
+            "_handle_close_room",
+            "_handle_disconnect",
+            "_handle_emit",
+            "_handle_enter_room",
+            "_handle_leave_room",
+            "_listen",
+            "_publish",
+            "_return_callback",
+        ),
+    ),
+    (socketio.RedisManager, ("_listen", "_publish", "_redis_connect")),
+)
+
+
+def check_versions() -> None:
+    """Make sure that every upstream part the guard takes hold of exists.
+
+    Raises:
+        IncompatibleVersion: Something is missing; the text names the versions
+            found and wanted.
+    """
+    missing = [
+        f"{owner.__module__}.{owner.__qualname__}.{name}"
+        for owner, names in _SEAMS
+        for name in names
+        if not hasattr(owner, name)
+    ]
+    if missing:
+        raise IncompatibleVersion(
+            f"{', '.join(missing)} is missing in the installed packages "
+            f"({_found()}); install {_wanted()}"
+        )
+
+
+def _found() -> str:
+    return ", ".join(f"{name} {_version(name)}" for name in WANTED)
+
+
+def _wanted() -> str:
+    return ", ".join(f"{name}>={oldest}" for name, oldest in WANTED.items())
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "(not installed)"

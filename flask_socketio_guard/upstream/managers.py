@@ -1,0 +1,227 @@
+"""The guarded side of the client managers."""
+
+from __future__ import annotations
+
+import base64
+from collections import OrderedDict
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from socketio.packet import Packet
+
+from ..errors import EventInvalid
+from ..hooks import AckCallback, Hooks
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from socketio import Manager as _Manager
+    from socketio import PubSubManager as _PubSubManager
+
+    from ..transport import Arrival
+else:
+    _Manager = _PubSubManager = object
+
+SEQUENCE_KEY = "guard_seq"
+"""Key of a message's sequence number; peers without the guard ignore it."""
+
+_CALLBACK_GONE = "guard_callback_gone"
+"""Method of a message that says: the client you wait for has left.
+
+Peers without the guard ignore messages whose method they do not know.
+"""
+
+_MAX_KNOWN_HOSTS = 4096
+
+
+class GuardedManager(_Manager):
+    """Goes in front of ``Manager``: callbacks wait in a table with deadlines.
+
+    Upstream keeps the id counter of a client under key 0 of the very dict that
+    the client's ack id looks up, and frees an entry only at a local disconnect.
+    """
+
+    guard: Hooks
+
+    def initialize(self) -> None:
+        """Start the guard, if a client is the first to need it."""
+        self.guard.start()
+
+    def _generate_ack_id(self, sid: Any, callback: Callable[..., object]) -> int:
+        if not isinstance(callback, AckCallback):
+            callback = AckCallback(callback)
+        return self.guard.callbacks.add(_recipient(sid), callback)
+
+    def trigger_callback(self, sid: Any, id: Any, data: Any) -> None:
+        """Hand the answer of *sid* to the callback *id*; unknown ones are ignored."""
+        arguments = tuple(data) if isinstance(data, list | tuple) else ()
+        self.guard.callbacks.resolve(id, _recipient(sid), arguments)
+
+    def basic_disconnect(self, sid: str, namespace: str, **kwargs: Any) -> None:
+        """Forget *sid*; nothing that waits for it will be answered."""
+        super().basic_disconnect(sid, namespace, **kwargs)
+        self.guard.callbacks.lose_recipient(sid, "gone")
+
+
+class GuardedPubSubManager(GuardedManager, _PubSubManager):
+    """Goes in front of ``PubSubManager``: sends through the outbox, is fed by the listener."""
+
+    _newest: OrderedDict[str, int]
+
+    def emit(
+        self,
+        event: str,
+        data: Any,
+        namespace: str | None = None,
+        room: Any = None,
+        skip_sid: Any = None,
+        callback: Callable[..., object] | None = None,
+        to: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """Emit to clients of all processes; as upstream's ``emit``.
+
+        Raises:
+            TypeError: JSON cannot hold the message; nothing was sent.
+            OutboxFull: The outbox refused the message; nothing was sent.
+        """
+        room = to or room
+        namespace = namespace or "/"
+        if kwargs.get("ignore_queue"):
+            super().emit(
+                event,
+                data,
+                namespace=namespace,
+                room=room,
+                skip_sid=skip_sid,
+                callback=callback,
+                ignore_queue=True,
+            )
+            return
+        items = list(data) if isinstance(data, tuple) else [data]
+        is_binary = Packet.data_is_binary(items)
+        if is_binary:
+            items, attachments = Packet.deconstruct_binary(items)
+            items = [items, *[base64.b64encode(part).decode() for part in attachments]]
+        message = {
+            "method": "emit",
+            "event": event,
+            "data": items,
+            "binary": is_binary,
+            "namespace": namespace,
+            "room": room,
+            "skip_sid": skip_sid,
+            "callback": None,
+            "host_id": self.host_id,
+        }
+        if callback is None:
+            self._publish(message)
+        else:
+            self._publish_with_callback(message, room, namespace, callback)
+        self._handle_emit(message)
+
+    def _publish_with_callback(
+        self, message: dict[str, Any], room: Any, namespace: str, callback: Callable[..., object]
+    ) -> None:
+        if room is None:
+            raise ValueError("Cannot use callback without a room set.")
+        ack_id = self._generate_ack_id(room, callback)
+        message["callback"] = (room, namespace, ack_id)
+        try:
+            self._publish(message)
+        except BaseException:
+            self.guard.callbacks.discard(ack_id, _recipient(room))
+            raise
+
+    def _publish(self, data: dict[str, Any]) -> None:
+        payload = self.json.dumps(data)
+        self.guard.publish(payload if isinstance(payload, bytes) else payload.encode())
+
+    def _generate_ack_id(self, sid: Any, callback: Callable[..., object]) -> int:
+        if isinstance(callback, partial) and callback.func == self._return_callback:
+            callback = self._relay(sid, callback)
+        return super()._generate_ack_id(sid, callback)
+
+    def _relay(self, sid: str, callback: partial[None]) -> AckCallback:
+        """Return a callback that carries the answer of *sid* back to where it was asked."""
+        host_id, room, _, ack_id = callback.args
+
+        def lost(reason: str) -> None:
+            # In a room others may still answer; a session id has only one bearer.
+            if reason != "gone" or room != sid:
+                return
+            if host_id == self.host_id:
+                self.guard.callbacks.lose(ack_id, room, reason)
+            else:
+                self._publish(
+                    {"method": _CALLBACK_GONE, "host_id": host_id, "sid": room, "id": ack_id}
+                )
+
+        return AckCallback(callback, on_lost=lost, is_inline=True)
+
+    def deliver(self, arrival: Arrival) -> None:
+        """Act on one message of another process.
+
+        Runs in the listener, and so runs no code of the application: that goes
+        to tasks of its own.
+
+        Args:
+            arrival: JSON text or a dict, from anyone who can write to the channel.
+        """
+        message: Any = arrival if isinstance(arrival, dict) else self._decode(arrival)
+        if not isinstance(message, dict) or not isinstance(message.get("method"), str):
+            error = EventInvalid("not a message of Socket.IO")
+            self.guard.handlers.reject("<queue message>", "", None, error)
+            return
+        method = message["method"]
+        host_id = message.get("host_id")
+        if method == "callback":
+            self._handle_callback(message)
+        elif method == _CALLBACK_GONE:
+            if host_id == self.host_id:
+                self.guard.callbacks.lose(message.get("id"), message.get("sid"), "gone")
+        elif host_id != self.host_id and not self._is_duplicate(host_id, message):
+            self._act(method, message)
+
+    def _act(self, method: str, message: dict[str, Any]) -> None:
+        if method == "emit":
+            self._handle_emit(message)
+        elif method == "disconnect":
+            if self.is_connected(message.get("sid"), message.get("namespace")):
+                # runs the application's disconnect handler
+                self.guard.spawn("disconnect", partial(self._handle_disconnect, message))
+        elif method == "enter_room":
+            self._handle_enter_room(message)
+        elif method == "leave_room":
+            self._handle_leave_room(message)
+        elif method == "close_room":
+            self._handle_close_room(message)
+
+    def _decode(self, text: object) -> Any:
+        try:
+            return self.json.loads(text)
+        except (TypeError, ValueError, RecursionError):
+            return None
+
+    def _is_duplicate(self, host_id: object, message: dict[str, Any]) -> bool:
+        """Say whether a message was seen before.
+
+        A publisher whose connection broke sends again what was not acknowledged,
+        some of which may have gone out. Each process numbers its messages and
+        sends them in order, so what is not newer than the newest was seen.
+        """
+        sequence = message.get(SEQUENCE_KEY)
+        if not isinstance(sequence, int) or not isinstance(host_id, str):
+            return False
+        newest = self.__dict__.setdefault("_newest", OrderedDict())
+        if sequence <= newest.get(host_id, 0):
+            return True
+        newest[host_id] = sequence
+        if len(newest) > _MAX_KNOWN_HOSTS:
+            newest.popitem(last=False)
+        return False
+
+
+def _recipient(room: Any) -> Any:
+    """Return *room* as it comes back from another process: JSON knows no tuples."""
+    return list(room) if isinstance(room, tuple) else room

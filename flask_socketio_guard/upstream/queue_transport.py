@@ -1,0 +1,117 @@
+"""Any message queue of python-socketio, through the two methods that all of them have."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from typing import TYPE_CHECKING, Any
+
+from ..errors import PublishError
+from ..transport import Arrival, Message, Probe
+from .managers import SEQUENCE_KEY, GuardedPubSubManager
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from socketio import PubSubManager
+
+_PROBE = "guard_probe"
+
+
+class QueueTransport:
+    """A queue known only by ``_publish(data)`` and ``_listen()``.
+
+    Those methods hide from their caller whether the broker is there: what is
+    published while it is away is lost, as it is without the guard. Probes share
+    the channel, so every process sees them; each ignores those of others.
+
+    Args:
+        manager: A client manager, guarded or not.
+
+    Source:
+        python-socketio, "Writing your own client manager": ``PubSubManager``.
+    """
+
+    def __init__(self, manager: PubSubManager) -> None:
+        self._manager: Any = manager
+        self._id = uuid.uuid4().hex
+        # The guarded class has a _publish of its own, in front of the queue's.
+        self._queue_class = next(
+            cls
+            for cls in type(manager).__mro__
+            if "_publish" in vars(cls) and cls is not GuardedPubSubManager
+        )
+        self.name = str(getattr(manager, "name", "pubsub"))
+
+    def publisher(self, is_answering: Callable[[], bool]) -> _QueuePublisher:
+        """Return the way out; *is_answering* has no use here."""
+        return _QueuePublisher(self._manager, self._queue_class, self._id)
+
+    def subscribe(self) -> _QueueSubscription:
+        """Start a new run of the queue's own listening generator."""
+        return _QueueSubscription(self._manager, self._id)
+
+    def check(self) -> str | None:
+        """Assume that the broker answers: there is no way to ask."""
+        return None
+
+
+class _QueuePublisher:
+    def __init__(self, manager: Any, queue_class: Any, transport_id: str) -> None:
+        self._manager = manager
+        self._queue_class = queue_class
+        self._id = transport_id
+
+    def publish(self, messages: Sequence[Message], probe: int | None) -> None:
+        if probe is not None:
+            self._send({"method": _PROBE, "transport": self._id, "token": probe}, published=0)
+        for published, message in enumerate(messages):
+            data = json.loads(message.payload)
+            data[SEQUENCE_KEY] = message.sequence
+            self._send(data, published=published)
+
+    def _send(self, data: dict[str, Any], *, published: int) -> None:
+        try:
+            self._queue_class._publish(self._manager, data)
+        except Exception as exc:
+            raise PublishError(f"{type(exc).__name__}: {exc}", published=published) from exc
+
+    def close(self) -> None:
+        """Do nothing: the connection is the manager's."""
+
+
+class _QueueSubscription:
+    def __init__(self, manager: Any, transport_id: str) -> None:
+        self._messages: Iterator[Any] = iter(manager._listen())
+        self._id = transport_id
+
+    def read(self, timeout: float) -> list[Arrival]:
+        """Return the next message, however long that takes: the generator has no timeout.
+
+        Raises:
+            RuntimeError: The generator ended, which it should never do.
+        """
+        message: Any = next(self._messages, _END)
+        if message is _END:
+            raise RuntimeError("the queue's listen() returned")
+        probe = self._probe(message)
+        return [message] if probe is None else [probe]
+
+    def _probe(self, message: Any) -> Probe | None:
+        if not isinstance(message, dict):
+            if _PROBE not in str(message):
+                return None
+            try:
+                message = json.loads(message)
+            except (TypeError, ValueError):
+                return None
+        if message.get("method") != _PROBE or message.get("transport") != self._id:
+            return None
+        token = message.get("token")
+        return Probe(token) if isinstance(token, int) else None
+
+    def close(self) -> None:
+        """Do nothing: a generator that is being read cannot be closed from outside."""
+
+
+_END = object()
