@@ -73,7 +73,7 @@ class Listener:
         self._probe_timeout = probe_timeout
         self._reconnect_max_delay = reconnect_max_delay
         self._on_message_failure = on_message_failure
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a subscriber of a change may cause the next one
         self._machine: StateMachine[ListenerState, ListenerEvent] = StateMachine(
             ListenerState.IDLE, LISTENER_TRANSITIONS, on_change=on_change
         )
@@ -215,6 +215,8 @@ class Listener:
             self._reader.replace("a probe is overdue")
 
     def _probe_returned(self, token: int) -> None:
+        if token > self._token:
+            return  # not one of ours: whoever can write to the channel can make one up
         self.heard_at = clock()
         if self._pending is not None and token >= self._pending[0]:
             self._pending = None

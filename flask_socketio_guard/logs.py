@@ -69,12 +69,13 @@ class LogLines:
         logger.debug("an acknowledgement callback was dropped: %s", record.reason)
 
     def _listener_changed(self, record: ListenerChange) -> None:
-        # Comings and goings of the broker have lines of their own.
         level = logging.INFO
         if record.new is ListenerState.STALLED:
             level = logging.ERROR
-        elif record.old is ListenerState.STALLED and record.new is ListenerState.RUNNING:
+        elif record.old is ListenerState.STALLED:
             level = logging.WARNING
+        elif ListenerState.RECONNECTING in (record.old, record.new):
+            level = logging.DEBUG  # the broker's going and coming has lines of its own
         reason = f": {record.reason}" if record.reason else ""
         logger.log(
             level,

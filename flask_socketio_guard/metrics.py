@@ -7,6 +7,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from . import signals
+from .listener import LISTENER_TASK
 from .states import ListenerState, TaskState
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ class Counters:
         Keys: ``handler_failures``, ``callback_failures``, ``task_failures``,
         ``hook_failures``, ``listener_failures``, ``events_rejected``,
         ``callbacks_expired``, ``callbacks_dropped``, ``outbox_dropped``,
-        ``listener_stalls``, ``task_restarts``.
+        ``listener_restarts``, ``listener_stalls``, ``task_restarts``.
         """
         with self._lock:
             return {key: self._counts[key] for key in _KEYS}
@@ -66,7 +67,7 @@ class Counters:
 
     def _task_changed(self, record: TaskChange) -> None:
         if record.new is TaskState.BACKING_OFF:
-            self._add("task_restarts")
+            self._add("listener_restarts" if record.name == LISTENER_TASK else "task_restarts")
 
 
 _KEYS = (
@@ -79,6 +80,7 @@ _KEYS = (
     "callbacks_expired",
     "callbacks_dropped",
     "outbox_dropped",
+    "listener_restarts",
     "listener_stalls",
     "task_restarts",
 )

@@ -107,13 +107,17 @@ class RedisTransport:
             BrokerError: It could not be made.
         """
         try:
-            connection = self._new_connection()
+            pool = self._new_pool()
+            connection = pool.make_connection()
             connection.connect()
         except Exception as exc:
             raise BrokerError(describe(exc)) from exc
+        # redis-py connects again, unsubscribed, whenever a closed connection is used.
+        connection.connect = connection.connect_check_health = _refuse_to_reconnect
         return connection
 
-    def _new_connection(self) -> Any:
+    def _new_pool(self) -> Any:
+        """Return a pool that knows where Redis is and how to speak to it; for one connection."""
         manager = self._manager
         own_options = manager.redis_options
         with self._lock:
@@ -138,7 +142,7 @@ class RedisTransport:
         if "path" not in options:
             options["socket_connect_timeout"] = self._answer_timeout
             options.setdefault("socket_keepalive", True)
-        return pool.make_connection()
+        return pool
 
 
 class RedisPublisher:
@@ -268,12 +272,17 @@ class RedisSubscription:
         _, channel, data = reply
         if channel == self._channel:
             arrivals.append(data)
-        elif channel == self._probe_channel and data.isdigit():
+        elif channel == self._probe_channel and data.isdigit() and len(data) < 20:
             arrivals.append(Probe(int(data)))
 
     def close(self) -> None:
         """Drop the connection; a read under way raises."""
         self._connection.disconnect()
+
+
+def _refuse_to_reconnect(*args: object, **kwargs: object) -> None:
+    del args, kwargs
+    raise ConnectionError("the connection is closed")
 
 
 def stamp(message: Message) -> bytes:
