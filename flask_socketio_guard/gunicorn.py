@@ -1,8 +1,16 @@
 """What gunicorn has to say: when a worker starts and when it ends.
 
-Hooks for ``gunicorn.conf.py``::
+Hooks for ``gunicorn.conf.py``, which should import this module inside of them:
+gunicorn reads that file in the master, before a worker patches the standard
+library, and what is imported there keeps parts that block::
 
-    from flask_socketio_guard.gunicorn import post_worker_init, worker_exit
+    def post_worker_init(worker):
+        from flask_socketio_guard import gunicorn
+        gunicorn.post_worker_init(worker)
+
+    def worker_exit(server, worker):
+        from flask_socketio_guard import gunicorn
+        gunicorn.worker_exit(server, worker)
 
 Without them the guard starts by itself as soon as a worker has loaded the
 application, except where it was preloaded; it then starts with the first request.
@@ -11,6 +19,7 @@ application, except where it was preloaded; it then starts with the first reques
 from __future__ import annotations
 
 import inspect
+import os
 from typing import Any
 
 from .app_guard import AppGuard, all_guards
@@ -33,7 +42,9 @@ def worker_exit(server: Any, worker: Any) -> None:
     Source:
         gunicorn settings, "Server Hooks": ``worker_exit(server, worker)``.
     """
-    del server, worker
+    del server
+    if worker.pid != os.getpid():
+        return  # called in the master, for a worker that was gone already
     for guard in all_guards():
         guard.stop(guard.config.stop_timeout)
 
