@@ -55,6 +55,9 @@ bench: $(VENV)/.installed-bench  ## Measure guarded beside stock; BENCH_ARGS=--q
 	@$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
 demo: $(VENV)/.installed-demo  ## Run the example application; CHECK=1 injects every fault and reports
+	@if command -v npm >/dev/null; then npm ci --prefix example_app --silent --no-audit --no-fund \
+		|| echo "npm could not fetch the Socket.IO client; the page will say so"; \
+	else echo "npm is not installed: the page will say that its Socket.IO client is missing"; fi
 	@$(BIN)/python -m example_app.demo $(if $(CHECK),--check)
 
 soak: $(VENV)/.installed-test  ## Repeat the fault tests for longer; SOAK_ROUNDS=10

@@ -12,6 +12,7 @@ import threading
 import weakref
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs
 
 from . import signals
 from .broker import Broker
@@ -20,14 +21,22 @@ from .errors import ConfigError
 from .handlers import HandlerGuard
 from .health import TICK_INTERVAL, Health, HealthEndpoints, Sources
 from .hooks import AckCallback
-from .listener import Listener
+from .listener import LISTENER_TASK, Listener
 from .logs import LogLines
 from .metrics import Counters
 from .outbox import Outbox
 from .runtime import Event, is_patched, runtime_for
 from .signals import BrokerChange, CallbackLoss, Failure, ListenerChange, OutboxLoss, TaskChange
 from .states import ListenerState, TaskState
-from .supervisor import Restart, RestartPolicy, Supervisor, TaskHandle, is_stopping, sleep
+from .supervisor import (
+    Restart,
+    RestartPolicy,
+    Supervisor,
+    TaskHandle,
+    current_task,
+    is_stopping,
+    sleep,
+)
 from .tasks import Tasks, TaskSpec
 from .upstream import adopt, new_host_id, transport_of
 
@@ -57,6 +66,7 @@ class AppGuard:
     def __init__(self, app: Flask | None, socketio: SocketIO, config: GuardConfig) -> None:
         self.app = app
         self.socketio = socketio
+        self.server: Any = socketio.server
         self.config = config
         self.sender: object = socketio if app is None else app
         self.handlers = HandlerGuard(self.sender, is_debug=self._is_debug)
@@ -83,7 +93,7 @@ class AppGuard:
     def _build(self) -> None:
         """Make everything that holds tasks, locks or connections; again after a fork."""
         config = self.config
-        self.runtime = runtime_for(self.socketio.server.async_mode, is_write_only=self.app is None)
+        self.runtime = runtime_for(self.server.async_mode, is_write_only=self.app is None)
         self._lock = threading.RLock()
         self._is_started = False
         self._is_writing = False
@@ -124,7 +134,7 @@ class AppGuard:
         self.broker: Broker | None = None
         self.outbox: Outbox | None = None
         self.listener: Listener | None = None
-        transport = transport_of(self.socketio, config)
+        transport = transport_of(self.server, config)
         if transport is None:
             return
         broker = self.broker = Broker(transport.check, on_change=self._broker_changed)
@@ -143,7 +153,7 @@ class AppGuard:
         )
         if self.app is None:
             return
-        manager: Any = self.socketio.server.manager
+        manager: Any = self.server.manager
         self.listener = Listener(
             self.runtime,
             self.supervisor,
@@ -171,7 +181,7 @@ class AppGuard:
         with self._lock:
             if self._is_started:
                 return
-            if self.outbox is not None and self.socketio.server.async_mode == "gevent":
+            if self.outbox is not None and self.server.async_mode == "gevent":
                 _require_patched(is_write_only=self.app is None)
             self._is_started = True
             self._start_writing()
@@ -256,7 +266,8 @@ class AppGuard:
             signals.logger.warning("tasks did not end in time: %s", ", ".join(late))
         if self.listener is not None:
             self.listener.stopped()
-        self._drop_outbox()
+        if self.outbox is not None:
+            self.outbox.close()
         self.callbacks.lose_all("stopped")
         self.health.refresh()
 
@@ -264,30 +275,37 @@ class AppGuard:
         """Give what was emitted last a chance to get out before the process ends."""
         if self.outbox is not None and len(self.outbox) and not self.stopping.is_set():
             self.flush(self.config.exit_flush_timeout)
-            self._drop_outbox()
-
-    def _drop_outbox(self) -> None:
-        if self.outbox is not None and len(self.outbox):
-            self._outbox_lost(len(self.outbox), "exit", "")
+            self.outbox.close()
 
     def after_fork(self) -> None:
         """Start afresh in a child process: tasks, connections and queue are the parent's."""
-        new_host_id(self.socketio)
+        new_host_id(self.server)
         self._build()
 
     def listener_state(self) -> ListenerState:
         """Return what is known of the listener."""
         return ListenerState.ABSENT if self.listener is None else self.listener.state
 
+    @property
+    def is_superseded(self) -> bool:
+        """Whether the ``SocketIO`` serves another application by now.
+
+        So it is when an application factory with one global ``SocketIO`` is
+        called again, as test suites do.
+        """
+        return self.socketio.server is not self.server
+
     def is_crowded(self) -> bool:
         """Say whether the bound on connections is reached."""
         bound = self.config.max_connections
-        return bound is not None and len(self.socketio.server.eio.sockets) >= bound
+        return bound is not None and len(self.server.eio.sockets) >= bound
 
     def sleep(self, seconds: float) -> bool:
         """Sleep; end early, and return ``False``, when the task or process stops."""
-        if self.stopping.is_set() or is_stopping():
+        if self.stopping.is_set():
             return False
+        if current_task() is None and seconds > 0:
+            return not self.stopping.wait(seconds)
         return sleep(self.runtime, seconds)
 
     def _start_writing(self) -> None:
@@ -331,7 +349,7 @@ class AppGuard:
     def _gauges(self) -> dict[str, int]:
         return {
             "callbacks:waiting": len(self.callbacks),
-            "connections:open": len(self.socketio.server.eio.sockets),
+            "connections:open": len(self.server.eio.sockets),
         }
 
     # Facts, on their way to the signals
@@ -353,6 +371,9 @@ class AppGuard:
         signals.send(signals.failed, self.sender, Failure("task", exc, task.name))
 
     def _task_changed(self, task: TaskHandle, old: TaskState, new: TaskState, reason: str) -> None:
+        is_reader = task.is_internal and task.name == LISTENER_TASK
+        if is_reader and new is TaskState.BACKING_OFF and self.listener is not None:
+            self.listener.crashed(f"the reader ended: {reason}")
         signals.send(signals.task_changed, self.sender, TaskChange(task.name, old, new, reason))
 
     def _message_failed(self, exc: BaseException) -> None:
@@ -381,7 +402,7 @@ class AppGuard:
         for hook in self.on_failure:
             try:
                 hook(failure)
-            except Exception as exc:  # noqa: BLE001 - recorded
+            except BaseException as exc:  # noqa: BLE001 - recorded; see signals.send
                 if failure.kind != "hook":
                     record = Failure("hook", exc, getattr(hook, "__qualname__", repr(hook)))
                     signals.send(signals.failed, self.sender, record)
@@ -417,7 +438,7 @@ class GuardMiddleware:
     def _is_handshake(self, path: str, environ: WSGIEnvironment) -> bool:
         engineio_path: str = self._guard.socketio.sockio_mw.engineio_path
         # Requests that carry a session id belong to a connection that was let in.
-        is_new = "sid=" not in environ.get("QUERY_STRING", "")
+        is_new = "sid" not in parse_qs(environ.get("QUERY_STRING", ""))
         return is_new and path.startswith(engineio_path)
 
 

@@ -138,7 +138,9 @@ class GuardConfig:
             if key.startswith(PREFIX):
                 name = _known(key.removeprefix(PREFIX).lower(), list(types), key)
                 settings[name] = _parse(text, str(types[name]), key)
-        return cls(**{**settings, **overrides})
+        for name, value in overrides.items():
+            settings[_known(name, list(types), name)] = value
+        return cls(**settings)
 
 
 _POSITIVE_SECONDS = (

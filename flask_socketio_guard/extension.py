@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import wraps
 from typing import TYPE_CHECKING, Any, TypeVar
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 import flask
 from flask import Flask, current_app, has_app_context
 
 from .app_guard import AppGuard, GuardMiddleware
 from .config import GuardConfig
-from .errors import ConfigError
+from .errors import ConfigError, DuplicateTask
 from .gunicorn import start_in_worker
 from .tasks import TaskSpec, restart_policy, task_name, task_spec
 from .upstream import check_versions
@@ -50,7 +50,8 @@ class SocketIOGuard:
         self, app: Flask | None = None, socketio: SocketIO | None = None, **settings: Any
     ) -> None:
         self._settings = settings
-        self._guards: WeakKeyDictionary[Flask, AppGuard] = WeakKeyDictionary()
+        # An application holds its guard, through its middleware; nothing here holds either.
+        self._guards: WeakKeyDictionary[Flask, ref[AppGuard]] = WeakKeyDictionary()
         self._write_only: AppGuard | None = None
         self._handlers: list[tuple[str, Callable[..., Any], str | None]] = []
         self._specs: list[TaskSpec] = []
@@ -102,7 +103,7 @@ class SocketIOGuard:
         config = GuardConfig.from_mapping(app.config, **overrides)
         guard = AppGuard(app, socketio, config)
         self._set_up(guard)
-        self._guards[app] = guard
+        self._guards[app] = ref(guard)
         app.extensions[_KEY] = self
         app.wsgi_app = GuardMiddleware(app.wsgi_app, guard)  # type: ignore[method-assign]
         start_in_worker(guard)
@@ -112,6 +113,10 @@ class SocketIOGuard:
             raise ConfigError(
                 "without an app the guard needs a write-only SocketIO: "
                 "SocketIOGuard(socketio=SocketIO(message_queue=...))"
+            )
+        if hasattr(socketio, "sockio_mw"):
+            raise ConfigError(
+                "this SocketIO was made with an app: pass it too, SocketIOGuard(app, socketio)"
             )
         if self._write_only is not None:
             raise ConfigError("this SocketIOGuard already has a write-only SocketIO")
@@ -262,7 +267,7 @@ class SocketIOGuard:
         ack = None
         if callback is not None:
             ack = guard.ack_callback(callback, callback_timeout, on_timeout)
-        guard.socketio.server.emit(
+        guard.server.emit(
             event,
             *args,
             namespace=namespace or "/",
@@ -287,7 +292,7 @@ class SocketIOGuard:
 
     def disconnect(self, sid: str, namespace: str | None = None) -> None:
         """Disconnect a client of this or another process."""
-        self._current().socketio.server.disconnect(sid, namespace=namespace)
+        self._current().server.disconnect(sid, namespace=namespace)
 
     def flush(self, timeout: float) -> bool:
         """Wait until everything emitted so far has been taken by the message queue.
@@ -335,7 +340,7 @@ class SocketIOGuard:
 
         Raises:
             ConfigError: An option is out of range.
-            DuplicateTask: The application is running and has a task of that name.
+            DuplicateTask: There is a task of that name.
         """
 
         def decorator(function: Callable[[], Any]) -> Callable[[], Any]:
@@ -348,6 +353,8 @@ class SocketIOGuard:
                 max_restarts=max_restarts,
                 restart_window=restart_window,
             )
+            if any(known.name == spec.name for known in self._specs):
+                raise DuplicateTask(f"a task named {spec.name!r} exists already: give one a name=")
             self._specs.append(spec)
             for guard in self._all():
                 guard.add_task(spec)
@@ -447,15 +454,17 @@ class SocketIOGuard:
         return len(self._current().callbacks)
 
     def _all(self) -> list[AppGuard]:
-        guards = list(self._guards.values())
-        return guards if self._write_only is None else [*guards, self._write_only]
+        guards = [reference() for reference in self._guards.values()]
+        guards.append(self._write_only)
+        return [guard for guard in guards if guard is not None and not guard.is_superseded]
 
     def _current(self) -> AppGuard:
         """Return the guard of the current application, or the only one there is."""
         if has_app_context():
             # A weak key has to be the application itself, not the proxy of it.
             app = current_app._get_current_object()  # type: ignore[attr-defined]  # noqa: SLF001
-            guard = self._guards.get(app)
+            reference = self._guards.get(app)
+            guard = None if reference is None else reference()
             if guard is not None:
                 return guard
         guards = self._all()

@@ -9,7 +9,6 @@ it into a return value.
 
 from __future__ import annotations
 
-import functools
 import inspect
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -98,9 +97,8 @@ class HandlerGuard:
 
     def recording(self, target: Callable[..., object]) -> Callable[..., object]:
         """Return *target* such that what it raises is recorded and goes no further."""
-        name = getattr(target, "__name__", repr(target))
+        name = getattr(target, "__qualname__", type(target).__qualname__)
 
-        @functools.wraps(target)
         def recorded(*args: object, **kwargs: object) -> object:
             return self._run(_Invocation("task", name, None, None), lambda: target(*args, **kwargs))
 

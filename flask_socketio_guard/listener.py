@@ -113,6 +113,10 @@ class Listener:
         """Take note that both tasks have ended."""
         self._send(ListenerEvent.STOP)
 
+    def crashed(self, reason: str) -> None:
+        """Take note that the reader ended, or cannot subscribe to a broker that answers."""
+        self._send(ListenerEvent.CRASHED, reason)
+
     def broker_lost(self, reason: str) -> None:
         """Take note that the broker does not answer."""
         self._send(ListenerEvent.BROKER_LOST, reason)
@@ -130,8 +134,6 @@ class Listener:
 
     def _read(self) -> None:
         self._run = run = object()
-        if self._reader is not None and self._reader.restarts:
-            self._send(ListenerEvent.CRASHED, "the listener was restarted")
         failures = 0
         while not is_stopping() and self._run is run:
             started_at = clock()
@@ -140,14 +142,20 @@ class Listener:
             except BrokerError as exc:
                 if is_stopping() or self._run is not run:
                     return
-                self._broker.report_lost(str(exc))
-                self.broker_lost(str(exc))
-                if clock() - started_at > _STABLE_TIME:
+                if clock() - started_at > _STABLE_TIME and self._subscription is not None:
                     failures = 0
-                if failures or self._subscription is None:
-                    delay = reconnect_delay(failures, max_delay=self._reconnect_max_delay)
-                    sleep(self._runtime, delay)
+                self._connection_failed(str(exc), failures)
                 failures += 1
+
+    def _connection_failed(self, reason: str, failures: int) -> None:
+        is_established = self._subscription is not None
+        if is_established:
+            self._broker.report_lost(reason)
+            self.broker_lost(reason)
+        elif self._broker.check():
+            self.crashed(f"cannot subscribe: {reason}")
+        if failures or not is_established:
+            sleep(self._runtime, reconnect_delay(failures, max_delay=self._reconnect_max_delay))
 
     def _read_one_connection(self, run: object) -> None:
         """Subscribe, and hand over what arrives until the connection is lost."""

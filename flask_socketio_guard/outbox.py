@@ -78,6 +78,10 @@ class Outbox:
         self._bytes = 0
         self._sequence = 0
         self._probe: int | None = None
+        self._is_closed = False
+        # Never all of a small outbox at once: what is in flight cannot be dropped.
+        self._batch_messages = max(1, min(_BATCH_MESSAGES, max_messages // 2))
+        self._batch_bytes = max(1, min(_BATCH_BYTES, max_bytes // 2))
         self._work: Event = runtime.event()
         self._empty: Event = runtime.event()
         self._empty.set()
@@ -100,20 +104,23 @@ class Outbox:
     def put(self, payload: bytes) -> None:
         """Append one message.
 
+        After :meth:`close` it is dropped, and counted.
+
         Raises:
             OutboxFull: The bound is reached and the newest message is refused.
         """
+        size = len(payload)
         with self._lock:
-            dropped = self._make_room(len(payload)) if self._is_full(len(payload)) else 0
-            is_refused = self._is_full(len(payload))
+            dropped = self._make_room(size) if self._is_full(size) else 0
+            is_refused = self._is_closed or self._is_full(size)
             if not is_refused:
                 self._sequence += 1
                 self._waiting.append(Message(self._sequence, payload))
-                self._bytes += len(payload)
+                self._bytes += size
                 self._empty.clear()
         if dropped or is_refused:
-            self._on_lost(dropped + is_refused, "overflow", "")
-        if is_refused:
+            self._on_lost(dropped + is_refused, "exit" if self._is_closed else "overflow", "")
+        if is_refused and not self._is_closed:
             raise OutboxFull(messages=len(self), size=self._bytes)
         if not self._work.is_set():
             self._work.set()
@@ -123,10 +130,24 @@ class Outbox:
 
     def _make_room(self, size: int) -> int:
         dropped = 0
-        while self._is_dropping_oldest and self._waiting and self._is_full(size):
+        if not self._is_dropping_oldest or size > self.max_bytes:
+            return dropped
+        while self._waiting and self._is_full(size):
             self._bytes -= len(self._waiting.popleft().payload)
             dropped += 1
         return dropped
+
+    def close(self) -> None:
+        """Drop what waits, and count it; nothing is taken from then on."""
+        with self._lock:
+            self._is_closed = True
+            dropped = len(self)
+            self._waiting.clear()
+            self._in_flight.clear()
+            self._bytes = 0
+            self._empty.set()
+        if dropped:
+            self._on_lost(dropped, "exit", "")
 
     def put_probe(self, token: int) -> None:
         """Publish a probe with the next batch, before anything that waits.
@@ -187,9 +208,13 @@ class Outbox:
         self._count_subscribers(subscribers)
 
     def _next_batch(self) -> list[Message]:
+        size = 0
         with self._lock:
-            size = sum(len(message.payload) for message in self._in_flight)
-            while self._waiting and len(self._in_flight) < _BATCH_MESSAGES and size < _BATCH_BYTES:
+            while (
+                self._waiting
+                and len(self._in_flight) < self._batch_messages
+                and size < self._batch_bytes
+            ):
                 message = self._waiting.popleft()
                 size += len(message.payload)
                 self._in_flight.append(message)
@@ -197,9 +222,12 @@ class Outbox:
 
     def _acknowledged(self, count: int) -> None:
         with self._lock:
-            for _ in range(count):
+            for _ in range(min(count, len(self._in_flight))):
                 self._bytes -= len(self._in_flight.popleft().payload)
-            if not self._in_flight and not self._waiting:
+            # What was not acknowledged waits again, at the front.
+            self._waiting.extendleft(reversed(self._in_flight))
+            self._in_flight.clear()
+            if not self._waiting:
                 self._empty.set()
 
     def _connection_lost(self, exc: PublishError, failures: int) -> None:

@@ -159,7 +159,7 @@ def send(signal: NamedSignal, sender: object, record: object) -> None:
     for receiver in signal.receivers_for(sender):
         try:
             receiver(sender, record=record)
-        except Exception:
+        except BaseException:
             logger.exception("a subscriber of %r raised", signal.name)
 
 

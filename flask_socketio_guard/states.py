@@ -49,6 +49,7 @@ class ListenerEvent(_Named):
     BROKER_LOST = "broker-lost"
     PROBE_OVERDUE = "probe-overdue"
     CRASHED = "crashed"
+    """The reader ended, or cannot subscribe although the broker answers."""
     STOP = "stop"
 
 
@@ -82,7 +83,7 @@ LISTENER_TRANSITIONS: Mapping[tuple[ListenerState, ListenerEvent], ListenerState
     (ListenerState.STARTING, ListenerEvent.HEARD): ListenerState.RUNNING,
     (ListenerState.STARTING, ListenerEvent.BROKER_LOST): ListenerState.RECONNECTING,
     (ListenerState.STARTING, ListenerEvent.PROBE_OVERDUE): ListenerState.STALLED,
-    (ListenerState.STARTING, ListenerEvent.CRASHED): ListenerState.STARTING,
+    (ListenerState.STARTING, ListenerEvent.CRASHED): ListenerState.STALLED,
     (ListenerState.STARTING, ListenerEvent.STOP): ListenerState.STOPPED,
     (ListenerState.RUNNING, ListenerEvent.HEARD): ListenerState.RUNNING,
     (ListenerState.RUNNING, ListenerEvent.BROKER_LOST): ListenerState.RECONNECTING,

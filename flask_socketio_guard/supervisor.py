@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 _current: ContextVar[TaskHandle | None] = ContextVar("socketio_guard_task", default=None)
 
+_MAX_FAILED = 100  # failed tasks that are kept to be seen
+
 
 class Restart(Enum):
     """When a task that has ended is started again."""
@@ -62,6 +64,7 @@ class TaskHandle:
 
     Attributes:
         name: Unique per supervisor.
+        policy: When and how it is restarted.
         is_critical: Whether its failure makes the process unready.
         restarts: How often it was started again.
         last_error: The newest exception that ended it, or ``None``.
@@ -88,7 +91,7 @@ class TaskHandle:
         self._supervisor = supervisor
         self._target = target
         self._wake = wake
-        self._policy = policy
+        self.policy = policy
         self._machine: StateMachine[TaskState, TaskEvent] = StateMachine(
             TaskState.STARTING, TASK_TRANSITIONS, on_change=self._changed
         )
@@ -116,7 +119,7 @@ class TaskHandle:
             if self._timer is not None:
                 self._timer.cancel()
                 self._timer = None
-            if self._job is None or not self._job.is_alive():
+            if self._job is None:
                 self._end(TaskEvent.STOP)
 
     def join(self, timeout: float | None = None) -> bool:
@@ -181,24 +184,28 @@ class TaskHandle:
         with self._lock:
             if not job or job[0] is not self._job:
                 return  # abandoned by replace()
-            if self.stopping.is_set():
-                self._end(TaskEvent.STOP)
-                return
-            if exc is not None:
+            self._job = None
+            if exc is not None and not self.stopping.is_set():
                 self.last_error = exc
                 self._supervisor.on_failure(self, exc)
-            restart = self._policy.restart
-            if exc is None and restart is not Restart.ALWAYS:
+            # Whoever hears of the failure may have stopped the task.
+            if self.stopping.is_set():
+                self._end(TaskEvent.STOP)
+            elif exc is None and self.policy.restart is not Restart.ALWAYS:
                 self._end(TaskEvent.RETURNED)
-            elif restart is Restart.NEVER or self._is_intensity_exceeded():
+            elif self.policy.restart is Restart.NEVER or self._is_intensity_exceeded():
                 self._end(TaskEvent.GAVE_UP, _describe(exc))
             else:
-                self._machine.send(TaskEvent.CRASHED, _describe(exc))
-                self.restarts += 1
-                self._timer = self._supervisor.runtime.call_later(self._delay(), self.start)
+                self._back_off(_describe(exc))
+
+    def _back_off(self, reason: str) -> None:
+        self.restarts += 1
+        self._machine.send(TaskEvent.CRASHED, reason)
+        if not self.stopping.is_set():
+            self._timer = self._supervisor.runtime.call_later(self._delay(), self.start)
 
     def _delay(self) -> float:
-        policy = self._policy
+        policy = self.policy
         if clock() - self._started_at > policy.max_delay:
             self._attempt = 0
         attempt, self._attempt = self._attempt, self._attempt + 1
@@ -211,13 +218,13 @@ class TaskHandle:
         )
 
     def _is_intensity_exceeded(self) -> bool:
-        if self._policy.max_restarts is None:
+        if self.policy.max_restarts is None:
             return False
         now = clock()
         self._restarted_at.append(now)
-        while self._restarted_at[0] < now - self._policy.restart_window:
+        while self._restarted_at[0] < now - self.policy.restart_window:
             self._restarted_at.popleft()
-        return len(self._restarted_at) > self._policy.max_restarts
+        return len(self._restarted_at) > self.policy.max_restarts
 
     def _end(self, event: TaskEvent, reason: str = "") -> None:
         self._machine.send(event, reason)
@@ -252,7 +259,7 @@ class Supervisor:
 
     @property
     def tasks(self) -> list[TaskHandle]:
-        """The tasks that run, wait for a restart, or have failed."""
+        """The tasks that run, wait for a restart, or have failed for good."""
         return list(self._tasks.values())
 
     def watch(
@@ -300,9 +307,23 @@ class Supervisor:
         return handle
 
     def forget(self, handle: TaskHandle) -> None:
-        """Drop a task that has ended; one that has failed stays to be seen."""
-        if handle.state is not TaskState.FAILED and self._tasks.get(handle.name) is handle:
-            del self._tasks[handle.name]
+        """Drop a task that has ended, unless it failed and people should see that.
+
+        A task that was never to be restarted and is not critical has failed
+        within its rights; its failure is logged and counted like any other.
+        """
+        is_news = handle.state is TaskState.FAILED and (
+            handle.is_critical or handle.policy.restart is not Restart.NEVER
+        )
+        if not is_news:
+            if self._tasks.get(handle.name) is handle:
+                del self._tasks[handle.name]
+            return
+        failed = [
+            task for task in self.tasks if task.state is TaskState.FAILED and not task.is_critical
+        ]
+        for task in failed[:-_MAX_FAILED]:
+            self._tasks.pop(task.name, None)
 
     def stop(self, timeout: float, *, is_internal: bool) -> list[str]:
         """End tasks: ask every one, then wait for all against one deadline.

@@ -52,9 +52,9 @@ def adopt(socketio: SocketIO, hooks: Hooks) -> None:
         _guard(socketio, GuardedSocketIO)
 
 
-def transport_of(socketio: SocketIO, config: GuardConfig) -> Transport | None:
-    """Return the message queue of *socketio*, or ``None`` if it has none."""
-    manager: Any = socketio.server.manager
+def transport_of(server: Any, config: GuardConfig) -> Transport | None:
+    """Return the message queue of a ``socketio.Server``, or ``None`` if it has none."""
+    manager = server.manager
     if not isinstance(manager, PubSubManager):
         return None
     if isinstance(manager, RedisManager) and _is_stock_redis(type(manager)):
@@ -62,13 +62,13 @@ def transport_of(socketio: SocketIO, config: GuardConfig) -> Transport | None:
     return QueueTransport(manager)
 
 
-def new_host_id(socketio: SocketIO) -> None:
+def new_host_id(server: Any) -> None:
     """Give the process a host id of its own.
 
     Upstream makes it in the manager's constructor; processes forked after that
     would take each other's messages for their own and skip them.
     """
-    manager: Any = socketio.server.manager
+    manager = server.manager
     if isinstance(manager, PubSubManager):
         manager.host_id = uuid.uuid4().hex
 

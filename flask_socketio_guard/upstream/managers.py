@@ -157,7 +157,13 @@ class GuardedPubSubManager(GuardedManager, _PubSubManager):
                     {"method": _CALLBACK_GONE, "host_id": host_id, "sid": room, "id": ack_id}
                 )
 
-        return AckCallback(callback, on_lost=lost, is_inline=True)
+        def answered(*arguments: Any) -> None:
+            callback(*arguments)
+
+        # Both run where the client's packets are read or its leaving is handled:
+        # an outbox that is full, or an answer that JSON cannot hold, must not end that.
+        recording = self.guard.handlers.recording
+        return AckCallback(recording(answered), on_lost=recording(lost), is_inline=True)
 
     def deliver(self, arrival: Arrival) -> None:
         """Act on one message of another process.

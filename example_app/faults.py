@@ -1,0 +1,157 @@
+"""The "Break it" panel: real faults, for a demonstration on one's own machine.
+
+Registered only with ``FLASK_DEMO=1``, and even then every request is checked, because a page of
+any other site can make a browser on this machine send requests to it:
+
+- The connection comes from a loopback address, and not through a proxy.
+- ``Host`` names this machine, which a page that was rebound by DNS cannot send.
+- A POST carries JSON and a header of its own. A page of another origin may send neither
+  without asking first, and this application allows no other origin.
+"""
+
+from __future__ import annotations
+
+import gc
+import ipaddress
+import os
+import socket
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import gevent
+from flask import Blueprint, Flask, abort, current_app, request
+from flask_socketio import join_room
+from greenlet import greenlet
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from flask_socketio_guard import SocketIOGuard
+
+HEADER = "X-Break-It"
+STREAM_ROOM = "demo:stream"
+STREAM_INTERVAL = 0.05
+LISTENER_NAME = "socketio-guard:listener"
+HANG_DURATION = 30.0
+
+
+class DemoFault(Exception):
+    """What the panel makes a handler raise."""
+
+
+def init_app(app: Flask, guard: SocketIOGuard) -> None:
+    """Register the faults and a numbered stream of events that shows whether events flow."""
+    blueprint = Blueprint("faults", __name__, url_prefix="/demo")
+    blueprint.before_request(_refuse_strangers)
+    numbers = iter(range(1, 2**53))
+
+    @guard.task(every=STREAM_INTERVAL, name="demo:stream")
+    def stream() -> None:
+        beat = {"process": app.config["PROCESS"], "pid": os.getpid(), "n": next(numbers)}
+        guard.emit("demo:beat", beat | {"at": time.time()}, to=STREAM_ROOM)
+
+    @guard.on("demo:watch")
+    def watch() -> dict[str, Any]:
+        _refuse_strangers()
+        join_room(STREAM_ROOM)
+        return {"process": app.config["PROCESS"], "pid": os.getpid()}
+
+    @guard.on("demo:raise")
+    def raise_in_handler() -> None:
+        _refuse_strangers()
+        raise DemoFault("the panel made this handler raise")
+
+    def ask(callback: Callable[..., None]) -> dict[str, Any]:
+        body = request.get_json()
+        sid = body.get("sid") if isinstance(body, dict) else None
+        if not isinstance(sid, str):
+            abort(400, 'name the client to ask: {"sid": ...}')
+        guard.emit("demo:question", to=sid, callback=callback)
+        return {"asked": sid}
+
+    @blueprint.get("/worker")
+    def show_worker() -> dict[str, Any]:
+        return {"process": app.config["PROCESS"], "pid": os.getpid()}
+
+    @blueprint.post("/callback-raises")
+    def raise_in_callback() -> dict[str, Any]:
+        def leave(*args: object) -> None:
+            # Not an Exception: passes every `except Exception` between here and the worker.
+            raise SystemExit(1)
+
+        return ask(leave)
+
+    @blueprint.post("/callback-hangs")
+    def hang_in_callback() -> dict[str, Any]:
+        return ask(lambda *args: time.sleep(HANG_DURATION))
+
+    @blueprint.post("/kill-listener")
+    def kill_listener() -> dict[str, Any]:
+        return {"killed": _kill_greenlets(LISTENER_NAME)}
+
+    @blueprint.post("/broker/<any(stop, start):command>")
+    def control_broker(command: str) -> dict[str, Any]:
+        return {"broker": _tell_runner(command)}
+
+    app.register_blueprint(blueprint)
+
+
+def is_admitted() -> bool:
+    """Tell whether the current request may see the panel."""
+    return current_app.config["DEMO"] == 1 and _is_local()
+
+
+def has_broker_control() -> bool:
+    """Tell whether the demo runner started the broker, and so can stop it."""
+    return bool(current_app.config.get("BROKER_CONTROL"))
+
+
+def _refuse_strangers() -> None:
+    if not _is_local():
+        abort(403, "only for this machine")
+    if request.method != "GET" and (HEADER not in request.headers or not request.is_json):
+        abort(403, f"send JSON and the header {HEADER}")
+
+
+def _is_local() -> bool:
+    has_proxy = "Forwarded" in request.headers or "X-Forwarded-For" in request.headers
+    return not has_proxy and _is_loopback(request.remote_addr) and _is_loopback(_host())
+
+
+def _host() -> str | None:
+    return urlsplit(f"//{request.host}").hostname
+
+
+def _is_loopback(host: str | None) -> bool:
+    if host == "localhost":
+        return True
+    with suppress(ValueError):
+        return ipaddress.ip_address(host or "").is_loopback
+    return False
+
+
+def _kill_greenlets(name: str) -> int:
+    """Kill the greenlets named *name*; found by the collector, as nothing offers them."""
+    found = [
+        candidate
+        for candidate in gc.get_objects()
+        if issubclass(type(candidate), greenlet)
+        and getattr(candidate, "name", None) == name
+        and not candidate.dead
+    ]
+    for listener in found:
+        gevent.kill(listener)
+    return len(found)
+
+
+def _tell_runner(command: str) -> str:
+    """Have the demo runner, which owns the broker, carry out *command*."""
+    if not has_broker_control():
+        abort(409, "the demo runner did not start this broker, so it will not stop it")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as runner:
+        runner.settimeout(10)
+        runner.connect(current_app.config["BROKER_CONTROL"])
+        runner.sendall(command.encode() + b"\n")
+        return runner.makefile().readline().strip()

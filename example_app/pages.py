@@ -1,0 +1,52 @@
+"""The page of the Harbour Exchange and the JavaScript client that it needs."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from flask import Blueprint, Response, current_app, render_template, request, send_from_directory
+
+from example_app import faults
+
+pages = Blueprint("pages", __name__)
+
+# `npm ci` in this folder puts it there. It is served from here, so the page works offline.
+CLIENT_FOLDER = Path(__file__).parent / "node_modules" / "socket.io-client" / "dist"
+CLIENT_FILE = "socket.io.min.js"
+
+
+@pages.get("/")
+def floor() -> str:
+    """Show the trading floor, or what is missing for it."""
+    return render_template(
+        "floor.html",
+        process=current_app.config["PROCESS"],
+        pid=os.getpid(),
+        peers=[peer for peer in current_app.config.get("PEERS", []) if peer != _own_address()],
+        has_client=(CLIENT_FOLDER / CLIENT_FILE).is_file(),
+        has_faults=faults.is_admitted(),
+        has_broker_control=faults.has_broker_control(),
+    )
+
+
+@pages.get("/client.js")
+def client() -> Response:
+    """Serve the standard Socket.IO client."""
+    return send_from_directory(CLIENT_FOLDER, CLIENT_FILE)
+
+
+@pages.after_request
+def restrict(response: Response) -> Response:
+    """Allow the page only what it brings along: no inline script, no other host, no frame."""
+    response.headers["Content-Security-Policy"] = (
+        "default-src 'self'; connect-src 'self' ws: wss:; base-uri 'none'; form-action 'self'; "
+        "frame-ancestors 'none'"
+    )
+    response.headers["X-Content-Type-Options"] = "nosniff"
+    response.headers["Referrer-Policy"] = "no-referrer"
+    return response
+
+
+def _own_address() -> str:
+    return request.host_url.rstrip("/")
