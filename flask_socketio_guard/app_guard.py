@@ -473,6 +473,13 @@ def all_guards() -> list[AppGuard]:
     return list(_alive)
 
 
+def stop_superseded(socketio: SocketIO) -> None:
+    """Stop the guards of applications that *socketio* no longer serves."""
+    for guard in all_guards():
+        if guard.socketio is socketio and guard.is_superseded:
+            guard.stop(0.0)
+
+
 def _after_fork() -> None:
     for guard in all_guards():
         guard.after_fork()

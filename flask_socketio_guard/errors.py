@@ -20,9 +20,14 @@ The tree::
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class GuardError(Exception):
-    """Base of every error that the guard raises."""
+    """Base of every error that the guard raises. All of them can be pickled."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _restore, (type(self), self.args, self.__dict__)
 
 
 class ConfigError(GuardError, ValueError):
@@ -133,3 +138,13 @@ class InvalidTransition(GuardError):
         super().__init__(f"{event} is not allowed in state {state}")
         self.state = state
         self.event = event
+
+
+def _restore(
+    cls: type[GuardError], args: tuple[Any, ...], attributes: dict[str, Any]
+) -> GuardError:
+    """Make a pickled error anew, past its constructor."""
+    error = cls.__new__(cls)
+    error.args = args
+    error.__dict__.update(attributes)
+    return error

@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary, ref
 import flask
 from flask import Flask, current_app, has_app_context
 
-from .app_guard import AppGuard, GuardMiddleware
+from .app_guard import AppGuard, GuardMiddleware, stop_superseded
 from .config import GuardConfig
 from .errors import ConfigError, DuplicateTask
 from .gunicorn import start_in_worker
@@ -100,6 +100,7 @@ class SocketIOGuard:
                 "this app already has a SocketIOGuard: call init_app() once for each app"
             )
         socketio = self._socketio_of(app, socketio)
+        stop_superseded(socketio)
         config = GuardConfig.from_mapping(app.config, **overrides)
         guard = AppGuard(app, socketio, config)
         self._set_up(guard)

@@ -165,13 +165,16 @@ class Listener:
             self._broker.report_answer()
             self._probe_now.set()
             while not is_stopping():
-                for arrival in subscription.read(_READ_TIMEOUT):
+                arrivals = subscription.read(_READ_TIMEOUT)
+                for arrival in arrivals:
                     if self._run is not run:
                         return  # replaced meanwhile; its successor reads from here on
                     if isinstance(arrival, Probe):
                         self._probe_returned(arrival.token)
                     else:
                         self._hand_over(arrival)
+                if len(arrivals) > 1:
+                    self._runtime.sleep(0)  # reading never waits while there is something to read
         finally:
             subscription.close()
 

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 _BATCH_MESSAGES = 512
 _BATCH_BYTES = 128 * 1024  # fits the socket buffers, so that one batch never blocks half sent
 _GATE_POLL_INTERVAL = 0.05
+_TURN_MESSAGES = 256  # a loop that emits gives way to the writer once in so many
+_ROOM_TIMEOUT = 1.0
+_ROOM_POLL_INTERVAL = 0.005
 _WRITER_SLEEP = 5.0
 
 
@@ -79,6 +82,7 @@ class Outbox:
         self._sequence = 0
         self._probe: int | None = None
         self._is_closed = False
+        self._turn_at = _TURN_MESSAGES
         # Never all of a small outbox at once: what is in flight cannot be dropped.
         self._batch_messages = max(1, min(_BATCH_MESSAGES, max_messages // 2))
         self._batch_bytes = max(1, min(_BATCH_BYTES, max_bytes // 2))
@@ -104,12 +108,18 @@ class Outbox:
     def put(self, payload: bytes) -> None:
         """Append one message.
 
-        After :meth:`close` it is dropped, and counted.
+        Never waits for a broker that is away or does not answer. A caller that
+        emits faster than a healthy broker takes it lets the writer have its
+        turn now and then, and is held up at the bound for a moment before it is
+        refused. After :meth:`close` the message is dropped, and counted.
 
         Raises:
             OutboxFull: The bound is reached and the newest message is refused.
         """
         size = len(payload)
+        is_pressed = len(self._waiting) >= self._turn_at or self._is_full(size)
+        if is_pressed and self._broker.is_reachable:
+            self._give_turn(size)
         with self._lock:
             dropped = self._make_room(size) if self._is_full(size) else 0
             is_refused = self._is_closed or self._is_full(size)
@@ -124,6 +134,16 @@ class Outbox:
             raise OutboxFull(messages=len(self), size=self._bytes)
         if not self._work.is_set():
             self._work.set()
+
+    def _give_turn(self, size: int) -> None:
+        """Let the writer run, and wait a moment for room where there is none."""
+        if not self._runtime.can_wait():
+            return
+        self._turn_at = len(self._waiting) + _TURN_MESSAGES
+        self._runtime.sleep(0)
+        deadline = clock() + _ROOM_TIMEOUT
+        while self._is_full(size) and self._broker.is_reachable and clock() < deadline:
+            self._runtime.sleep(_ROOM_POLL_INTERVAL)
 
     def _is_full(self, size: int) -> bool:
         return len(self) >= self.max_messages or self._bytes + size > self.max_bytes
@@ -228,6 +248,7 @@ class Outbox:
             self._waiting.extendleft(reversed(self._in_flight))
             self._in_flight.clear()
             if not self._waiting:
+                self._turn_at = _TURN_MESSAGES
                 self._empty.set()
 
     def _connection_lost(self, exc: PublishError, failures: int) -> None:

@@ -69,6 +69,7 @@ class Runtime(Protocol):
     def call_later(self, delay: float, target: Callable[[], object]) -> Timer: ...
     def event(self) -> Event: ...
     def sleep(self, seconds: float) -> None: ...
+    def can_wait(self) -> bool: ...
     def call_with_timeout(self, target: Callable[[], T], seconds: float) -> T: ...
 
 
@@ -143,6 +144,10 @@ class GeventRuntime:
 
     def sleep(self, seconds: float) -> None:
         gevent.sleep(seconds)
+
+    def can_wait(self) -> bool:
+        """Say whether the caller may wait: the event loop itself may not."""
+        return gevent.getcurrent() is not gevent.get_hub()
 
     def call_with_timeout(self, target: Callable[[], T], seconds: float) -> T:
         """Call *target*, and interrupt it at its next wait once *seconds* have passed.
@@ -230,6 +235,10 @@ class ThreadRuntime:
 
     def sleep(self, seconds: float) -> None:
         time.sleep(seconds)
+
+    def can_wait(self) -> bool:
+        """Say whether the caller may wait: a thread always may."""
+        return True
 
     def call_with_timeout(self, target: Callable[[], T], seconds: float) -> T:
         """Call *target* in a thread of its own and wait for *seconds* at the most.

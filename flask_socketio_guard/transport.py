@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
 
 
 class Message(NamedTuple):
@@ -57,7 +57,7 @@ class Publisher(Protocol):
 class Subscription(Protocol):
     """One subscription to the channel, over a connection of its own."""
 
-    def read(self, timeout: float) -> Iterable[Arrival]:
+    def read(self, timeout: float) -> Sequence[Arrival]:
         """Return what has arrived, waiting up to *timeout* seconds for the first.
 
         Raises:

@@ -27,12 +27,17 @@ class GuardedSocketIO(_SocketIO):
         *args: object,
     ) -> object:
         server: Any = self.server
-        guarded = server.guard.handlers.protect(handler, message)
+        protected = server.guard.handlers.protect(handler, message)
         if message is None and not server.get_environ(sid, namespace=namespace):
             # The callback of a client that has left: upstream would drop it in
             # silence. It has no request any more, but its answer came.
-            return guarded(*args)
-        return super()._handle_event(guarded, message, namespace, sid, *args)
+            return protected(*args)
+
+        def in_context(*arguments: object) -> object:
+            _untie_route_error()
+            return protected(*arguments)
+
+        return super()._handle_event(in_context, message, namespace, sid, *args)
 
     def in_present_request(self, function: Callable[..., object]) -> Callable[..., object]:
         """Return *function* such that it runs in the request context of the present event.
@@ -55,3 +60,16 @@ class GuardedSocketIO(_SocketIO):
         server: Any = self.server
         recorded = server.guard.handlers.recording(target)
         return super().start_background_task(recorded, *args, **kwargs)
+
+
+def _untie_route_error() -> None:
+    """Drop the traceback of the route that was not found.
+
+    No route leads to the Socket.IO path, and Flask keeps the error on the
+    request. Its traceback leads through every frame of the event back to the
+    request: a cycle of some sixty objects for each event, payload included, that
+    only the garbage collector can free, at a twentieth of the event's time.
+    """
+    error = flask.request.routing_exception
+    if error is not None:
+        error.__traceback__ = error.__context__ = None

@@ -16,14 +16,14 @@ from redis.retry import Retry
 
 from ..errors import BrokerError, PublishError, PublishRefused
 from ..transport import Arrival, Message, Probe
-from .managers import SEQUENCE_KEY
+from .managers import SEQUENCE_MARK
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from socketio import RedisManager
 
-_READ_BATCH = 256
+_READ_BATCH = 64
 
 
 class RedisTransport:
@@ -154,6 +154,7 @@ class RedisPublisher:
         self._transport = transport
         self._answer_timeout = answer_timeout
         self._is_answering = is_answering
+        self._errors = transport.exceptions
         self._connection: Any = None
         self._can_count = True
 
@@ -223,12 +224,11 @@ class RedisPublisher:
 
     def _read_reply(self, connection: Any) -> Any:
         """Return the next reply; an error that Redis answered is returned, not raised."""
-        errors = self._transport.exceptions
         try:
             return connection.read_response(disable_decoding=True)
-        except errors.ConnectionError:
+        except self._errors.ConnectionError:
             raise
-        except errors.ResponseError as exc:
+        except self._errors.ResponseError as exc:
             return exc
 
     def close(self) -> None:
@@ -290,7 +290,7 @@ def stamp(message: Message) -> bytes:
     payload = message.payload
     if not payload.endswith(b"}"):
         return payload
-    return b'%s, "%s": %d}' % (payload[:-1], SEQUENCE_KEY.encode(), message.sequence)
+    return b"%s%s%d}" % (payload[:-1], SEQUENCE_MARK, message.sequence)
 
 
 def describe(exc: BaseException) -> str:

@@ -65,12 +65,11 @@ class GuardedServer(_Server):
         return self.not_handled
 
     def _handle_event(self, eio_sid: str, namespace: str | None, id: int | None, data: Any) -> None:
-        try:
-            check_event(data)
-        except EventInvalid as exc:
-            self._reject(eio_sid, namespace or "/", id, data, exc)
-            return
-        super()._handle_event(eio_sid, namespace, id, data)
+        reason = invalid_event(data)
+        if reason is None:
+            super()._handle_event(eio_sid, namespace, id, data)
+        else:
+            self._reject(eio_sid, namespace or "/", id, data, reason)
 
     def _reject(
         self, eio_sid: str, namespace: str, id: int | None, data: Any, error: EventInvalid
@@ -161,16 +160,17 @@ class GuardedServer(_Server):
         raise CallTimeout
 
 
-def check_event(data: object) -> None:
-    """Make sure that *data*, the decoded body of an EVENT packet, is one.
+def invalid_event(data: object) -> EventInvalid | None:
+    """Say what is wrong with *data*, the decoded body of an EVENT packet.
 
-    Raises:
-        EventInvalid: It is no list that begins with a name, or the name is reserved.
+    Returns:
+        ``None`` if it is a list that begins with a name, and the name is not reserved.
 
     Source:
         Socket.IO protocol v5, EVENT: a non-empty array whose first item is the event's name.
     """
     if not isinstance(data, list) or not data or not isinstance(data[0], str):
-        raise EventInvalid("an event is a list that begins with its name")
+        return EventInvalid("an event is a list that begins with its name")
     if data[0] in RESERVED_EVENTS:
-        raise EventInvalid("this event name is reserved", code="reserved_event")
+        return EventInvalid("this event name is reserved", code="reserved_event")
+    return None

@@ -1,0 +1,124 @@
+"""The application under measurement; the same code serves every column.
+
+Environment variables:
+    GUARD: ``1`` protects the application with the guard; ``0`` does not even import the package.
+    BENCH_REDIS_URL: The message queue.
+    BENCH_CHANNEL: Channel on that queue; each column has its own.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+from flask import Flask
+from flask_socketio import SocketIO, emit, join_room
+
+if TYPE_CHECKING:
+    from flask_socketio_guard import SocketIOGuard
+
+PAYLOAD = "x" * 100
+
+app = Flask(__name__)
+app.config["SECRET_KEY"] = "not a secret: loopback only"
+socketio = SocketIO(
+    app,
+    async_mode="gevent",
+    message_queue=os.environ["BENCH_REDIS_URL"],
+    channel=os.environ["BENCH_CHANNEL"],
+)
+guard: SocketIOGuard | None = None
+if os.environ.get("GUARD") == "1":
+    from flask_socketio_guard import SocketIOGuard
+
+    guard = SocketIOGuard(app, socketio)
+
+
+@app.get("/")
+def index() -> str:
+    """Tell the runner that the worker is up."""
+    return "up"
+
+
+@socketio.on("stats")
+def stats(collect: bool) -> dict[str, Any]:
+    """Return what the runner needs to know about this process.
+
+    Args:
+        collect: Run the garbage collector first.
+
+    Returns:
+        ``{"pid": int, "cpu": seconds of CPU so far, "guarded": bool}``
+    """
+    if collect:
+        gc.collect()
+    return {
+        "pid": os.getpid(),
+        "cpu": time.process_time(),
+        "guarded": "flask_socketio_guard" in sys.modules,
+    }
+
+
+@socketio.on("echo")
+def echo(text: str) -> str:
+    """Acknowledge with what came."""
+    return text
+
+
+@socketio.on("join")
+def join(room: str) -> str:
+    """Put the client into *room*."""
+    join_room(room)
+    return room
+
+
+@socketio.on("publish")
+def publish(number: int) -> None:
+    """Send one event to every client."""
+    emit("news", (number, PAYLOAD), broadcast=True)
+
+
+@socketio.on("emit_many")
+def emit_many(count: int) -> dict[str, float]:
+    """Emit *count* events for a room that has no member in this process.
+
+    Returns:
+        Seconds: ``calls`` until the last call returned, ``published`` until the broker had every
+        message, ``cpu`` of the whole process in that time.
+    """
+    cpu_before = time.process_time()
+    started_at = time.perf_counter()
+    for _ in range(count):
+        socketio.emit("tick", PAYLOAD, to="elsewhere")
+    called_at = time.perf_counter()
+    if guard is not None and not guard.flush(30.0):
+        raise RuntimeError("the outbox is not empty after 30 s")
+    published_at = time.perf_counter()
+    socketio.sleep(0.1)  # lets the listener read back what it has published, which is CPU as well
+    return {
+        "calls": called_at - started_at,
+        "published": published_at - started_at,
+        "cpu": time.process_time() - cpu_before,
+    }
+
+
+@socketio.on("burst")
+def burst(room: str, count: int) -> None:
+    """Emit *count* numbered events to *room* as fast as they go."""
+    for number in range(count):
+        socketio.emit("tick", (number, 0.0, PAYLOAD), to=room)
+
+
+@socketio.on("stream")
+def stream(room: str, rate: float, count: int) -> None:
+    """Emit *count* events to *room*, *rate* per second, each with the instant of its emission.
+
+    The instants are of the monotonic clock, which the processes of one machine share.
+    """
+    started_at = time.monotonic()
+    for number in range(count):
+        socketio.sleep(max(0.0, started_at + number / rate - time.monotonic()))
+        socketio.emit("tick", (number, time.monotonic(), PAYLOAD), to=room)
