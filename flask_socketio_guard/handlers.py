@@ -10,6 +10,7 @@ it into a return value.
 from __future__ import annotations
 
 import inspect
+import traceback
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -204,7 +205,9 @@ class HandlerGuard:
     def _failed(self, failure: Failure) -> Refusal:
         error: dict[str, object] = {"code": failure.code, "id": failure.error_id}
         if self._is_debug():
-            error["message"] = f"{type(failure.exception).__name__}: {failure.exception}"
+            # Survives an exception whose text cannot be made.
+            lines = traceback.format_exception_only(failure.exception)
+            error["message"] = "".join(lines).strip()
         return Refusal(error, {"error": error})
 
 

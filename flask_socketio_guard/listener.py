@@ -27,7 +27,7 @@ PROBE_TASK = "socketio-guard:probe"
 
 _READ_TIMEOUT = 0.5
 _STABLE_TIME = 1.0  # a connection that lived longer was a good one, in seconds
-_TIMER_SLACK = 0.02  # timers may fire a little early, in seconds
+_VERDICT_TIME = 0.1  # so much before a probe is overdue the verdict is begun, in seconds
 
 
 class Listener:
@@ -80,6 +80,7 @@ class Listener:
         self._reader: TaskHandle | None = None
         self._subscription: Subscription | None = None
         self._run: object | None = None
+        self._refusals = 0  # failures to subscribe, in a row, to a broker that answers
         self._token = 0
         self._published = 0
         self._pending: tuple[int, float] | None = None  # oldest unreturned: token, sent at
@@ -153,7 +154,12 @@ class Listener:
             self._broker.report_lost(reason)
             self.broker_lost(reason)
         elif self._broker.check():
-            self.crashed(f"cannot subscribe: {reason}")
+            # The broker may have come back between the two, so one refusal means nothing.
+            self._refusals += 1
+            if self._refusals > 1:
+                self.crashed(f"cannot subscribe: {reason}")
+        else:
+            self._refusals = 0
         if failures or not is_established:
             sleep(self._runtime, reconnect_delay(failures, max_delay=self._reconnect_max_delay))
 
@@ -161,6 +167,7 @@ class Listener:
         """Subscribe, and hand over what arrives until the connection is lost."""
         self._subscription = None
         subscription = self._subscription = self._subscribe()
+        self._refusals = 0
         try:
             self._broker.report_answer()
             self._probe_now.set()
@@ -203,13 +210,16 @@ class Listener:
     def _time_to_next_look(self) -> float:
         if self._pending is None:
             return self._probe_interval
-        remaining = self._pending[1] + self._probe_timeout - clock()
+        remaining = self._overdue_at(self._pending) - clock()
         return min(self._probe_interval, remaining) if remaining > 0 else self._probe_interval
+
+    def _overdue_at(self, pending: tuple[int, float]) -> float:
+        return pending[1] + max(self._probe_timeout / 2, self._probe_timeout - _VERDICT_TIME)
 
     def _judge(self) -> None:
         """Replace the reader if a probe that the broker took has not come back in time."""
         pending = self._pending
-        if pending is None or clock() - pending[1] < self._probe_timeout - _TIMER_SLACK:
+        if pending is None or clock() < self._overdue_at(pending):
             return
         # A probe that never got out is no fault of the listener.
         if not self._broker.check() or self._published < pending[0]:

@@ -25,7 +25,7 @@ _BATCH_MESSAGES = 512
 _BATCH_BYTES = 128 * 1024  # fits the socket buffers, so that one batch never blocks half sent
 _GATE_POLL_INTERVAL = 0.05
 _TURN_MESSAGES = 256  # a loop that emits gives way to the writer once in so many
-_ROOM_TIMEOUT = 1.0
+_SILENCE_TIMEOUT = 0.5  # without an acknowledgement for so long, nobody waits for room any more
 _ROOM_POLL_INTERVAL = 0.005
 _WRITER_SLEEP = 5.0
 
@@ -83,6 +83,7 @@ class Outbox:
         self._probe: int | None = None
         self._is_closed = False
         self._turn_at = _TURN_MESSAGES
+        self._acknowledged_at = clock()
         # Never all of a small outbox at once: what is in flight cannot be dropped.
         self._batch_messages = max(1, min(_BATCH_MESSAGES, max_messages // 2))
         self._batch_bytes = max(1, min(_BATCH_BYTES, max_bytes // 2))
@@ -110,15 +111,14 @@ class Outbox:
 
         Never waits for a broker that is away or does not answer. A caller that
         emits faster than a healthy broker takes it lets the writer have its
-        turn now and then, and is held up at the bound for a moment before it is
-        refused. After :meth:`close` the message is dropped, and counted.
+        turn now and then, and at the bound waits for room as long as the writer
+        gets on. After :meth:`close` the message is dropped, and counted.
 
         Raises:
             OutboxFull: The bound is reached and the newest message is refused.
         """
         size = len(payload)
-        is_pressed = len(self._waiting) >= self._turn_at or self._is_full(size)
-        if is_pressed and self._broker.is_reachable:
+        if len(self._waiting) >= self._turn_at or self._is_full(size):
             self._give_turn(size)
         with self._lock:
             dropped = self._make_room(size) if self._is_full(size) else 0
@@ -136,14 +136,17 @@ class Outbox:
             self._work.set()
 
     def _give_turn(self, size: int) -> None:
-        """Let the writer run, and wait a moment for room where there is none."""
-        if not self._runtime.can_wait():
+        """Let the writer run, and wait for room as long as it gets on."""
+        if not self._is_getting_on() or not self._runtime.can_wait():
             return
         self._turn_at = len(self._waiting) + _TURN_MESSAGES
         self._runtime.sleep(0)
-        deadline = clock() + _ROOM_TIMEOUT
-        while self._is_full(size) and self._broker.is_reachable and clock() < deadline:
+        while self._is_full(size) and self._is_getting_on():
             self._runtime.sleep(_ROOM_POLL_INTERVAL)
+
+    def _is_getting_on(self) -> bool:
+        is_silent = clock() - self._acknowledged_at > _SILENCE_TIMEOUT
+        return self._broker.is_reachable and not is_silent and not self._is_closed
 
     def _is_full(self, size: int) -> bool:
         return len(self) >= self.max_messages or self._bytes + size > self.max_bytes
@@ -241,6 +244,8 @@ class Outbox:
             return list(self._in_flight)
 
     def _acknowledged(self, count: int) -> None:
+        if count:
+            self._acknowledged_at = clock()
         with self._lock:
             for _ in range(min(count, len(self._in_flight))):
                 self._bytes -= len(self._in_flight.popleft().payload)

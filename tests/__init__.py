@@ -1,0 +1,1 @@
+"""The tests of Flask-SocketIO-Guard."""

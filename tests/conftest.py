@@ -1,0 +1,220 @@
+"""Fixtures for all tests, the stock mode, and the table of what was measured."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import pytest
+
+from tests.support import GunicornServer, RawClient, RedisServer, SocketIOClient, wait_until
+from tests.support.processes import reaper_pid
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+FAULTS_MARKER = (
+    "faults(fault, *, stock, because): a row of the table of faults. *stock* says what happens "
+    "without the guard; *because* is a regular expression that the failure must match then."
+)
+_FAULT_PROPERTY = "fault"
+_MEASURED_PROPERTY = "measured"
+_outcome = pytest.StashKey[dict[str, pytest.TestReport]]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add ``--stock``."""
+    parser.addoption(
+        "--stock",
+        action="store_true",
+        help="run only the fault tests, without the guard; each must fail for its stated reason",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Register the marker."""
+    config.addinivalue_line("markers", FAULTS_MARKER)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """In stock mode keep the fault tests only, and expect each to fail."""
+    for item in items:
+        marker = item.get_closest_marker("faults")
+        if marker is not None:
+            item.user_properties.append((_FAULT_PROPERTY, marker.args[0]))
+    if not config.getoption("--stock"):
+        return
+    kept = [item for item in items if item.get_closest_marker("faults")]
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    for item in kept:
+        reason = item.get_closest_marker("faults").kwargs["stock"]  # type: ignore[union-attr]
+        # An error in the tests' own machinery is no AssertionError, and so remains a failure.
+        item.add_marker(
+            pytest.mark.xfail(strict=True, raises=AssertionError, reason=f"stock: {reason}")
+        )
+    items[:] = kept
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    """Keep the outcome for the fixtures; in stock mode check why a test failed."""
+    report: pytest.TestReport = yield  # type: ignore[assignment]
+    item.stash.setdefault(_outcome, {})[report.when or ""] = report
+    marker = item.get_closest_marker("faults")
+    if marker is not None and report.when == "call" and hasattr(report, "wasxfail"):
+        text = str(call.excinfo.value) if call.excinfo else ""
+        report.user_properties.append((_MEASURED_PROPERTY, f"seen: {text.splitlines()[0]}"))
+        if report.skipped and not re.search(marker.kwargs["because"], text):
+            report.outcome = "failed"
+            report.longrepr = (
+                f"stock failed, but not for the stated reason {marker.kwargs['because']!r}:\n{text}"
+            )
+            del report.wasxfail
+    return report  # type: ignore[return-value]
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Print fault, test and measured figures."""
+    rows = []
+    for outcome in ("passed", "failed", "xfailed", "xpassed"):
+        for report in terminalreporter.stats.get(outcome, []):
+            properties = getattr(report, "user_properties", [])
+            fault = dict(properties).get(_FAULT_PROPERTY)
+            if fault is not None and getattr(report, "when", "") == "call":
+                figures = [text for name, text in properties if name == _MEASURED_PROPERTY]
+                test = report.nodeid.rsplit("::", 1)[-1]
+                rows.append((fault, test, outcome, "; ".join(figures)))
+    if not rows:
+        return
+    is_stock = terminalreporter.config.getoption("--stock")
+    terminalreporter.section(f"faults, {'without' if is_stock else 'with'} the guard")
+    for fault, test, outcome, figures in sorted(rows):
+        terminalreporter.write_line(f"{fault} | {test} | {outcome} | {figures}")
+
+
+@pytest.fixture(scope="session")
+def is_stock(request: pytest.FixtureRequest) -> bool:
+    """Whether the guard is to be left out."""
+    return bool(request.config.getoption("--stock"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _leave_no_process_behind() -> Iterator[None]:
+    yield
+
+    def left() -> list[psutil.Process]:
+        children = psutil.Process().children(recursive=True)
+        return [child for child in children if child.pid != reaper_pid()]
+
+    wait_until(lambda: not left(), message="the tests leave processes behind")
+
+
+@pytest.fixture
+def measured(record_property: Callable[[str, object], None]) -> Callable[[str, object], None]:
+    """Return a function that notes a figure for the table at the end of the run."""
+
+    def note(name: str, value: object) -> None:
+        text = f"{value:.2f} s" if isinstance(value, float) else str(value)
+        record_property(_MEASURED_PROPERTY, f"{name}: {text}")
+
+    return note
+
+
+@pytest.fixture
+def has_failed(request: pytest.FixtureRequest) -> Callable[[], bool]:
+    """Return a function that says, during teardown, whether the test failed."""
+
+    def tell() -> bool:
+        reports = request.node.stash.get(_outcome, {}).values()
+        return any(not report.passed for report in reports)
+
+    return tell
+
+
+@pytest.fixture(scope="module")
+def redis_server() -> Iterator[RedisServer]:
+    """A running Redis of this module's own."""
+    with RedisServer() as server:
+        yield server
+
+
+@pytest.fixture
+def make_redis() -> Iterator[Callable[[], RedisServer]]:
+    """Return a function that starts a Redis for this test alone."""
+    started: list[RedisServer] = []
+
+    def make() -> RedisServer:
+        server = RedisServer()
+        started.append(server)
+        server.start()
+        return server
+
+    yield make
+    for server in started:
+        server.close()
+
+
+@pytest.fixture
+def make_server() -> Iterator[Callable[..., GunicornServer]]:
+    """Return a function that starts a gunicorn server for this test alone.
+
+    It takes the arguments of :class:`tests.support.GunicornServer`.
+    """
+    started: list[GunicornServer] = []
+
+    def make(app: str, **options: Any) -> GunicornServer:
+        server = GunicornServer(app, **options)
+        started.append(server)
+        server.start()
+        return server
+
+    yield make
+    for server in started:
+        server.ask_to_stop()
+    for server in started:
+        server.close()
+
+
+@pytest.fixture
+def sio_client() -> Iterator[Callable[..., SocketIOClient]]:
+    """Return a function that connects a Socket.IO client to a server, or to a URL.
+
+    Further arguments are those of :class:`tests.support.SocketIOClient`.
+    """
+    connected: list[SocketIOClient] = []
+
+    def connect(server: GunicornServer | str, **options: Any) -> SocketIOClient:
+        url = server if isinstance(server, str) else server.url
+        client = SocketIOClient(url, **options)
+        connected.append(client)
+        client.connect()
+        return client
+
+    yield connect
+    for client in connected:
+        client.close()
+
+
+@pytest.fixture
+def raw_client() -> Iterator[Callable[..., RawClient]]:
+    """Return a function that connects a client which can send any frame.
+
+    With ``join=False`` the client stays outside its namespace. Further arguments are those of
+    :class:`tests.support.RawClient`.
+    """
+    opened: list[RawClient] = []
+
+    def connect(server: GunicornServer | str, *, join: bool = True, **options: Any) -> RawClient:
+        url = server if isinstance(server, str) else server.websocket_url
+        client = RawClient(url, **options)
+        opened.append(client)
+        if join:
+            client.connect()
+        else:
+            client.open()
+        return client
+
+    yield connect
+    for client in opened:
+        client.close()

@@ -1,0 +1,99 @@
+"""Fleets of guarded, or in stock mode unguarded, processes.
+
+With the guard a fault leaves the servers usable, so the tests of one module share them. Without
+it, or after a failure, the next test gets new ones.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.faults.fleet import Fleet, FleetOptions
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+
+class FleetPool:
+    """The fleets that run, by what distinguishes them."""
+
+    def __init__(self) -> None:
+        self._fleets: dict[FleetOptions, Fleet] = {}
+
+    def get(self, options: FleetOptions) -> Fleet:
+        """Return a running fleet with these options, a new one if need be."""
+        fleet = self._fleets.get(options)
+        if fleet is not None and fleet.is_usable():
+            return fleet
+        if fleet is not None:
+            self.discard(fleet)
+        fleet = Fleet(options)
+        self._fleets[options] = fleet
+        fleet.start()
+        return fleet
+
+    def discard(self, fleet: Fleet) -> None:
+        """Stop a fleet."""
+        self._fleets.pop(fleet.options, None)
+        fleet.close()
+
+    def close(self) -> None:
+        """Stop all fleets."""
+        for fleet in list(self._fleets.values()):
+            self.discard(fleet)
+
+
+@pytest.fixture(scope="module")
+def _fleet_pool() -> Iterator[FleetPool]:
+    pool = FleetPool()
+    yield pool
+    pool.close()
+
+
+@pytest.fixture
+def async_mode() -> str:
+    """The async mode, unless a test is parametrised with others."""
+    return "gevent"
+
+
+@pytest.fixture
+def make_fleet(
+    _fleet_pool: FleetPool, is_stock: bool, async_mode: str, has_failed: Callable[[], bool]
+) -> Iterator[Callable[..., Fleet]]:
+    """Return a function that provides a fleet.
+
+    It takes the fields of :class:`FleetOptions`; ``socketio`` and ``config`` as dictionaries.
+    """
+    used: list[Fleet] = []
+
+    def make(
+        *,
+        socketio: dict[str, Any] | None = None,
+        config: dict[str, Any] | None = None,
+        **options: Any,
+    ) -> Fleet:
+        fleet = _fleet_pool.get(
+            FleetOptions(
+                async_mode=async_mode,
+                is_guarded=not is_stock,
+                socketio=json.dumps(socketio or {}),
+                config=json.dumps(config or {}),
+                **options,
+            )
+        )
+        used.append(fleet)
+        return fleet
+
+    yield make
+    if is_stock or has_failed():
+        for fleet in used:
+            _fleet_pool.discard(fleet)
+
+
+@pytest.fixture
+def fleet(make_fleet: Callable[..., Fleet]) -> Fleet:
+    """Two processes on one Redis."""
+    return make_fleet()

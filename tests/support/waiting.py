@@ -1,0 +1,44 @@
+"""Wait for a condition with a deadline."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+Value = TypeVar("Value")
+
+
+class DeadlineExceeded(AssertionError):
+    """A condition that a test waits for did not come true in time."""
+
+
+def wait_until(
+    condition: Callable[[], Value],
+    *,
+    timeout: float = 5.0,
+    message: str = "the condition did not come true",
+    interval: float = 0.01,
+) -> Value:
+    """Call *condition* until it returns something true, and return that.
+
+    Args:
+        condition: Called at least once, and once more when the time is up.
+        timeout: Longest wait in seconds.
+        message: Says in the error what was waited for.
+        interval: Seconds between two calls.
+
+    Raises:
+        DeadlineExceeded: *condition* was still false after *timeout* seconds.
+    """
+    deadline = time.monotonic() + timeout
+    while True:
+        is_last_call = time.monotonic() >= deadline
+        value = condition()
+        if value:
+            return value
+        if is_last_call:
+            raise DeadlineExceeded(f"{message} (waited {timeout:g} s)")
+        time.sleep(interval)
