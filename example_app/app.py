@@ -38,7 +38,7 @@ def create_app() -> Flask:
 
     app.register_blueprint(pages)
     if app.config["DEMO"] == 1:
-        faults.init_app(app, guard)
+        faults.init_app(app, socketio, guard)
     return app
 
 
@@ -61,8 +61,8 @@ def disconnect(reason: str) -> None:
 @guard.on("join")
 def join(pit: str) -> dict[str, Any]:
     """Move the trader to *pit*, and answer with the prices of the last minute there."""
-    if pit not in PITS:
-        raise EventRejected(f"there is no pit named {pit!r}")
+    if not isinstance(pit, str) or pit not in PITS:
+        raise EventRejected("there is no such pit")
     trader = traders[_sid()]
     if trader["pit"]:
         leave_room(trader["pit"])
@@ -86,6 +86,9 @@ def trade(side: str, lots: int) -> dict[str, Any]:
 @guard.on("ask")
 def ask(sid: str) -> None:
     """Ask another trader, on this or any other process, for a price; tell the pit the answer."""
+    # A room would be taken for a trader, and no name at all for everybody.
+    if not isinstance(sid, str) or not sid or sid in PITS:
+        raise EventRejected("there is no such trader")
     asker = traders[_sid()]
     question = {"who": asker["name"]} | _quote(asker["pit"])
 

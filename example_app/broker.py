@@ -37,12 +37,18 @@ def find_redis_server() -> str:
 
 
 def is_answering(url: str) -> bool:
-    """Tell whether a Redis answers at *url* within a second."""
+    """Tell whether a Redis answers at *url* within a second.
+
+    Raises:
+        DemoError: *url* is no address of a Redis.
+    """
     try:
         with Redis.from_url(url, socket_timeout=1, socket_connect_timeout=1) as client:
             return bool(client.ping())
     except RedisError:
         return False
+    except ValueError as error:
+        raise DemoError(f"REDIS_URL is no address of a Redis: {error}") from None
 
 
 class Broker:

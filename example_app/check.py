@@ -444,12 +444,14 @@ def check(demo: Demo, say: Callable[[str], None]) -> int:
         demo: What to break.
         say: Prints a line.
     """
+    a, b = (process.url for process in demo.processes)
     say(
-        f"Events cross both ways every {STREAM_INTERVAL * 1000:.0f} ms between "
-        f"{' and '.join(process.url for process in demo.processes)}\n"
-        "sent, received, lost: between the processes, from the fault on. flowing: seconds from the "
-        "end of the fault until events flowed again.\nhealth: the worst that /healthz of either "
-        "process said (none: no answer).\n"
+        f"A is {a} and B is {b}. Each sends an event to the other every\n"
+        f"{STREAM_INTERVAL * 1000:.0f} ms, while one fault after the other is injected. This takes "
+        "about a minute.\n\n"
+        "  sent, received, lost  events between A and B, from the fault on\n"
+        "  flowing               seconds from the end of the fault until events flowed again\n"
+        "  health                the worst that /healthz of A or B said (none: no answer)\n"
     )
     say(HEADING)
     rows = []

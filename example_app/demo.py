@@ -135,8 +135,10 @@ def running(folder: Path, ports: tuple[int, ...]) -> Iterator[Demo]:
         environment = {
             "FLASK_DEMO": "1",
             "FLASK_PEERS": json.dumps([f"http://127.0.0.1:{port}" for port in ports]),
-            # Open WebSockets hold up an orderly stop for this long.
-            "GRACEFUL_TIMEOUT": "1",
+            # Ctrl-C shall not take long: open pages find out by themselves that the server is gone,
+            # and what was emitted while the broker was away has nobody left to go to.
+            "GRACEFUL_TIMEOUT": "0",
+            "FLASK_SOCKETIO_GUARD_EXIT_FLUSH_TIMEOUT": "1",
         }
         broker = None
         broker_url = os.environ.get("REDIS_URL", "")
@@ -149,7 +151,10 @@ def running(folder: Path, ports: tuple[int, ...]) -> Iterator[Demo]:
             control = stack.enter_context(broker_control(broker, folder))
             environment["FLASK_BROKER_CONTROL"] = control
         elif not is_answering(broker_url):
-            raise DemoError("the Redis that REDIS_URL names does not answer")
+            raise DemoError(
+                "the Redis that REDIS_URL names does not answer. Start it, "
+                "or unset REDIS_URL to have the demo start one of its own."
+            )
         environment["FLASK_MESSAGE_QUEUE"] = broker_url
 
         processes: list[Process] = []
@@ -217,10 +222,12 @@ def choose_ports(wanted: list[int] | None) -> tuple[int, ...]:
     """Return two ports that are free: *wanted*, else the preferred, else any.
 
     Raises:
-        DemoError: One of *wanted* is taken.
+        DemoError: One of *wanted* is taken, or both are the same.
     """
     if wanted is None:
         return tuple(port if is_free(port) else free_port() for port in PREFERRED_PORTS)
+    if len(set(wanted)) < len(wanted):
+        raise DemoError("the processes need two different ports")
     for port in wanted:
         if not is_free(port):
             raise DemoError(f"port {port} is in use; name others, or none to have free ones chosen")
@@ -234,18 +241,29 @@ def serve(demo: Demo) -> int:
             "The page lacks the Socket.IO client for JavaScript and will only show the health.\n"
             "To get it: npm ci --prefix example_app   (no restart needed)\n"
         )
-    say("Open both, side by side:\n")
+    say("Open both, side by side. Each has a panel to break things.\n")
     for process in demo.processes:
         say(f"    {process.url}/")
     say("\nCtrl-C stops everything.")
-    while True:
-        demo.check_alive()
-        time.sleep(0.5)
+    try:
+        while True:
+            demo.check_alive()
+            time.sleep(0.5)
+    except Stopped:
+        say("\nStopping ...")
+        raise
+
+
+def port_number(text: str) -> int:
+    """Return the port that an argument names."""
+    if not (text.isdecimal() and 0 < int(text) < 65536):
+        raise argparse.ArgumentTypeError(f"{text} is no port: 1 to 65535")
+    return int(text)
 
 
 def say(text: str) -> None:
     """Print *text* at once."""
-    print(text, flush=True)  # noqa: T201  # what this command is for
+    print(text, flush=True)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -256,7 +274,7 @@ def main(arguments: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--check", action="store_true", help="inject each fault and print a table")
-    parser.add_argument("--ports", nargs=2, type=int, metavar="PORT", help="two ports to use")
+    parser.add_argument("--ports", nargs=2, type=port_number, metavar="PORT", help="two to use")
     options = parser.parse_args(arguments)
 
     for number in SIGNALS:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import gc
 import ipaddress
+import itertools
 import os
 import socket
 import time
@@ -22,8 +23,10 @@ from urllib.parse import urlsplit
 
 import gevent
 from flask import Blueprint, Flask, abort, current_app, request
-from flask_socketio import join_room
+from flask_socketio import SocketIO, join_room
 from greenlet import greenlet
+
+from flask_socketio_guard import DuplicateTask
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
     from flask_socketio_guard import SocketIOGuard
 
 HEADER = "X-Break-It"
+PROXY_HEADERS = ("Forwarded", "Via", "X-Forwarded-", "X-Real-Ip")
 STREAM_ROOM = "demo:stream"
 STREAM_INTERVAL = 0.05
 LISTENER_NAME = "socketio-guard:listener"
@@ -41,24 +45,28 @@ class DemoFault(Exception):
     """What the panel makes a handler raise."""
 
 
-def init_app(app: Flask, guard: SocketIOGuard) -> None:
+def init_app(app: Flask, socketio: SocketIO, guard: SocketIOGuard) -> None:
     """Register the faults and a numbered stream of events that shows whether events flow."""
     blueprint = Blueprint("faults", __name__, url_prefix="/demo")
     blueprint.before_request(_refuse_strangers)
-    numbers = iter(range(1, 2**53))
+    numbers = itertools.count(1)
 
-    @guard.task(every=STREAM_INTERVAL, name="demo:stream")
     def stream() -> None:
-        beat = {"process": app.config["PROCESS"], "pid": os.getpid(), "n": next(numbers)}
-        guard.emit("demo:beat", beat | {"at": time.time()}, to=STREAM_ROOM)
+        while guard.sleep(STREAM_INTERVAL):
+            beat = {"process": app.config["PROCESS"], "pid": os.getpid(), "n": next(numbers)}
+            guard.emit("demo:beat", beat | {"at": time.time()}, to=STREAM_ROOM)
 
-    @guard.on("demo:watch")
+    # With `socketio`, which serves *app* now, and not with `guard`: that would remember these
+    # for every other application, too.
+    @socketio.on("demo:watch")
     def watch() -> dict[str, Any]:
         _refuse_strangers()
         join_room(STREAM_ROOM)
+        with suppress(DuplicateTask):  # it runs since the first client watched
+            guard.start_background_task(stream, name="demo:stream", restart="on-failure")
         return {"process": app.config["PROCESS"], "pid": os.getpid()}
 
-    @guard.on("demo:raise")
+    @socketio.on("demo:raise")
     def raise_in_handler() -> None:
         _refuse_strangers()
         raise DemoFault("the panel made this handler raise")
@@ -116,7 +124,7 @@ def _refuse_strangers() -> None:
 
 
 def _is_local() -> bool:
-    has_proxy = "Forwarded" in request.headers or "X-Forwarded-For" in request.headers
+    has_proxy = any(name.title().startswith(PROXY_HEADERS) for name, _ in request.headers)
     return not has_proxy and _is_loopback(request.remote_addr) and _is_loopback(_host())
 
 

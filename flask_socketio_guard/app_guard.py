@@ -11,6 +11,7 @@ import os
 import threading
 import weakref
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 
@@ -38,7 +39,7 @@ from .supervisor import (
     sleep,
 )
 from .tasks import Tasks, TaskSpec
-from .upstream import adopt, new_host_id, transport_of
+from .upstream import adopt, new_host_id, refuse_websocket, transport_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -47,11 +48,10 @@ if TYPE_CHECKING:
     from flask import Flask
     from flask_socketio import SocketIO
 
-    from .config import GuardConfig
+    from .config import GuardConfig, require_seconds
 
 _INTERNAL = RestartPolicy(restart=Restart.ALWAYS, first_delay=0.0, max_delay=1.0, max_restarts=None)
 _RETRY_AFTER = "5"  # seconds a refused client is asked to wait
-_TRY_AGAIN_LATER = 1013  # WebSocket close code, IANA registry
 
 
 class AppGuard:
@@ -72,6 +72,7 @@ class AppGuard:
         self.handlers = HandlerGuard(self.sender, is_debug=self._is_debug)
         self.counters = Counters(self.sender)
         self._log_lines = LogLines(self.sender)
+        self.is_worker_alive: Callable[[], bool] = lambda: True
         self.on_failure: list[Callable[[Failure], object]] = []
         self._specs: list[TaskSpec] = []
         self._names = itertools.count(1)
@@ -179,7 +180,7 @@ class AppGuard:
         if self._is_started:
             return
         with self._lock:
-            if self._is_started:
+            if self._is_started or self.stopping.is_set():
                 return
             if self.outbox is not None and self.server.async_mode == "gevent":
                 _require_patched(is_write_only=self.app is None)
@@ -236,8 +237,8 @@ class AppGuard:
         Raises:
             ConfigError: *timeout* is out of range.
         """
-        if timeout is not None and not timeout > 0:
-            raise ConfigError(f"callback_timeout must be > 0 seconds, not {timeout!r}")
+        if timeout is not None:
+            require_seconds("callback_timeout", timeout)
         bound: Callable[..., object] = self.socketio.in_present_request(function)
         on_lost = None
         if on_timeout is not None:
@@ -257,11 +258,10 @@ class AppGuard:
         """Flush the outbox and end every task, within about *timeout* seconds each."""
         with self._lock:
             self._is_serving = False
-            self.stopping.set()
             self.health.refresh()
-        late = self.supervisor.stop(timeout, is_internal=False)
+        self._stop_tasks(timeout)
         self.flush(min(timeout, self.config.exit_flush_timeout))
-        late += self.supervisor.stop(timeout, is_internal=True)
+        late = self.supervisor.stop(timeout, is_internal=True)
         if late:
             signals.logger.warning("tasks did not end in time: %s", ", ".join(late))
         if self.listener is not None:
@@ -269,7 +269,7 @@ class AppGuard:
         if self.outbox is not None:
             self.outbox.close()
         self.callbacks.lose_all("stopped")
-        self.health.refresh()
+        self.health.stopped()
 
     def flush_at_exit(self) -> None:
         """Give what was emitted last a chance to get out before the process ends."""
@@ -298,7 +298,11 @@ class AppGuard:
     def is_crowded(self) -> bool:
         """Say whether the bound on connections is reached."""
         bound = self.config.max_connections
-        return bound is not None and len(self.server.eio.sockets) >= bound
+        sockets = self.server.eio.sockets
+        if bound is None or len(sockets) < bound:
+            return False
+        # Upstream's sweep leaves closed ones in the table for a while.
+        return sum(not known.closed for known in list(sockets.values())) >= bound
 
     def sleep(self, seconds: float) -> bool:
         """Sleep; end early, and return ``False``, when the task or process stops."""
@@ -334,8 +338,18 @@ class AppGuard:
 
     def _tick(self) -> None:
         while not is_stopping():
+            if self._is_serving and not self.is_worker_alive():
+                self._is_serving = False
+                self.spawn("farewell", partial(self._stop_tasks, self.config.stop_timeout))
             self.health.tick()
             sleep(self.runtime, TICK_INTERVAL)
+
+    def _stop_tasks(self, timeout: float) -> None:
+        """End the application's tasks; its clients may still be there."""
+        self.stopping.set()
+        late = self.supervisor.stop(timeout, is_internal=False)
+        if late:
+            signals.logger.warning("tasks did not end in time: %s", ", ".join(late))
 
     def _context(self) -> AbstractContextManager[object]:
         return nullcontext() if self.app is None else self.app.app_context()
@@ -447,7 +461,7 @@ def _refuse(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable
     websocket = environ.get("wsgi.websocket")
     if websocket is not None:
         # gevent-websocket has answered 101 before the application is asked.
-        websocket.close(_TRY_AGAIN_LATER, b"the server is full")
+        refuse_websocket(websocket, "the server is full")
         return []
     start_response(
         "503 Service Unavailable",

@@ -161,6 +161,16 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and value < float("inf")
 
 
+def require_seconds(name: str, value: object) -> None:
+    """Make sure that *value* is a duration: a finite number of seconds, > 0.
+
+    Raises:
+        ConfigError: It is not; the text calls it *name*.
+    """
+    if not (_is_number(value) and isinstance(value, int | float) and value > 0):
+        raise ConfigError(f"{name} must be a number of seconds > 0, not {value!r}")
+
+
 def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 

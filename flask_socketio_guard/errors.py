@@ -86,25 +86,19 @@ class PublishError(BrokerError):
     """A batch of messages was not, or not wholly, acknowledged by the broker.
 
     Attributes:
-        published: How many messages from the front of the batch were acknowledged.
+        published: Messages that went out.
+        refused: Messages that the broker answered with an error; they never will.
+            The rest of the batch, in order, may be tried again.
     """
 
-    def __init__(self, reason: str, *, published: int = 0) -> None:
+    def __init__(self, reason: str, *, published: int = 0, refused: int = 0) -> None:
         super().__init__(reason)
         self.published = published
+        self.refused = refused
 
 
 class PublishRefused(PublishError):
-    """The broker answered a batch, and refused some of it for good.
-
-    Attributes:
-        published: Messages of the batch that went out.
-        refused: Messages that did not, and will not.
-    """
-
-    def __init__(self, reason: str, *, published: int, refused: int) -> None:
-        super().__init__(reason, published=published)
-        self.refused = refused
+    """The broker answered the whole batch, and refused some of it."""
 
 
 class OutboxFull(BrokerError):

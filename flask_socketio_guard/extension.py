@@ -11,7 +11,7 @@ import flask
 from flask import Flask, current_app, has_app_context
 
 from .app_guard import AppGuard, GuardMiddleware, stop_superseded
-from .config import GuardConfig
+from .config import GuardConfig, require_seconds
 from .errors import ConfigError, DuplicateTask
 from .gunicorn import start_in_worker
 from .tasks import TaskSpec, restart_policy, task_name, task_spec
@@ -163,8 +163,8 @@ class SocketIOGuard:
                 ``"timeout"``. Under gevent the handler is interrupted at its next
                 wait; a thread cannot be, so under threading it runs on unheard.
         """
-        if timeout is not None and not timeout > 0:
-            raise ConfigError(f"timeout must be > 0 seconds, not {timeout!r}")
+        if timeout is not None:
+            require_seconds("timeout", timeout)
 
         def decorator(handler: F) -> F:
             target = handler if timeout is None else self._limited(handler, timeout)

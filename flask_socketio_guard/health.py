@@ -160,6 +160,11 @@ class Health:
             time=datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
         )
 
+    def stopped(self) -> None:
+        """Take the last snapshot: the process is stopping on purpose, and ticks no more."""
+        self._ticked_at = None
+        self.refresh()
+
     @property
     def snapshot(self) -> Snapshot:
         """The newest snapshot."""
@@ -175,7 +180,7 @@ class Health:
 
     def _is_stale(self) -> bool:
         if self._ticked_at is None:
-            return False  # not started: the snapshot says so
+            return False  # not started, or stopped: the snapshot says so
         return clock() - self._ticked_at > _STALE_TICKS * TICK_INTERVAL
 
     def _is_late(self) -> bool:

@@ -213,19 +213,19 @@ class Outbox:
     def _publish_once(self) -> None:
         probe, self._probe = self._probe, None
         batch = self._next_batch() if self._gate_deadline is None else []
-        published = len(batch)
         subscribers = None
         try:
             subscribers = self._publisher.publish(batch, probe)
-        except PublishRefused as exc:
-            self._on_lost(exc.refused, "refused", str(exc))
         except PublishError as exc:
-            self._acknowledged(exc.published)
-            if self._probe is None:
-                self._probe = probe
-            raise
+            if exc.refused:
+                self._on_lost(exc.refused, "refused", str(exc))
+            if not isinstance(exc, PublishRefused):
+                self._acknowledged(exc.published + exc.refused)
+                if self._probe is None:
+                    self._probe = probe
+                raise
         self._broker.report_answer()
-        self._acknowledged(published)
+        self._acknowledged(len(batch))
         if probe is not None:
             self._on_probe(probe)
         self._count_subscribers(subscribers)

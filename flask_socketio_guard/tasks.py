@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from .config import require_seconds
 from .errors import ConfigError
 from .runtime import Runtime, clock
 from .supervisor import Restart, RestartPolicy, Supervisor, TaskHandle, is_stopping, sleep
@@ -48,8 +49,8 @@ def task_spec(
     Raises:
         ConfigError: An option is out of range.
     """
-    if every is not None and not every > 0:
-        raise ConfigError(f"every must be > 0 seconds, not {every!r}")
+    if every is not None:
+        require_seconds("every", every)
     policy = restart_policy(restart, max_restarts=max_restarts, restart_window=restart_window)
     return TaskSpec(name or task_name(target), target, every, policy, critical)
 
@@ -69,8 +70,7 @@ def restart_policy(
         raise ConfigError(f"restart must be one of {choices}, not {restart!r}") from None
     if max_restarts is not None and max_restarts < 0:
         raise ConfigError(f"max_restarts must be >= 0 or None, not {max_restarts!r}")
-    if not restart_window > 0:
-        raise ConfigError(f"restart_window must be > 0 seconds, not {restart_window!r}")
+    require_seconds("restart_window", restart_window)
     return RestartPolicy(restart=when, max_restarts=max_restarts, restart_window=restart_window)
 
 

@@ -9,5 +9,6 @@ from __future__ import annotations
 
 from .adopt import adopt, new_host_id, transport_of
 from .compat import check_versions
+from .websocket import refuse_websocket
 
-__all__ = ["adopt", "check_versions", "new_host_id", "transport_of"]
+__all__ = ["adopt", "check_versions", "new_host_id", "refuse_websocket", "transport_of"]

@@ -105,7 +105,9 @@ class _QueueSubscription:
                 message = json.loads(message)
             except (TypeError, ValueError):
                 return None
-        if message.get("method") != _PROBE or message.get("transport") != self._id:
+        if not isinstance(message, dict) or message.get("method") != _PROBE:
+            return None
+        if message.get("transport") != self._id:
             return None
         token = message.get("token")
         return Probe(token) if isinstance(token, int) else None

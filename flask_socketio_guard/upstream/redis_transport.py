@@ -185,18 +185,15 @@ class RedisPublisher:
                 reply = self._read_reply(connection)
                 replies.append(reply)
                 if position < len(messages):
-                    published += 1
                     if isinstance(reply, Exception):
                         refused.append(reply)
+                    else:
+                        published += 1
         except Exception as exc:
             self.close()
-            raise PublishError(describe(exc), published=published) from exc
+            raise PublishError(describe(exc), published=published, refused=len(refused)) from exc
         if refused:
-            raise PublishRefused(
-                describe(refused[0]),
-                published=len(messages) - len(refused),
-                refused=len(refused),
-            )
+            raise PublishRefused(describe(refused[0]), published=published, refused=len(refused))
         return self._subscribers(replies, len(messages), is_counting=is_counting)
 
     def _subscribers(self, replies: list[Any], messages: int, *, is_counting: bool) -> int | None:

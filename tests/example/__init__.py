@@ -1,0 +1,1 @@
+"""The example application, its page, its demo, and the configuration that deploys it."""

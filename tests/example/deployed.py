@@ -1,0 +1,42 @@
+"""Servers that are deployed as documented: everything comes from ``gunicorn.conf.py``."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+from tests.support import GunicornServer, free_port
+from tests.support.servers import PROJECT_ROOT
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+EXAMPLE = "example_app.app:create_app()"
+
+
+class DeployedServer(GunicornServer):
+    """One gunicorn process with the project's configuration, and no setting beside it.
+
+    Args:
+        app: What gunicorn serves.
+        env: Added to the environment of the processes; the configuration reads it.
+        arguments: Further command line arguments for gunicorn.
+    """
+
+    def __init__(
+        self,
+        app: str = EXAMPLE,
+        *,
+        env: Mapping[str, str] | None = None,
+        arguments: Sequence[str] = (),
+    ) -> None:
+        port = free_port()
+        own = {"HOST": "127.0.0.1", "PORT": str(port), "GRACEFUL_TIMEOUT": "1"}
+        super().__init__(app, port=port, env=own | dict(env or {}))
+        self.name = str(port)
+        self._command = [
+            *(sys.executable, "-m", "gunicorn"),
+            *("--config", str(PROJECT_ROOT / "gunicorn.conf.py")),
+            *arguments,
+            app,
+        ]
