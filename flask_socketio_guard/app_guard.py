@@ -18,6 +18,7 @@ from urllib.parse import parse_qs
 from . import signals
 from .broker import Broker
 from .callbacks import CallbackTable
+from .config import require_seconds
 from .errors import ConfigError
 from .handlers import HandlerGuard
 from .health import TICK_INTERVAL, Health, HealthEndpoints, Sources
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
     from flask import Flask
     from flask_socketio import SocketIO
 
-    from .config import GuardConfig, require_seconds
+    from .config import GuardConfig
 
 _INTERNAL = RestartPolicy(restart=Restart.ALWAYS, first_delay=0.0, max_delay=1.0, max_restarts=None)
 _RETRY_AFTER = "5"  # seconds a refused client is asked to wait

@@ -127,7 +127,9 @@ class Outbox:
                 self._sequence += 1
                 self._waiting.append(Message(self._sequence, payload))
                 self._bytes += size
-                self._empty.clear()
+                if self._empty.is_set():
+                    self._empty.clear()
+                    self._acknowledged_at = clock()  # there was nothing to acknowledge before
         if dropped or is_refused:
             self._on_lost(dropped + is_refused, "exit" if self._is_closed else "overflow", "")
         if is_refused and not self._is_closed:

@@ -1,0 +1,138 @@
+"""What gunicorn has to say, by hand and from a real gunicorn."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from types import SimpleNamespace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from flask_socketio_guard import gunicorn as hooks
+from flask_socketio_guard.gunicorn import start_in_worker
+from tests import unit_support
+from tests.support import GunicornServer, wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from tests.unit_support import Guarded
+
+nothing_left_behind = unit_support.nothing_left_behind
+make_guarded = unit_support.make_guarded
+guarded = unit_support.guarded
+
+HOOKS = "from flask_socketio_guard.gunicorn import post_worker_init, worker_exit\n"
+
+
+def own_threads() -> list[str]:
+    return [
+        thread.name for thread in threading.enumerate() if thread.name.startswith("socketio-guard:")
+    ]
+
+
+def test_the_hooks_start_and_stop_every_guard_of_the_worker(
+    make_guarded: Callable[..., Guarded],
+) -> None:
+    made = [make_guarded(), make_guarded()]
+    hooks.post_worker_init(SimpleNamespace(pid=os.getpid()))
+    assert len(own_threads()) == 4
+    for guarded in made:
+        assert guarded.app.test_client().get("/readyz").status_code == 200
+    # gunicorn calls it in the master as well, for a worker that was gone before.
+    hooks.worker_exit(object(), SimpleNamespace(pid=os.getpid() + 1))
+    assert len(own_threads()) == 4
+    hooks.worker_exit(object(), SimpleNamespace(pid=os.getpid()))
+    assert own_threads() == []
+    for guarded in made:
+        assert guarded.app.test_client().get("/readyz").status_code == 503
+
+
+def test_nothing_starts_by_itself_outside_of_a_worker(guarded: Guarded) -> None:
+    """A shell, a migration, a preloading master: each loads the application."""
+    start_in_worker(guarded.inner)
+    assert own_threads() == []
+
+
+@pytest.fixture
+def launch(tmp_path: Path) -> Callable[..., GunicornServer]:
+    """Return a function that makes a gunicorn whose application notes its start and its stop."""
+
+    def make(
+        async_mode: str, *, has_hooks: bool, arguments: tuple[str, ...] = ()
+    ) -> GunicornServer:
+        if has_hooks:
+            (tmp_path / "hooks.py").write_text(HOOKS)
+            arguments = (*arguments, "--config", str(tmp_path / "hooks.py"))
+        return GunicornServer(
+            "tests.unit_app:create_app()",
+            async_mode=async_mode,
+            env={"ASYNC_MODE": async_mode, "LIFE_FILE": str(tmp_path / "life")},
+            arguments=arguments,
+        )
+
+    return make
+
+
+def life(tmp_path: Path) -> list[tuple[int, str]]:
+    """Return what the processes noted: their id, and what happened."""
+    path = tmp_path / "life"
+    if not path.exists():
+        return []
+    lines = [line.split() for line in path.read_text().splitlines()]
+    return [(int(pid), what) for pid, what in lines]
+
+
+@pytest.mark.parametrize("async_mode", ["gevent", "threading"])
+@pytest.mark.parametrize("has_hooks", [True, False], ids=["hooks", "no-hooks"])
+def test_a_worker_starts_its_tasks_before_any_request(
+    launch: Callable[..., GunicornServer], tmp_path: Path, async_mode: str, has_hooks: bool
+) -> None:
+    """And with the hooks it lets them stop."""
+    server = launch(async_mode, has_hooks=has_hooks)
+    try:
+        server.launch()
+        wait_until(lambda: life(tmp_path), timeout=20, message=f"no start:\n{server.log()}")
+        (worker,) = server.worker_pids()
+        assert life(tmp_path) == [(worker, "started")]
+        server.ask_to_stop()
+        wait_until(lambda: not server.is_alive(), timeout=10)
+        if has_hooks:
+            assert life(tmp_path) == [(worker, "started"), (worker, "stopped")]
+        assert "Traceback" not in server.log()
+    finally:
+        server.close()
+
+
+@pytest.mark.parametrize("async_mode", ["gevent", "threading"])
+def test_a_preloading_master_starts_nothing_and_each_worker_does(
+    launch: Callable[..., GunicornServer], tmp_path: Path, async_mode: str
+) -> None:
+    server = launch(async_mode, has_hooks=True, arguments=("--preload", "--workers", "2"))
+    try:
+        server.launch()
+        wait_until(lambda: len(life(tmp_path)) >= 2, timeout=20, message=server.log())
+        assert sorted(life(tmp_path)) == sorted((pid, "started") for pid in server.worker_pids())
+        assert server.pid not in dict(life(tmp_path))
+    finally:
+        server.close()
+
+
+def test_a_worker_that_died_is_replaced_by_one_that_starts(
+    launch: Callable[..., GunicornServer], tmp_path: Path
+) -> None:
+    server = launch("gevent", has_hooks=True)
+    try:
+        server.launch()
+        wait_until(lambda: life(tmp_path), timeout=20, message=server.log())
+        (first,) = server.worker_pids()
+        os.kill(first, signal.SIGKILL)
+        wait_until(lambda: len(life(tmp_path)) == 2, timeout=20, message=server.log())
+        assert [pid == first for pid, _ in life(tmp_path)] == [True, False]
+        server.wait_until_serving()
+        assert server.get("/readyz").status_code == 200
+    finally:
+        server.close()

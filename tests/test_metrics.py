@@ -1,0 +1,121 @@
+"""Every loss has a number."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+
+from flask_socketio_guard import signals
+from flask_socketio_guard.errors import EventRejected
+from flask_socketio_guard.listener import LISTENER_TASK
+from flask_socketio_guard.metrics import Counters
+from flask_socketio_guard.signals import (
+    CallbackLoss,
+    Failure,
+    ListenerChange,
+    OutboxLoss,
+    Rejection,
+    TaskChange,
+)
+from flask_socketio_guard.states import ListenerState, TaskState
+
+if TYPE_CHECKING:
+    from blinker import NamedSignal
+
+NAMES = {
+    "handler_failures",
+    "callback_failures",
+    "task_failures",
+    "hook_failures",
+    "listener_failures",
+    "events_rejected",
+    "callbacks_expired",
+    "callbacks_dropped",
+    "outbox_dropped",
+    "listener_restarts",
+    "listener_stalls",
+    "task_restarts",
+}
+RUNNING, BACKING_OFF = TaskState.RUNNING, TaskState.BACKING_OFF
+
+
+class Sender:
+    """An application."""
+
+
+def test_what_never_happened_is_zero() -> None:
+    assert Counters(Sender()).as_dict() == dict.fromkeys(NAMES, 0)
+
+
+@pytest.mark.parametrize(
+    ("signal", "record", "counted"),
+    [
+        *(
+            (signals.failed, Failure(kind, RuntimeError()), {f"{kind}_failures": 1})
+            for kind in ("handler", "callback", "task", "hook", "listener")
+        ),
+        (signals.rejected, Rejection("x", "/", None, EventRejected()), {"events_rejected": 1}),
+        (signals.callback_lost, CallbackLoss("expired", "sid"), {"callbacks_expired": 1}),
+        (signals.callback_lost, CallbackLoss("gone", "sid"), {"callbacks_dropped": 1}),
+        (signals.callback_lost, CallbackLoss("stopped", "sid"), {"callbacks_dropped": 1}),
+        (signals.outbox_lost, OutboxLoss(7, "overflow"), {"outbox_dropped": 7}),
+        (signals.outbox_lost, OutboxLoss(2, "refused"), {"outbox_dropped": 2}),
+        (
+            signals.listener_changed,
+            ListenerChange(ListenerState.RUNNING, ListenerState.STALLED, ""),
+            {"listener_stalls": 1},
+        ),
+        (
+            signals.listener_changed,
+            ListenerChange(ListenerState.STALLED, ListenerState.RUNNING, ""),
+            {},
+        ),
+        (signals.task_changed, TaskChange("x", RUNNING, BACKING_OFF, ""), {"task_restarts": 1}),
+        (signals.task_changed, TaskChange("x", BACKING_OFF, RUNNING, ""), {}),
+        (
+            signals.task_changed,
+            TaskChange(LISTENER_TASK, RUNNING, BACKING_OFF, ""),
+            {"listener_restarts": 1},
+        ),
+    ],
+)
+def test_each_fact_is_counted_where_it_belongs(
+    signal: NamedSignal, record: object, counted: dict[str, int]
+) -> None:
+    sender = Sender()
+    counters = Counters(sender)
+    signals.send(signal, sender, record)
+    signals.send(signal, Sender(), record)
+    assert {name: count for name, count in counters.as_dict().items() if count} == counted
+
+
+def test_counts_are_a_copy() -> None:
+    counters = Counters(Sender())
+    counters.as_dict()["handler_failures"] = 5
+    assert counters.as_dict()["handler_failures"] == 0
+
+
+def test_two_applications_count_for_themselves() -> None:
+    first, second = Sender(), Sender()
+    counters = Counters(first), Counters(second)
+    signals.send(signals.outbox_lost, second, OutboxLoss(3, "overflow"))
+    assert [each.as_dict()["outbox_dropped"] for each in counters] == [0, 3]
+
+
+def test_threads_that_count_at_once_lose_no_count() -> None:
+    sender = Sender()
+    counters = Counters(sender)
+    record = OutboxLoss(1, "overflow")
+
+    def count() -> None:
+        for _ in range(500):
+            signals.send(signals.outbox_lost, sender, record)
+
+    threads = [threading.Thread(target=count) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert counters.as_dict()["outbox_dropped"] == 4000

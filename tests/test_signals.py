@@ -1,0 +1,111 @@
+"""Signals: every subscriber hears, whatever the others do."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import re
+import weakref
+from dataclasses import FrozenInstanceError
+
+import pytest
+
+from flask_socketio_guard import signals
+from flask_socketio_guard.errors import EventRejected, HandlerTimeout
+from flask_socketio_guard.signals import Failure, OutboxLoss, Rejection
+
+
+class Sender:
+    """Something that has signals."""
+
+
+def test_a_record_reaches_every_subscriber_of_its_sender_only() -> None:
+    sender, other = Sender(), Sender()
+    heard: list[tuple[str, object]] = []
+    subscriptions = [
+        signals.subscribe(signals.outbox_lost, sender, lambda record: heard.append(("a", record))),
+        signals.subscribe(signals.outbox_lost, sender, lambda record: heard.append(("b", record))),
+        signals.subscribe(signals.outbox_lost, other, lambda record: heard.append(("c", record))),
+        signals.subscribe(signals.task_changed, sender, lambda record: heard.append(("d", record))),
+    ]
+    record = OutboxLoss(1, "overflow")
+    signals.send(signals.outbox_lost, sender, record)
+    assert sorted(heard, key=str) == [("a", record), ("b", record)]
+    del subscriptions
+
+
+def test_a_subscriber_that_raises_is_logged_and_the_others_hear(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    sender = Sender()
+    heard: list[object] = []
+
+    def fail(record: object) -> None:
+        raise RuntimeError("a subscriber failed")
+
+    subscriptions = [
+        signals.subscribe(signals.outbox_lost, sender, fail),
+        signals.subscribe(signals.outbox_lost, sender, heard.append),
+        signals.subscribe(signals.outbox_lost, sender, fail),
+    ]
+    with caplog.at_level(logging.ERROR, "flask_socketio_guard"):
+        signals.send(signals.outbox_lost, sender, OutboxLoss(1, "overflow"))
+    assert len(heard) == 1
+    assert [record.getMessage() for record in caplog.records] == [
+        "a subscriber of 'outbox-lost' raised"
+    ] * 2
+    assert all(record.exc_info for record in caplog.records)
+    del subscriptions
+
+
+def test_a_subscription_ends_when_its_owner_drops_it() -> None:
+    """So a discarded application neither hears nor stays."""
+    sender = Sender()
+    heard: list[object] = []
+    subscription = signals.subscribe(signals.outbox_lost, sender, heard.append)
+    signals.send(signals.outbox_lost, sender, OutboxLoss(1, "overflow"))
+    del subscription
+    gc.collect()
+    signals.send(signals.outbox_lost, sender, OutboxLoss(1, "overflow"))
+    assert len(heard) == 1
+
+
+def test_a_signal_does_not_keep_its_sender() -> None:
+    sender = Sender()
+    reference = weakref.ref(sender)
+    subscription = signals.subscribe(signals.outbox_lost, sender, lambda _record: None)
+    del sender, subscription
+    gc.collect()
+    assert reference() is None
+
+
+def test_a_signal_is_heard_by_plain_blinker_subscribers() -> None:
+    """As the application connects them: ``receiver(sender, record=...)``."""
+    sender = Sender()
+    heard = []
+
+    def receiver(given: object, *, record: object) -> None:
+        heard.append((given, record))
+
+    signals.failed.connect(receiver, sender=sender)
+    failure = Failure("task", RuntimeError())
+    signals.send(signals.failed, sender, failure)
+    assert heard == [(sender, failure)]
+
+
+def test_every_failure_has_an_id_of_its_own() -> None:
+    ids = {Failure("handler", RuntimeError()).error_id for _ in range(100)}
+    assert len(ids) == 100
+    assert all(re.fullmatch("[0-9a-f]{16}", error_id) for error_id in ids)
+
+
+def test_a_failure_tells_its_code() -> None:
+    assert Failure("handler", RuntimeError()).code == "internal_error"
+    assert Failure("handler", HandlerTimeout(1.0)).code == "timeout"
+    assert Failure("handler", TimeoutError()).code == "internal_error"
+
+
+def test_a_record_cannot_be_changed_by_a_subscriber() -> None:
+    record = Rejection("chat", "/", None, EventRejected())
+    with pytest.raises(FrozenInstanceError):
+        record.event = "other"  # type: ignore[misc]

@@ -1,0 +1,571 @@
+"""The guarded managers: callbacks over the queue, and what others may send through it.
+
+Two applications on one bus stand for two processes.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flask_socketio_guard import Failure, OutboxFull, signals
+from tests import unit_support
+from tests.support import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.unit_support import Bus, Guarded, PollingClient
+
+nothing_left_behind = unit_support.nothing_left_behind
+make_guarded = unit_support.make_guarded
+make_process = unit_support.make_process
+bus = unit_support.bus
+
+
+@pytest.fixture
+def a(make_process: Callable[..., Guarded]) -> Guarded:
+    """The first process."""
+    return make_process()
+
+
+@pytest.fixture
+def b(make_process: Callable[..., Guarded]) -> Guarded:
+    """The second process."""
+    return make_process()
+
+
+def connected(guarded: Guarded, namespace: str = "/") -> PollingClient:
+    guarded.socketio.on_event("echo", lambda *args: args, namespace=namespace)
+    client = guarded.polling()
+    client.connect(namespace)
+    return client
+
+
+def manager(guarded: Guarded) -> Any:
+    return guarded.socketio.server.manager
+
+
+def emit_and_answer(source: Guarded, client: PollingClient, *answer: Any, **options: Any) -> None:
+    source.guard.emit("question", to=client.sid, **options)
+    client.answer(client.question()[0], *answer)
+
+
+def fill(guarded: Guarded, **options: Any) -> int:
+    """Emit until the outbox is full, and return how many it took."""
+    for number in range(1000):
+        try:
+            guarded.guard.emit("news", number, **options)
+        except OutboxFull:
+            return number
+    raise AssertionError("the outbox is never full")
+
+
+# Emitting
+
+
+def test_an_event_reaches_clients_of_all_processes_once(a: Guarded, b: Guarded, bus: Bus) -> None:
+    clients = connected(a), connected(b)
+    a.guard.emit("news", {"n": 1})
+    a.guard.emit("end")
+    for client in clients:
+        assert client.receive("42") == '42["news",{"n":1}]'
+        assert client.receive("42") == '42["end"]'
+    assert bus.methods() == ["emit", "emit"]
+
+
+def test_an_event_reaches_a_room_and_spares_those_who_shall_not_get_it(
+    a: Guarded, b: Guarded
+) -> None:
+    near, far, spared = connected(a), connected(b), connected(b)
+    for guarded, client in ((a, near), (b, far), (b, spared)):
+        guarded.socketio.server.enter_room(client.sid, "room")
+    a.guard.emit("news", to="room", skip_sid=spared.sid)
+    a.guard.emit("end")
+    assert near.receive("42") == '42["news"]'
+    assert far.receive("42") == '42["news"]'
+    assert spared.receive("42") == '42["end"]'
+
+
+@pytest.mark.parametrize("to", [["one", "two"], ("one", "two")], ids=["list", "tuple"])
+def test_an_event_reaches_several_rooms(a: Guarded, b: Guarded, to: Any) -> None:
+    client = connected(b)
+    b.socketio.server.enter_room(client.sid, "two")
+    a.guard.emit("news", to=to)
+    assert client.receive("42") == '42["news"]'
+
+
+def test_several_arguments_and_bytes_go_over_the_queue(a: Guarded, b: Guarded) -> None:
+    near, far = connected(a), connected(b)
+    a.guard.emit("news", ("one", {"two": 2}))
+    a.guard.emit("bytes", {"raw": b"\x00\xff"})
+    for client in (near, far):
+        assert client.receive("42") == '42["news","one",{"two":2}]'
+        assert client.receive("45") == '451-["bytes",{"raw":{"_placeholder":true,"num":0}}]'
+        assert client.receive("b") == "bAP8="
+
+
+@pytest.mark.parametrize("has_client", [False, True])
+@pytest.mark.parametrize("has_callback", [False, True])
+def test_what_json_cannot_hold_is_a_type_error_and_nothing_is_sent(
+    a: Guarded, bus: Bus, has_client: bool, has_callback: bool
+) -> None:
+    client = connected(a) if has_client else None
+    options: dict[str, Any] = {"to": "room", "callback": print} if has_callback else {}
+    with pytest.raises(TypeError):
+        a.guard.emit("bad", {"tags": {"a", "set"}}, **options)
+    assert a.guard.waiting_callbacks == 0
+    assert a.guard.flush(5.0)
+    assert bus.methods() == []
+    if client is not None:
+        assert client.call("echo", 1) == [1]
+
+
+def test_a_full_outbox_refuses_before_anything_is_sent(
+    make_process: Callable[..., Guarded], bus: Bus
+) -> None:
+    """Not even the clients of this process get it: all or nobody."""
+    guarded = make_process(outbox_max_messages=1)
+    client = connected(guarded)
+    bus.is_down = True
+    taken = fill(guarded, to=client.sid, callback=print)
+    waiting = guarded.guard.waiting_callbacks
+    with pytest.raises(OutboxFull):
+        guarded.guard.emit("news", "refused", to=client.sid, callback=print)
+    assert guarded.guard.waiting_callbacks == waiting
+    assert client.call("echo", 1) == [1]
+    assert len([frame for frame in client.frames if "news" in frame]) == taken
+    assert guarded.guard.counters["outbox_dropped"] == 2
+    bus.is_down = False
+    assert guarded.guard.flush(5.0)
+
+
+def test_an_event_that_ignores_the_queue_stays_here(a: Guarded, b: Guarded, bus: Bus) -> None:
+    client = connected(a)
+    answers: list[object] = []
+    a.guard.emit("here", to=client.sid, ignore_queue=True, callback=answers.append)
+    client.answer(client.question()[0], "yes")
+    wait_until(lambda: answers == ["yes"])
+    assert bus.methods() == []
+
+
+def test_a_callback_needs_a_recipient(a: Guarded, bus: Bus) -> None:
+    with pytest.raises(ValueError, match=r"^Cannot use callback without a room set\.$"):
+        a.guard.emit("news", callback=print)
+    assert a.guard.waiting_callbacks == 0
+
+
+# Callbacks over the queue
+
+
+@pytest.mark.parametrize("place", ["near", "far"])
+@pytest.mark.parametrize("answer", [(), ("one",), ("one", 2), (None,)], ids=repr)
+def test_an_answer_comes_back_wherever_the_client_is(
+    a: Guarded, b: Guarded, place: str, answer: tuple[Any, ...]
+) -> None:
+    client = connected(a if place == "near" else b)
+    answers: list[tuple[Any, ...]] = []
+    emit_and_answer(a, client, *answer, callback=lambda *args: answers.append(args))
+    wait_until(lambda: answers == [answer])
+    assert a.guard.waiting_callbacks == b.guard.waiting_callbacks == 0
+
+
+def test_a_callback_of_the_stock_api_comes_back_too(a: Guarded, b: Guarded) -> None:
+    client = connected(b)
+    answers: list[object] = []
+    a.socketio.emit("question", to=client.sid, callback=answers.append)
+    client.answer(client.question()[0], "yes")
+    wait_until(lambda: answers == ["yes"])
+
+
+def test_a_call_is_answered_by_a_client_of_the_other_process(a: Guarded, b: Guarded) -> None:
+    client = connected(b)
+    answers: list[object] = []
+    task = a.socketio.start_background_task(
+        lambda: answers.append(a.guard.call("question", to=client.sid, timeout=5))
+    )
+    client.answer(client.question()[0], 42)
+    task.join(5.0)
+    assert answers == [42]
+
+
+@pytest.mark.parametrize("place", ["near", "far"])
+def test_a_client_that_leaves_takes_its_callbacks_with_it(
+    a: Guarded, b: Guarded, place: str
+) -> None:
+    """Known at once in both processes, although only one knew the client."""
+    client = connected(a if place == "near" else b)
+    lost: list[bool] = []
+    a.guard.emit(
+        "question",
+        to=client.sid,
+        callback=print,
+        callback_timeout=60,
+        on_timeout=lambda: lost.append(True),
+    )
+    client.question()
+    client.leave()
+    wait_until(lambda: lost == [True], message="nobody told")
+    assert a.guard.waiting_callbacks == b.guard.waiting_callbacks == 0
+    assert a.guard.counters["callbacks_dropped"] == 1
+    assert b.guard.counters["callbacks_dropped"] == 0
+
+
+@pytest.mark.parametrize("recipient", ["nobody", "an-empty-room"])
+def test_a_callback_to_nobody_expires(make_process: Callable[..., Guarded], recipient: str) -> None:
+    guarded = make_process(callback_timeout=0.1)
+    guarded.guard.emit("question", to=recipient, callback=print)
+    assert guarded.guard.waiting_callbacks == 1
+    wait_until(lambda: guarded.guard.waiting_callbacks == 0)
+    assert guarded.guard.counters["callbacks_expired"] == 1
+
+
+def test_relayed_callbacks_expire_too(make_process: Callable[..., Guarded]) -> None:
+    """The process that has the client keeps an entry for it as well."""
+    a, b = make_process(callback_timeout=0.2), make_process(callback_timeout=0.2)
+    client = connected(b)
+    a.guard.emit("question", to=client.sid, callback=print)
+    client.question()
+    assert b.guard.waiting_callbacks == 1
+    wait_until(lambda: b.guard.waiting_callbacks == a.guard.waiting_callbacks == 0)
+    assert a.guard.counters["callbacks_expired"] == 1
+    assert b.guard.counters["callbacks_expired"] == 0
+
+
+def test_in_a_room_the_first_answer_counts(a: Guarded, b: Guarded) -> None:
+    near, far = connected(a), connected(b)
+    a.socketio.server.enter_room(near.sid, "room")
+    b.socketio.server.enter_room(far.sid, "room")
+    answers: list[object] = []
+    a.guard.emit("question", to="room", callback=answers.append)
+    (near_id, _), (far_id, _) = near.question(), far.question()
+    far.answer(far_id, "far")
+    wait_until(lambda: answers == ["far"])
+    near.answer(near_id, "near")
+    assert near.call("echo", 1) == [1]
+    assert answers == ["far"]
+
+
+def test_in_a_room_others_may_answer_when_one_has_left(a: Guarded, b: Guarded) -> None:
+    leaving, staying = connected(b), connected(b)
+    for client in (leaving, staying):
+        b.socketio.server.enter_room(client.sid, "room")
+    answers: list[object] = []
+    a.guard.emit("question", to="room", callback=answers.append)
+    leaving.question()
+    ack_id, _ = staying.question()
+    leaving.leave()
+    wait_until(lambda: len(list(manager(b).get_participants("/", "room"))) == 1)
+    staying.answer(ack_id, "here")
+    wait_until(lambda: answers == ["here"])
+
+
+@pytest.mark.parametrize("place", ["near", "far"])
+def test_an_answer_that_json_cannot_hold_costs_nobody_else(
+    a: Guarded, b: Guarded, place: str
+) -> None:
+    """A client answers with bytes: nothing that the queue can carry."""
+    client = connected(a if place == "near" else b)
+    answers: list[object] = []
+    a.guard.emit("question", to=client.sid, callback=answers.append)
+    ack_id, _ = client.question()
+    client.send(f'461-{ack_id}[{{"_placeholder":true,"num":0}}]\x1ebAAE=')
+    assert client.call("echo", 1) == [1]
+    if place == "near":
+        wait_until(lambda: answers == [b"\x00\x01"])
+    else:
+        wait_until(lambda: b.guard.counters["task_failures"] == 1, message="nobody was told")
+    emit_and_answer(a, client, "text", callback=answers.append)
+    wait_until(lambda: answers[-1:] == ["text"])
+
+
+def test_a_full_outbox_does_not_stand_in_the_way_of_a_client_that_leaves(
+    make_process: Callable[..., Guarded], bus: Bus
+) -> None:
+    """Another process waits for the answer and cannot be told now."""
+    a, b = make_process(), make_process(outbox_max_messages=1)
+    client, other = connected(b), connected(b)
+    left: list[str] = []
+    b.socketio.on_event("disconnect", lambda reason: left.append(reason))
+    a.guard.emit("question", to=client.sid, callback=print)
+    client.question()
+    bus.is_down = True
+    fill(b)
+    client.leave()
+    wait_until(lambda: len(list(manager(b).get_participants("/", None))) == 1)
+    assert len(left) == 1
+    assert b.guard.waiting_callbacks == 0
+    assert other.call("echo", 1) == [1]
+    bus.is_down = False
+    assert b.guard.flush(5.0)
+
+
+# What others send through the queue
+
+
+def hear(guarded: Guarded, message: Any) -> None:
+    """Hand a message to the guarded manager, as the listener does."""
+    manager(guarded).deliver(message)
+
+
+def test_the_process_does_not_act_on_its_own_messages_again(a: Guarded, bus: Bus) -> None:
+    client = connected(a)
+    a.guard.emit("news")
+    assert a.guard.flush(5.0)
+    wait_until(lambda: all(queue.empty() for queue in bus.queues))
+    a.guard.emit("end")
+    assert client.receive("42") == '42["news"]'
+    assert client.receive("42") == '42["end"]'
+
+
+def test_messages_of_processes_without_the_guard_are_acted_on(a: Guarded) -> None:
+    """Stock emitters write no sequence number. JSON text, bytes and dicts all come."""
+    client = connected(a)
+    message = {
+        "method": "emit",
+        "event": "news",
+        "data": ["x"],
+        "namespace": "/",
+        "room": None,
+        "skip_sid": None,
+        "callback": None,
+        "host_id": "stock",
+    }
+    for form in (message, json.dumps(message), json.dumps(message).encode(), message):
+        hear(a, form)
+        assert client.receive("42") == '42["news","x"]'
+
+
+def test_a_message_that_comes_twice_is_acted_on_once(a: Guarded) -> None:
+    """A publisher whose connection broke sends again what may have gone out."""
+    client = connected(a)
+
+    def message(host: str, number: int) -> dict[str, Any]:
+        return {
+            "method": "emit",
+            "event": f"{host}-{number}",
+            "data": [None],
+            "namespace": "/",
+            "room": None,
+            "skip_sid": None,
+            "callback": None,
+            "host_id": host,
+            "guard_seq": number,
+        }
+
+    for host, number in (("x", 1), ("x", 2), ("x", 1), ("x", 2), ("y", 1), ("x", 5), ("x", 4)):
+        hear(a, message(host, number))
+    hear(a, {**message("end", 1), "event": "end"})
+    received = []
+    while not received or received[-1] != "end":
+        received.append(json.loads(client.receive("42")[2:])[0])
+    assert received == ["x-1", "x-2", "y-1", "x-5", "end"]
+
+
+def test_the_memory_of_other_processes_is_bounded(a: Guarded) -> None:
+    for number in range(5000):
+        hear(a, {"method": "leave_room", "host_id": f"host-{number}", "guard_seq": 1})
+    assert len(manager(a)._newest) <= 4096
+
+
+garbage = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner),
+    max_leaves=8,
+)
+methods = st.sampled_from(
+    [
+        "emit",
+        "callback",
+        "disconnect",
+        "enter_room",
+        "leave_room",
+        "close_room",
+        "guard_callback_gone",
+        "guard_probe",
+        "unheard-of",
+    ]
+)
+keys = st.sampled_from(
+    [
+        "event",
+        "data",
+        "namespace",
+        "room",
+        "skip_sid",
+        "callback",
+        "host_id",
+        "sid",
+        "id",
+        "args",
+        "binary",
+        "guard_seq",
+    ]
+)
+
+
+def test_nothing_that_comes_through_the_queue_stops_the_listener(
+    make_process: Callable[..., Guarded], bus: Bus
+) -> None:
+    """Whoever can write to the channel can write anything."""
+    guarded = make_process()
+    client = connected(guarded)
+    crashes: list[Failure] = []
+    guarded.guard.on_failure(crashes.append)
+
+    @settings(max_examples=150, deadline=None)
+    @given(
+        st.binary(max_size=30)
+        | st.text(max_size=30)
+        | garbage
+        | st.builds(
+            lambda method, rest: {**rest, "method": method},
+            methods,
+            st.dictionaries(keys, garbage | st.just("/") | st.just(client.sid), max_size=8),
+        )
+    )
+    def send(message: Any) -> None:
+        bus.send(message)
+
+    logging.getLogger("flask_socketio_guard").setLevel(logging.CRITICAL)
+    try:
+        send()
+        wait_until(lambda: all(queue.empty() for queue in bus.queues), timeout=10)
+    finally:
+        logging.getLogger("flask_socketio_guard").setLevel(logging.NOTSET)
+    assert {failure.kind for failure in crashes} <= {"listener"}
+    assert guarded.inner.listener is not None
+    assert guarded.inner.listener.restarts == 0
+    late = connected(guarded)
+    guarded.guard.emit("still", to=late.sid)
+    assert late.receive('42["still"') == '42["still"]'
+
+
+@pytest.mark.parametrize("message", [b"", b"not json", b"[]", b"5", b'{"no": "method"}', b"\xff"])
+def test_what_is_no_message_of_socketio_is_counted(a: Guarded, message: bytes) -> None:
+    hear(a, message)
+    assert a.guard.counters["events_rejected"] == 1
+
+
+def test_an_unknown_method_is_ignored(a: Guarded) -> None:
+    """Newer versions may have more."""
+    hear(a, {"method": "new-in-version-99", "host_id": "other"})
+    assert a.guard.counters["events_rejected"] == 0
+
+
+def test_an_answer_for_another_process_is_ignored(a: Guarded) -> None:
+    a.guard.emit("question", to="sid", callback=print)
+    for host in ("other", None):
+        answer = {"host_id": host, "sid": "sid", "namespace": "/", "id": 1, "args": []}
+        hear(a, {"method": "callback", **answer})
+        hear(a, {"method": "guard_callback_gone", **answer})
+    assert a.guard.waiting_callbacks == 1
+
+
+def test_a_disconnect_asked_for_elsewhere_runs_the_handler_in_a_task(
+    a: Guarded, b: Guarded
+) -> None:
+    """A handler that hangs must not make its process deaf."""
+    import threading
+
+    entered, release = threading.Event(), threading.Event()
+
+    @b.socketio.on("disconnect")
+    def disconnect(reason: str) -> None:
+        entered.set()
+        release.wait(5.0)
+
+    leaving, staying = connected(b), connected(b)
+    a.guard.disconnect(leaving.sid, "/")
+    assert entered.wait(5.0)
+    began_at = time.monotonic()
+    a.guard.emit("news")
+    assert staying.receive("42") == '42["news"]'
+    assert time.monotonic() - began_at < 2.0
+    release.set()
+    wait_until(lambda: len(list(manager(b).get_participants("/", None))) == 1)
+
+
+def test_rooms_can_be_changed_from_elsewhere(a: Guarded, b: Guarded) -> None:
+    client = connected(b)
+    a.socketio.server.enter_room(client.sid, "room")
+    wait_until(lambda: list(manager(b).get_participants("/", "room")))
+    a.socketio.server.leave_room(client.sid, "room")
+    wait_until(lambda: not list(manager(b).get_participants("/", "room")))
+    a.socketio.server.enter_room(client.sid, "room")
+    wait_until(lambda: list(manager(b).get_participants("/", "room")))
+    a.socketio.close_room("room")
+    wait_until(lambda: not list(manager(b).get_participants("/", "room")))
+
+
+def test_a_loss_in_the_queue_is_signalled_with_its_reason(
+    make_process: Callable[..., Guarded], bus: Bus
+) -> None:
+    guarded = make_process(outbox_max_messages=2, outbox_overflow="drop_oldest")
+    losses: list[signals.OutboxLoss] = []
+    subscription = signals.subscribe(signals.outbox_lost, guarded.app, losses.append)
+    bus.is_down = True
+    for number in range(10):
+        guarded.guard.emit("news", number)
+    assert {loss.reason for loss in losses} == {"overflow"}
+    lost = sum(loss.count for loss in losses)
+    assert guarded.guard.counters["outbox_dropped"] == lost >= 7
+    bus.is_down = False
+    assert guarded.guard.flush(5.0)
+    arrived = [data["data"][0] for data in bus.published if data["method"] == "emit"]
+    assert arrived[-1] == 9
+    assert len(arrived) + lost == 10
+    del subscription
+
+
+# Without a queue
+
+
+def test_without_a_queue_callbacks_are_called_in_tasks_of_their_own(
+    make_guarded: Callable[..., Guarded],
+) -> None:
+    """Never in the client's receive loop: a slow one would make the client time out."""
+    import threading
+
+    guarded = make_guarded()
+    client = connected(guarded)
+    names: list[str] = []
+    release = threading.Event()
+
+    def callback(answer: object) -> None:
+        names.append(threading.current_thread().name)
+        release.wait(5.0)
+
+    emit_and_answer(guarded, client, 1, callback=callback)
+    wait_until(lambda: names)
+    assert names == ["socketio-guard:callback"]
+    assert client.call("echo", 1) == [1]
+    release.set()
+
+
+def test_without_a_queue_a_room_answers_with_each_of_its_clients(
+    make_guarded: Callable[..., Guarded],
+) -> None:
+    """As stock does."""
+    guarded = make_guarded()
+    clients = connected(guarded), connected(guarded)
+    answers: list[object] = []
+    guarded.guard.emit("question", to=[client.sid for client in clients], callback=answers.append)
+    for number, client in enumerate(clients):
+        client.answer(client.question()[0], number)
+    wait_until(lambda: sorted(map(str, answers)) == ["0", "1"])
+    assert guarded.guard.waiting_callbacks == 0
+
+
+def test_without_a_queue_a_callback_to_nobody_waits_for_nothing(
+    make_guarded: Callable[..., Guarded],
+) -> None:
+    guarded = make_guarded()
+    guarded.guard.emit("question", to="nobody", callback=print)
+    assert guarded.guard.waiting_callbacks == 0
