@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from .config import GuardConfig
 
 _INTERNAL = RestartPolicy(restart=Restart.ALWAYS, first_delay=0.0, max_delay=1.0, max_restarts=None)
+_SUPERSEDED_STOP_TIMEOUT = 1.0  # holds up the start of the application that takes over, in seconds
 _RETRY_AFTER = "5"  # seconds a refused client is asked to wait
 
 
@@ -492,7 +493,7 @@ def stop_superseded(socketio: SocketIO) -> None:
     """Stop the guards of applications that *socketio* no longer serves."""
     for guard in all_guards():
         if guard.socketio is socketio and guard.is_superseded:
-            guard.stop(0.0)
+            guard.stop(min(_SUPERSEDED_STOP_TIMEOUT, guard.config.stop_timeout))
 
 
 def _after_fork() -> None:

@@ -35,7 +35,9 @@ def post_worker_init(worker: Any) -> None:
         gunicorn settings, "Server Hooks": ``post_worker_init(worker)``.
     """
     for guard in all_guards():
-        guard.is_worker_alive = lambda: bool(worker.alive)
+        if guard.is_superseded:
+            continue
+        guard.is_worker_alive = lambda: bool(getattr(worker, "alive", True))
         guard.start()
 
 

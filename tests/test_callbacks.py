@@ -75,6 +75,7 @@ def test_an_answer_calls_its_callback_once(clean: Table) -> None:
     assert clean.table.resolve(ack_id, "sid", ("a", 1))
     assert not clean.table.resolve(ack_id, "sid", ("b",))
     assert clean.answers == [("a", 1)]
+    assert [arguments for _, arguments in clean.ran] == [("a", 1)]
     assert is_empty(clean.table)
     assert clean.lost == []
 

@@ -232,7 +232,7 @@ def test_a_factory_may_be_called_again_and_again(nothing_left_behind: None) -> N
 
 
 def test_a_factory_that_is_called_again_stops_what_ran_for_the_last_application(
-    nothing_left_behind: None,
+    nothing_left_behind: None, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Else a test-suite would collect threads, one application after the other."""
     socketio, guard = SocketIO(), SocketIOGuard()
@@ -245,6 +245,8 @@ def test_a_factory_that_is_called_again_stops_what_ran_for_the_last_application(
     with app.app_context():
         guard.stop(2.0)
     wait_until(lambda: not guards_threads(), message=f"{len(guards_threads())} threads are left")
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert warnings == []
 
 
 def test_a_discarded_application_is_freed(nothing_left_behind: None) -> None:

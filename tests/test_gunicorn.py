@@ -7,9 +7,11 @@ import signal
 import threading
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
+from weakref import WeakSet
 
 import pytest
 
+from flask_socketio_guard import app_guard
 from flask_socketio_guard import gunicorn as hooks
 from flask_socketio_guard.gunicorn import start_in_worker
 from tests import unit_support
@@ -24,6 +26,13 @@ if TYPE_CHECKING:
 nothing_left_behind = unit_support.nothing_left_behind
 make_guarded = unit_support.make_guarded
 guarded = unit_support.guarded
+
+
+@pytest.fixture(autouse=True)
+def of_this_test_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hooks act on every guard of the process: leave out those of other tests."""
+    monkeypatch.setattr(app_guard, "_alive", WeakSet())
+
 
 HOOKS = "from flask_socketio_guard.gunicorn import post_worker_init, worker_exit\n"
 

@@ -34,14 +34,20 @@ def test_a_record_reaches_every_subscriber_of_its_sender_only() -> None:
     del subscriptions
 
 
+@pytest.mark.parametrize(
+    "raised",
+    [RuntimeError(), SystemExit(3), KeyboardInterrupt()],
+    ids=lambda error: type(error).__name__,
+)
 def test_a_subscriber_that_raises_is_logged_and_the_others_hear(
-    caplog: pytest.LogCaptureFixture,
+    raised: BaseException, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """Whatever it raises: it ends neither the worker nor the news."""
     sender = Sender()
     heard: list[object] = []
 
     def fail(record: object) -> None:
-        raise RuntimeError("a subscriber failed")
+        raise raised
 
     subscriptions = [
         signals.subscribe(signals.outbox_lost, sender, fail),

@@ -428,7 +428,9 @@ def test_a_task_can_be_stopped_by_whoever_is_told_of_it(
     else:
         watched.on_change = lambda handle, new: str(new) == told_by and handle.stop()
     target = (lambda: None) if told_by in ("running", "finished") else boom
-    handle = watched.watch(target, NEVER if told_by == "failed" else ON_FAILURE)
+    # A restart that is due in a minute must not be left behind either.
+    policy = RestartPolicy(Restart.ON_FAILURE, first_delay=60.0, max_delay=60.0)
+    handle = watched.watch(target, NEVER if told_by == "failed" else policy)
     assert handle.join(2.0), f"it is {handle.state} for ever"
     assert str(handle.state) == (told_by if told_by in ("failed", "finished") else "stopped")
     assert capfd.readouterr().err == ""
@@ -539,6 +541,26 @@ def test_a_run_that_hangs_is_replaced(watched: Watched) -> None:
     watched.runtime.sleep(0.02)
     assert handle.state is TaskState.RUNNING
     assert task.runs == 2
+
+
+def test_an_abandoned_greenlet_is_interrupted(nothing_left_behind: None) -> None:
+    watched = Watched(GeventRuntime())
+    steps: list[str] = []
+
+    def hang() -> None:
+        try:
+            wait_to_be_stopped()
+        finally:
+            steps.append("ended")
+
+    handle = watched.watch(hang, ON_FAILURE)
+    watched.wait_for(lambda: handle.state is TaskState.RUNNING)
+    watched.runtime.sleep(0)
+    handle.replace("it hangs")
+    watched.wait_for(lambda: steps == ["ended"])
+    assert watched.failures == []
+    handle.stop()
+    assert handle.join(5.0)
 
 
 def test_what_an_abandoned_run_still_does_goes_unheard(watched: Watched) -> None:
@@ -740,6 +762,23 @@ def test_a_sleep_of_no_time_gives_way_and_tells_of_a_stop(watched: Watched, seco
     handle.stop()
     assert handle.join(5.0)
     assert slept == [True, False]
+
+
+def test_a_sleep_of_no_time_lets_others_run(nothing_left_behind: None) -> None:
+    """A task that never waits otherwise would keep every greenlet from running."""
+    watched = Watched(GeventRuntime())
+    steps: list[str] = []
+
+    def greedy() -> None:
+        while sleep(watched.runtime, 0):
+            steps.append("greedy")
+
+    first = watched.watch(greedy, name="greedy")
+    second = watched.watch(lambda: steps.append("other"), name="other")
+    assert second.join(5.0)
+    first.stop()
+    assert first.join(5.0)
+    assert "other" in steps
 
 
 def test_nobody_is_a_task_outside_of_tasks(watched: Watched) -> None:
