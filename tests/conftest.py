@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -58,7 +59,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
-    """Keep the outcome for the fixtures; in stock mode check why a test failed."""
+    """Keep the outcome for the fixtures; in stock mode check why a test failed.
+
+    With ``CI`` in the environment a skipped test has failed.
+    """
     report: pytest.TestReport = yield  # type: ignore[assignment]
     item.stash.setdefault(_outcome, {})[report.when or ""] = report
     marker = item.get_closest_marker("faults")
@@ -71,6 +75,9 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
                 f"stock failed, but not for the stated reason {marker.kwargs['because']!r}:\n{text}"
             )
             del report.wasxfail
+    if report.skipped and not hasattr(report, "wasxfail") and os.environ.get("CI"):
+        report.outcome = "failed"  # where everything can be installed, nothing may be left out
+        report.longrepr = f"skipped: {report.longrepr}"
     return report  # type: ignore[return-value]
 
 

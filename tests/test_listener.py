@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from flask_socketio_guard import listener as listener_module
 from flask_socketio_guard.broker import Broker
 from flask_socketio_guard.errors import BrokerError
 from flask_socketio_guard.listener import LISTENER_TASK, PROBE_TASK, Listener
-from flask_socketio_guard.runtime import Runtime, clock
+from flask_socketio_guard.runtime import GeventRuntime, Runtime, clock
 from flask_socketio_guard.states import ListenerState
 from flask_socketio_guard.supervisor import Supervisor
 from flask_socketio_guard.transport import Arrival, Probe
@@ -37,7 +38,10 @@ class Wire:
         self.queue = queue
         self.arrived: deque[Arrival | Exception] = deque()
         self.news = queue.runtime.event()
+        self.release = queue.runtime.event()
         self.is_closed = False
+        self.is_deaf = False
+        self.is_hung = False
 
     def push(self, arrival: Arrival | Exception) -> None:
         self.arrived.append(arrival)
@@ -50,8 +54,10 @@ class Wire:
             self.news.clear()
             if not self.arrived:
                 self.news.wait(timeout)
+        if self.is_hung:
+            self.release.wait(10.0)
         found: list[Arrival] = []
-        while self.arrived:
+        while self.arrived and len(found) < 64:
             arrival = self.arrived.popleft()
             if isinstance(arrival, Exception):
                 raise arrival
@@ -68,15 +74,20 @@ class Queue:
 
     Attributes:
         is_up: Whether new connections, publishing and checks work.
-        is_deaf: Whether what is published reaches no connection that exists now.
-        can_subscribe: Whether a new subscription is granted while the queue is up.
+        is_deaf: Whether what is published reaches nobody.
+        can_publish: Whether probes get out while the queue is up.
+        refusals: How many of the next subscriptions are refused while the queue is up.
+        on_check: Called when the queue is asked whether it is there.
     """
 
     def __init__(self, runtime: Runtime) -> None:
         self.runtime = runtime
         self.is_up = True
         self.is_deaf = False
-        self.can_subscribe = True
+        self.can_publish = True
+        self.refusals = 0
+        self.on_check: Callable[[], object] = lambda: None
+        self.reasons: list[str] = []
         self.wires: list[Wire] = []
         self.subscribed_at: list[float] = []
         self.handled: list[Any] = []
@@ -100,11 +111,16 @@ class Queue:
             probe_interval=PROBE_INTERVAL,
             probe_timeout=PROBE_TIMEOUT,
             reconnect_max_delay=0.02,
-            on_change=lambda old, new, _: self.changes.append((str(old), str(new))),
+            on_change=self._changed,
             on_message_failure=self.failures.append,
         )
 
+    def _changed(self, old: ListenerState, new: ListenerState, reason: str) -> None:
+        self.changes.append((str(old), str(new)))
+        self.reasons.append(reason)
+
     def _check(self) -> str | None:
+        self.on_check()
         return None if self.is_up else "connection refused"
 
     def _broker_changed(self, is_reachable: bool, reason: str, duration: float) -> None:
@@ -123,13 +139,14 @@ class Queue:
         self.subscribed_at.append(clock())
         if not self.is_up:
             raise BrokerError("connection refused")
-        if not self.can_subscribe:
+        if self.refusals > 0:
+            self.refusals -= 1
             raise BrokerError("NOPERM")
         self.wires.append(Wire(self))
         return self.wires[-1]
 
     def _publish_probe(self, token: int) -> None:
-        if not self.is_up:
+        if not self.is_up or not self.can_publish:
             return
         self.listener.probe_published(token)
         if not self.is_deaf:
@@ -137,7 +154,7 @@ class Queue:
 
     def publish(self, arrival: Arrival) -> None:
         for wire in self.wires:
-            if not wire.is_closed:
+            if not wire.is_closed and not wire.is_deaf:
                 wire.push(arrival)
 
     def break_connections(self) -> None:
@@ -208,9 +225,12 @@ def test_a_message_that_fails_does_not_cost_the_next(running: Queue) -> None:
     assert running.state is ListenerState.RUNNING
 
 
-def test_a_broken_connection_is_replaced_at_once(running: Queue) -> None:
+def test_a_broken_connection_is_replaced_at_once(
+    running: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The first attempt comes without delay: most often the broker is there."""
-    running.runtime.sleep(2 * PROBE_INTERVAL)
+    delays: list[float] = []
+    monkeypatch.setattr(listener_module, "sleep", lambda _, seconds: delays.append(seconds))
     running.break_connections()
     running.wait_for(lambda: len(running.wires) == 2)
     running.wait_until(ListenerState.RUNNING)
@@ -219,6 +239,7 @@ def test_a_broken_connection_is_replaced_at_once(running: Queue) -> None:
     assert running.broker.is_reachable
     assert running.crashes == []
     assert running.wires[0].is_closed
+    assert delays == []
 
 
 def test_a_broker_that_is_away_is_tried_again_until_it_is_back(running: Queue) -> None:
@@ -248,17 +269,77 @@ def test_attempts_to_reconnect_are_no_busy_loop(running: Queue) -> None:
 def test_a_deaf_listener_is_found_out_and_replaced(running: Queue) -> None:
     """Nothing breaks; the connection just brings nothing any more."""
     deaf_at = clock()
-    running.is_deaf = True
-    running.wait_until(ListenerState.STALLED)
+    (wire,) = running.wires
+    wire.is_deaf = True
+    running.wait_for(lambda: running.listener.restarts == 1)
     assert clock() - deaf_at < 10 * (PROBE_INTERVAL + PROBE_TIMEOUT)
-    running.is_deaf = False
     running.wait_until(ListenerState.RUNNING)
-    assert running.listener.restarts >= 1
-    assert running.wires[0].is_closed
+    assert ("running", "stalled") in running.changes
+    running.wait_for(lambda: wire.is_closed, "the deaf connection stays open")
     assert running.crashes == []
     running.publish(b"heard again")
     running.wait_for(lambda: running.handled)
     assert running.handled == [b"heard again"]
+    running.runtime.sleep(2 * PROBE_TIMEOUT)
+    assert running.listener.restarts == 1
+
+
+def test_a_reader_that_hangs_is_replaced_and_never_heard_again(running: Queue) -> None:
+    """Not even closing its connection wakes it; a thread cannot be killed either."""
+    (wire,) = running.wires
+    wire.is_hung = True
+    running.wait_for(lambda: len(running.wires) == 2, "it was not replaced")
+    running.wait_until(ListenerState.RUNNING)
+    wire.push(b"late")
+    wire.release.set()
+    running.publish(b"on time")
+    running.wait_for(lambda: running.handled)
+    running.runtime.sleep(0.05)
+    assert running.handled == [b"on time"]
+    assert len(running.wires) == 2
+
+
+def test_a_probe_that_comes_back_while_the_broker_is_asked_counts(running: Queue) -> None:
+    """It was late, but the listener is not deaf."""
+    asked: list[bool] = []
+
+    def answer_late() -> None:
+        if not asked:
+            asked.append(True)
+            running.is_deaf = False
+            running.publish(Probe(running.listener._token))
+            heard_at = running.listener.heard_at
+            running.wait_for(lambda: running.listener.heard_at != heard_at)
+
+    running.on_check = answer_late
+    running.is_deaf = True
+    running.wait_for(lambda: asked)
+    running.runtime.sleep(PROBE_TIMEOUT)
+    assert running.listener.restarts == 0
+    assert running.state is ListenerState.RUNNING
+
+
+def test_a_probe_that_waits_in_the_outbox_is_no_fault_of_the_listener(running: Queue) -> None:
+    """The broker answers, but the publisher is stuck on a connection of its own."""
+    running.can_publish = False
+    running.runtime.sleep(5 * PROBE_TIMEOUT)
+    assert running.listener.restarts == 0
+    assert running.state is ListenerState.RUNNING
+
+
+def test_probes_from_before_an_outage_prove_nothing(running: Queue) -> None:
+    """A broker that hung has swallowed them; it is back, and the listener is fine."""
+    (wire,) = running.wires
+    token = running.listener._token
+    running.is_deaf = True
+    running.wait_for(lambda: running.listener._published > token)
+    running.is_up = False
+    running.wait_until(ListenerState.RECONNECTING)
+    running.is_up, running.is_deaf = True, False
+    running.broker.report_answer()
+    running.wait_until(ListenerState.RUNNING)
+    assert running.listener.restarts == 0
+    assert running.wires == [wire]
 
 
 def test_a_listener_that_stays_deaf_is_replaced_again_and_again(running: Queue) -> None:
@@ -290,12 +371,50 @@ def test_a_hung_broker_is_lost_and_not_a_stall(running: Queue) -> None:
 
 def test_a_listener_that_may_not_subscribe_is_a_local_fault(queue: Queue) -> None:
     """The broker is well and says no: a load balancer should prefer another process."""
-    queue.can_subscribe = False
+    queue.refusals = 10**6
     queue.listener.start()
     queue.wait_until(ListenerState.STALLED)
+    assert "cannot subscribe: NOPERM" in queue.reasons
     assert queue.broker.is_reachable
-    queue.can_subscribe = True
+    queue.refusals = 0
     queue.wait_until(ListenerState.RUNNING)
+
+
+def test_one_refusal_means_nothing(queue: Queue) -> None:
+    """The broker may have come back between the two questions."""
+    queue.refusals = 1
+    queue.listener.start()
+    queue.wait_until(ListenerState.RUNNING)
+    assert queue.changes == [("idle", "starting"), ("starting", "running")]
+
+
+def test_a_connection_that_breaks_while_the_broker_is_known_to_be_away(running: Queue) -> None:
+    """The publisher had lost it; the listener heard on for a while."""
+    running.broker.report_lost("the publisher cannot reach it")
+    running.wait_for(lambda: running.changes[-1] == ("reconnecting", "running"))
+    running.is_up = False
+    running.break_connections()
+    running.wait_until(ListenerState.RECONNECTING)
+
+
+def test_a_flood_of_messages_lets_others_run(nothing_left_behind: None) -> None:
+    """Under gevent, reading never waits while there is something to read."""
+    queue = Queue(GeventRuntime())
+    queue.listener.start()
+    queue.wait_until(ListenerState.RUNNING)
+    seen: list[int] = []
+
+    def handle(message: object) -> None:
+        queue.handled.append(message)
+        if len(queue.handled) == 1:
+            queue.runtime.spawn(lambda: seen.append(len(queue.handled)), name="other")
+
+    queue.handle = handle
+    queue.wires[0].arrived.extend([b"x"] * 5000)
+    queue.wires[0].news.set()
+    queue.wait_for(lambda: len(queue.handled) == 5000)
+    assert seen[0] < 1000
+    assert queue.supervisor.stop(3.0, is_internal=True) == []
 
 
 def test_a_crash_of_the_reader_is_restarted_at_once(running: Queue) -> None:

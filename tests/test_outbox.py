@@ -375,6 +375,27 @@ def test_a_loop_of_emits_is_not_refused_while_the_broker_is_well(
     assert box.lost == []
 
 
+def test_a_loop_of_emits_waits_for_room_while_the_writer_gets_on(
+    make_box: Callable[..., Box],
+) -> None:
+    """The broker takes its time, but it takes what it gets."""
+    box = make_box(max_messages=100, max_bytes=10**8)
+    box.publisher.before_answer = lambda: box.runtime.sleep(0.01)
+    box.put(*[str(number) for number in range(1000)])
+    assert box.outbox.flush(10.0)
+    assert box.taken == [str(number) for number in range(1000)]
+    assert box.lost == []
+
+
+def test_a_loop_of_emits_gives_way_before_the_outbox_is_full(nothing_left_behind: None) -> None:
+    """Else everything would go out in one burst at its end."""
+    box = Box(GeventRuntime(), max_messages=100_000, max_bytes=10**8)
+    box.start()
+    box.put(*["x"] * 1000)
+    assert len(box.taken) >= 256
+    box.stop()
+
+
 def test_nobody_waits_for_a_broker_that_is_away(make_box: Callable[..., Box]) -> None:
     box = make_box(start=False, max_messages=3)
     box.lose_the_broker()
