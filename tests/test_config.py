@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import FrozenInstanceError, fields
 from typing import Any
 
@@ -96,7 +97,7 @@ def test_every_setting_is_tried_here() -> None:
 
 def test_every_setting_is_described() -> None:
     for field in fields(GuardConfig):
-        assert f"\n        {field.name}: " in (GuardConfig.__doc__ or "")
+        assert f"\n    {field.name}: " in (inspect.getdoc(GuardConfig) or "")
 
 
 @pytest.mark.parametrize(("name", "value", "wanted"), WRONG)
