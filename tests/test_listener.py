@@ -80,7 +80,7 @@ class Queue:
         on_check: Called when the queue is asked whether it is there.
     """
 
-    def __init__(self, runtime: Runtime) -> None:
+    def __init__(self, runtime: Runtime, *, probe_interval: float = PROBE_INTERVAL) -> None:
         self.runtime = runtime
         self.is_up = True
         self.is_deaf = False
@@ -108,7 +108,7 @@ class Queue:
             subscribe=self._subscribe,
             handle=lambda message: self.handle(message) and None,
             send_probe=self._publish_probe,
-            probe_interval=PROBE_INTERVAL,
+            probe_interval=probe_interval,
             probe_timeout=PROBE_TIMEOUT,
             reconnect_max_delay=0.02,
             on_change=self._changed,
@@ -466,6 +466,20 @@ def test_a_listener_that_stops_says_so_and_is_silent_afterwards(running: Queue) 
     running.listener.stopped()
     assert running.changes == changes
     assert running.crashes == []
+
+
+def test_a_listener_that_waits_stops_at_once(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither its reading nor its next probe is waited for."""
+    monkeypatch.setattr(listener_module, "_READ_TIMEOUT", 60.0)
+    queue = Queue(runtime, probe_interval=60.0)
+    queue.listener.start()
+    queue.wait_until(ListenerState.RUNNING)
+    runtime.sleep(0.05)
+    began_at = clock()
+    assert queue.supervisor.stop(10.0, is_internal=True) == []
+    assert clock() - began_at < 2.0
 
 
 def test_a_listener_stops_while_its_broker_is_away(queue: Queue) -> None:
