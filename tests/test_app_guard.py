@@ -362,9 +362,9 @@ def test_all_guards_of_the_process_are_known_as_long_as_they_live(
 ) -> None:
     import gc
 
-    app = Flask("app")
+    app = Flask("known")
     guard = SocketIOGuard(app, SocketIO(app, async_mode="threading"))
     assert app in [each.app for each in all_guards()]
     del app, guard
     gc.collect()
-    assert "app" not in [each.app.name for each in all_guards() if each.app is not None]
+    assert "known" not in [each.app.name for each in all_guards() if each.app is not None]

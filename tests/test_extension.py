@@ -578,6 +578,25 @@ def test_a_callback_of_an_event_runs_in_its_request_context(
     assert seen == [42, client.sid, "guarded"]
 
 
+def test_a_hook_before_events_does_not_run_before_callbacks(
+    guarded: Guarded, client: PollingClient
+) -> None:
+    """An answer is no event."""
+    seen: list[str] = []
+    answers: list[object] = []
+    guarded.guard.before_event(lambda event: seen.append(event.name))
+
+    @guarded.socketio.on("ask-me")
+    def ask_me() -> None:
+        sid = flask.request.sid  # type: ignore[attr-defined]
+        guarded.guard.emit("question", to=sid, callback=answers.append)
+
+    client.send('42["ask-me"]')
+    client.answer(client.question()[0], 42)
+    wait_until(lambda: answers == [42])
+    assert seen == ["ask-me"]
+
+
 @pytest.mark.parametrize("api", ["guard", "socketio"])
 def test_a_callback_of_anything_else_runs_in_the_application_context(
     guarded: Guarded, client: PollingClient, api: str

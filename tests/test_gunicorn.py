@@ -60,6 +60,29 @@ def test_the_hooks_start_and_stop_every_guard_of_the_worker(
         assert guarded.app.test_client().get("/readyz").status_code == 503
 
 
+def test_a_worker_that_is_told_to_stop_ends_its_tasks_and_goes_on_serving(
+    guarded: Guarded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gunicorn leaves it its clients for a while; load balancers should look elsewhere."""
+    monkeypatch.setattr(app_guard, "TICK_INTERVAL", 0.05)
+    slept: list[bool] = []
+    guarded.guard.task(lambda: slept.append(guarded.guard.sleep(60.0)), name="steady")
+    guarded.socketio.on_event("echo", lambda value: value)
+    worker = SimpleNamespace(pid=os.getpid(), alive=True)
+    hooks.post_worker_init(worker)
+    http = guarded.app.test_client()
+    client = guarded.client()
+    wait_until(lambda: len(own_threads()) == 2)
+    assert http.get("/readyz").status_code == 200
+    worker.alive = False
+    wait_until(lambda: slept == [False], message="the task was not told")
+    wait_until(lambda: http.get("/readyz").status_code == 503)
+    assert http.get("/livez").status_code == 200
+    assert client.emit("echo", 1, callback=True) == 1
+    hooks.worker_exit(object(), worker)
+    assert own_threads() == []
+
+
 def test_nothing_starts_by_itself_outside_of_a_worker(guarded: Guarded) -> None:
     """A shell, a migration, a preloading master: each loads the application."""
     start_in_worker(guarded.inner)

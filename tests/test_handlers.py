@@ -316,6 +316,24 @@ def test_decorated_handlers_get_what_the_function_inside_asks_for(guarded: Guard
     assert got == ["connect", "hello", "client disconnect"]
 
 
+def with_user(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A decorator with a signature of its own: takes one argument and passes on two."""
+
+    @functools.wraps(function)
+    def wrapper(auth: Any) -> Any:
+        return function("user", auth)
+
+    return wrapper
+
+
+def test_the_signature_of_a_decorator_counts_before_that_of_the_function(guarded: Guarded) -> None:
+    got: list[object] = []
+    guarded.socketio.on_event("connect", with_user(lambda user, auth: got.extend([user, auth])))
+    assert guarded.client(auth={"token": 1}).is_connected()
+    assert got == ["user", {"token": 1}]
+    assert fit(with_user(lambda *_: None), (1, 2, 3)) == (1,)
+
+
 def test_a_connect_handler_that_returns_false_refuses_as_ever(guarded: Guarded) -> None:
     guarded.socketio.on_event("connect", lambda: False)
     assert guarded.polling().connect().startswith("44")

@@ -15,6 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flask_socketio_guard import Failure, OutboxFull, signals
+from flask_socketio_guard.transport import Message
+from flask_socketio_guard.upstream.redis_transport import stamp
 from tests import unit_support
 from tests.support import wait_until
 
@@ -164,6 +166,35 @@ def test_a_callback_needs_a_recipient(a: Guarded, bus: Bus) -> None:
 # Callbacks over the queue
 
 
+def test_an_event_that_the_outbox_refuses_reaches_nobody(
+    make_process: Callable[..., Guarded], bus: Bus
+) -> None:
+    """Without a callback too."""
+    guarded = make_process(outbox_max_messages=1)
+    client = connected(guarded)
+    bus.is_down = True
+    taken = fill(guarded)
+    assert client.call("echo", 1) == [1]
+    assert len([frame for frame in client.frames if "news" in frame]) == taken
+    bus.is_down = False
+    assert guarded.guard.flush(5.0)
+
+
+@pytest.mark.parametrize("place", ["near", "far"])
+@pytest.mark.parametrize("to", [["empty", "room"], ("empty", "room")], ids=["list", "tuple"])
+def test_an_answer_out_of_several_rooms_comes_back(
+    a: Guarded, b: Guarded, place: str, to: Any
+) -> None:
+    """JSON knows no tuples: what comes back is a list."""
+    guarded = a if place == "near" else b
+    client = connected(guarded)
+    guarded.socketio.server.enter_room(client.sid, "room")
+    answers: list[object] = []
+    a.guard.emit("question", to=to, callback=answers.append)
+    client.answer(client.question()[0], "here")
+    wait_until(lambda: answers == ["here"])
+
+
 @pytest.mark.parametrize("place", ["near", "far"])
 @pytest.mark.parametrize("answer", [(), ("one",), ("one", 2), (None,)], ids=repr)
 def test_an_answer_comes_back_wherever_the_client_is(
@@ -292,14 +323,16 @@ def test_a_full_outbox_does_not_stand_in_the_way_of_a_client_that_leaves(
     a, b = make_process(), make_process(outbox_max_messages=1)
     client, other = connected(b), connected(b)
     left: list[str] = []
-    b.socketio.on_event("disconnect", lambda reason: left.append(reason))
+    for namespace in ("/", "/other"):
+        b.socketio.on_event("disconnect", left.append, namespace=namespace)
+    client.connect_too("/other")
     a.guard.emit("question", to=client.sid, callback=print)
     client.question()
     bus.is_down = True
     fill(b)
     client.leave()
     wait_until(lambda: len(list(manager(b).get_participants("/", None))) == 1)
-    assert len(left) == 1
+    assert len(left) == 2, "the other namespace of the client was left out"
     assert b.guard.waiting_callbacks == 0
     assert other.call("echo", 1) == [1]
     bus.is_down = False
@@ -322,6 +355,25 @@ def test_the_process_does_not_act_on_its_own_messages_again(a: Guarded, bus: Bus
     a.guard.emit("end")
     assert client.receive("42") == '42["news"]'
     assert client.receive("42") == '42["end"]'
+
+
+@pytest.mark.parametrize("is_own", [True, False])
+def test_text_as_redis_carries_it_is_known_by_its_host(
+    a: Guarded, b: Guarded, is_own: bool
+) -> None:
+    """One's own is skipped without being decoded; that of another guarded process is not."""
+    sent: list[bytes] = []
+    source = a if is_own else b
+    source.inner.publish = sent.append  # type: ignore[method-assign]
+    source.guard.emit("news", {"host_id": manager(a).host_id, "guard_seq": 1})
+    client = connected(a)
+    hear(a, stamp(Message(5, sent[0])))
+    hear(a, stamp(Message(6, sent[0].replace(b"news", b"more"))))
+    a.guard.emit("end", ignore_queue=True)
+    names = []
+    while not names or names[-1] != "end":
+        names.append(json.loads(client.receive("42")[2:])[0])
+    assert names == (["end"] if is_own else ["news", "more", "end"])
 
 
 def test_messages_of_processes_without_the_guard_are_acted_on(a: Guarded) -> None:

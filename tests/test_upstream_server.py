@@ -8,6 +8,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from engineio.exceptions import SocketIsClosedError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from socketio.exceptions import TimeoutError as CallTimeout
@@ -181,6 +182,23 @@ def test_an_answer_to_a_client_that_has_left_is_no_failure(guarded: Guarded) -> 
     wait_until(lambda: not any(guarded.socketio.server.manager.get_participants("/", None)))
     release.set()
     assert answered.wait(5.0)
+    time.sleep(0.05)
+    assert guarded.guard.counters["handler_failures"] == 0
+
+
+def test_a_connection_that_closes_while_it_is_answered_is_no_failure(
+    guarded: Guarded, client: PollingClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was there a moment ago: what no test can time."""
+
+    def send(*_: object) -> None:
+        raise SocketIsClosedError
+
+    answered: list[object] = []
+    guarded.socketio.on_event("ask", lambda: answered.append(1))
+    monkeypatch.setattr(guarded.socketio.server, "_send_packet", send)
+    client.send('421["ask"]')
+    wait_until(lambda: answered)
     time.sleep(0.05)
     assert guarded.guard.counters["handler_failures"] == 0
 

@@ -322,6 +322,12 @@ class PollingClient:
             self.sid = json.loads(answer[2 + len(prefix) :])["sid"]
         return answer
 
+    def connect_too(self, namespace: str) -> None:
+        """Connect to one more namespace; :attr:`sid` stays that of the first."""
+        sid = self.sid
+        assert self.connect(namespace).startswith("40")
+        self.sid = sid
+
     def send(self, packet: str) -> None:
         """Send one packet."""
         response = self._http.post(
