@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .config import GuardConfig
+from .connections import Connection, Connections
 from .errors import (
     BrokerError,
     ConfigError,
@@ -12,23 +13,30 @@ from .errors import (
     EventRejected,
     GuardError,
     HandlerTimeout,
+    HandOverFull,
     IncompatibleVersion,
     InvalidTransition,
     OutboxFull,
     PublishError,
+    RateLimited,
     TaskError,
+    TooManyInFlight,
 )
 from .extension import SocketIOGuard
 from .handlers import Event
+from .sending import SendOutcome
 from .signals import Failure
-from .states import ListenerState, TaskState
+from .states import ConnectionState, ListenerState, TaskState
 from .supervisor import TaskHandle
 from .version import __version__
 
 __all__ = [
     "BrokerError",
     "ConfigError",
+    "Connection",
     "ConnectionClosed",
+    "ConnectionState",
+    "Connections",
     "DuplicateTask",
     "Event",
     "EventInvalid",
@@ -36,15 +44,19 @@ __all__ = [
     "Failure",
     "GuardConfig",
     "GuardError",
+    "HandOverFull",
     "HandlerTimeout",
     "IncompatibleVersion",
     "InvalidTransition",
     "ListenerState",
     "OutboxFull",
     "PublishError",
+    "RateLimited",
+    "SendOutcome",
     "SocketIOGuard",
     "TaskError",
     "TaskHandle",
     "TaskState",
+    "TooManyInFlight",
     "__version__",
 ]

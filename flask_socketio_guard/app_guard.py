@@ -7,18 +7,23 @@ from __future__ import annotations
 
 import atexit
 import itertools
+import logging
 import os
 import threading
 import weakref
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qs
 
 from . import signals
+from .admission import Admission
+from .blocking import BlockReports
 from .broker import Broker
 from .callbacks import CallbackTable
 from .config import require_seconds
+from .connections import Connections
+from .deadlines import Deadlines
+from .drain import Drain
 from .errors import ConfigError
 from .handlers import HandlerGuard
 from .health import TICK_INTERVAL, Health, HealthEndpoints, Sources
@@ -27,9 +32,21 @@ from .listener import LISTENER_TASK, Listener
 from .logs import LogLines
 from .metrics import Counters
 from .outbox import Outbox
-from .runtime import Event, is_patched, runtime_for
-from .signals import BrokerChange, CallbackLoss, Failure, ListenerChange, OutboxLoss, TaskChange
-from .states import ListenerState, TaskState
+from .rates import RateLimiter
+from .runtime import Event, Runtime, clock, is_patched, runtime_for
+from .sending import Flusher
+from .signals import (
+    BrokerChange,
+    CallbackLoss,
+    ConnectionChange,
+    Facts,
+    Failure,
+    ListenerChange,
+    OutboxLoss,
+    Sweep,
+    TaskChange,
+)
+from .states import ConnectionState, ListenerState, TaskState
 from .supervisor import (
     Restart,
     RestartPolicy,
@@ -40,20 +57,21 @@ from .supervisor import (
     sleep,
 )
 from .tasks import Tasks, TaskSpec
-from .upstream import adopt, new_host_id, refuse_websocket, transport_of
+from .upstream import Sweeper, adopt, new_host_id, offer_compression, transport_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
-    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
     from flask import Flask
     from flask_socketio import SocketIO
 
     from .config import GuardConfig
+    from .hooks import Connection
 
 _INTERNAL = RestartPolicy(restart=Restart.ALWAYS, first_delay=0.0, max_delay=1.0, max_restarts=None)
 _SUPERSEDED_STOP_TIMEOUT = 1.0  # holds up the start of the application that takes over, in seconds
-_RETRY_AFTER = "5"  # seconds a refused client is asked to wait
+_WORKER_POLL_INTERVAL = 0.1  # seconds
+_SWEEP_TICKS = 5
 
 
 class AppGuard:
@@ -73,11 +91,29 @@ class AppGuard:
         self.sender: object = socketio if app is None else app
         self.handlers = HandlerGuard(self.sender, is_debug=self._is_debug)
         self.counters = Counters(self.sender)
-        self._log_lines = LogLines(self.sender)
+        self.facts = Facts(self.sender)
+        self._log_lines = LogLines(
+            self.sender,
+            fold_interval=config.log_fold_interval,
+            loggers=(
+                self.server.logger,
+                self.server.eio.logger,
+                logging.getLogger("geventwebsocket.handler"),
+            ),
+            count=self.counters.add,
+        )
         self.is_worker_alive: Callable[[], bool] = lambda: True
+        self.on_drained: Callable[[], object] = lambda: None
+        self.requests = 0
+        """Requests in progress that have nothing to do with Socket.IO."""
+        self.ordered: set[tuple[str, str]] = set()
+        self._handshakes: dict[str, float] = {}
+        self.rates = RateLimiter(config.rate_storage, on_storage_failure=self._rate_storage_failed)
+        self.event_limit = self.rates.limit(config.event_rate) if config.event_rate else None
         self.on_failure: list[Callable[[Failure], object]] = []
         self._specs: list[TaskSpec] = []
         self._names = itertools.count(1)
+        self.runtime = self._new_runtime()
         adopt(socketio, self)
         self._build()
         self._subscriptions = [
@@ -93,14 +129,18 @@ class AppGuard:
         ]
         _alive.add(self)
 
+    def _new_runtime(self) -> Runtime:
+        return runtime_for(self.server.async_mode, is_write_only=self.app is None)
+
     def _build(self) -> None:
         """Make everything that holds tasks, locks or connections; again after a fork."""
         config = self.config
-        self.runtime = runtime_for(self.server.async_mode, is_write_only=self.app is None)
         self._lock = threading.RLock()
         self._is_started = False
         self._is_writing = False
         self._is_serving = False
+        self._jobs = 0
+        self._stop_watching: Callable[[], None] = lambda: None
         self.stopping: Event = self.runtime.event()
         self.supervisor = Supervisor(
             self.runtime, on_failure=self._task_failed, on_change=self._task_changed
@@ -110,6 +150,24 @@ class AppGuard:
             timeout=config.callback_timeout,
             run=self._run_callback,
             on_lost=self._callback_lost,
+        )
+        self.deadlines = Deadlines(self.runtime, on_failure=self._deadline_failed)
+        self.flusher = Flusher(self.runtime)
+        self.connections = Connections(
+            on_change=self._connection_changed, on_failure=self._cleanup_failed
+        )
+        self.admission = Admission(
+            max_connections=config.max_connections,
+            max_per_address=config.max_connections_per_address,
+            count_open=lambda: len(self.server.eio.sockets),
+            limit=self.rates.limit(config.connection_rate) if config.connection_rate else None,
+        )
+        self._sweeper = Sweeper(self.server, self)
+        self._drain = Drain(
+            self.runtime,
+            config,
+            sockets=lambda: self.server.eio.sockets.values(),
+            is_quiet=self.is_quiet,
         )
         self.tasks = Tasks(
             self.runtime,
@@ -187,9 +245,11 @@ class AppGuard:
             if self.outbox is not None and self.server.async_mode == "gevent":
                 _require_patched(is_write_only=self.app is None)
             self._is_started = True
+            self.runtime.settle()
             self._start_writing()
             if self.app is not None:
                 self._start_sweeping()
+                self._start_serving()
             self.supervisor.watch(
                 "socketio-guard:tick", self._tick, policy=_INTERNAL, is_internal=True
             )
@@ -200,6 +260,37 @@ class AppGuard:
             self._is_serving = True
         self.health.tick()
 
+    def is_ordered(self, namespace: str, event: str) -> bool:
+        """Say whether events of that name are handled one after another."""
+        return (namespace, event) in self.ordered
+
+    def came(self, address: str) -> None:
+        """Note that a transport session was made for a client at *address*."""
+        self.admission.opened(address)
+
+    def left(self, address: str) -> None:
+        """Note that such a session has ended."""
+        self.admission.closed(address)
+
+    def connected(self, connection: Connection) -> None:
+        """Note that the connect handler let a client in."""
+        timeout = self._handshakes.get(connection.namespace)
+        if timeout is not None:
+            close = partial(self.server.disconnect, connection.sid, connection.namespace)
+            connection.expect_handshake(
+                self.deadlines.call_later(timeout, partial(self.spawn, "handshake", close))
+            )
+
+    def require_handshake(self, namespace: str, timeout: float) -> None:
+        """Close connections to *namespace* that are not ready *timeout* seconds after they opened.
+
+        Raises:
+            ConfigError: The namespace has one already.
+        """
+        if namespace in self._handshakes:
+            raise ConfigError(f"namespace {namespace!r} already has a handshake")
+        self._handshakes[namespace] = timeout
+
     def publish(self, payload: bytes) -> None:
         """Put a message into the outbox and see that it gets out of there."""
         assert self.outbox is not None
@@ -209,7 +300,23 @@ class AppGuard:
 
     def spawn(self, name: str, target: Callable[[], object]) -> None:
         """Run *target* in a task of its own and record what it raises."""
-        self.runtime.spawn(self.handlers.recording(target), name=f"socketio-guard:{name}")
+        self._jobs += 1
+        self.runtime.spawn(
+            self.handlers.recording(target),
+            name=f"socketio-guard:{name}",
+            on_exit=self._job_exited,
+        )
+
+    def hand_over(self, target: Callable[[], object]) -> None:
+        """Run *target*, called from another native thread, on the event loop.
+
+        Raises:
+            HandOverFull: Too much waits for the event loop.
+        """
+        self.runtime.call_home(self.handlers.recording(target))
+
+    def _job_exited(self, _exc: BaseException | None) -> None:
+        self._jobs -= 1
 
     def event(self) -> Event:
         """Return a new event of the runtime."""
@@ -256,22 +363,60 @@ class AppGuard:
         """Wait until all that was emitted is with the broker."""
         return self.outbox is None or self.outbox.flush(timeout)
 
+    def drain(self, timeout: float) -> bool:
+        """Let the clients go, end the tasks, and empty the outbox.
+
+        Args:
+            timeout: Longest wait for handlers, for tasks and for the outbox, in
+                seconds each.
+
+        Returns:
+            Whether nothing was left undone.
+        """
+        with self._lock:
+            self._is_serving = False
+            self.admission.is_draining = True
+            self.stopping.set()
+            self.health.refresh()
+        late: list[str] = []
+        ending = self.runtime.spawn(
+            lambda: late.extend(self._stop_tasks(timeout)), name="socketio-guard:stop"
+        )
+        is_complete = self._drain.run(timeout)
+        ending.join()
+        is_flushed = self.flush(min(timeout, self.config.exit_flush_timeout))
+        return is_complete and not late and is_flushed
+
+    @property
+    def is_drained(self) -> bool:
+        """Whether the clients were let go."""
+        return self._drain.is_over
+
+    def is_quiet(self) -> bool:
+        """Say whether no client is left and nothing runs for one."""
+        is_busy = self.handlers.running or self._jobs or self.server.eio.sockets
+        return not is_busy and not self.connections
+
     def stop(self, timeout: float) -> None:
         """Flush the outbox and end every task, within about *timeout* seconds each."""
         with self._lock:
             self._is_serving = False
+            self.admission.is_draining = True
             self.health.refresh()
+        self._drain.end()
         self._stop_tasks(timeout)
         self.flush(min(timeout, self.config.exit_flush_timeout))
         late = self.supervisor.stop(timeout, is_internal=True)
         if late:
             signals.logger.warning("tasks did not end in time: %s", ", ".join(late))
+        self._stop_watching()
         if self.listener is not None:
             self.listener.stopped()
         if self.outbox is not None:
             self.outbox.close()
         self.callbacks.lose_all("stopped")
         self.health.stopped()
+        self._log_lines.close()
 
     def flush_at_exit(self) -> None:
         """Give what was emitted last a chance to get out before the process ends."""
@@ -282,6 +427,7 @@ class AppGuard:
     def after_fork(self) -> None:
         """Start afresh in a child process: tasks, connections and queue are the parent's."""
         new_host_id(self.server)
+        self.runtime = self._new_runtime()
         self._build()
 
     def listener_state(self) -> ListenerState:
@@ -296,15 +442,6 @@ class AppGuard:
         called again, as test suites do.
         """
         return self.socketio.server is not self.server
-
-    def is_crowded(self) -> bool:
-        """Say whether the bound on connections is reached."""
-        bound = self.config.max_connections
-        sockets = self.server.eio.sockets
-        if bound is None or len(sockets) < bound:
-            return False
-        # Upstream's sweep leaves closed ones in the table for a while.
-        return sum(not known.closed for known in list(sockets.values())) >= bound
 
     def sleep(self, seconds: float) -> bool:
         """Sleep; end early, and return ``False``, when the task or process stops."""
@@ -338,20 +475,57 @@ class AppGuard:
             wake=self.callbacks.wake,
         )
 
+    def _start_serving(self) -> None:
+        self.supervisor.watch(
+            "socketio-guard:deadlines",
+            self.deadlines.run,
+            policy=_INTERNAL,
+            is_internal=True,
+            wake=self.deadlines.wake,
+        )
+        if self.config.websocket_compression:
+            offer_compression(self.socketio.sockio_mw.engineio_path)
+        if self.config.blocking_timeout is not None:
+            reports = BlockReports(self.sender)
+            self._stop_watching = self.runtime.watch_loop(
+                self.config.blocking_timeout, reports.blocked, reports.unblocked
+            )
+
     def _tick(self) -> None:
+        ticks = 0
+        next_tick_at = clock()
         while not is_stopping():
             if self._is_serving and not self.is_worker_alive():
                 self._is_serving = False
-                self.spawn("farewell", partial(self._stop_tasks, self.config.stop_timeout))
-            self.health.tick()
-            sleep(self.runtime, TICK_INTERVAL)
+                self.runtime.spawn(self._say_farewell, name="socketio-guard:drain")
+            if clock() >= next_tick_at:
+                next_tick_at = clock() + TICK_INTERVAL
+                ticks += 1
+                self.health.tick()
+                self._log_lines.tick()
+                if ticks % _SWEEP_TICKS == 0:
+                    self._sweep()
+            # A worker that is to stop says so to nobody; its load balancer shall know soon.
+            sleep(self.runtime, max(0.0, min(_WORKER_POLL_INTERVAL, next_tick_at - clock())))
 
-    def _stop_tasks(self, timeout: float) -> None:
+    def _sweep(self) -> None:
+        removed = self._sweeper.sweep()
+        if removed:
+            record = Sweep(sum(removed.values()), tuple(removed))
+            signals.send(signals.connections_swept, self.sender, record)
+
+    def _say_farewell(self) -> None:
+        """Do what a process does that was told to stop, before its server lets go."""
+        self.drain(self.config.stop_timeout)
+        self.on_drained()
+
+    def _stop_tasks(self, timeout: float) -> list[str]:
         """End the application's tasks; its clients may still be there."""
         self.stopping.set()
         late = self.supervisor.stop(timeout, is_internal=False)
         if late:
             signals.logger.warning("tasks did not end in time: %s", ", ".join(late))
+        return late
 
     def _context(self) -> AbstractContextManager[object]:
         return nullcontext() if self.app is None else self.app.app_context()
@@ -366,6 +540,8 @@ class AppGuard:
         return {
             "callbacks:waiting": len(self.callbacks),
             "connections:open": len(self.server.eio.sockets),
+            "connections:closing": self.connections.count(ConnectionState.CLOSING),
+            "handlers:running": self.handlers.running,
         }
 
     # Facts, on their way to the signals
@@ -391,6 +567,22 @@ class AppGuard:
         if is_reader and new is TaskState.BACKING_OFF and self.listener is not None:
             self.listener.crashed(f"the reader ended: {reason}")
         signals.send(signals.task_changed, self.sender, TaskChange(task.name, old, new, reason))
+
+    def _deadline_failed(self, exc: BaseException) -> None:
+        signals.send(signals.failed, self.sender, Failure("hook", exc, "deadline"))
+
+    def _rate_storage_failed(self, exc: Exception) -> None:
+        signals.send(signals.failed, self.sender, Failure("hook", exc, "rate storage"))
+
+    def _cleanup_failed(self, connection: Connection, exc: BaseException) -> None:
+        failure = Failure("hook", exc, "deferred cleanup", connection.namespace, connection.sid)
+        signals.send(signals.failed, self.sender, failure)
+
+    def _connection_changed(
+        self, connection: Connection, old: ConnectionState | None, new: ConnectionState
+    ) -> None:
+        change = ConnectionChange(connection.sid, connection.namespace, old, new, connection.reason)
+        signals.send(signals.connection_changed, self.sender, change)
 
     def _message_failed(self, exc: BaseException) -> None:
         signals.send(signals.failed, self.sender, Failure("listener", exc, "queue message"))
@@ -426,50 +618,6 @@ class AppGuard:
     def _something_changed(self, record: object) -> None:
         del record
         self.health.refresh()
-
-
-class GuardMiddleware:
-    """Goes in front of an application: health, start, and the bound on connections.
-
-    Args:
-        wsgi_app: What was there before.
-        guard: The guard of the application.
-    """
-
-    def __init__(self, wsgi_app: WSGIApplication, guard: AppGuard) -> None:
-        self._wsgi_app = wsgi_app
-        self._guard = guard
-
-    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        """Serve one request."""
-        guard = self._guard
-        guard.start()
-        path = environ.get("PATH_INFO", "")
-        if guard.endpoints.handles(path):
-            return guard.endpoints(environ, start_response)
-        if guard.is_crowded() and self._is_handshake(path, environ):
-            return _refuse(environ, start_response)
-        return self._wsgi_app(environ, start_response)
-
-    def _is_handshake(self, path: str, environ: WSGIEnvironment) -> bool:
-        engineio_path: str = self._guard.socketio.sockio_mw.engineio_path
-        # Requests that carry a session id belong to a connection that was let in.
-        is_new = "sid" not in parse_qs(environ.get("QUERY_STRING", ""))
-        return is_new and path.startswith(engineio_path)
-
-
-def _refuse(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-    """Ask a new client to come back later."""
-    websocket = environ.get("wsgi.websocket")
-    if websocket is not None:
-        # gevent-websocket has answered 101 before the application is asked.
-        refuse_websocket(websocket, "the server is full")
-        return []
-    start_response(
-        "503 Service Unavailable",
-        [("Retry-After", _RETRY_AFTER), ("Content-Type", "text/plain"), ("Content-Length", "0")],
-    )
-    return [b""]
 
 
 def _require_patched(*, is_write_only: bool) -> None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import difflib
 import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any
 
 from .errors import ConfigError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
 
 PREFIX = "SOCKETIO_GUARD_"
 
@@ -51,6 +50,34 @@ class GuardConfig:
         readyz_path: Path of the readiness answer, or ``None``.
         max_connections: Socket.IO connections this process accepts; further
             handshakes get 503. ``None``: no bound.
+        max_connections_per_address: The same for one client address, as the
+            application sees it (behind a proxy: with Werkzeug's ``ProxyFix``).
+        connection_rate: New connections that this process accepts, in the words
+            of the ``limits`` library (``"100/second"``). ``None``: no bound.
+        connect_timeout: Longest run of a connect handler, > 0.
+        join_timeout: A client that has joined no namespace by then is closed, > 0.
+        max_in_flight: Events of one client that run at a time, >= 1.
+        max_waiting_events: Further events of one client that wait, >= 0; beyond
+            them :class:`~flask_socketio_guard.TooManyInFlight`.
+        max_waiting_bytes: Bytes of one client's waiting events, >= 1.
+        event_rate: Events of one client, as *connection_rate*.
+        rate_storage: Where rates are counted, in the words of the ``limits``
+            library: ``"memory://"``, or ``"redis://..."`` for all processes together.
+        send_queue_max_packets: Messages that may wait for one client, >= 1.
+        send_queue_max_bytes: Bytes that may wait for one client, >= 1; a single
+            larger message passes when nothing else waits.
+        slow_consumer: What happens to a client that does not keep up:
+            ``"disconnect"``, ``"drop_oldest"`` (of its waiting events) or
+            ``"drop_volatile"`` (disconnect when none of them is volatile).
+        close_timeout: How long a client may take to answer a close, > 0.
+        websocket_compression: Whether to agree to permessage-deflate.
+        drain_delay: Seconds between turning unready and closing the first
+            client, >= 0.
+        drain_window: Seconds over which clients are closed, >= 0.
+        blocking_timeout: A blocked event loop is reported after this time, > 0;
+            ``None``: never.
+        log_fold_interval: Repeats of one warning are counted for so long and
+            then told in one line, > 0.
     """
 
     callback_timeout: float = 60.0
@@ -71,37 +98,33 @@ class GuardConfig:
     livez_path: str | None = "/livez"
     readyz_path: str | None = "/readyz"
     max_connections: int | None = None
+    max_connections_per_address: int | None = None
+    connection_rate: str | None = None
+    connect_timeout: float = 20.0
+    join_timeout: float = 45.0
+    max_in_flight: int = 64
+    max_waiting_events: int = 1000
+    max_waiting_bytes: int = 4 * 1024 * 1024
+    event_rate: str | None = None
+    rate_storage: str = "memory://"
+    send_queue_max_packets: int = 1000
+    send_queue_max_bytes: int = 1024 * 1024
+    slow_consumer: str = "disconnect"
+    close_timeout: float = 2.0
+    websocket_compression: bool = False
+    drain_delay: float = 0.0
+    drain_window: float = 1.0
+    blocking_timeout: float | None = 0.4
+    log_fold_interval: float = 60.0
 
     def __post_init__(self) -> None:
-        for name in _POSITIVE_SECONDS:
-            _require(_is_number(getattr(self, name)) and getattr(self, name) > 0, self, name, "> 0")
-        for name in _SECONDS:
-            _require(
-                _is_number(getattr(self, name)) and getattr(self, name) >= 0, self, name, ">= 0"
-            )
-        for name in _COUNTS:
-            _require(_is_count(getattr(self, name)), self, name, "an integer >= 1")
-        _require(
-            self.max_connections is None or _is_count(self.max_connections),
-            self,
-            "max_connections",
-            "None or an integer >= 1",
-        )
-        for name, allowed in _CHOICES.items():
-            wanted = " or ".join(repr(choice) for choice in allowed)
-            _require(getattr(self, name) in allowed, self, name, wanted)
-        for name in _PATHS:
-            path = getattr(self, name)
-            is_path = isinstance(path, str) and path.startswith("/")
-            _require(path is None or is_path, self, name, 'None or a path that begins with "/"')
-        details = self.health_details
-        is_token = isinstance(details, str) and bool(details)
-        _require(
-            details is None or callable(details) or is_token,
-            self,
-            "health_details",
-            "None, a non-empty token or a callable",
-        )
+        for name, (is_met, wanted) in _RULES.items():
+            value = getattr(self, name)
+            if is_met(value):
+                continue
+            # Tokens and passwords in URLs must not reach a log through an error.
+            found = "" if name in _SECRETS else f", not {value!r}"
+            raise ConfigError(f"{PREFIX}{name.upper()} must be {wanted}{found}")
 
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, Any], **overrides: Any) -> GuardConfig:
@@ -127,7 +150,8 @@ class GuardConfig:
     def from_environment(cls, **overrides: Any) -> GuardConfig:
         """Read numbers and words from environment variables ``SOCKETIO_GUARD_*``.
 
-        For processes without a Flask application.
+        For processes without a Flask application. ``none`` is ``None`` where
+        that is allowed.
 
         Raises:
             ConfigError: A variable is unknown or its value out of range.
@@ -143,22 +167,10 @@ class GuardConfig:
         return cls(**settings)
 
 
-_POSITIVE_SECONDS = (
-    "callback_timeout",
-    "probe_interval",
-    "probe_timeout",
-    "broker_timeout",
-    "reconnect_max_delay",
-    "restart_max_delay",
-)
-_SECONDS = ("resubscribe_timeout", "exit_flush_timeout", "stop_timeout")
-_COUNTS = ("outbox_max_messages", "outbox_max_bytes")
-_CHOICES = {"outbox_overflow": ("raise", "drop_oldest"), "broker_down": ("warn", "fail")}
-_PATHS = ("healthz_path", "livez_path", "readyz_path")
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value < float("inf")
+def _is_seconds(value: object, *, is_zero_allowed: bool = False) -> bool:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    return value < float("inf") and (value > 0 or (is_zero_allowed and value == 0))
 
 
 def require_seconds(name: str, value: object) -> None:
@@ -167,20 +179,16 @@ def require_seconds(name: str, value: object) -> None:
     Raises:
         ConfigError: It is not; the text calls it *name*.
     """
-    if not (_is_number(value) and isinstance(value, int | float) and value > 0):
+    if not _is_seconds(value):
         raise ConfigError(f"{name} must be a number of seconds > 0, not {value!r}")
 
 
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+def _is_whole(value: object, *, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
-def _require(is_met: bool, config: GuardConfig, name: str, wanted: str) -> None:
-    if is_met:
-        return
-    # A token is a secret and must not reach a log through an error.
-    found = "" if name == "health_details" else f", not {getattr(config, name)!r}"
-    raise ConfigError(f"{PREFIX}{name.upper()} must be {wanted}{found}")
+def _is_text(value: object, *, beginning: str = "") -> bool:
+    return isinstance(value, str) and bool(value.strip()) and value.startswith(beginning)
 
 
 def _known(name: str, names: list[str], key: str) -> str:
@@ -192,6 +200,12 @@ def _known(name: str, names: list[str], key: str) -> str:
 
 
 def _parse(text: str, annotation: str, key: str) -> object:
+    if annotation.endswith("| None") and text.lower() == "none":
+        return None
+    if annotation == "bool":
+        if text.lower() not in _WORDS:
+            raise ConfigError(f"{key} must be true or false, not {text!r}")
+        return _WORDS[text.lower()]
     try:
         if "int" in annotation:
             return int(text)
@@ -200,3 +214,67 @@ def _parse(text: str, annotation: str, key: str) -> object:
     except ValueError:
         raise ConfigError(f"{key} must be a number, not {text!r}") from None
     return text
+
+
+_Rule = tuple[Callable[[object], bool], str]
+
+
+def _or_none(rule: _Rule) -> _Rule:
+    is_met, wanted = rule
+    return lambda value: value is None or is_met(value), f"None or {wanted}"
+
+
+def _one_of(*choices: str) -> _Rule:
+    return choices.__contains__, " or ".join(repr(choice) for choice in choices)
+
+
+_POSITIVE: _Rule = (_is_seconds, "> 0")
+_NOT_NEGATIVE: _Rule = (partial(_is_seconds, is_zero_allowed=True), ">= 0")
+_COUNT: _Rule = (partial(_is_whole, least=1), "an integer >= 1")
+_RATE: _Rule = (_is_text, 'a rate such as "20/second"')
+_PATH: _Rule = (partial(_is_text, beginning="/"), 'a path that begins with "/"')
+_DETAILS: _Rule = (
+    lambda value: value is None or callable(value) or _is_text(value),
+    "None, a non-empty token or a callable",
+)
+
+_RULES: Mapping[str, _Rule] = {
+    "callback_timeout": _POSITIVE,
+    "probe_interval": _POSITIVE,
+    "probe_timeout": _POSITIVE,
+    "broker_timeout": _POSITIVE,
+    "reconnect_max_delay": _POSITIVE,
+    "resubscribe_timeout": _NOT_NEGATIVE,
+    "restart_max_delay": _POSITIVE,
+    "outbox_max_messages": _COUNT,
+    "outbox_max_bytes": _COUNT,
+    "outbox_overflow": _one_of("raise", "drop_oldest"),
+    "exit_flush_timeout": _NOT_NEGATIVE,
+    "stop_timeout": _NOT_NEGATIVE,
+    "broker_down": _one_of("warn", "fail"),
+    "health_details": _DETAILS,
+    "healthz_path": _or_none(_PATH),
+    "livez_path": _or_none(_PATH),
+    "readyz_path": _or_none(_PATH),
+    "max_connections": _or_none(_COUNT),
+    "max_connections_per_address": _or_none(_COUNT),
+    "connection_rate": _or_none(_RATE),
+    "connect_timeout": _POSITIVE,
+    "join_timeout": _POSITIVE,
+    "max_in_flight": _COUNT,
+    "max_waiting_events": (partial(_is_whole, least=0), "an integer >= 0"),
+    "max_waiting_bytes": _COUNT,
+    "event_rate": _or_none(_RATE),
+    "rate_storage": (lambda value: isinstance(value, str) and "://" in value, "a URL"),
+    "send_queue_max_packets": _COUNT,
+    "send_queue_max_bytes": _COUNT,
+    "slow_consumer": _one_of("disconnect", "drop_oldest", "drop_volatile"),
+    "close_timeout": _POSITIVE,
+    "websocket_compression": (lambda value: isinstance(value, bool), "True or False"),
+    "drain_delay": _NOT_NEGATIVE,
+    "drain_window": _NOT_NEGATIVE,
+    "blocking_timeout": _or_none(_POSITIVE),
+    "log_fold_interval": _POSITIVE,
+}
+_SECRETS = ("health_details", "rate_storage")
+_WORDS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}

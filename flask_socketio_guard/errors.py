@@ -6,9 +6,12 @@ The tree::
     ├── ConfigError (also ValueError)
     ├── IncompatibleVersion
     ├── EventRejected
-    │   └── EventInvalid
+    │   ├── EventInvalid
+    │   ├── RateLimited
+    │   └── TooManyInFlight
     ├── HandlerTimeout (also TimeoutError)
     ├── ConnectionClosed
+    ├── HandOverFull
     ├── BrokerError
     │   ├── PublishError
     │   │   └── PublishRefused
@@ -62,6 +65,25 @@ class EventInvalid(EventRejected):
         super().__init__(message, code=code)
 
 
+class RateLimited(EventRejected):
+    """A client sends events, or new clients come, faster than they may.
+
+    Attributes:
+        retry_after: Seconds after which the next one is let through.
+    """
+
+    def __init__(self, message: str = "too many events", *, retry_after: float = 0.0) -> None:
+        super().__init__(message, code="rate_limited")
+        self.retry_after = retry_after
+
+
+class TooManyInFlight(EventRejected):
+    """A client has more events unanswered than may run and wait."""
+
+    def __init__(self, message: str = "too many events in flight") -> None:
+        super().__init__(message, code="too_many_in_flight")
+
+
 class HandlerTimeout(GuardError, TimeoutError):
     """An event handler ran longer than its ``timeout``.
 
@@ -76,6 +98,10 @@ class HandlerTimeout(GuardError, TimeoutError):
 
 class ConnectionClosed(GuardError):
     """The client that an operation depends on is gone."""
+
+
+class HandOverFull(GuardError):
+    """Other threads hand over more than the event loop gets to."""
 
 
 class BrokerError(GuardError):

@@ -4,23 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary, ref
 
 import flask
 from flask import Flask, current_app, has_app_context
 
-from .app_guard import AppGuard, GuardMiddleware, stop_superseded
+from .app_guard import AppGuard, stop_superseded
 from .config import GuardConfig, require_seconds
-from .errors import ConfigError, DuplicateTask
+from .errors import ConfigError, ConnectionClosed, DuplicateTask
 from .gunicorn import start_in_worker
+from .middleware import GuardMiddleware
+from .schema import validator
+from .sending import SendOutcome
 from .tasks import TaskSpec, restart_policy, task_name, task_spec
 from .upstream import check_versions
 
 if TYPE_CHECKING:
     from flask_socketio import SocketIO
 
+    from .connections import Connections
     from .handlers import Event
+    from .rates import Limit
     from .signals import Failure
     from .states import ListenerState
     from .supervisor import TaskHandle
@@ -28,6 +33,16 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 _KEY = "socketio_guard"
+
+
+class _Handler(NamedTuple):
+    message: str
+    function: Callable[..., Any]
+    namespace: str | None
+    timeout: float | None
+    is_ordered: bool
+    rate: str | None
+    validate: Callable[[tuple[object, ...]], tuple[object, ...]] | None
 
 
 class SocketIOGuard:
@@ -53,7 +68,8 @@ class SocketIOGuard:
         # An application holds its guard, through its middleware; nothing here holds either.
         self._guards: WeakKeyDictionary[Flask, ref[AppGuard]] = WeakKeyDictionary()
         self._write_only: AppGuard | None = None
-        self._handlers: list[tuple[str, Callable[..., Any], str | None]] = []
+        self._handlers: list[_Handler] = []
+        self._handshakes: dict[str, float] = {}
         self._specs: list[TaskSpec] = []
         self._before_event: list[Callable[[Event], object]] = []
         self._on_failure: list[Callable[[Failure], object]] = []
@@ -143,15 +159,24 @@ class SocketIOGuard:
     def _set_up(self, guard: AppGuard) -> None:
         guard.handlers.before_event = self._before_event
         guard.on_failure = self._on_failure
-        for name, handler, namespace in self._handlers:
-            guard.socketio.on_event(name, handler, namespace=namespace)
+        for handler in self._handlers:
+            self._register(guard, handler)
+        for namespace, timeout in self._handshakes.items():
+            guard.require_handshake(namespace, timeout)
         for spec in self._specs:
             guard.add_task(spec)
 
     # Handlers
 
     def on(
-        self, message: str, namespace: str | None = None, *, timeout: float | None = None
+        self,
+        message: str,
+        namespace: str | None = None,
+        *,
+        timeout: float | None = None,
+        ordered: bool = False,
+        rate: str | None = None,
+        schema: Any = None,
     ) -> Callable[[F], F]:
         """Register an event handler; as ``SocketIO.on``, and before ``init_app`` too.
 
@@ -162,15 +187,32 @@ class SocketIOGuard:
                 over the client gets an error acknowledgement with code
                 ``"timeout"``. Under gevent the handler is interrupted at its next
                 wait; a thread cannot be, so under threading it runs on unheard.
+            ordered: Whether a client's events of this name are handled one after
+                another, in the order in which they came.
+            rate: How often a client may send it, such as ``"20/second"``; beyond
+                that the acknowledgement is an error with code ``"rate_limited"``.
+            schema: What the arguments must be: a pydantic model, any type that
+                pydantic understands (a dataclass, a TypedDict, ``list[int]``), a
+                tuple of these for several arguments, or ``True`` for the
+                handler's own annotations. The handler gets validated values;
+                what does not fit is refused with code ``"invalid"``.
+
+        Raises:
+            ConfigError: An option is out of range, or the library behind it is
+                not installed.
         """
         if timeout is not None:
             require_seconds("timeout", timeout)
+        is_reserved = message in ("connect", "disconnect")
+        if is_reserved and (ordered or rate is not None or schema is not None):
+            raise ConfigError(f"ordered, rate and schema are not for {message!r} handlers")
 
         def decorator(handler: F) -> F:
-            target = handler if timeout is None else self._limited(handler, timeout)
-            self._handlers.append((message, target, namespace))
+            fits = None if schema is None else validator(schema, handler)
+            entry = _Handler(message, handler, namespace, timeout, ordered, rate, fits)
+            self._handlers.append(entry)
             for guard in self._all():
-                guard.socketio.on_event(message, target, namespace=namespace)
+                self._register(guard, entry)
             return handler
 
         return decorator
@@ -193,11 +235,65 @@ class SocketIOGuard:
         message: str,
         handler: Callable[..., Any],
         namespace: str | None = None,
-        *,
-        timeout: float | None = None,
+        **options: Any,
     ) -> None:
         """Register an event handler without a decorator; takes the keywords of :meth:`on`."""
-        self.on(message, namespace, timeout=timeout)(handler)
+        self.on(message, namespace, **options)(handler)
+
+    def handshake(
+        self, message: str, namespace: str | None = None, *, timeout: float = 10.0, **options: Any
+    ) -> Callable[[F], F]:
+        """Register the handler of the application's own handshake.
+
+        A client of *namespace* is ``ready`` once the handler has returned anything
+        but ``False``; one that is not after *timeout* seconds is disconnected.
+        ``guard.emit(..., ready_only=True)`` reaches only those that are ready.
+
+        Args:
+            message: Name of the event that a client sends first.
+            namespace: Socket.IO namespace; ``None`` is ``"/"``.
+            timeout: In seconds after the connect handler has let it in, > 0.
+            options: The keywords of :meth:`on`, except ``timeout``.
+
+        Raises:
+            ConfigError: The namespace has a handshake already.
+        """
+        require_seconds("timeout", timeout)
+        where = namespace or "/"
+        if where in self._handshakes:
+            raise ConfigError(f"namespace {where!r} already has a handshake")
+        self._handshakes[where] = timeout
+        for guard in self._all():
+            guard.require_handshake(where, timeout)
+
+        def decorator(handler: F) -> F:
+            @wraps(handler)
+            def shaking(*args: Any) -> Any:
+                answer = handler(*args)
+                if answer is not False:
+                    connection = self._current().connections.find(flask.request.sid)  # type: ignore[attr-defined]
+                    if connection is not None:
+                        connection.shake_hands()
+                return answer
+
+            self.on(message, namespace, **options)(shaking)
+            return handler
+
+        return decorator
+
+    def _register(self, guard: AppGuard, entry: _Handler) -> None:
+        """Register *entry* with one application, behind what is asked for around it."""
+        target = entry.function
+        if entry.timeout is not None:
+            target = _with_timeout(guard, target, entry.timeout)
+        if entry.validate is not None:
+            target = _with_schema(target, entry.validate)
+        if entry.rate is not None:
+            name = f"{entry.namespace or '/'} {entry.message}"
+            target = _with_rate(target, guard.rates.limit(entry.rate, name=name))
+        if entry.is_ordered:
+            guard.ordered.add((entry.namespace or "/", entry.message))
+        guard.socketio.on_event(entry.message, target, namespace=entry.namespace)
 
     def before_event(self, hook: Callable[[Event], F]) -> Callable[[Event], F]:
         """Call *hook* before every handler, connect and disconnect handlers included.
@@ -217,14 +313,6 @@ class SocketIOGuard:
         self._on_failure.append(hook)
         return hook
 
-    def _limited(self, handler: Callable[..., Any], timeout: float) -> Callable[..., Any]:
-        @wraps(handler)
-        def limited(*args: Any) -> Any:
-            runtime = self._current().runtime
-            return runtime.call_with_timeout(lambda: handler(*args), timeout)
-
-        return limited
-
     # Sending
 
     def emit(
@@ -240,8 +328,11 @@ class SocketIOGuard:
         ignore_queue: bool = False,
         callback_timeout: float | None = None,
         on_timeout: Callable[[], Any] | None = None,
-    ) -> None:
-        """Emit an event; as ``SocketIO.emit``.
+        volatile: bool = False,
+        ready_only: bool = False,
+        strict: bool = False,
+    ) -> SendOutcome:
+        """Emit an event; as ``SocketIO.emit``, and from any thread.
 
         Args:
             event: Event name.
@@ -257,8 +348,19 @@ class SocketIOGuard:
                 > 0; ``None`` takes ``SOCKETIO_GUARD_CALLBACK_TIMEOUT``.
             on_timeout: Called, once and in a task of its own, when no
                 acknowledgement will come: the time is over or the client is gone.
+            volatile: Drop it for a client that does not take at once what is sent.
+            ready_only: Send it only to clients whose handshake is done
+                (:meth:`handshake`).
+            strict: Raise if it was dropped.
+
+        Returns:
+            What became of it: ``"queued"`` for a client of this process,
+            ``"dropped_closed"`` or ``"dropped_slow"`` if no recipient here gets it,
+            ``"handed_to_queue"`` if the other processes were told. For a room,
+            the best that became of it for any client here.
 
         Raises:
+            ConnectionClosed: *strict*, and it was dropped.
             TypeError: JSON cannot hold the payload; nothing was sent.
             OutboxFull: The message queue is away and the outbox is full; nothing was sent.
         """
@@ -268,7 +370,7 @@ class SocketIOGuard:
         ack = None
         if callback is not None:
             ack = guard.ack_callback(callback, callback_timeout, on_timeout)
-        guard.server.emit(
+        outcome: SendOutcome = guard.server.emit(
             event,
             *args,
             namespace=namespace or "/",
@@ -276,11 +378,16 @@ class SocketIOGuard:
             skip_sid=skip_sid,
             callback=ack,
             ignore_queue=ignore_queue,
+            volatile=volatile,
+            ready_only=ready_only,
         )
+        if strict and outcome in (SendOutcome.DROPPED_CLOSED, SendOutcome.DROPPED_SLOW):
+            raise ConnectionClosed(f"the event was not sent: {outcome}")
+        return outcome
 
-    def send(self, data: Any, json: bool = False, **kwargs: Any) -> None:
+    def send(self, data: Any, json: bool = False, **kwargs: Any) -> SendOutcome:
         """Send a message; as ``SocketIO.send``, with the keywords of :meth:`emit`."""
-        self.emit("json" if json else "message", data, **kwargs)
+        return self.emit("json" if json else "message", data, **kwargs)
 
     def call(self, event: str, *args: Any, **kwargs: Any) -> Any:
         """Emit to one client and wait for its answer; as ``SocketIO.call``.
@@ -291,9 +398,50 @@ class SocketIOGuard:
         """
         return self._current().socketio.call(event, *args, **kwargs)
 
-    def disconnect(self, sid: str, namespace: str | None = None) -> None:
-        """Disconnect a client of this or another process."""
-        self._current().server.disconnect(sid, namespace=namespace)
+    def disconnect(self, sid: str, namespace: str | None = None) -> bool:
+        """Disconnect a client of this or another process; idempotent, from any thread.
+
+        Args:
+            sid: Its session id.
+            namespace: ``None``: the one that the session id belongs to.
+
+        Returns:
+            Whether a client of this process is being disconnected because of
+            this call. ``False`` for one that is gone, or elsewhere; with a message
+            queue the other processes are asked.
+        """
+        guard = self._current()
+        known = guard.connections.find(sid)
+        if namespace is None and known is not None:
+            namespace = known.namespace
+        return bool(guard.server.disconnect(sid, namespace=namespace))
+
+    # Connections
+
+    @property
+    def connections(self) -> Connections:
+        """The connections of this process, by session id."""
+        return self._current().connections
+
+    def is_connected(self, sid: str) -> bool:
+        """Say whether a client of this process is connected: let in, and not closing."""
+        connection = self._current().connections.find(sid)
+        return connection is not None and connection.is_open
+
+    def checkpoint(self, sid: str) -> None:
+        """Give way to other tasks, then make sure that a client is still there.
+
+        For a long loop that sends to it, which would otherwise notice at its end.
+
+        Args:
+            sid: Session id of a client of this process.
+
+        Raises:
+            ConnectionClosed: It is gone.
+        """
+        self._current().runtime.sleep(0)
+        if not self.is_connected(sid):
+            raise ConnectionClosed("the client has left")
 
     def flush(self, timeout: float) -> bool:
         """Wait until everything emitted so far has been taken by the message queue.
@@ -429,6 +577,24 @@ class SocketIOGuard:
         """
         self._current().start()
 
+    def drain(self, timeout: float | None = None) -> bool:
+        """Let the clients go, end the tasks, and empty the outbox.
+
+        ``/readyz`` answers 503 and new clients are refused from the first
+        instant; those that are here are closed over ``SOCKETIO_GUARD_DRAIN_WINDOW``
+        seconds in a way that lets them come back by themselves. gunicorn's hooks
+        call it at SIGTERM. Not to be called in a handler, for which it would wait.
+
+        Args:
+            timeout: Longest wait for handlers, for tasks and for the outbox, in
+                seconds each; ``None`` takes ``SOCKETIO_GUARD_STOP_TIMEOUT``.
+
+        Returns:
+            Whether nothing was left undone.
+        """
+        guard = self._current()
+        return guard.drain(guard.config.stop_timeout if timeout is None else timeout)
+
     def stop(self, timeout: float | None = None) -> None:
         """Stop tasks, empty the outbox, stop the listener.
 
@@ -476,3 +642,32 @@ class SocketIOGuard:
         raise RuntimeError(
             "this SocketIOGuard guards several apps: use it inside `with app.app_context():`"
         )
+
+
+def _with_timeout(
+    guard: AppGuard, handler: Callable[..., Any], timeout: float
+) -> Callable[..., Any]:
+    @wraps(handler)
+    def limited(*args: Any) -> Any:
+        return guard.runtime.call_with_timeout(lambda: handler(*args), timeout)
+
+    return limited
+
+
+def _with_schema(
+    handler: Callable[..., Any], validate: Callable[[tuple[object, ...]], tuple[object, ...]]
+) -> Callable[..., Any]:
+    @wraps(handler)
+    def validated(*args: Any) -> Any:
+        return handler(*validate(args))
+
+    return validated
+
+
+def _with_rate(handler: Callable[..., Any], limit: Limit) -> Callable[..., Any]:
+    @wraps(handler)
+    def rated(*args: Any) -> Any:
+        limit.hit(flask.request.sid)  # type: ignore[attr-defined]
+        return handler(*args)
+
+    return rated

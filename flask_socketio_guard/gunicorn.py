@@ -4,7 +4,12 @@ Hooks for ``gunicorn.conf.py``, which should import this module inside of them:
 gunicorn reads that file in the master, before a worker patches the standard
 library, and what is imported there keeps parts that block::
 
-    def post_worker_init(worker):
+    _POLL_INTERVAL = 0.05
+
+_POLL_INTERVAL = 0.05  # seconds
+
+
+def post_worker_init(worker):
         from flask_socketio_guard import gunicorn
         gunicorn.post_worker_init(worker)
 
@@ -20,16 +25,20 @@ from __future__ import annotations
 
 import inspect
 import os
+from functools import partial
 from typing import Any
 
 from .app_guard import AppGuard, all_guards
+
+_POLL_INTERVAL = 0.05  # seconds
 
 
 def post_worker_init(worker: Any) -> None:
     """Start the guards of a worker that has loaded its application.
 
-    When the worker is told to stop they say so to the load balancer and end the
-    application's tasks within a tick, without waiting for the last client.
+    When the worker is told to stop they say so to the load balancer at once, let
+    its clients go, and end the application's tasks. Then nothing holds the worker,
+    unless it still answers other requests: those have gunicorn's ``graceful_timeout``.
 
     Source:
         gunicorn settings, "Server Hooks": ``post_worker_init(worker)``.
@@ -38,7 +47,20 @@ def post_worker_init(worker: Any) -> None:
         if guard.is_superseded:
             continue
         guard.is_worker_alive = lambda: bool(getattr(worker, "alive", True))
+        guard.on_drained = partial(_let_go, worker, guard)
         guard.start()
+
+
+def _let_go(worker: Any, guard: AppGuard) -> None:
+    """End the wait of *worker* for connections that have nothing more to say.
+
+    A browser keeps its idle connections open, and gunicorn would wait for them for
+    the whole ``graceful_timeout``. ``GeventWorker.run`` reads the setting anew each second.
+    """
+    while guard.requests:
+        guard.runtime.sleep(_POLL_INTERVAL)
+    if all(other.is_drained for other in all_guards() if not other.is_superseded):
+        worker.cfg.set("graceful_timeout", 0)
 
 
 def worker_exit(server: Any, worker: Any) -> None:

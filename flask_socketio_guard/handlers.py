@@ -75,6 +75,8 @@ class HandlerGuard:
         self._sender = sender
         self._is_debug = is_debug
         self.before_event: list[Callable[[Event], object]] = []
+        self.running = 0
+        """Handlers that run now."""
 
     def run(self, name: str, namespace: str, sid: str, call: Callable[[], object]) -> object:
         """Call *call*, which leads to the handler of an event.
@@ -87,7 +89,11 @@ class HandlerGuard:
                 its client. Nothing else is ever raised.
         """
         invocation = _Invocation("handler", name, namespace, sid)
-        result = self._run(invocation, call)
+        self.running += 1
+        try:
+            result = self._run(invocation, call)
+        finally:
+            self.running -= 1
         if invocation.failure is None and invocation.rejection is None:
             return result
         return self._refusal(invocation, name, namespace, sid, result)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
+    from .config import GuardConfig
     from .errors import EventRejected
-    from .runtime import Event
+    from .runtime import Event, Runtime
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,68 @@ class AckCallback:
         return self.function(*arguments)
 
 
+class Timer(Protocol):
+    """A call that is due later."""
+
+    def cancel(self) -> None: ...
+
+
+class Deadlines(Protocol):
+    """Where calls wait until they are due."""
+
+    def call_later(self, delay: float, target: Callable[[], object]) -> Timer: ...
+
+
+class Connection(Protocol):
+    """One client's connection to one namespace."""
+
+    sid: str
+    namespace: str
+    eio_sid: str
+    reason: str
+    is_accepted: bool
+
+    @property
+    def is_open(self) -> bool: ...
+    @property
+    def is_ready(self) -> bool: ...
+    def accept(self) -> bool: ...
+    def refuse(self) -> None: ...
+    def expect_handshake(self, timer: Timer) -> None: ...
+    def begin_close(self, reason: str) -> bool: ...
+    def finish(self) -> None: ...
+
+
+class Connections(Protocol):
+    """The clients of the application."""
+
+    def __iter__(self) -> Iterator[str]: ...
+    def __contains__(self, sid: object) -> bool: ...
+    def find(self, sid: object) -> Connection | None: ...
+    def of(self, eio_sid: str) -> tuple[Connection, ...]: ...
+    def add(self, sid: str, namespace: str, eio_sid: str) -> Connection: ...
+
+
+class Facts(Protocol):
+    """Who is told what happens to clients, and tells the world."""
+
+    def handshake_refused(self, reason: str, detail: str = "") -> None: ...
+    def protocol_violated(self, reason: str, detail: str = "") -> None: ...
+    def send_lost(self, count: int, reason: str) -> None: ...
+
+
+class Limit(Protocol):
+    """So many within so long."""
+
+    def hit(self, key: str) -> None: ...
+
+
+class Flusher(Protocol):
+    """Lets writers write in one go."""
+
+    def add(self, writer: Any) -> None: ...
+
+
 class Callbacks(Protocol):
     """The table of callbacks that wait."""
 
@@ -84,11 +147,54 @@ class Hooks(Protocol):
     def handlers(self) -> Handlers:
         """What encloses the application's handlers."""
 
+    @property
+    def config(self) -> GuardConfig:
+        """The settings."""
+
+    @property
+    def runtime(self) -> Runtime:
+        """How the application waits and spawns."""
+
+    @property
+    def connections(self) -> Connections:
+        """The clients."""
+
+    @property
+    def deadlines(self) -> Deadlines:
+        """What is due later."""
+
+    @property
+    def flusher(self) -> Flusher:
+        """Who writes, and when."""
+
+    @property
+    def facts(self) -> Facts:
+        """Who is told what happens to clients."""
+
+    @property
+    def event_limit(self) -> Limit | None:
+        """How many events a client may send, if there is a bound."""
+
+    def is_ordered(self, namespace: str, event: str) -> bool:
+        """Say whether events of that name are handled one after another."""
+
+    def came(self, address: str) -> None:
+        """Note that a transport session was made for a client at *address*."""
+
+    def left(self, address: str) -> None:
+        """Note that such a session has ended."""
+
+    def connected(self, connection: Connection) -> None:
+        """Note that the connect handler let a client in."""
+
     def start(self) -> None:
         """Start what runs in the background; idempotent."""
 
     def publish(self, payload: bytes) -> None:
         """Put a message to other processes into the outbox."""
+
+    def hand_over(self, target: Callable[[], object]) -> None:
+        """Run *target*, called from another native thread, on the event loop."""
 
     def spawn(self, name: str, target: Callable[[], object]) -> None:
         """Run *target* in a task of its own and record what it raises."""

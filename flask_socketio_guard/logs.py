@@ -3,29 +3,80 @@
 from __future__ import annotations
 
 import logging
+from typing import TYPE_CHECKING
 
 from . import signals
+from .folding import Folder, Line, LoggerFold, tell
 from .signals import (
     BrokerChange,
     CallbackLoss,
+    ConnectionChange,
     Failure,
+    HandshakeRefusal,
     ListenerChange,
+    LoopBlock,
     OutboxLoss,
     Rejection,
+    SendLoss,
+    Sweep,
     TaskChange,
+    Violation,
     logger,
 )
 from .states import ListenerState, TaskState
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Iterable, Mapping
+
+_LONGEST_NAME = 100  # characters of what a client may have sent
+_LONGEST_DETAIL = 200
+_LONGEST_STACK = 10_000
+_BROKER_BURST = 5  # outages in one fold interval that are each worth their two lines
+
+_LIMIT_CODES = ("rate_limited", "too_many_in_flight")
+_REFUSAL_LEVELS = {
+    "full": logging.WARNING,
+    "address": logging.WARNING,
+    "rate": logging.WARNING,
+    "origin": logging.WARNING,
+    "version": logging.WARNING,
+    "draining": logging.INFO,
+}
+"""Clients that come with an old session or half a request are for debugging only."""
 
 
 class LogLines:
     """Writes the log of one application.
 
+    Repeats of one warning are folded: counted, and told in one line. Failures
+    never are, because each has an error id that somebody may ask for.
+
     Args:
         sender: The application whose signals are logged.
+        fold_interval: Seconds for which repeats are kept back, > 0.
+        loggers: Those of the packages underneath, whose repeats are folded, too,
+            for as long as this object lives; what is no logger of the standard
+            library is left alone.
+        count: Called as ``count("log_lines_folded", 1)`` for each line kept back.
     """
 
-    def __init__(self, sender: object) -> None:
+    def __init__(
+        self,
+        sender: object,
+        *,
+        fold_interval: float = 60.0,
+        loggers: Iterable[logging.Logger] = (),
+        count: Callable[[str, int], object] | None = None,
+    ) -> None:
+        def on_folded() -> None:
+            if count is not None:
+                count("log_lines_folded", 1)
+
+        self._on_folded = on_folded
+        self.folder = Folder(fold_interval)
+        self._logger_folds = [
+            LoggerFold(each, fold_interval, on_folded=on_folded) for each in _unwrapped(loggers)
+        ]
         self._subscriptions = [
             signals.subscribe(signals.failed, sender, self._failed),
             signals.subscribe(signals.rejected, sender, self._rejected),
@@ -34,15 +85,68 @@ class LogLines:
             signals.subscribe(signals.broker_changed, sender, self._broker_changed),
             signals.subscribe(signals.outbox_lost, sender, self._outbox_lost),
             signals.subscribe(signals.task_changed, sender, self._task_changed),
+            signals.subscribe(signals.connection_changed, sender, self._connection_changed),
+            signals.subscribe(signals.handshake_refused, sender, self._handshake_refused),
+            signals.subscribe(signals.protocol_violated, sender, self._protocol_violated),
+            signals.subscribe(signals.send_lost, sender, self._send_lost),
+            signals.subscribe(signals.connections_swept, sender, self._connections_swept),
+            signals.subscribe(signals.loop_blocked, sender, self._loop_blocked),
         ]
+
+    def tick(self) -> None:
+        """Tell of repeats that are due; called every tick."""
+        tell(self.folder.due())
+        for fold in self._logger_folds:
+            fold.tick()
+
+    def close(self) -> None:
+        """Tell of all repeats, and let go of the loggers; there are no more ticks.
+
+        What is logged from then on is folded all the same, and told with the next of its class.
+        """
+        tell(self.folder.flush())
+        for fold in self._logger_folds:
+            fold.flush()
+        self._logger_folds.clear()
+
+    def _fold(
+        self,
+        key: Hashable,
+        level: int,
+        repeated: str,
+        message: str,
+        *args: object,
+        count: int = 1,
+        burst: int = 1,
+        extra: Mapping[str, object] | None = None,
+    ) -> None:
+        """Write a line, or count it if its class has been told of lately.
+
+        Args:
+            key: Its class.
+            level: Of the line and of that which tells of repeats.
+            repeated: What repeats are told with.
+            message: As for ``logger.log``.
+            args: As for ``logger.log``.
+            count: How many things the line tells of.
+            burst: How many such lines are written in one interval.
+            extra: As for ``logger.log``.
+        """
+        if not logger.isEnabledFor(level):
+            return
+        tell(self.folder.due())  # a write-only process does not tick
+        if self.folder.admit(key, Line(logger, level, repeated), count=count, burst=burst):
+            logger.log(level, message, *args, extra=extra, stacklevel=2)
+        else:
+            self._on_folded()
 
     def _failed(self, record: Failure) -> None:
         exc = record.exception
-        where = f" [{record.namespace}]" if record.namespace else ""
+        where = f" [{_printable(record.namespace)}]" if record.namespace else ""
         logger.error(
             "%s %r%s failed with %s, error id %s",
             record.kind,
-            record.name,
+            record.name[:_LONGEST_NAME],
             where,
             type(exc).__name__,
             record.error_id,
@@ -57,13 +161,15 @@ class LogLines:
         )
 
     def _rejected(self, record: Rejection) -> None:
-        logger.debug(
-            "event %r [%s] rejected: %s",
-            record.event,
-            record.namespace,
-            record.error.code,
-            extra={"event": record.event, "namespace": record.namespace, "sid": record.sid},
-        )
+        code = _printable(record.error.code)
+        message = "event %r [%s] rejected: %s"
+        arguments = (record.event[:_LONGEST_NAME], _printable(record.namespace), code)
+        extra = {"event": record.event, "namespace": record.namespace, "sid": record.sid}
+        if code in _LIMIT_CODES:
+            key, repeated = ("rejected", code), f"events rejected: {code}"
+            self._fold(key, logging.WARNING, repeated, message, *arguments, extra=extra)
+        else:
+            logger.debug(message, *arguments, extra=extra)
 
     def _callback_lost(self, record: CallbackLoss) -> None:
         logger.debug("an acknowledgement callback was dropped: %s", record.reason)
@@ -87,26 +193,38 @@ class LogLines:
         )
 
     def _broker_changed(self, record: BrokerChange) -> None:
+        # Not folded before it flutters: the last line must be what is true now.
         if record.is_reachable:
-            logger.warning(
+            self._fold(
+                ("broker", True),
+                logging.WARNING,
+                "the message queue answers again",
                 "the message queue answers again after %.2f s",
                 record.duration,
+                burst=_BROKER_BURST,
                 extra={"duration": record.duration},
             )
         else:
-            logger.warning(
+            self._fold(
+                ("broker", False),
+                logging.WARNING,
+                "the message queue does not answer",
                 "the message queue does not answer: %s",
                 record.reason,
+                burst=_BROKER_BURST,
                 extra={"reason": record.reason},
             )
 
     def _outbox_lost(self, record: OutboxLoss) -> None:
-        detail = f" ({record.detail})" if record.detail else ""
-        logger.error(
+        self._fold(
+            ("outbox", record.reason),
+            logging.ERROR,
+            f"message(s) to other processes dropped: {record.reason}",
             "%d message(s) to other processes dropped: %s%s",
             record.count,
             record.reason,
-            detail,
+            _in_brackets(record.detail),
+            count=record.count,
             extra={"count": record.count, "reason": record.reason},
         )
 
@@ -122,3 +240,108 @@ class LogLines:
             reason,
             extra={"task": record.name, "state": str(record.new)},
         )
+
+    def _connection_changed(self, record: ConnectionChange) -> None:
+        if not logger.isEnabledFor(logging.DEBUG):
+            return  # there are four of these for every client
+        logger.debug(
+            "connection [%s]: %s%s%s",
+            _printable(record.namespace),
+            record.new,
+            "" if record.old is None else f", was {record.old}",
+            _in_brackets(record.reason),
+            extra={
+                "sid": record.sid,
+                "namespace": record.namespace,
+                "state": str(record.new),
+                "reason": record.reason,
+            },
+        )
+
+    def _handshake_refused(self, record: HandshakeRefusal) -> None:
+        level = _REFUSAL_LEVELS.get(record.reason, logging.DEBUG)
+        message, extra = "a client was not let in: %s%s", {"reason": record.reason}
+        detail = _in_brackets(record.detail)
+        if level == logging.DEBUG:
+            logger.debug(message, record.reason, detail, extra=extra)
+        else:
+            key, repeated = ("refused", record.reason), f"clients not let in: {record.reason}"
+            self._fold(key, level, repeated, message, record.reason, detail, extra=extra)
+
+    def _protocol_violated(self, record: Violation) -> None:
+        self._fold(
+            ("violated", record.reason),
+            logging.WARNING,
+            f"clients broke the protocol: {record.reason}",
+            "a client broke the protocol and was closed: %s%s",
+            record.reason,
+            _in_brackets(record.detail),
+            extra={"reason": record.reason},
+        )
+
+    def _send_lost(self, record: SendLoss) -> None:
+        message = "%d message(s) to a client dropped: %s"
+        extra = {"count": record.count, "reason": record.reason}
+        if record.reason == "slow":
+            self._fold(
+                ("send", record.reason),
+                logging.WARNING,
+                f"message(s) to clients dropped: {record.reason}",
+                message,
+                record.count,
+                record.reason,
+                count=record.count,
+                extra=extra,
+            )
+        else:
+            logger.debug(message, record.count, record.reason, extra=extra)
+
+    def _connections_swept(self, record: Sweep) -> None:
+        self._fold(
+            "swept",
+            logging.WARNING,
+            "leftover(s) of connections removed",
+            "%d leftover(s) of connections removed from %s",
+            record.count,
+            ", ".join(record.tables),
+            count=record.count,
+            extra={"count": record.count, "tables": record.tables},
+        )
+
+    def _loop_blocked(self, record: LoopBlock) -> None:
+        extra = {"place": record.place, "duration": record.duration}
+        if record.duration is None:
+            self._fold(
+                ("blocked", record.place),
+                logging.WARNING,
+                f"the event loop is blocked at {record.place}",
+                "the event loop is blocked at %s\n%s",
+                record.place,
+                record.stack[-_LONGEST_STACK:].rstrip("\n"),
+                extra=extra,
+            )
+        else:
+            self._fold(
+                ("unblocked", record.place),
+                logging.WARNING,
+                f"the event loop was blocked at {record.place}",
+                "the event loop was blocked for %.2f s at %s",
+                record.duration,
+                record.place,
+                extra=extra,
+            )
+
+
+def _printable(text: str) -> str:
+    """Return the beginning of *text*, with all escaped that could break or forge a line."""
+    return repr(text[:_LONGEST_DETAIL])[1:-1]
+
+
+def _in_brackets(text: str) -> str:
+    return f" ({_printable(text)})" if text else ""
+
+
+def _unwrapped(loggers: Iterable[object]) -> list[logging.Logger]:
+    """Return the loggers of the standard library among *loggers*, each once."""
+    found = [each.logger if isinstance(each, logging.LoggerAdapter) else each for each in loggers]
+    return list(dict.fromkeys(each for each in found if isinstance(each, logging.Logger)))

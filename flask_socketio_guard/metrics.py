@@ -8,10 +8,23 @@ from typing import TYPE_CHECKING
 
 from . import signals
 from .listener import LISTENER_TASK
-from .states import ListenerState, TaskState
+from .states import ConnectionState, ListenerState, TaskState
 
 if TYPE_CHECKING:
-    from .signals import CallbackLoss, Failure, ListenerChange, OutboxLoss, Rejection, TaskChange
+    from .signals import (
+        CallbackLoss,
+        ConnectionChange,
+        Failure,
+        HandshakeRefusal,
+        ListenerChange,
+        LoopBlock,
+        OutboxLoss,
+        Rejection,
+        SendLoss,
+        Sweep,
+        TaskChange,
+        Violation,
+    )
 
 
 class Counters:
@@ -24,6 +37,7 @@ class Counters:
     def __init__(self, sender: object) -> None:
         self._lock = threading.Lock()
         self._counts: Counter[str] = Counter()
+        self._open: set[str] = set()
         self._subscriptions = [
             signals.subscribe(signals.failed, sender, self._failed),
             signals.subscribe(signals.rejected, sender, self._rejected),
@@ -31,6 +45,12 @@ class Counters:
             signals.subscribe(signals.listener_changed, sender, self._listener_changed),
             signals.subscribe(signals.outbox_lost, sender, self._outbox_lost),
             signals.subscribe(signals.task_changed, sender, self._task_changed),
+            signals.subscribe(signals.connection_changed, sender, self._connection_changed),
+            signals.subscribe(signals.handshake_refused, sender, self._handshake_refused),
+            signals.subscribe(signals.protocol_violated, sender, self._protocol_violated),
+            signals.subscribe(signals.send_lost, sender, self._send_lost),
+            signals.subscribe(signals.connections_swept, sender, self._connections_swept),
+            signals.subscribe(signals.loop_blocked, sender, self._loop_blocked),
         ]
 
     def as_dict(self) -> dict[str, int]:
@@ -39,10 +59,28 @@ class Counters:
         Keys: ``handler_failures``, ``callback_failures``, ``task_failures``,
         ``hook_failures``, ``listener_failures``, ``events_rejected``,
         ``callbacks_expired``, ``callbacks_dropped``, ``outbox_dropped``,
-        ``listener_restarts``, ``listener_stalls``, ``task_restarts``.
+        ``listener_restarts``, ``listener_stalls``, ``task_restarts``,
+        ``connections_opened`` (let in by their connect handlers),
+        ``connections_closed`` (of those, the ones that are gone),
+        ``connections_swept``, ``handshakes_refused``, ``protocol_violations``,
+        ``sends_dropped``, ``loop_blocks``, ``log_lines_folded``.
         """
         with self._lock:
             return {key: self._counts[key] for key in _KEYS}
+
+    def add(self, key: str, count: int = 1) -> None:
+        """Count what has no signal.
+
+        Args:
+            key: As in :meth:`as_dict`.
+            count: How many, >= 0.
+
+        Raises:
+            KeyError: There is no such count.
+        """
+        if key not in _KEYS:
+            raise KeyError(key)
+        self._add(key, count)
 
     def _add(self, key: str, count: int = 1) -> None:
         with self._lock:
@@ -69,6 +107,36 @@ class Counters:
         if record.new is TaskState.BACKING_OFF:
             self._add("listener_restarts" if record.name == LISTENER_TASK else "task_restarts")
 
+    def _connection_changed(self, record: ConnectionChange) -> None:
+        if record.new is ConnectionState.OPEN:
+            with self._lock:
+                self._open.add(record.sid)
+                self._counts["connections_opened"] += 1
+        elif record.new is ConnectionState.CLOSED:
+            with self._lock:
+                # Who leaves during its connect handler is closed, but never was open.
+                if record.sid in self._open:
+                    self._open.remove(record.sid)
+                    self._counts["connections_closed"] += 1
+
+    def _handshake_refused(self, record: HandshakeRefusal) -> None:
+        del record
+        self._add("handshakes_refused")
+
+    def _protocol_violated(self, record: Violation) -> None:
+        del record
+        self._add("protocol_violations")
+
+    def _send_lost(self, record: SendLoss) -> None:
+        self._add("sends_dropped", record.count)
+
+    def _connections_swept(self, record: Sweep) -> None:
+        self._add("connections_swept", record.count)
+
+    def _loop_blocked(self, record: LoopBlock) -> None:
+        if record.duration is not None:
+            self._add("loop_blocks")
+
 
 _KEYS = (
     "handler_failures",
@@ -83,4 +151,12 @@ _KEYS = (
     "listener_restarts",
     "listener_stalls",
     "task_restarts",
+    "connections_opened",
+    "connections_closed",
+    "connections_swept",
+    "handshakes_refused",
+    "protocol_violations",
+    "sends_dropped",
+    "loop_blocks",
+    "log_lines_folded",
 )

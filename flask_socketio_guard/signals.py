@@ -19,7 +19,7 @@ from .errors import EventRejected, HandlerTimeout
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .states import ListenerState, TaskState
+    from .states import ConnectionState, ListenerState, TaskState
 
 logger = logging.getLogger("flask_socketio_guard")
 
@@ -39,6 +39,18 @@ outbox_lost: NamedSignal = _signals.signal("outbox-lost")
 """An :class:`OutboxLoss`: messages to other processes were dropped."""
 task_changed: NamedSignal = _signals.signal("task-changed")
 """A :class:`TaskChange`."""
+connection_changed: NamedSignal = _signals.signal("connection-changed")
+"""A :class:`ConnectionChange`."""
+handshake_refused: NamedSignal = _signals.signal("handshake-refused")
+"""A :class:`HandshakeRefusal`: a client was not let in, before any handler ran."""
+protocol_violated: NamedSignal = _signals.signal("protocol-violated")
+"""A :class:`Violation`: a client sent what the protocols do not allow."""
+send_lost: NamedSignal = _signals.signal("send-lost")
+"""A :class:`SendLoss`: messages to a client were dropped."""
+connections_swept: NamedSignal = _signals.signal("connections-swept")
+"""A :class:`Sweep`: leftovers of connections were removed."""
+loop_blocked: NamedSignal = _signals.signal("loop-blocked")
+"""A :class:`LoopBlock`: something kept the event loop from running."""
 
 
 def _new_error_id() -> str:
@@ -149,6 +161,120 @@ class TaskChange:
     old: TaskState
     new: TaskState
     reason: str
+
+
+@dataclass(frozen=True)
+class ConnectionChange:
+    """A client's connection to a namespace moved from *old* to *new*.
+
+    Attributes:
+        sid: Session id of the client in the namespace.
+        namespace: Socket.IO namespace.
+        old: ``None`` for a connection that is new.
+        new: The state from now on.
+        reason: Why it closes; empty otherwise.
+    """
+
+    sid: str
+    namespace: str
+    old: ConnectionState | None
+    new: ConnectionState
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class HandshakeRefusal:
+    """A client was refused before a session was made for it.
+
+    Attributes:
+        reason: ``"full"``, ``"address"`` (too many from one), ``"rate"``,
+            ``"draining"``, ``"upgrade"`` (odd headers), ``"session"`` (unknown
+            or over), ``"origin"``, ``"version"`` or ``"request"`` (anything else
+            that is wrong with it).
+        detail: For people; never what the client sent.
+    """
+
+    reason: str
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Violation:
+    """A client broke the protocol, which costs it its connection.
+
+    Attributes:
+        reason: ``"websocket"``, ``"size"``, ``"packet"`` (undecodable),
+            ``"payload"`` (of a polling request) or ``"attachments"``.
+        detail: For people; at most 200 characters.
+    """
+
+    reason: str
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class SendLoss:
+    """Messages to one client were dropped.
+
+    Attributes:
+        count: How many.
+        reason: ``"slow"`` (its queue is full), ``"volatile"`` (it did not keep
+            up, and they were volatile) or ``"closed"`` (it is gone).
+    """
+
+    count: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Leftovers of connections that are gone were removed.
+
+    Attributes:
+        count: How many entries.
+        tables: Where they were found.
+    """
+
+    count: int
+    tables: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class LoopBlock:
+    """The event loop could not run.
+
+    Attributes:
+        place: ``file:line in function`` that blocked.
+        stack: The stack at that instant, as text.
+        duration: Seconds; ``None`` while it is still going on.
+    """
+
+    place: str
+    stack: str
+    duration: float | None = None
+
+
+class Facts:
+    """What happens to clients, on its way to the signals.
+
+    Args:
+        sender: The application.
+    """
+
+    def __init__(self, sender: object) -> None:
+        self._sender = sender
+
+    def handshake_refused(self, reason: str, detail: str = "") -> None:
+        """A client was refused before a session was made for it."""
+        send(handshake_refused, self._sender, HandshakeRefusal(reason, detail))
+
+    def protocol_violated(self, reason: str, detail: str = "") -> None:
+        """A client broke the protocol."""
+        send(protocol_violated, self._sender, Violation(reason, detail))
+
+    def send_lost(self, count: int, reason: str) -> None:
+        """Messages to one client were dropped."""
+        send(send_lost, self._sender, SendLoss(count, reason))
 
 
 def send(signal: NamedSignal, sender: object, record: object) -> None:

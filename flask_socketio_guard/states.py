@@ -1,4 +1,4 @@
-"""The states of listener and tasks, and the one way to move between them.
+"""The states of listener, tasks and connections, and the one way to move between them.
 
 Pure: no I/O, no clock. Each table lists every legal move; what is not in it is
 illegal, raises and changes nothing.
@@ -77,6 +77,35 @@ class TaskEvent(_Named):
     STOP = "stop"
 
 
+class ConnectionState(_Named):
+    """Where a client's connection to a namespace is in its life."""
+
+    CONNECTING = "connecting"
+    """The connect handler has not decided yet."""
+    OPEN = "open"
+    """The connect handler accepted it."""
+    READY = "ready"
+    """The application's own handshake is done, where it has one."""
+    CLOSING = "closing"
+    """It is to end; connect or disconnect handler may be running."""
+    CLOSED = "closed"
+
+
+class ConnectionEvent(_Named):
+    """What can happen to a connection."""
+
+    ACCEPTED = "accepted"
+    """The connect handler let the client in."""
+    REFUSED = "refused"
+    """The connect handler did not let the client in."""
+    HANDSHAKE = "handshake"
+    """The application's own handshake was completed."""
+    CLOSE = "close"
+    """Server or client wants to end it, or the transport is gone."""
+    FINISHED = "finished"
+    """The disconnect handler has run, where it had to."""
+
+
 LISTENER_TRANSITIONS: Mapping[tuple[ListenerState, ListenerEvent], ListenerState] = {
     (ListenerState.IDLE, ListenerEvent.START): ListenerState.STARTING,
     (ListenerState.IDLE, ListenerEvent.STOP): ListenerState.STOPPED,
@@ -118,6 +147,22 @@ TASK_TRANSITIONS: Mapping[tuple[TaskState, TaskEvent], TaskState] = {
     (TaskState.FAILED, TaskEvent.STOP): TaskState.FAILED,
     (TaskState.FINISHED, TaskEvent.STOP): TaskState.FINISHED,
     (TaskState.STOPPED, TaskEvent.STOP): TaskState.STOPPED,
+}
+
+CONNECTION_TRANSITIONS: Mapping[tuple[ConnectionState, ConnectionEvent], ConnectionState] = {
+    (ConnectionState.CONNECTING, ConnectionEvent.ACCEPTED): ConnectionState.OPEN,
+    (ConnectionState.CONNECTING, ConnectionEvent.REFUSED): ConnectionState.CLOSED,
+    (ConnectionState.CONNECTING, ConnectionEvent.CLOSE): ConnectionState.CLOSING,
+    (ConnectionState.OPEN, ConnectionEvent.HANDSHAKE): ConnectionState.READY,
+    (ConnectionState.OPEN, ConnectionEvent.CLOSE): ConnectionState.CLOSING,
+    (ConnectionState.READY, ConnectionEvent.HANDSHAKE): ConnectionState.READY,
+    (ConnectionState.READY, ConnectionEvent.CLOSE): ConnectionState.CLOSING,
+    # The client left while its connect handler ran; what that says still counts.
+    (ConnectionState.CLOSING, ConnectionEvent.ACCEPTED): ConnectionState.CLOSING,
+    (ConnectionState.CLOSING, ConnectionEvent.REFUSED): ConnectionState.CLOSED,
+    (ConnectionState.CLOSING, ConnectionEvent.CLOSE): ConnectionState.CLOSING,
+    (ConnectionState.CLOSING, ConnectionEvent.FINISHED): ConnectionState.CLOSED,
+    (ConnectionState.CLOSED, ConnectionEvent.CLOSE): ConnectionState.CLOSED,
 }
 
 S = TypeVar("S", bound=Enum)

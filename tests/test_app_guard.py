@@ -59,7 +59,11 @@ def run(program: str, **env: str) -> str:
 def test_nothing_runs_before_the_first_request(guarded: Guarded) -> None:
     assert own_threads() == []
     assert guarded.app.test_client().get("/livez").status_code == 200
-    assert own_threads() == ["socketio-guard:callbacks", "socketio-guard:tick"]
+    assert own_threads() == [
+        "socketio-guard:callbacks",
+        "socketio-guard:deadlines",
+        "socketio-guard:tick",
+    ]
 
 
 def test_any_request_starts_the_guard(guarded: Guarded) -> None:
@@ -75,6 +79,7 @@ def test_with_a_queue_the_listener_starts_without_any_client(
     process = make_process()
     assert own_threads() == [
         "socketio-guard:callbacks",
+        "socketio-guard:deadlines",
         "socketio-guard:listener",
         "socketio-guard:outbox",
         "socketio-guard:probe",
@@ -96,7 +101,7 @@ def test_many_who_start_at_once_start_it_once(guarded: Guarded) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(own_threads()) == 2
+    assert len(own_threads()) == 3
     assert guarded.guard.counters["task_failures"] == 0
 
 
@@ -350,7 +355,7 @@ def test_a_forked_child_starts_afresh_with_an_identity_of_its_own(
 ) -> None:
     """Else parent and child would take each other's messages for their own."""
     child, parent = run(FORKING, REDIS_URL=redis_server.url, STARTED=started).splitlines()
-    assert child == repr([True, True, "idle", [], "running", 6, True])
+    assert child == repr([True, True, "idle", [], "running", 7, True])
     assert parent == "True True"
 
 

@@ -11,14 +11,16 @@ PACKAGE = Path(flask_socketio_guard.__file__).parent
 
 FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"errors", "backoff", "version"}),
-    frozenset({"states"}),
+    frozenset({"states", "threads", "loop_monitor"}),
     frozenset({"config", "runtime", "signals"}),
-    frozenset({"hooks", "transport"}),
+    frozenset({"hooks", "transport", "intake", "sending", "folding"}),
     frozenset({"supervisor", "broker"}),
-    frozenset({"upstream", "handlers", "callbacks", "tasks", "listener", "outbox"}),
-    frozenset({"health", "metrics", "logs"}),
+    frozenset({"deadlines"}),
+    frozenset({"upstream", "handlers", "callbacks", "tasks", "listener", "outbox"})
+    | frozenset({"connections", "blocking", "rates", "schema", "admission"}),
+    frozenset({"health", "metrics", "logs", "drain"}),
     frozenset({"app_guard"}),
-    frozenset({"gunicorn"}),
+    frozenset({"gunicorn", "middleware"}),
     frozenset({"extension"}),
     frozenset({"__init__"}),
 )

@@ -230,6 +230,27 @@ def test_a_callback_of_the_guard_needs_no_task_and_is_not_counted(clean: Table) 
     assert clean.lost == []
 
 
+def test_a_callback_of_the_guard_that_raises_leaves_the_table_clean(clean: Table) -> None:
+    """The guard's own code is not caught: whoever hands in the answer has to know."""
+
+    def fail(*args: object) -> None:
+        raise RuntimeError(*args)
+
+    callback = AckCallback(fail, is_inline=True, on_lost=fail)
+    answered, lost = clean.table.add("sid", callback), clean.table.add("sid", callback)
+    bystander = clean.add("sid")
+    with pytest.raises(RuntimeError, match="answer"):
+        clean.table.resolve(answered, "sid", ("answer",))
+    with pytest.raises(RuntimeError, match="expired"):
+        clean.table.lose(lost, "sid", "expired")
+    assert not clean.table.resolve(answered, "sid", ("answer",))
+    assert not clean.table.lose(lost, "sid", "expired")
+    assert clean.ran == []
+    assert len(clean.table) == 1
+    assert clean.table.resolve(bystander, "sid", ("x",))
+    assert is_empty(clean.table)
+
+
 def test_a_callback_may_ask_again(clean: Table) -> None:
     """It is called outside of the lock."""
     clean.table.add("sid", AckCallback(lambda: clean.add("sid"), is_inline=True))

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import inspect
+import re
+from ast import literal_eval
 from dataclasses import FrozenInstanceError, fields
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from flask_socketio_guard.config import GuardConfig
+from flask_socketio_guard.config import GuardConfig, require_seconds
 from flask_socketio_guard.errors import ConfigError
 
 SECRET = "s3cret-token"
@@ -20,13 +23,33 @@ POSITIVE_SECONDS = (
     "broker_timeout",
     "reconnect_max_delay",
     "restart_max_delay",
+    "connect_timeout",
+    "join_timeout",
+    "close_timeout",
+    "log_fold_interval",
 )
-SECONDS = ("resubscribe_timeout", "exit_flush_timeout", "stop_timeout")
-COUNTS = ("outbox_max_messages", "outbox_max_bytes")
+SECONDS = (
+    "resubscribe_timeout",
+    "exit_flush_timeout",
+    "stop_timeout",
+    "drain_delay",
+    "drain_window",
+)
+COUNTS = (
+    "outbox_max_messages",
+    "outbox_max_bytes",
+    "max_in_flight",
+    "max_waiting_bytes",
+    "send_queue_max_packets",
+    "send_queue_max_bytes",
+)
+OPTIONAL_COUNTS = ("max_connections", "max_connections_per_address")
+RATES = ("connection_rate", "event_rate")
+SECRETS = ("health_details", "rate_storage")
 PATHS = ("healthz_path", "livez_path", "readyz_path")
-NO_SECONDS = ["1", None, True, [], float("nan"), float("inf"), -0.1, -1]
+NO_SECONDS: list[Any] = ["1", None, True, [], float("nan"), float("inf"), -0.1, -1]
 
-WRONG = [
+WRONG: list[tuple[str, Any, str]] = [
     *((name, value, "> 0") for name in POSITIVE_SECONDS for value in [*NO_SECONDS, 0, 0.0]),
     *((name, value, ">= 0") for name in SECONDS for value in NO_SECONDS),
     *(
@@ -35,8 +58,31 @@ WRONG = [
         for value in (0, -1, 1.5, "10", True, None)
     ),
     *(
-        ("max_connections", value, "None or an integer >= 1")
+        (name, value, "None or an integer >= 1")
+        for name in OPTIONAL_COUNTS
         for value in (0, -1, 1.5, "10", True, [])
+    ),
+    *(
+        ("max_waiting_events", value, "an integer >= 0")
+        for value in (-1, 0.0, 1.5, "10", True, False, None)
+    ),
+    *(
+        (name, value, 'None or a rate such as "20/second"')
+        for name in RATES
+        for value in ("", " ", 20, 0.5, True, ["20/second"], b"20/second")
+    ),
+    *(
+        ("blocking_timeout", value, "None or > 0")
+        for value in [*NO_SECONDS, 0, 0.0]
+        if value is not None
+    ),
+    *(
+        ("websocket_compression", value, "True or False")
+        for value in (0, 1, "true", "False", None, [])
+    ),
+    *(
+        ("slow_consumer", value, "'disconnect' or 'drop_oldest' or 'drop_volatile'")
+        for value in ("drop", "", "Disconnect", None, True, [])
     ),
     *(
         ("outbox_overflow", value, "'raise' or 'drop_oldest'")
@@ -46,14 +92,20 @@ WRONG = [
     *(
         (name, value, 'None or a path that begins with "/"')
         for name in PATHS
-        for value in ("healthz", "", 1, True, [])
+        for value in ("healthz", "", " /", 1, True, [])
     ),
 ]
-RIGHT = [
+RIGHT: list[tuple[str, Any]] = [
     *((name, value) for name in POSITIVE_SECONDS for value in (0.001, 1, 2.5, 86_400)),
     *((name, value) for name in SECONDS for value in (0, 0.0, 1, 2.5)),
     *((name, value) for name in COUNTS for value in (1, 10**9)),
-    *(("max_connections", value) for value in (None, 1, 5000)),
+    *((name, value) for name in OPTIONAL_COUNTS for value in (None, 1, 5000)),
+    *(("max_waiting_events", value) for value in (0, 1, 10**9)),
+    *((name, value) for name in RATES for value in (None, "20/second", "5 per 10 minutes")),
+    *(("blocking_timeout", value) for value in (None, 0.001, 1, 2.5)),
+    *(("websocket_compression", value) for value in (True, False)),
+    *(("slow_consumer", value) for value in ("disconnect", "drop_oldest", "drop_volatile")),
+    *(("rate_storage", value) for value in ("memory://", "redis://:secret@localhost:6380/0")),
     *(("outbox_overflow", value) for value in ("raise", "drop_oldest")),
     *(("broker_down", value) for value in ("warn", "fail")),
     *((name, value) for name in PATHS for value in (None, "/", "/health/z")),
@@ -85,6 +137,24 @@ def test_defaults_are_the_documented_ones() -> None:
         livez_path="/livez",
         readyz_path="/readyz",
         max_connections=None,
+        max_connections_per_address=None,
+        connection_rate=None,
+        connect_timeout=20.0,
+        join_timeout=45.0,
+        max_in_flight=64,
+        max_waiting_events=1000,
+        max_waiting_bytes=4_194_304,
+        event_rate=None,
+        rate_storage="memory://",
+        send_queue_max_packets=1000,
+        send_queue_max_bytes=1_048_576,
+        slow_consumer="disconnect",
+        close_timeout=2.0,
+        websocket_compression=False,
+        drain_delay=0.0,
+        drain_window=1.0,
+        blocking_timeout=0.4,
+        log_fold_interval=60.0,
     )
 
 
@@ -92,12 +162,26 @@ def test_every_setting_is_tried_here() -> None:
     """A new setting needs its wrong and right values in this file."""
     names = {field.name for field in fields(GuardConfig)}
     assert {name for name, _ in RIGHT} == names
-    assert {name for name, _, _ in WRONG} == names - {"health_details"}
+    assert {name for name, _, _ in WRONG} == names - set(SECRETS)
 
 
 def test_every_setting_is_described() -> None:
     for field in fields(GuardConfig):
         assert f"\n    {field.name}: " in (inspect.getdoc(GuardConfig) or "")
+
+
+def test_the_page_of_settings_has_each_with_its_default() -> None:
+    """In the order of the class, so that people find what belongs together."""
+    page = Path(__file__).parent.parent / "docs" / "settings.md"
+    rows = re.findall(
+        r"^\| (`[A-Z].*?) \| (.*?) \| (.+) \|$", page.read_text("utf-8"), re.MULTILINE
+    )
+    described = [
+        (name.strip("`").lower(), literal_eval(default.strip("`")))
+        for names, defaults, _ in rows
+        for name, default in zip(names.split(", "), defaults.split(", "), strict=True)
+    ]
+    assert described == [(field.name, field.default) for field in fields(GuardConfig)]
 
 
 @pytest.mark.parametrize(("name", "value", "wanted"), WRONG)
@@ -114,7 +198,7 @@ def test_a_value_in_range_is_taken(name: str, value: Any) -> None:
     assert getattr(GuardConfig.from_mapping({key(name): value}), name) == value
 
 
-@pytest.mark.parametrize("value", ["", 5, True, [SECRET], b"s3cret-token"])
+@pytest.mark.parametrize("value", ["", " ", 5, True, [SECRET], b"s3cret-token"])
 def test_wrong_health_details_are_refused_and_never_shown(value: Any) -> None:
     """Whatever it is, it was meant to be a secret."""
     with pytest.raises(ConfigError) as caught:
@@ -123,6 +207,14 @@ def test_wrong_health_details_are_refused_and_never_shown(value: Any) -> None:
         "SOCKETIO_GUARD_HEALTH_DETAILS must be None, a non-empty token or a callable"
     )
     assert SECRET not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", ["", SECRET, f"redis:{SECRET}", 5, True, None, [SECRET]])
+def test_a_wrong_rate_storage_is_refused_and_never_shown(value: Any) -> None:
+    """The URL of a Redis may hold its password."""
+    with pytest.raises(ConfigError) as caught:
+        GuardConfig(rate_storage=value)
+    assert str(caught.value) == "SOCKETIO_GUARD_RATE_STORAGE must be a URL"
 
 
 @pytest.mark.parametrize(
@@ -189,6 +281,54 @@ def test_numbers_and_words_are_read_from_the_environment(monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        *((text, True) for text in ("true", "True", "TRUE", "1", "yes")),
+        *((text, False) for text in ("false", "False", "0", "no", "NO")),
+    ],
+)
+def test_a_switch_is_read_from_the_environment(
+    monkeypatch: pytest.MonkeyPatch, text: str, value: bool
+) -> None:
+    """``bool("false")`` would be true."""
+    monkeypatch.setenv("SOCKETIO_GUARD_WEBSOCKET_COMPRESSION", text)
+    assert GuardConfig.from_environment().websocket_compression is value
+
+
+@pytest.mark.parametrize("text", ["none", "None"])
+@pytest.mark.parametrize(
+    "name",
+    [field.name for field in fields(GuardConfig) if (field.name, None) in RIGHT],
+)
+def test_what_may_be_none_can_be_switched_off_in_the_environment(
+    monkeypatch: pytest.MonkeyPatch, name: str, text: str
+) -> None:
+    monkeypatch.setenv(key(name), text)
+    assert getattr(GuardConfig.from_environment(), name) is None
+
+
+def test_every_kind_of_setting_is_read_from_the_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("SOCKETIO_GUARD_BLOCKING_TIMEOUT", "0.25")
+    monkeypatch.setenv("SOCKETIO_GUARD_MAX_CONNECTIONS_PER_ADDRESS", "5")
+    monkeypatch.setenv("SOCKETIO_GUARD_MAX_WAITING_EVENTS", "0")
+    monkeypatch.setenv("SOCKETIO_GUARD_EVENT_RATE", "20/second")
+    monkeypatch.setenv("SOCKETIO_GUARD_RATE_STORAGE", "redis://localhost:6380")
+    monkeypatch.setenv("SOCKETIO_GUARD_SLOW_CONSUMER", "drop_volatile")
+    monkeypatch.setenv("SOCKETIO_GUARD_DRAIN_WINDOW", "0")
+    assert GuardConfig.from_environment() == GuardConfig(
+        blocking_timeout=0.25,
+        max_connections_per_address=5,
+        max_waiting_events=0,
+        event_rate="20/second",
+        rate_storage="redis://localhost:6380",
+        slow_consumer="drop_volatile",
+        drain_window=0.0,
+    )
+
+
+@pytest.mark.parametrize(
     ("name", "text", "error"),
     [
         ("STOP_TIMEOUT", "soon", "SOCKETIO_GUARD_STOP_TIMEOUT must be a number, not 'soon'"),
@@ -199,6 +339,17 @@ def test_numbers_and_words_are_read_from_the_environment(monkeypatch: pytest.Mon
             "SOCKETIO_GUARD_OUTBOX_MAX_BYTES must be a number, not '1.5'",
         ),
         ("BROKER_DOWN", "no", "SOCKETIO_GUARD_BROKER_DOWN must be 'warn' or 'fail', not 'no'"),
+        *(
+            (
+                "WEBSOCKET_COMPRESSION",
+                text,
+                f"SOCKETIO_GUARD_WEBSOCKET_COMPRESSION must be true or false, not {text!r}",
+            )
+            for text in ("", "2", "maybe", "none")
+        ),
+        ("CLOSE_TIMEOUT", "none", "SOCKETIO_GUARD_CLOSE_TIMEOUT must be a number, not 'none'"),
+        ("BLOCKING_TIMEOUT", "", "SOCKETIO_GUARD_BLOCKING_TIMEOUT must be a number, not ''"),
+        ("BLOCKING_TIMEOUT", "inf", "SOCKETIO_GUARD_BLOCKING_TIMEOUT must be None or > 0, not inf"),
         (
             "STOP_TIMOUT",
             "1",
@@ -227,3 +378,15 @@ def test_an_unknown_argument_is_refused_where_settings_come_from_the_environment
     assert str(caught.value) == (
         "unknown setting calback_timeout; did you mean SOCKETIO_GUARD_CALLBACK_TIMEOUT?"
     )
+
+
+@pytest.mark.parametrize("value", [*NO_SECONDS, 0, 0.0])
+def test_a_duration_that_is_no_setting_is_refused_by_its_name(value: Any) -> None:
+    with pytest.raises(ConfigError) as caught:
+        require_seconds("every", value)
+    assert str(caught.value) == f"every must be a number of seconds > 0, not {value!r}"
+
+
+@pytest.mark.parametrize("value", [0.001, 1, 86_400])
+def test_a_duration_that_is_no_setting_is_taken(value: float) -> None:
+    require_seconds("every", value)

@@ -18,12 +18,15 @@ from flask_socketio_guard.errors import (
     EventRejected,
     GuardError,
     HandlerTimeout,
+    HandOverFull,
     IncompatibleVersion,
     InvalidTransition,
     OutboxFull,
     PublishError,
     PublishRefused,
+    RateLimited,
     TaskError,
+    TooManyInFlight,
 )
 
 PARENTS = {
@@ -32,8 +35,11 @@ PARENTS = {
     IncompatibleVersion: (GuardError,),
     EventRejected: (GuardError,),
     EventInvalid: (EventRejected,),
+    RateLimited: (EventRejected,),
+    TooManyInFlight: (EventRejected,),
     HandlerTimeout: (GuardError, TimeoutError),
     ConnectionClosed: (GuardError,),
+    HandOverFull: (GuardError,),
     BrokerError: (GuardError,),
     PublishError: (BrokerError,),
     PublishRefused: (PublishError,),
@@ -85,6 +91,12 @@ def test_errors_carry_their_facts_as_attributes() -> None:
     assert EventRejected("no").message == "no"
     assert EventRejected().code == "rejected"
     assert EventInvalid().code == "invalid"
+    assert RateLimited().code == "rate_limited"
+    assert RateLimited().retry_after == 0.0
+    assert RateLimited("slowly", retry_after=2.5).retry_after == 2.5
+    assert RateLimited("slowly").message == "slowly"
+    assert TooManyInFlight().code == "too_many_in_flight"
+    assert TooManyInFlight("wait").message == "wait"
     assert HandlerTimeout(1.5).seconds == 1.5
     assert PublishError("gone", published=3).published == 3
     assert PublishRefused("no", published=1, refused=2).refused == 2
@@ -101,11 +113,23 @@ def test_error_texts_say_what_happened() -> None:
     )
     assert str(InvalidTransition("running", "start")) == "start is not allowed in state running"
     assert str(EventRejected()) == "event rejected"
+    assert str(EventInvalid()) == "invalid event"
+    assert str(RateLimited()) == "too many events"
+    assert str(TooManyInFlight()) == "too many events in flight"
 
 
 @pytest.mark.parametrize(
     "error",
-    [EventRejected("no", code="x"), HandlerTimeout(2.0), OutboxFull(messages=5, size=60)],
+    [
+        EventRejected("no", code="x"),
+        EventInvalid("no", code="x"),
+        RateLimited("slowly", retry_after=2.5),
+        TooManyInFlight("wait"),
+        HandlerTimeout(2.0),
+        OutboxFull(messages=5, size=60),
+        ConnectionClosed("gone"),
+        HandOverFull("full"),
+    ],
     ids=lambda error: type(error).__name__,
 )
 def test_errors_that_an_application_meets_can_be_pickled(error: Exception) -> None:

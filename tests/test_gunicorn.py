@@ -48,12 +48,12 @@ def test_the_hooks_start_and_stop_every_guard_of_the_worker(
 ) -> None:
     made = [make_guarded(), make_guarded()]
     hooks.post_worker_init(SimpleNamespace(pid=os.getpid()))
-    assert len(own_threads()) == 4
+    assert len(own_threads()) == 6
     for guarded in made:
         assert guarded.app.test_client().get("/readyz").status_code == 200
     # gunicorn calls it in the master as well, for a worker that was gone before.
     hooks.worker_exit(object(), SimpleNamespace(pid=os.getpid() + 1))
-    assert len(own_threads()) == 4
+    assert len(own_threads()) == 6
     hooks.worker_exit(object(), SimpleNamespace(pid=os.getpid()))
     assert own_threads() == []
     for guarded in made:
@@ -72,7 +72,7 @@ def test_a_worker_that_is_told_to_stop_ends_its_tasks_and_goes_on_serving(
     hooks.post_worker_init(worker)
     http = guarded.app.test_client()
     client = guarded.client()
-    wait_until(lambda: len(own_threads()) == 2)
+    wait_until(lambda: len(own_threads()) == 3)
     assert http.get("/readyz").status_code == 200
     worker.alive = False
     wait_until(lambda: slept == [False], message="the task was not told")
@@ -80,7 +80,7 @@ def test_a_worker_that_is_told_to_stop_ends_its_tasks_and_goes_on_serving(
     assert http.get("/livez").status_code == 200
     assert client.emit("echo", 1, callback=True) == 1
     hooks.worker_exit(object(), worker)
-    assert own_threads() == []
+    wait_until(lambda: own_threads() == [])
 
 
 def test_nothing_starts_by_itself_outside_of_a_worker(guarded: Guarded) -> None:

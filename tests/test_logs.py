@@ -4,26 +4,40 @@ from __future__ import annotations
 
 import gc
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from flask_socketio_guard import signals
-from flask_socketio_guard.errors import EventInvalid
+from flask_socketio_guard import folding, signals
+from flask_socketio_guard.errors import (
+    EventInvalid,
+    EventRejected,
+    RateLimited,
+    TooManyInFlight,
+)
+from flask_socketio_guard.folding import Folder
 from flask_socketio_guard.logs import LogLines
+from flask_socketio_guard.metrics import Counters
 from flask_socketio_guard.signals import (
     BrokerChange,
     CallbackLoss,
+    ConnectionChange,
     Failure,
+    HandshakeRefusal,
     ListenerChange,
+    LoopBlock,
     OutboxLoss,
     Rejection,
+    SendLoss,
+    Sweep,
     TaskChange,
+    Violation,
 )
-from flask_socketio_guard.states import ListenerState, TaskState
+from flask_socketio_guard.states import ConnectionState, ListenerState, TaskState
+from tests.unit_support import FakeClock
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Hashable
 
     from blinker import NamedSignal
 
@@ -32,7 +46,10 @@ class Sender:
     """An application."""
 
 
-L, T = ListenerState, TaskState
+C, L, T = ConnectionState, ListenerState, TaskState
+SID = "sid-of-a-client"
+INTERVAL = 60.0
+DEBUG, INFO, WARNING, ERROR = logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR
 
 
 @pytest.fixture
@@ -215,3 +232,501 @@ def test_a_discarded_log_writes_no_more(caplog: pytest.LogCaptureFixture) -> Non
     gc.collect()
     signals.send(signals.outbox_lost, sender, OutboxLoss(1, "overflow"))
     assert caplog.records == []
+
+
+def test_a_discarded_log_lets_go_of_the_loggers() -> None:
+    logger = logging.getLogger("engineio.tests")
+    lines = LogLines(Sender(), loggers=[logger])
+    assert len(logger.filters) == 1
+    del lines
+    gc.collect()
+    assert logger.filters == []
+
+
+# What happens to clients
+
+
+@pytest.mark.parametrize(
+    ("signal", "record", "level", "text"),
+    [
+        (
+            signals.connection_changed,
+            ConnectionChange(SID, "/", None, C.CONNECTING),
+            DEBUG,
+            "connection [/]: connecting",
+        ),
+        (
+            signals.connection_changed,
+            ConnectionChange(SID, "/room", C.CONNECTING, C.OPEN),
+            DEBUG,
+            "connection [/room]: open, was connecting",
+        ),
+        (
+            signals.connection_changed,
+            ConnectionChange(SID, "/", C.OPEN, C.CLOSING, "ping timeout"),
+            DEBUG,
+            "connection [/]: closing, was open (ping timeout)",
+        ),
+        *(
+            (
+                signals.handshake_refused,
+                HandshakeRefusal(reason),
+                level,
+                f"a client was not let in: {reason}",
+            )
+            for level, reasons in (
+                (DEBUG, ("session", "upgrade", "request")),
+                (INFO, ("draining",)),
+                (WARNING, ("full", "address", "rate", "origin", "version")),
+            )
+            for reason in reasons
+        ),
+        (
+            signals.handshake_refused,
+            HandshakeRefusal("upgrade", "no key"),
+            DEBUG,
+            "a client was not let in: upgrade (no key)",
+        ),
+        (
+            signals.handshake_refused,
+            HandshakeRefusal("full", "100 are here"),
+            WARNING,
+            "a client was not let in: full (100 are here)",
+        ),
+        (
+            signals.protocol_violated,
+            Violation("packet"),
+            WARNING,
+            "a client broke the protocol and was closed: packet",
+        ),
+        (
+            signals.protocol_violated,
+            Violation("size", "10 MB"),
+            WARNING,
+            "a client broke the protocol and was closed: size (10 MB)",
+        ),
+        (
+            signals.send_lost,
+            SendLoss(7, "slow"),
+            WARNING,
+            "7 message(s) to a client dropped: slow",
+        ),
+        *(
+            (
+                signals.send_lost,
+                SendLoss(1, reason),
+                DEBUG,
+                f"1 message(s) to a client dropped: {reason}",
+            )
+            for reason in ("volatile", "closed")
+        ),
+        (
+            signals.connections_swept,
+            Sweep(3, ("rooms", "sockets")),
+            WARNING,
+            "3 leftover(s) of connections removed from rooms, sockets",
+        ),
+        (
+            signals.loop_blocked,
+            LoopBlock("app.py:7 in nap", "a\nb\n"),
+            WARNING,
+            "the event loop is blocked at app.py:7 in nap\na\nb",
+        ),
+        (
+            signals.loop_blocked,
+            LoopBlock("app.py:7 in nap", "a\nb\n", 1.234),
+            WARNING,
+            "the event loop was blocked for 1.23 s at app.py:7 in nap",
+        ),
+        (
+            signals.rejected,
+            Rejection("chat", "/", SID, RateLimited()),
+            WARNING,
+            "event 'chat' [/] rejected: rate_limited",
+        ),
+        (
+            signals.rejected,
+            Rejection("chat", "/", SID, TooManyInFlight()),
+            WARNING,
+            "event 'chat' [/] rejected: too_many_in_flight",
+        ),
+        (
+            signals.rejected,
+            Rejection("chat", "/", SID, EventRejected()),
+            DEBUG,
+            "event 'chat' [/] rejected: rejected",
+        ),
+    ],
+    ids=str,
+)
+def test_what_happens_to_clients_is_as_loud_as_it_is_bad(
+    logged: Callable[[NamedSignal, object], logging.LogRecord],
+    signal: NamedSignal,
+    record: object,
+    level: int,
+    text: str,
+) -> None:
+    """And no line names a client."""
+    line = logged(signal, record)
+    assert (line.levelno, line.getMessage()) == (level, text)
+    assert SID not in line.getMessage()
+
+
+def test_facts_are_there_for_machines(
+    logged: Callable[[NamedSignal, object], logging.LogRecord],
+) -> None:
+    def extra(signal: NamedSignal, record: object, *names: str) -> list[Any]:
+        line = logged(signal, record)
+        return [getattr(line, name) for name in names]
+
+    change = ConnectionChange(SID, "/room", C.OPEN, C.CLOSING, "ping timeout")
+    assert extra(signals.connection_changed, change, "sid", "namespace") == [SID, "/room"]
+    assert extra(signals.connection_changed, change, "state") == ["closing"]
+    assert extra(signals.connection_changed, change, "reason") == ["ping timeout"]
+    for error in (RateLimited(), EventRejected()):
+        rejection = Rejection("chat", "/room", SID, error)
+        facts = extra(signals.rejected, rejection, "sid", "namespace", "event")
+        assert facts == [SID, "/room", "chat"]
+    assert extra(signals.handshake_refused, HandshakeRefusal("full"), "reason") == ["full"]
+    assert extra(signals.protocol_violated, Violation("size"), "reason") == ["size"]
+    assert extra(signals.send_lost, SendLoss(2, "slow"), "count", "reason") == [2, "slow"]
+    assert extra(signals.send_lost, SendLoss(2, "closed"), "count", "reason") == [2, "closed"]
+    assert extra(signals.connections_swept, Sweep(2, ("a",)), "count", "tables") == [2, ("a",)]
+    block = LoopBlock("app.py:7 in nap", "", 1.5)
+    assert extra(signals.loop_blocked, block, "place", "duration") == ["app.py:7 in nap", 1.5]
+    assert extra(signals.outbox_lost, OutboxLoss(2, "x"), "count", "reason") == [2, "x"]
+    assert extra(signals.broker_changed, BrokerChange(False, "gone"), "reason") == ["gone"]
+    assert extra(signals.broker_changed, BrokerChange(True, "", 2.5), "duration") == [2.5]
+
+
+FORGED = "x\nERROR all is lost \x1b[2J" + 10_000 * "!"
+
+
+@pytest.mark.parametrize(
+    ("signal", "record"),
+    [
+        (signals.failed, Failure("handler", RuntimeError(), FORGED, FORGED, SID)),
+        (signals.rejected, Rejection(FORGED, FORGED, SID, EventRejected(code=FORGED))),
+        (signals.rejected, Rejection(FORGED, FORGED, SID, RateLimited())),
+        (signals.connection_changed, ConnectionChange(SID, FORGED, None, C.CLOSED, FORGED)),
+        (signals.handshake_refused, HandshakeRefusal("full", FORGED)),
+        (signals.protocol_violated, Violation("packet", FORGED)),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_nothing_a_client_sends_forges_or_fills_a_line(
+    logged: Callable[[NamedSignal, object], logging.LogRecord],
+    signal: NamedSignal,
+    record: object,
+) -> None:
+    """A handler for any event, or for any namespace, is asked under names that clients choose."""
+    text = logged(signal, record).getMessage()
+    assert text.isprintable()
+    assert len(text) < 800
+
+
+def test_a_deep_stack_is_told_by_its_end(
+    logged: Callable[[NamedSignal, object], logging.LogRecord],
+) -> None:
+    block = LoopBlock("app.py:7 in nap", 100_000 * "x" + "the guilty line")
+    text = logged(signals.loop_blocked, block).getMessage()
+    assert text.endswith("the guilty line")
+    assert len(text) < 11_000
+
+
+def test_changes_of_connections_cost_nothing_when_nobody_reads_them(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Unseen:
+        def __str__(self) -> str:
+            raise AssertionError("formatted for nobody")
+
+    sender = Sender()
+    lines = LogLines(sender)
+    caplog.set_level(INFO, "flask_socketio_guard")
+    unseen: Any = Unseen()
+    signals.send(signals.connection_changed, sender, ConnectionChange(SID, unseen, None, unseen))
+    assert caplog.records == []
+    del lines
+
+
+# Repeats
+
+
+class Log:
+    """The lines of one application, on a clock of their own, and what they count."""
+
+    def __init__(self, caplog: pytest.LogCaptureFixture, **options: Any) -> None:
+        self.caplog = caplog
+        self.sender = Sender()
+        self.counters = Counters(self.sender)
+        self.clock = FakeClock()
+        self.lines = LogLines(
+            self.sender, fold_interval=INTERVAL, count=self.counters.add, **options
+        )
+        self.lines.folder = Folder(INTERVAL, clock=self.clock)
+
+    def send(self, signal: NamedSignal, *records: object) -> list[str]:
+        """Return what was written for them."""
+        self.caplog.clear()
+        for record in records:
+            signals.send(signal, self.sender, record)
+        return self.texts
+
+    def tick(self, after: float) -> list[str]:
+        """Return what is told when so much time has passed."""
+        self.caplog.clear()
+        self.clock.advance(after)
+        self.lines.tick()
+        return self.texts
+
+    @property
+    def texts(self) -> list[str]:
+        return [line.getMessage() for line in self.caplog.records]
+
+    @property
+    def counted(self) -> int:
+        return self.counters.as_dict()["log_lines_folded"]
+
+
+@pytest.fixture
+def log(caplog: pytest.LogCaptureFixture) -> Log:
+    caplog.set_level(logging.INFO)
+    return Log(caplog)
+
+
+@pytest.mark.parametrize(
+    ("signal", "record", "other", "key", "level", "told"),
+    [
+        (
+            signals.handshake_refused,
+            HandshakeRefusal("full"),
+            HandshakeRefusal("rate"),
+            ("refused", "full"),
+            WARNING,
+            "clients not let in: full ... 412 more in 60 s",
+        ),
+        (
+            signals.handshake_refused,
+            HandshakeRefusal("draining"),
+            HandshakeRefusal("rate"),
+            ("refused", "draining"),
+            INFO,
+            "clients not let in: draining ... 412 more in 60 s",
+        ),
+        (
+            signals.protocol_violated,
+            Violation("packet", "some detail"),
+            Violation("size"),
+            ("violated", "packet"),
+            WARNING,
+            "clients broke the protocol: packet ... 412 more in 60 s",
+        ),
+        (
+            signals.send_lost,
+            SendLoss(2, "slow"),
+            SendLoss(2, "closed"),
+            ("send", "slow"),
+            WARNING,
+            "message(s) to clients dropped: slow ... 824 more in 60 s",
+        ),
+        (
+            signals.connections_swept,
+            Sweep(3, ("rooms",)),
+            None,
+            "swept",
+            WARNING,
+            "leftover(s) of connections removed ... 1236 more in 60 s",
+        ),
+        (
+            signals.loop_blocked,
+            LoopBlock("app.py:7 in nap", "stack"),
+            LoopBlock("app.py:7 in nap", "stack", 1.0),
+            ("blocked", "app.py:7 in nap"),
+            WARNING,
+            "the event loop is blocked at app.py:7 in nap ... 412 more in 60 s",
+        ),
+        (
+            signals.loop_blocked,
+            LoopBlock("app.py:7 in nap", "stack", 2.0),
+            LoopBlock("app.py:8 in nap", "stack", 2.0),
+            ("unblocked", "app.py:7 in nap"),
+            WARNING,
+            "the event loop was blocked at app.py:7 in nap ... 412 more in 60 s",
+        ),
+        (
+            signals.rejected,
+            Rejection("chat", "/", SID, RateLimited()),
+            Rejection("chat", "/", SID, TooManyInFlight()),
+            ("rejected", "rate_limited"),
+            WARNING,
+            "events rejected: rate_limited ... 412 more in 60 s",
+        ),
+        (
+            signals.outbox_lost,
+            OutboxLoss(5, "overflow"),
+            OutboxLoss(5, "refused"),
+            ("outbox", "overflow"),
+            ERROR,
+            "message(s) to other processes dropped: overflow ... 2060 more in 60 s",
+        ),
+    ],
+    ids=str,
+)
+def test_repeats_of_one_warning_are_told_in_one_line(
+    log: Log,
+    signal: NamedSignal,
+    record: object,
+    other: object,
+    key: Hashable,
+    level: int,
+    told: str,
+) -> None:
+    """Each kept-back line is counted, and another class has lines of its own."""
+    assert len(log.send(signal, *[record] * 413)) == 1
+    assert log.counted == 412
+    assert log.lines.folder.counts == {key: 412}
+    log.caplog.set_level(logging.DEBUG)
+    if other is not None:
+        assert len(log.send(signal, other)) == 1
+    assert log.tick(INTERVAL) == [told]
+    (line,) = log.caplog.records
+    assert (line.name, line.levelno) == ("flask_socketio_guard", level)
+    assert SID not in told
+
+
+def test_who_asks_too_much_under_many_names_is_one_class(log: Log) -> None:
+    records = [Rejection(f"event {n}", f"/{n}", str(n), RateLimited()) for n in range(100)]
+    assert len(log.send(signals.rejected, *records)) == 1
+
+
+def test_a_failure_is_never_folded(log: Log) -> None:
+    """Each has an error id that a client may come with."""
+    failures = [Failure("handler", _raised(), "chat", "/", SID) for _ in range(20)]
+    assert len(log.send(signals.failed, *failures)) == 20
+    assert log.counted == 0
+
+
+def test_changes_of_listener_and_tasks_are_never_folded(log: Log) -> None:
+    """The last line must be the present state."""
+    stalls = [
+        ListenerChange(L.RUNNING, L.STALLED, "overdue"),
+        ListenerChange(L.STALLED, L.RUNNING, ""),
+    ]
+    assert len(log.send(signals.listener_changed, *stalls * 10)) == 20
+    failures = [TaskChange("ticker", T.RUNNING, T.FAILED, "RuntimeError")]
+    assert len(log.send(signals.task_changed, *failures * 10)) == 10
+
+
+def test_a_broker_that_flutters_is_told_of_at_first_and_then_folded(log: Log) -> None:
+    outage = [BrokerChange(False, "refused"), BrokerChange(True, "", 0.5)]
+    assert (
+        log.send(signals.broker_changed, *outage * 5)
+        == [
+            "the message queue does not answer: refused",
+            "the message queue answers again after 0.50 s",
+        ]
+        * 5
+    )
+    assert log.send(signals.broker_changed, *outage * 100) == []
+    assert log.counted == 200
+    assert log.tick(INTERVAL) == [
+        "the message queue does not answer ... 100 more in 60 s",
+        "the message queue answers again ... 100 more in 60 s",
+    ]
+
+
+def test_what_nobody_would_read_is_neither_folded_nor_counted(log: Log) -> None:
+    log.caplog.set_level(logging.ERROR, "flask_socketio_guard")
+    log.send(signals.protocol_violated, *[Violation("packet")] * 10)
+    assert log.counted == 0
+    log.caplog.set_level(logging.WARNING, "flask_socketio_guard")
+    assert len(log.send(signals.protocol_violated, Violation("packet"))) == 1
+
+
+def test_a_process_without_ticks_tells_with_its_next_line(log: Log) -> None:
+    """One that only emits has none."""
+    log.send(signals.outbox_lost, *[OutboxLoss(1, "overflow")] * 10)
+    log.clock.advance(INTERVAL)
+    assert log.send(signals.outbox_lost, OutboxLoss(1, "overflow"), OutboxLoss(1, "refused")) == [
+        "message(s) to other processes dropped: overflow ... 9 more in 60 s",
+        "1 message(s) to other processes dropped: refused",
+    ]
+
+
+def test_lines_need_nobody_who_counts(caplog: pytest.LogCaptureFixture) -> None:
+    sender = Sender()
+    lines = LogLines(sender)
+    for _ in range(3):
+        signals.send(signals.protocol_violated, sender, Violation("packet"))
+    assert len(caplog.records) == 1
+    assert lines.folder.counts == {("violated", "packet"): 2}
+
+
+def test_two_applications_fold_for_themselves(caplog: pytest.LogCaptureFixture) -> None:
+    logs = Log(caplog), Log(caplog)
+    for _ in range(3):
+        for log in logs:
+            signals.send(signals.protocol_violated, log.sender, Violation("packet"))
+    assert len(caplog.records) == 2
+    assert [log.counted for log in logs] == [2, 2]
+
+
+def test_a_line_is_said_to_come_from_where_the_fact_is_known(log: Log) -> None:
+    log.send(signals.protocol_violated, Violation("packet"))
+    assert log.caplog.records[0].funcName == "_protocol_violated"
+
+
+# The loggers of the packages underneath
+
+
+def test_repeats_of_upstream_are_folded_and_counted(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = FakeClock()
+    folder = folding.Folder
+    monkeypatch.setattr(folding, "Folder", lambda interval, **_: folder(interval, clock=clock))
+    logger = logging.getLogger("engineio.tests")
+    log = Log(caplog, loggers=(logger, logger))
+    assert len(logger.filters) == 1
+    for _ in range(413):
+        logger.warning("it rains")
+    assert log.counted == 412
+    clock.advance(INTERVAL)
+    assert log.tick(0) == ["'it rains' ... 412 more in 60 s"]
+    log.lines.close()
+
+
+def test_an_adapter_is_folded_by_its_logger_and_what_is_no_logger_is_left_alone(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """``SocketIO(logger=...)`` takes anything that has the methods."""
+
+    class Structured:
+        def warning(self, *args: object) -> None: ...
+
+    logger = logging.getLogger("engineio.tests")
+    loggers: Any = (logging.LoggerAdapter(logger, {}), Structured(), True, None)
+    log = Log(caplog, loggers=loggers)
+    assert len(logger.filters) == 1
+    log.lines.close()
+
+
+def test_who_closes_tells_all_and_lets_go(caplog: pytest.LogCaptureFixture) -> None:
+    """So that the last seconds of a process are not missing in its log."""
+    logger = logging.getLogger("engineio.tests")
+    log = Log(caplog, loggers=[logger])
+    log.send(signals.protocol_violated, *[Violation("packet")] * 3)
+    for _ in range(3):
+        logger.warning("it rains")
+    caplog.clear()
+    log.clock.advance(5)
+    log.lines.close()
+    assert log.texts == [
+        "clients broke the protocol: packet ... 2 more in 5 s",
+        "'it rains' ... 2 more in 1 s",
+    ]
+    assert logger.filters == []
+    assert len(log.send(signals.protocol_violated, Violation("packet"))) == 1
+    log.lines.close()
+    assert len(log.texts) == 1

@@ -14,13 +14,19 @@ from flask_socketio_guard.listener import LISTENER_TASK
 from flask_socketio_guard.metrics import Counters
 from flask_socketio_guard.signals import (
     CallbackLoss,
+    ConnectionChange,
     Failure,
+    HandshakeRefusal,
     ListenerChange,
+    LoopBlock,
     OutboxLoss,
     Rejection,
+    SendLoss,
+    Sweep,
     TaskChange,
+    Violation,
 )
-from flask_socketio_guard.states import ListenerState, TaskState
+from flask_socketio_guard.states import ConnectionState, ListenerState, TaskState
 
 if TYPE_CHECKING:
     from blinker import NamedSignal
@@ -38,7 +44,16 @@ NAMES = {
     "listener_restarts",
     "listener_stalls",
     "task_restarts",
+    "connections_opened",
+    "connections_closed",
+    "connections_swept",
+    "handshakes_refused",
+    "protocol_violations",
+    "sends_dropped",
+    "loop_blocks",
+    "log_lines_folded",
 }
+CONNECTING, OPEN, READY, CLOSING, CLOSED = ConnectionState
 RUNNING, BACKING_OFF = TaskState.RUNNING, TaskState.BACKING_OFF
 
 
@@ -80,6 +95,15 @@ def test_what_never_happened_is_zero() -> None:
             TaskChange(LISTENER_TASK, RUNNING, BACKING_OFF, ""),
             {"listener_restarts": 1},
         ),
+        (signals.handshake_refused, HandshakeRefusal("full"), {"handshakes_refused": 1}),
+        (signals.handshake_refused, HandshakeRefusal("session"), {"handshakes_refused": 1}),
+        (signals.protocol_violated, Violation("packet"), {"protocol_violations": 1}),
+        (signals.send_lost, SendLoss(7, "slow"), {"sends_dropped": 7}),
+        (signals.send_lost, SendLoss(2, "closed"), {"sends_dropped": 2}),
+        (signals.connections_swept, Sweep(3, ("rooms",)), {"connections_swept": 3}),
+        (signals.loop_blocked, LoopBlock("app.py:7 in nap", "stack"), {}),
+        (signals.loop_blocked, LoopBlock("app.py:7 in nap", "stack", 1.5), {"loop_blocks": 1}),
+        (signals.loop_blocked, LoopBlock("app.py:7 in nap", "stack", 0.0), {"loop_blocks": 1}),
     ],
 )
 def test_each_fact_is_counted_where_it_belongs(
@@ -125,3 +149,65 @@ def test_threads_that_count_at_once_lose_no_count() -> None:
     finally:
         sys.setswitchinterval(interval)
     assert counters.as_dict()["outbox_dropped"] == 4000
+
+
+def move(sender: Sender, sid: str, *states: ConnectionState) -> None:
+    """Let a new connection go through *states*."""
+    old: ConnectionState | None = None
+    for new in states:
+        signals.send(signals.connection_changed, sender, ConnectionChange(sid, "/", old, new))
+        old = new
+
+
+@pytest.mark.parametrize(
+    ("states", "counted"),
+    [
+        ((CONNECTING,), (0, 0)),
+        ((CONNECTING, OPEN), (1, 0)),
+        ((CONNECTING, OPEN, READY), (1, 0)),
+        ((CONNECTING, OPEN, CLOSING), (1, 0)),
+        ((CONNECTING, OPEN, CLOSING, CLOSED), (1, 1)),
+        ((CONNECTING, OPEN, READY, CLOSING, CLOSED), (1, 1)),
+        ((CONNECTING, CLOSED), (0, 0)),
+        ((CONNECTING, CLOSING, CLOSED), (0, 0)),
+    ],
+    ids=lambda value: "-".join(str(state) for state in value),
+)
+def test_every_connection_that_was_open_is_counted_once_each_way(
+    states: tuple[ConnectionState, ...], counted: tuple[int, int]
+) -> None:
+    """Who was refused, or left during its connect handler, never was open."""
+    sender = Sender()
+    counters = Counters(sender)
+    move(sender, "sid", *states)
+    move(Sender(), "sid", *states)
+    counts = counters.as_dict()
+    assert (counts["connections_opened"], counts["connections_closed"]) == counted
+
+
+def test_connections_are_told_apart() -> None:
+    sender = Sender()
+    counters = Counters(sender)
+    move(sender, "a", CONNECTING, OPEN)
+    move(sender, "b", CONNECTING, CLOSING, CLOSED)
+    assert counters.as_dict()["connections_closed"] == 0
+    move(sender, "c", CONNECTING, OPEN, CLOSING, CLOSED)
+    assert counters.as_dict()["connections_closed"] == 1
+    assert counters._open == {"a"}, "a connection that has closed is remembered"
+
+
+def test_what_has_no_signal_can_be_counted() -> None:
+    counters = Counters(Sender())
+    counters.add("log_lines_folded")
+    counters.add("log_lines_folded", 4)
+    assert counters.as_dict()["log_lines_folded"] == 5
+
+
+def test_a_count_that_nobody_would_see_is_refused() -> None:
+    with pytest.raises(KeyError):
+        Counters(Sender()).add("log_lines_foldde")
+
+
+def test_every_count_is_described() -> None:
+    described = Counters.as_dict.__doc__ or ""
+    assert [name for name in NAMES if f"``{name}``" not in described] == []

@@ -9,10 +9,24 @@ import weakref
 from dataclasses import FrozenInstanceError
 
 import pytest
+from blinker import NamedSignal
 
 from flask_socketio_guard import signals
 from flask_socketio_guard.errors import EventRejected, HandlerTimeout
-from flask_socketio_guard.signals import Failure, OutboxLoss, Rejection
+from flask_socketio_guard.signals import (
+    ConnectionChange,
+    Failure,
+    HandshakeRefusal,
+    LoopBlock,
+    OutboxLoss,
+    Rejection,
+    SendLoss,
+    Sweep,
+    Violation,
+)
+from flask_socketio_guard.states import ConnectionState
+
+CONNECTING = ConnectionState.CONNECTING
 
 
 class Sender:
@@ -115,3 +129,34 @@ def test_a_record_cannot_be_changed_by_a_subscriber() -> None:
     record = Rejection("chat", "/", None, EventRejected())
     with pytest.raises(FrozenInstanceError):
         record.event = "other"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("signal", "record"),
+    [
+        (signals.connection_changed, ConnectionChange("sid", "/", None, CONNECTING)),
+        (signals.handshake_refused, HandshakeRefusal("full")),
+        (signals.protocol_violated, Violation("packet")),
+        (signals.send_lost, SendLoss(1, "slow")),
+        (signals.connections_swept, Sweep(2, ("rooms",))),
+        (signals.loop_blocked, LoopBlock("app.py:7 in nap", "stack")),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_every_fact_about_clients_has_a_signal_and_a_record_of_its_own(
+    signal: NamedSignal, record: object
+) -> None:
+    sender = Sender()
+    heard: list[object] = []
+    subscription = signals.subscribe(signal, sender, heard.append)
+    signals.send(signal, sender, record)
+    assert heard == [record]
+    with pytest.raises(FrozenInstanceError):
+        record.reason = "other"  # type: ignore[attr-defined]
+    del subscription
+
+
+def test_signals_are_told_apart_by_their_names() -> None:
+    """Two of one name would be one."""
+    found = [value for value in vars(signals).values() if isinstance(value, NamedSignal)]
+    assert len({signal.name for signal in found}) == len(found) == 13

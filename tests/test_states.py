@@ -13,8 +13,11 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from flask_socketio_guard.errors import InvalidTransition
 from flask_socketio_guard.states import (
+    CONNECTION_TRANSITIONS,
     LISTENER_TRANSITIONS,
     TASK_TRANSITIONS,
+    ConnectionEvent,
+    ConnectionState,
     ListenerEvent,
     ListenerState,
     StateMachine,
@@ -76,12 +79,25 @@ TASK = {
     "finished": {"stop": "finished"},
     "stopped": {"stop": "stopped"},
 }
+CONNECTION = {
+    "connecting": {"accepted": "open", "refused": "closed", "close": "closing"},
+    "open": {"handshake": "ready", "close": "closing"},
+    "ready": {"handshake": "ready", "close": "closing"},
+    "closing": {
+        "accepted": "closing",
+        "refused": "closed",
+        "close": "closing",
+        "finished": "closed",
+    },
+    "closed": {"close": "closed"},
+}
 
 CASES = [
     pytest.param(table, expected, state, event, id=f"{state}-{event}")
     for table, expected, states, events in (
         (LISTENER_TRANSITIONS, LISTENER, ListenerState, ListenerEvent),
         (TASK_TRANSITIONS, TASK, TaskState, TaskEvent),
+        (CONNECTION_TRANSITIONS, CONNECTION, ConnectionState, ConnectionEvent),
     )
     for state, event in itertools.product(states, events)
 ]
@@ -112,17 +128,45 @@ def test_every_event_in_every_state_moves_or_is_refused(
 def test_every_state_is_described() -> None:
     assert set(LISTENER) == {str(state) for state in ListenerState}
     assert set(TASK) == {str(state) for state in TaskState}
+    assert set(CONNECTION) == {str(state) for state in ConnectionState}
 
 
-@pytest.mark.parametrize(("table", "states"), [(TASK, TaskState), (LISTENER, ListenerState)])
-def test_a_stop_is_legal_in_every_state_and_repeatable(
-    table: dict[str, dict[str, str]], states: Any
+def test_every_event_is_described() -> None:
+    """One that no state takes would be a word without a meaning."""
+    for table, events in (
+        (LISTENER, ListenerEvent),
+        (TASK, TaskEvent),
+        (CONNECTION, ConnectionEvent),
+    ):
+        taken = {event for moves in table.values() for event in moves}
+        assert taken == {str(event) for event in events}
+
+
+@pytest.mark.parametrize(
+    ("table", "states", "end"),
+    [
+        (TASK, TaskState, "stop"),
+        (LISTENER, ListenerState, "stop"),
+        (CONNECTION, ConnectionState, "close"),
+    ],
+)
+def test_an_end_is_legal_in_every_state_and_repeatable(
+    table: dict[str, dict[str, str]], states: Any, end: str
 ) -> None:
     """Only a listener that is absent can never be stopped: there is none."""
     for state in states:
         if state is not ListenerState.ABSENT:
-            after = table[str(state)]["stop"]
-            assert table[after]["stop"] == after
+            after = table[str(state)][end]
+            assert table[after][end] == after
+
+
+def test_a_connection_that_closes_never_opens_again() -> None:
+    """And from wherever it is, it gets to its end."""
+    for state in ("closing", "closed"):
+        assert set(CONNECTION[state].values()) <= {"closing", "closed"}
+    for moves in CONNECTION.values():
+        closing = moves["close"]
+        assert closing == "closed" or CONNECTION[closing]["finished"] == "closed"
 
 
 def test_a_machine_needs_nobody_who_is_told() -> None:
@@ -208,8 +252,20 @@ class TaskWalk(_Walk):
         self.walk(name)
 
 
+class ConnectionWalk(_Walk):
+    table = CONNECTION_TRANSITIONS
+    expected = CONNECTION
+    initial = ConnectionState.CONNECTING
+    by_name = {str(event): event for event in ConnectionEvent}
+
+    @rule(name=st.sampled_from([str(event) for event in ConnectionEvent]))
+    def event(self, name: str) -> None:
+        self.walk(name)
+
+
 TestListenerWalk = ListenerWalk.TestCase
 TestTaskWalk = TaskWalk.TestCase
-TestListenerWalk.settings = TestTaskWalk.settings = settings(
+TestConnectionWalk = ConnectionWalk.TestCase
+TestListenerWalk.settings = TestTaskWalk.settings = TestConnectionWalk.settings = settings(
     max_examples=50, stateful_step_count=40, deadline=None
 )

@@ -332,7 +332,7 @@ def test_a_full_outbox_does_not_stand_in_the_way_of_a_client_that_leaves(
     fill(b)
     client.leave()
     wait_until(lambda: len(list(manager(b).get_participants("/", None))) == 1)
-    assert len(left) == 2, "the other namespace of the client was left out"
+    wait_until(lambda: len(left) == 2, message="the other namespace of the client was left out")
     assert b.guard.waiting_callbacks == 0
     assert other.call("echo", 1) == [1]
     bus.is_down = False

@@ -8,12 +8,12 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from engineio.exceptions import SocketIsClosedError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from socketio.exceptions import TimeoutError as CallTimeout
 
 from flask_socketio_guard import ConnectionClosed, signals
+from flask_socketio_guard.upstream.engine_socket import ProtocolViolation
 from flask_socketio_guard.upstream.server import CallRecipientGone
 from tests import unit_support
 from tests.support import wait_until
@@ -84,7 +84,11 @@ def test_an_event_is_a_list_that_begins_with_a_name_of_its_own(guarded: Guarded)
     def send(body: Any) -> None:
         ran.clear()
         before = guarded.guard.counters["events_rejected"]
-        guarded.socketio.server._handle_event(sender.eio_sid, "/", None, body)
+        try:
+            guarded.socketio.server._handle_eio_message(sender.eio_sid, f"2{json.dumps(body)}")
+        except ProtocolViolation:
+            assert isinstance(body, int | float)  # the digits of an ack id, and more
+            return
         is_event = isinstance(body, list) and bool(body) and isinstance(body[0], str)
         is_valid = is_event and body[0] not in RESERVED
         assert len(ran) == is_valid
@@ -182,24 +186,7 @@ def test_an_answer_to_a_client_that_has_left_is_no_failure(guarded: Guarded) -> 
     wait_until(lambda: not any(guarded.socketio.server.manager.get_participants("/", None)))
     release.set()
     assert answered.wait(5.0)
-    time.sleep(0.05)
-    assert guarded.guard.counters["handler_failures"] == 0
-
-
-def test_a_connection_that_closes_while_it_is_answered_is_no_failure(
-    guarded: Guarded, client: PollingClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It was there a moment ago: what no test can time."""
-
-    def send(*_: object) -> None:
-        raise SocketIsClosedError
-
-    answered: list[object] = []
-    guarded.socketio.on_event("ask", lambda: answered.append(1))
-    monkeypatch.setattr(guarded.socketio.server, "_send_packet", send)
-    client.send('421["ask"]')
-    wait_until(lambda: answered)
-    time.sleep(0.05)
+    wait_until(lambda: guarded.guard._current().handlers.running == 0)
     assert guarded.guard.counters["handler_failures"] == 0
 
 
@@ -321,7 +308,7 @@ def test_an_answer_of_the_wrong_client_is_ignored(guarded: Guarded, client: Poll
     assert call.join().result == "true"
 
 
-@pytest.mark.parametrize("packet", ["430[]", "43-1[]", "43999[1]", "43[1]", "430{}", '431"x"'])
+@pytest.mark.parametrize("packet", ["430[]", "43999[1]", "43[1]", "430{}", '431"x"'])
 def test_an_answer_that_nobody_asked_for_is_ignored(
     guarded: Guarded, client: PollingClient, packet: str
 ) -> None:

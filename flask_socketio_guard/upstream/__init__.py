@@ -7,8 +7,18 @@ rest of the guard goes through :class:`~flask_socketio_guard.hooks.Hooks`.
 
 from __future__ import annotations
 
-from .adopt import adopt, new_host_id, transport_of
+from .adopt import adopt, close_for_restart, new_host_id, transport_of
 from .compat import check_versions
-from .websocket import refuse_websocket
+from .sweeper import Sweeper
+from .websocket import offer_compression, refuse_websocket
 
-__all__ = ["adopt", "check_versions", "new_host_id", "refuse_websocket", "transport_of"]
+__all__ = [
+    "Sweeper",
+    "adopt",
+    "check_versions",
+    "close_for_restart",
+    "new_host_id",
+    "offer_compression",
+    "refuse_websocket",
+    "transport_of",
+]

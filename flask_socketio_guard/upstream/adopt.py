@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import threading
 import uuid
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from socketio import Manager, PubSubManager, RedisManager
+from websockets.frames import CloseCode
 
 from ..errors import ConfigError
+from .engine_server import GuardedEngineServer
 from .flask_socketio import GuardedSocketIO
 from .managers import GuardedManager, GuardedPubSubManager
 from .queue_transport import QueueTransport
 from .redis_transport import RedisTransport
 from .server import GuardedServer
+from .websocket import mend_gevent_websocket
 
 if TYPE_CHECKING:
     from flask_socketio import SocketIO
@@ -48,8 +53,24 @@ def adopt(socketio: SocketIO, hooks: Hooks) -> None:
     manager.guard = hooks
     _guard(server, GuardedServer)
     server.guard = hooks
+    _guard_engine(server.eio, hooks)
+    # The server registered these before it was guarded, and so those of its own class.
+    server.eio.on("connect", server._handle_eio_connect)
+    server.eio.on("message", server._handle_eio_message)
+    server.eio.on("disconnect", server._handle_eio_disconnect)
     if not isinstance(socketio, GuardedSocketIO):
         _guard(socketio, GuardedSocketIO)
+
+
+def _guard_engine(engine: Any, hooks: Hooks) -> None:
+    _guard(engine, GuardedEngineServer)
+    engine.guard = hooks
+    # Greenlets do not change places while it is held.
+    is_threaded = engine.async_mode == "threading"
+    engine.queue_lock = threading.Lock() if is_threaded else nullcontext()
+    # Upstream's monitor looks for silent clients; here each has its own deadline.
+    engine.start_service_task = False
+    mend_gevent_websocket()
 
 
 def transport_of(server: Any, config: GuardConfig) -> Transport | None:
@@ -71,6 +92,15 @@ def new_host_id(server: Any) -> None:
     manager = server.manager
     if isinstance(manager, PubSubManager):
         manager.host_id = uuid.uuid4().hex
+
+
+def close_for_restart(socket: Any) -> None:
+    """Close a transport session such that its client comes back by itself."""
+    socket.close(
+        reason=socket.server.reason.SERVER_DISCONNECT,
+        code=CloseCode.SERVICE_RESTART,
+        text="service restart",
+    )
 
 
 def _guard(instance: Any, guarded: type) -> None:

@@ -7,6 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 import engineio
 import flask_socketio
 import socketio
+from engineio.socket import Socket
 from socketio.base_manager import BaseManager
 from socketio.pubsub_manager import PubSubManager
 
@@ -27,14 +28,44 @@ _SEAMS = (
             "_get_event_handler",
             "_get_namespace_handler",
             "_handle_ack",
-            "_handle_event",
+            "_handle_connect",
+            "_handle_disconnect",
+            "_handle_eio_connect",
+            "_handle_eio_disconnect",
+            "_handle_eio_message",
             "_handle_event_internal",
             "_send_packet",
             "_trigger_event",
         ),
     ),
-    (engineio.Server, ("handle_request", "start_background_task")),
-    (BaseManager, ("_generate_ack_id", "basic_disconnect", "initialize", "is_pre_connected")),
+    (
+        engineio.Server,
+        (
+            "_bad_request",
+            "_generate_sid_cookie",
+            "_handle_connect",
+            "_log_error_once",
+            "_ok",
+            "_upgrades",
+            "handle_request",
+            "start_background_task",
+        ),
+    ),
+    (Socket, ("close", "handle_get_request", "handle_post_request", "send")),
+    (
+        BaseManager,
+        (
+            "_generate_ack_id",
+            "basic_disconnect",
+            "eio_sid_from_sid",
+            "get_participants",
+            "initialize",
+            "is_pre_connected",
+            "pre_connect",
+            "pre_disconnect",
+            "sid_from_eio_sid",
+        ),
+    ),
     (socketio.Manager, ("emit", "trigger_callback")),
     (
         PubSubManager,

@@ -5,12 +5,15 @@ from __future__ import annotations
 import base64
 from collections import OrderedDict
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from socketio import packet as packets
 from socketio.packet import Packet
 
 from ..errors import EventInvalid
 from ..hooks import AckCallback, Hooks
+from ..sending import SendOutcome
+from .outgoing import Message
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,7 +37,15 @@ _CALLBACK_GONE = "guard_callback_gone"
 Peers without the guard ignore messages whose method they do not know.
 """
 
+_VOLATILE = "guard_volatile"
+_READY_ONLY = "guard_ready_only"
+
 _MAX_KNOWN_HOSTS = 4096
+
+
+class _Options(NamedTuple):
+    is_volatile: bool = False
+    is_ready_only: bool = False
 
 
 class GuardedManager(_Manager):
@@ -60,6 +71,105 @@ class GuardedManager(_Manager):
         arguments = tuple(data) if isinstance(data, list | tuple) else ()
         self.guard.callbacks.resolve(id, _recipient(sid), arguments)
 
+    def emit(
+        self,
+        event: str,
+        data: Any,
+        namespace: str | None = None,
+        room: Any = None,
+        skip_sid: Any = None,
+        callback: Callable[..., object] | None = None,
+        to: Any = None,
+        *,
+        volatile: bool = False,
+        ready_only: bool = False,
+        **kwargs: Any,
+    ) -> SendOutcome:
+        """Emit to clients of this process; as upstream's ``emit``.
+
+        Returns:
+            What became of it: ``queued`` if it waits for at least one client.
+
+        Raises:
+            TypeError: JSON cannot hold the message; nothing was sent.
+        """
+        del kwargs
+        options = _Options(volatile, ready_only)
+        arguments = (event, data, namespace or "/", to or room, skip_sid, callback, options)
+        if self.guard.runtime.is_home():
+            return self._emit_here(*arguments)
+        self.server.packet_class(packets.EVENT, data=_body(event, data)).encode()
+        self.guard.hand_over(partial(self._emit_here, *arguments))
+        return SendOutcome.QUEUED
+
+    def _emit_here(
+        self,
+        event: str,
+        data: Any,
+        namespace: str,
+        room: Any,
+        skip_sid: Any,
+        callback: Callable[..., object] | None,
+        options: _Options,
+    ) -> SendOutcome:
+        """Queue an event for those clients of this process that are in *room*."""
+        if namespace not in self.rooms:
+            return SendOutcome.DROPPED_CLOSED
+        server: Any = self.server
+        body = _body(event, data)
+        message = None
+        skipped = skip_sid if isinstance(skip_sid, list) else [skip_sid]
+        find = self.guard.connections.find
+        put = server.put if server.has_test_client else server.eio.put
+        outcomes = set()
+        for sid, eio_sid in self.get_participants(namespace, room):
+            if sid in skipped:
+                continue
+            if options.is_ready_only:
+                connection = find(sid)
+                if connection is None or not connection.is_ready:
+                    continue
+            if message is None or callback is not None:
+                ack_id = None if callback is None else self._generate_ack_id(sid, callback)
+                packet = server.packet_class(
+                    packets.EVENT, namespace=namespace, data=body, id=ack_id
+                )
+                try:
+                    encoded = packet.encode()
+                except BaseException:
+                    if ack_id is not None:
+                        self.guard.callbacks.discard(ack_id, sid)
+                    raise
+                message = Message.of_socketio(
+                    encoded, is_event=callback is None, is_volatile=options.is_volatile
+                )
+            outcomes.add(put(eio_sid, message))
+        for outcome in (SendOutcome.QUEUED, SendOutcome.DROPPED_SLOW):
+            if outcome in outcomes:
+                return outcome
+        return SendOutcome.DROPPED_CLOSED
+
+    def enter_room(self, sid: str, namespace: str, room: Any, eio_sid: str | None = None) -> None:
+        """Add a client to a room; from any thread."""
+        if self.guard.runtime.is_home():
+            super().enter_room(sid, namespace, room, eio_sid=eio_sid)
+        else:
+            self.guard.hand_over(partial(self.enter_room, sid, namespace, room, eio_sid))
+
+    def leave_room(self, sid: str, namespace: str, room: Any) -> None:
+        """Take a client out of a room; from any thread."""
+        if self.guard.runtime.is_home():
+            super().leave_room(sid, namespace, room)
+        else:
+            self.guard.hand_over(partial(self.leave_room, sid, namespace, room))
+
+    def close_room(self, room: Any, namespace: str | None = None) -> None:
+        """Take everyone out of a room; from any thread."""
+        if self.guard.runtime.is_home():
+            super().close_room(room, namespace)
+        else:
+            self.guard.hand_over(partial(self.close_room, room, namespace))
+
     def basic_disconnect(self, sid: str, namespace: str, **kwargs: Any) -> None:
         """Forget *sid*; nothing that waits for it will be answered."""
         super().basic_disconnect(sid, namespace, **kwargs)
@@ -80,9 +190,16 @@ class GuardedPubSubManager(GuardedManager, _PubSubManager):
         skip_sid: Any = None,
         callback: Callable[..., object] | None = None,
         to: Any = None,
+        *,
+        volatile: bool = False,
+        ready_only: bool = False,
         **kwargs: Any,
-    ) -> None:
+    ) -> SendOutcome:
         """Emit to clients of all processes; as upstream's ``emit``.
+
+        Returns:
+            What became of it here, for a client of this process; else that the
+            other processes were told.
 
         Raises:
             TypeError: JSON cannot hold the message; nothing was sent.
@@ -91,16 +208,29 @@ class GuardedPubSubManager(GuardedManager, _PubSubManager):
         room = to or room
         namespace = namespace or "/"
         if kwargs.get("ignore_queue"):
-            super().emit(
+            return super().emit(
                 event,
                 data,
-                namespace=namespace,
-                room=room,
-                skip_sid=skip_sid,
-                callback=callback,
-                ignore_queue=True,
+                namespace,
+                room,
+                skip_sid,
+                callback,
+                volatile=volatile,
+                ready_only=ready_only,
             )
-            return
+        options = _Options(volatile, ready_only)
+        message = self._message(event, data, namespace, room, skip_sid, options)
+        arguments = (event, data, message, callback, options)
+        if self.guard.runtime.is_home():
+            return self._emit_everywhere(*arguments)
+        self.json.dumps(message)
+        self.guard.hand_over(partial(self._emit_everywhere, *arguments))
+        return SendOutcome.HANDED_TO_QUEUE
+
+    def _message(
+        self, event: str, data: Any, namespace: str, room: Any, skip_sid: Any, options: _Options
+    ) -> dict[str, Any]:
+        """Return what the other processes are told."""
         items = list(data) if isinstance(data, tuple) else [data]
         is_binary = Packet.data_is_binary(items)
         if is_binary:
@@ -115,21 +245,64 @@ class GuardedPubSubManager(GuardedManager, _PubSubManager):
             "room": room,
             "skip_sid": skip_sid,
             "callback": None,
-            "host_id": self.host_id,
         }
+        if options.is_volatile:
+            message[_VOLATILE] = True
+        if options.is_ready_only:
+            message[_READY_ONLY] = True
+        message["host_id"] = self.host_id
+        return message
+
+    def _emit_everywhere(
+        self,
+        event: str,
+        data: Any,
+        message: dict[str, Any],
+        callback: Callable[..., object] | None,
+        options: _Options,
+    ) -> SendOutcome:
+        room, namespace = message["room"], message["namespace"]
         if callback is None:
             self._publish(message)
         else:
             self._publish_with_callback(message, room, namespace, callback)
-        self._handle_emit(message)
+            callback = partial(self._return_callback, self.host_id, *message["callback"])
+        outcome = SendOutcome.DROPPED_CLOSED
+        if self._has_anyone_in(namespace, room):
+            outcome = self._emit_here(
+                event, data, namespace, room, message["skip_sid"], callback, options
+            )
+        is_here = isinstance(room, str) and room in self.guard.connections
+        return outcome if is_here else SendOutcome.HANDED_TO_QUEUE
+
+    def _has_anyone_in(self, namespace: object, room: object) -> bool:
+        rooms = self.rooms.get(namespace)
+        names = room if isinstance(room, list | tuple) else (room,)
+        return bool(rooms) and any(name in rooms for name in names)
 
     def _handle_emit(self, message: dict[str, Any]) -> None:
         # A packet that nobody here gets need not be built.
-        rooms = self.rooms.get(message["namespace"])
-        room = message.get("room")
-        names = room if isinstance(room, list | tuple) else (room,)
-        if rooms and any(name in rooms for name in names):
-            super()._handle_emit(message)
+        if not self._has_anyone_in(message["namespace"], message.get("room")):
+            return
+        remote = message.get("callback")
+        callback = None
+        if remote is not None and len(remote) == 3:
+            callback = partial(self._return_callback, message.get("host_id"), *remote)
+        data = message["data"]
+        if message.get("binary"):
+            attachments = [base64.b64decode(part) for part in data[1:]]
+            data = Packet.reconstruct_binary(data[0], attachments)
+        if isinstance(data, list):
+            data = data[0] if len(data) == 1 else tuple(data)
+        self._emit_here(
+            message["event"],
+            data,
+            message["namespace"],
+            message.get("room"),
+            message.get("skip_sid"),
+            callback,
+            _Options(bool(message.get(_VOLATILE)), bool(message.get(_READY_ONLY))),
+        )
 
     def _publish_with_callback(
         self, message: dict[str, Any], room: Any, namespace: str, callback: Callable[..., object]
@@ -248,6 +421,13 @@ class GuardedPubSubManager(GuardedManager, _PubSubManager):
         if len(newest) > _MAX_KNOWN_HOSTS:
             newest.popitem(last=False)
         return False
+
+
+def _body(event: str, data: Any) -> list[Any]:
+    """Return the body of an EVENT packet: a tuple is several arguments."""
+    if isinstance(data, tuple):
+        return [event, *data]
+    return [event] if data is None else [event, data]
 
 
 def _recipient(room: Any) -> Any:

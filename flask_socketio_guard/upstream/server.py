@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+import re
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from engineio.exceptions import EngineIOError
 from socketio import PubSubManager
 from socketio import packet as packets
 from socketio.exceptions import ConnectionRefusedError as ConnectionRefused
 from socketio.exceptions import TimeoutError as CallTimeout
 
-from ..errors import ConnectionClosed, EventInvalid
-from ..hooks import AckCallback, Hooks, Refusal
+from ..errors import ConnectionClosed, EventInvalid, EventRejected, TooManyInFlight
+from ..hooks import AckCallback, Connection, Hooks, Refusal
+from ..sending import SendOutcome
 from ..signals import logger
+from .engine_socket import ProtocolViolation
+from .outgoing import Message
 
 if TYPE_CHECKING:
     from socketio import Server as _Server
 else:
     _Server = object
+
+_BINARY = frozenset({packets.BINARY_EVENT, packets.BINARY_ACK})
+_MAX_ATTACHMENTS = 64
+_MAX_ATTACHMENT_MESSAGES = 8  # the attachments of one packet, in messages of the largest size
+_MAX_NAMESPACES = 100  # of one client at a time
+_MAX_DEPTH = 100
+_MARKS = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]')
 
 RESERVED_EVENTS = frozenset({"connect", "disconnect", "*"})
 """Names that are no events of a client: handlers of these are for the server to call.
@@ -43,6 +53,10 @@ class GuardedServer(_Server):
 
     def _trigger_event(self, event: str, namespace: str, *args: Any) -> object:
         call = partial(self._dispatch, event, namespace, args)
+        if event == "connect":
+            call = partial(
+                self.guard.runtime.call_with_timeout, call, self.guard.config.connect_timeout
+            )
         result = self.guard.handlers.run(event, namespace, args[0], call)
         if type(result) is not Refusal:
             return result
@@ -64,25 +78,98 @@ class GuardedServer(_Server):
             return handler.trigger_event(event, *handler_args)
         return self.not_handled
 
-    def _handle_event(self, eio_sid: str, namespace: str | None, id: int | None, data: Any) -> None:
-        reason = invalid_event(data)
-        if reason is None:
-            super()._handle_event(eio_sid, namespace, id, data)
+    # Packets
+
+    def _handle_eio_message(self, eio_sid: str, data: Any) -> None:
+        """Act on one message of a transport session.
+
+        Raises:
+            ProtocolViolation: It is no packet of Socket.IO, or not now.
+        """
+        packet = self._decode(eio_sid, data)
+        if packet is None:
+            return
+        kind = packet.packet_type
+        if kind in (packets.EVENT, packets.BINARY_EVENT):
+            self._take_event(eio_sid, packet, len(data))
+        elif kind in (packets.ACK, packets.BINARY_ACK):
+            self._handle_ack(eio_sid, packet.namespace, packet.id, packet.data)
+        elif kind == packets.CONNECT:
+            self._handle_connect(eio_sid, packet.namespace, packet.data)
+        elif kind == packets.DISCONNECT:
+            self._handle_disconnect(eio_sid, packet.namespace, self.reason.CLIENT_DISCONNECT)
         else:
-            self._reject(eio_sid, namespace or "/", id, data, reason)
+            raise ProtocolViolation("packet", f"a Socket.IO packet of type {kind}")
+
+    def _decode(self, eio_sid: str, data: Any) -> Any:
+        """Return the packet that *data* completes; ``None`` if attachments are to follow."""
+        packet = self._binary_packet.get(eio_sid)
+        if packet is not None:
+            if not attach(packet, data, max_size=self.eio.max_http_buffer_size):
+                return None
+            del self._binary_packet[eio_sid]
+            return packet
+        packet = decode(self.packet_class, data)
+        if packet.attachment_count:
+            self._binary_packet[eio_sid] = packet
+            return None
+        return packet
+
+    def _take_event(self, eio_sid: str, packet: Any, size: int) -> None:
+        namespace = packet.namespace or "/"
+        data, ack_id = packet.data, packet.id
+        sid = self.manager.sid_from_eio_sid(eio_sid, namespace)
+        connection = self.guard.connections.find(sid)
+        if connection is None or not connection.is_open:
+            error = EventRejected("not connected to this namespace", code="gone")
+            self.guard.handlers.reject(_name_of(data), namespace, sid, error)
+            return
+        invalid = invalid_event(data)
+        if invalid is not None:
+            self._reject(eio_sid, namespace, ack_id, sid, data, invalid)
+            return
+        run = partial(self._handle_event_internal, self, sid, eio_sid, data, namespace, ack_id)
+        if not self.async_handlers:
+            run()
+            return
+        lose = partial(self._lose, namespace, sid, data[0])
+        socket = self.eio.sockets.get(eio_sid)
+        if socket is None:
+            lose()
+            return
+        lane = (namespace, data[0]) if self.guard.is_ordered(namespace, data[0]) else None
+        try:
+            socket.submit(run, size, lane, lose)
+        except TooManyInFlight as exc:
+            self._reject(eio_sid, namespace, ack_id, sid, data, exc)
 
     def _reject(
-        self, eio_sid: str, namespace: str, id: int | None, data: Any, error: EventInvalid
+        self,
+        eio_sid: str,
+        namespace: str,
+        ack_id: int | None,
+        sid: str,
+        data: Any,
+        error: EventRejected,
     ) -> None:
-        sid = self.manager.sid_from_eio_sid(eio_sid, namespace)
-        name = data[0] if isinstance(data, list) and data else data
-        refusal = self.guard.handlers.reject(name, namespace, sid, error)
-        if id is not None and sid is not None:
-            self._acknowledge(eio_sid, namespace, id, refusal.reply)
+        refusal = self.guard.handlers.reject(_name_of(data), namespace, sid, error)
+        if ack_id is not None:
+            self._acknowledge(eio_sid, namespace, ack_id, refusal.reply)
+
+    def _lose(self, namespace: str, sid: str, name: str) -> None:
+        error = EventRejected("the client left before its turn came", code="gone")
+        self.guard.handlers.reject(name, namespace, sid, error)
 
     def _handle_event_internal(
         self, server: Any, sid: str, eio_sid: str, data: list[Any], namespace: str, id: int | None
     ) -> None:
+        limit = self.guard.event_limit
+        if limit is not None:
+            try:
+                limit.hit(eio_sid)
+            except EventRejected as exc:
+                self._reject(eio_sid, namespace, id, sid, data, exc)
+                return
         reply = self._trigger_event(data[0], namespace, sid, *data[1:])
         if id is None or reply is self.not_handled:
             return
@@ -100,10 +187,204 @@ class GuardedServer(_Server):
         else:
             data = [reply]
         packet = self.packet_class(packets.ACK, namespace=namespace, id=id, data=data)
+        self._send_packet(eio_sid, packet)
+
+    def _send_packet(self, eio_sid: str | None, pkt: Any) -> None:
+        self.eio.put(eio_sid, Message.of_socketio(pkt.encode()))
+
+    @property
+    def has_test_client(self) -> bool:
+        """Whether Flask-SocketIO's test client takes the place of sockets."""
+        return "_send_eio_packet" in self.__dict__
+
+    def put(self, eio_sid: str, message: Message) -> SendOutcome:
+        """Queue *message* for a client."""
+        if not self.has_test_client:
+            outcome: SendOutcome = self.eio.put(eio_sid, message)
+            return outcome
+        for packet in message.packets:
+            self._send_eio_packet(eio_sid, packet)
+        return SendOutcome.QUEUED
+
+    # Connections
+
+    def _handle_connect(self, eio_sid: str, namespace: str | None, data: Any) -> None:
+        namespace = namespace or "/"
+        sid = None
+        if self._serves(namespace) and len(self.guard.connections.of(eio_sid)) < _MAX_NAMESPACES:
+            sid = self.manager.pre_connect(eio_sid, namespace)
+        if sid is None:
+            self._send_refusal(eio_sid, namespace, "Unable to connect")
+            return
+        connection = self.guard.connections.add(sid, namespace, eio_sid)
+        if self.always_connect:
+            self._send_connected(eio_sid, namespace, sid)
+            self.manager.connect(sid, namespace)
         try:
-            self._send_packet(eio_sid, packet)
-        except EngineIOError:
-            logger.debug("an acknowledgement was not sent: its client is gone")
+            environ = self.environ.get(eio_sid)
+            success = self._trigger_event("connect", namespace, sid, environ, data or None)
+            reason = ConnectionRefused().error_args
+        except ConnectionRefused as exc:
+            success, reason = False, exc.error_args
+        except ConnectionRefusedError:
+            success, reason = False, {"message": "Connection refused by server"}
+        if success is False:
+            self._refuse(connection, reason)
+        else:
+            self._accept(connection)
+
+    def _serves(self, namespace: str) -> bool:
+        return (
+            namespace in self.handlers
+            or namespace in self.namespace_handlers
+            or self.namespaces == "*"
+            or namespace in self.namespaces
+        )
+
+    def _refuse(self, connection: Connection, reason: Any) -> None:
+        sid, namespace, eio_sid = connection.sid, connection.namespace, connection.eio_sid
+        if self.always_connect:
+            self.manager.pre_disconnect(sid, namespace)
+            self._send_packet(
+                eio_sid, self.packet_class(packets.DISCONNECT, data=reason, namespace=namespace)
+            )
+        else:
+            self._send_refusal(eio_sid, namespace, reason)
+        self.manager.disconnect(sid, namespace, ignore_queue=True)
+        connection.refuse()
+        self._forget_environ(eio_sid)
+
+    def _accept(self, connection: Connection) -> None:
+        sid, namespace, eio_sid = connection.sid, connection.namespace, connection.eio_sid
+        if not self.always_connect:
+            self._send_connected(eio_sid, namespace, sid)
+            self.manager.connect(sid, namespace)
+        if connection.accept():
+            socket = self.eio.sockets.get(eio_sid)
+            if socket is not None:
+                socket.joined()
+            self.guard.connected(connection)
+        else:
+            # It was closed while its connect handler ran.
+            self._send_packet(eio_sid, self.packet_class(packets.DISCONNECT, namespace=namespace))
+            self._finish(connection)
+
+    def _send_connected(self, eio_sid: str, namespace: str, sid: str) -> None:
+        self._send_packet(
+            eio_sid, self.packet_class(packets.CONNECT, {"sid": sid}, namespace=namespace)
+        )
+
+    def _send_refusal(self, eio_sid: str, namespace: str, reason: Any) -> None:
+        self._send_packet(
+            eio_sid, self.packet_class(packets.CONNECT_ERROR, data=reason, namespace=namespace)
+        )
+
+    def disconnect(
+        self, sid: str, namespace: str | None = None, ignore_queue: bool = False
+    ) -> bool:
+        """Disconnect a client; as upstream's, and idempotent.
+
+        Returns:
+            Whether a client of this process is now being disconnected because
+            of this call. One that is elsewhere is, too, if there is a message queue.
+        """
+        if not self.guard.runtime.is_home():
+            self.guard.hand_over(partial(self.disconnect, sid, namespace, ignore_queue))
+            return sid in self.guard.connections
+        namespace = namespace or "/"
+        connection = self.guard.connections.find(sid)
+        if connection is None or connection.namespace != namespace:
+            logger.debug("disconnect: no such client here")
+            if not ignore_queue:
+                self.manager.can_disconnect(sid, namespace)  # asks the other processes
+            return False
+        return self._end(connection, self.reason.SERVER_DISCONNECT, is_told=True)
+
+    def _handle_disconnect(
+        self, eio_sid: str, namespace: str | None, reason: str | None = None
+    ) -> None:
+        sid = self.manager.sid_from_eio_sid(eio_sid, namespace or "/")
+        connection = self.guard.connections.find(sid)
+        if connection is not None:
+            self._end(connection, reason or self.reason.CLIENT_DISCONNECT)
+
+    def _handle_eio_disconnect(self, eio_sid: str, reason: str) -> None:
+        self._binary_packet.pop(eio_sid, None)
+        for connection in self.guard.connections.of(eio_sid):
+            self._end(connection, reason)
+        self._forget_environ(eio_sid)
+
+    def drop(self, sid: str) -> None:
+        """Close the connection of a client whose transport is gone."""
+        connection = self.guard.connections.find(sid)
+        if connection is not None:
+            self._end(connection, self.reason.TRANSPORT_ERROR)
+
+    def _end(self, connection: Connection, reason: str, *, is_told: bool = False) -> bool:
+        """Close a connection, unless that is being done already.
+
+        While the connect handler runs it is only marked: whether the disconnect
+        handler has to run is decided by what the connect handler says.
+        """
+        if not connection.begin_close(reason):
+            return False
+        if not connection.is_accepted:
+            return True
+        if is_told:
+            self._send_packet(
+                connection.eio_sid,
+                self.packet_class(packets.DISCONNECT, namespace=connection.namespace),
+            )
+        self._finish(connection)
+        return True
+
+    def _finish(self, connection: Connection) -> None:
+        """Run the disconnect handler, once, and leave nothing behind."""
+        sid, namespace = connection.sid, connection.namespace
+        self.manager.pre_disconnect(sid, namespace=namespace)
+        self._trigger_event("disconnect", namespace, sid, connection.reason)
+        self.manager.disconnect(sid, namespace, ignore_queue=True)
+        connection.finish()
+        self._forget_environ(connection.eio_sid)
+
+    def _forget_environ(self, eio_sid: str) -> None:
+        # The disconnect handlers of all namespaces run in requests made of it.
+        if eio_sid not in self.eio.sockets and not self.guard.connections.of(eio_sid):
+            self.environ.pop(eio_sid, None)
+
+    # Sending
+
+    def emit(
+        self,
+        event: str,
+        data: Any = None,
+        to: Any = None,
+        room: Any = None,
+        skip_sid: Any = None,
+        namespace: str | None = None,
+        callback: Any = None,
+        ignore_queue: bool = False,
+        *,
+        volatile: bool = False,
+        ready_only: bool = False,
+    ) -> SendOutcome:
+        """Emit an event; as upstream's ``emit``.
+
+        Returns:
+            What became of it.
+        """
+        outcome: SendOutcome = self.manager.emit(
+            event,
+            data,
+            namespace or "/",
+            room=to or room,
+            skip_sid=skip_sid,
+            callback=callback,
+            ignore_queue=ignore_queue,
+            volatile=volatile,
+            ready_only=ready_only,
+        )
+        return outcome
 
     def call(
         self,
@@ -158,6 +439,71 @@ class GuardedServer(_Server):
         if losses and losses[0] != "expired":
             raise CallRecipientGone("the client left before it answered")
         raise CallTimeout
+
+
+def decode(packet_class: Any, data: Any) -> Any:
+    """Return a packet, without its attachments.
+
+    Raises:
+        ProtocolViolation: *data* is none.
+    """
+    try:
+        packet = packet_class(encoded_packet=data)
+    except Exception as exc:
+        raise ProtocolViolation("packet", f"not a Socket.IO packet: {exc}") from exc
+    count = packet.attachment_count
+    if count > _MAX_ATTACHMENTS or (count and packet.packet_type not in _BINARY):
+        raise ProtocolViolation("attachments", f"{count} announced")
+    if isinstance(data, str) and is_nested_too_deep(data):
+        raise ProtocolViolation("packet", "nested too deep")
+    return packet
+
+
+def attach(packet: Any, data: Any, *, max_size: int) -> bool:
+    """Add an attachment to a packet.
+
+    Returns:
+        Whether it was the last.
+
+    Raises:
+        ProtocolViolation: *data* is none, or does not fit.
+
+    Source:
+        Socket.IO protocol v5, "Packet encoding": a packet with attachments is
+        followed by just as many binary messages.
+    """
+    if isinstance(data, str):
+        raise ProtocolViolation("attachments", "text instead of an attachment")
+    size = len(data) + sum(map(len, packet.attachments))
+    if size > _MAX_ATTACHMENT_MESSAGES * max_size:
+        raise ProtocolViolation("attachments", "too large together")
+    try:
+        return bool(packet.add_attachment(data))
+    except Exception as exc:
+        raise ProtocolViolation("attachments", f"do not fit: {exc}") from exc
+
+
+def is_nested_too_deep(text: str) -> bool:
+    """Say whether JSON *text* is nested deeper than handlers and encoders bear.
+
+    Decoding stands more than encoding: a handler that sends on what it got would
+    fail. Brackets are counted first, since almost every packet has few.
+    """
+    if text.count("[") + text.count("{") <= _MAX_DEPTH:
+        return False
+    depth = 0
+    for mark in _MARKS.findall(text):
+        if mark in "[{":
+            depth += 1
+            if depth > _MAX_DEPTH:
+                return True
+        elif mark in "]}":
+            depth -= 1
+    return False
+
+
+def _name_of(data: object) -> object:
+    return data[0] if isinstance(data, list) and data else data
 
 
 def invalid_event(data: object) -> EventInvalid | None:

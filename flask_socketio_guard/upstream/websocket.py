@@ -1,30 +1,195 @@
-"""Refusing a WebSocket that gevent-websocket has accepted already."""
+"""WebSocket handshakes: what is asked for, and the socket underneath.
+
+Under gevent-websocket the handshake has been answered before the application is
+called; under gunicorn's plain gevent worker it is answered here.
+"""
 
 from __future__ import annotations
 
+import base64
+import binascii
 import contextlib
-import struct
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from geventwebsocket.exceptions import WebSocketError
+from geventwebsocket.handler import WebSocketHandler
+from websockets.exceptions import InvalidHeader, NegotiationError
+from websockets.extensions.permessage_deflate import ServerPerMessageDeflateFactory
+from websockets.frames import Close, CloseCode, Frame, Opcode
+from websockets.headers import parse_connection, parse_extension, parse_upgrade
+from websockets.utils import accept_key
 
-_TRY_AGAIN_LATER = 1013  # IANA WebSocket close code registry
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from _typeshed.wsgi import WSGIEnvironment
+    from websockets.extensions import Extension
+
+_VERSION = "13"
+_EXTENSIONS = "guard.websocket_extensions"
+
+
+class RawSocket(NamedTuple):
+    """A connection on which WebSocket frames follow.
+
+    Attributes:
+        sock: The socket.
+        read_first: Reads what is there, like ``recv``; the HTTP parser may have
+            read more than the request.
+        extensions: What was agreed on.
+        websocket: gevent-websocket's object, or ``None`` where there is none.
+    """
+
+    sock: Any
+    read_first: Callable[[int], bytes]
+    extensions: list[Extension]
+    websocket: Any
+
+
+def upgrade_problem(environ: WSGIEnvironment) -> str | None:
+    """Say what is wrong with a request for a WebSocket, or ``None``.
+
+    Source:
+        RFC 6455, section 4.2.1.
+    """
+    if environ.get("REQUEST_METHOD") != "GET":
+        return "the method is not GET"
+    if environ.get("SERVER_PROTOCOL") != "HTTP/1.1":
+        return "the protocol is not HTTP/1.1"
+    try:
+        upgrade = [word.lower() for word in parse_upgrade(environ.get("HTTP_UPGRADE", ""))]
+        connection = [word.lower() for word in parse_connection(environ.get("HTTP_CONNECTION", ""))]
+    except InvalidHeader:
+        return "Upgrade or Connection cannot be read"
+    if "websocket" not in upgrade or "upgrade" not in connection:
+        return "Upgrade or Connection is missing"
+    if environ.get("HTTP_SEC_WEBSOCKET_VERSION", "").strip() != _VERSION:
+        return "Sec-WebSocket-Version is not 13"
+    try:
+        key = base64.b64decode(environ.get("HTTP_SEC_WEBSOCKET_KEY", "").strip(), validate=True)
+    except (binascii.Error, ValueError):
+        return "Sec-WebSocket-Key is not base64"
+    return None if len(key) == 16 else "Sec-WebSocket-Key is not 16 bytes"
+
+
+def wants_websocket(environ: WSGIEnvironment) -> bool:
+    """Say whether a request asks for a WebSocket, rightly or not."""
+    return "websocket" in environ.get("HTTP_UPGRADE", "").lower()
+
+
+def take_socket(environ: WSGIEnvironment, *, is_compressing: bool) -> RawSocket | None:
+    """Take the connection of a request over from its server.
+
+    The handshake is complete afterwards.
+
+    Returns:
+        ``None`` if the server does not let go of it.
+    """
+    websocket = environ.get("wsgi.websocket")
+    if websocket is not None:
+        handler = websocket.handler
+        extensions = environ.get(_EXTENSIONS, [])
+        return RawSocket(handler.socket, handler.rfile.read1, extensions, websocket)
+    sock = environ.get("gunicorn.socket")
+    if sock is None:
+        return None
+    header, extensions = agree_on_extensions(environ, is_compressing=is_compressing)
+    lines = [
+        "HTTP/1.1 101 Switching Protocols",
+        "Upgrade: websocket",
+        "Connection: Upgrade",
+        f"Sec-WebSocket-Accept: {accept_key(environ['HTTP_SEC_WEBSOCKET_KEY'].strip())}",
+    ]
+    if header is not None:
+        lines.append(f"Sec-WebSocket-Extensions: {header}")
+    sock.sendall("\r\n".join([*lines, "", ""]).encode("latin-1"))
+    return RawSocket(sock, sock.recv, extensions, None)
+
+
+def agree_on_extensions(
+    environ: WSGIEnvironment, *, is_compressing: bool
+) -> tuple[str | None, list[Extension]]:
+    """Choose from the extensions that a client offers.
+
+    Returns:
+        The header that says so, and the extensions.
+
+    Source:
+        RFC 7692, section 5: the first acceptable offer of permessage-deflate.
+    """
+    offered = environ.get("HTTP_SEC_WEBSOCKET_EXTENSIONS", "")
+    if not is_compressing or not offered:
+        return None, []
+    factory = ServerPerMessageDeflateFactory()
+    with contextlib.suppress(InvalidHeader):
+        for name, parameters in parse_extension(offered):
+            if name != factory.name:
+                continue
+            with contextlib.suppress(NegotiationError):
+                agreed, extension = factory.process_request_params(parameters, [])
+                words = [name, *(key if not value else f"{key}={value}" for key, value in agreed)]
+                return "; ".join(words), [extension]
+    return None, []
+
+
+def close_frame(code: int, reason: str) -> bytes:
+    """Return a close frame.
+
+    Source:
+        RFC 6455, section 5.5.1: code, then a reason of at most 123 bytes.
+    """
+    body = Close(CloseCode(code), reason.encode()[:123].decode(errors="ignore")).serialize()
+    return Frame(Opcode.CLOSE, body).serialize(mask=False)
 
 
 def refuse_websocket(websocket: Any, reason: str) -> None:
-    """Close *websocket* with "try again later".
+    """Close a WebSocket that gevent-websocket has accepted, with "try again later".
 
     gevent-websocket's own ``close`` takes a code and leaves it out of the frame.
 
     Args:
         websocket: ``environ["wsgi.websocket"]``.
         reason: At most 123 bytes; the client sees it.
-
-    Source:
-        RFC 6455, section 5.5.1: a close frame's body begins with the code, two
-        bytes in network order.
     """
-    body = struct.pack("!H", _TRY_AGAIN_LATER) + reason.encode()
-    with contextlib.suppress(WebSocketError):
-        websocket.send_frame(body, websocket.OPCODE_CLOSE)
+    with contextlib.suppress(OSError):
+        websocket.handler.socket.sendall(close_frame(CloseCode.TRY_AGAIN_LATER, reason))
     websocket.closed = True  # the handler would send a second close frame
+
+
+_compressing_paths: set[str] = set()
+
+
+def offer_compression(path: str) -> None:
+    """Agree to permessage-deflate on requests below *path*, in this process."""
+    _compressing_paths.add(path)
+
+
+def mend_gevent_websocket() -> None:
+    """Let gevent-websocket answer odd upgrade requests with 400.
+
+    On a ``Sec-WebSocket-Key`` that is no base64, and on some other headers, its
+    handler raises instead: a traceback for each, and a 500.
+    """
+    if WebSocketHandler.upgrade_websocket is not _upgrade_websocket:
+        global _original
+        _original = WebSocketHandler.upgrade_websocket
+        WebSocketHandler.upgrade_websocket = _upgrade_websocket
+
+
+_original: Any = None
+
+
+def _upgrade_websocket(handler: Any) -> Any:
+    environ = handler.environ
+    if not wants_websocket(environ) or environ.get("REQUEST_METHOD") != "GET":
+        return None
+    environ.setdefault("SERVER_PROTOCOL", handler.request_version)
+    if upgrade_problem(environ) is not None:
+        handler.start_response("400 Bad Request", [("Content-Type", "text/plain")])
+        return [b"Bad Request"]
+    is_compressing = any(environ.get("PATH_INFO", "").startswith(p) for p in _compressing_paths)
+    header, extensions = agree_on_extensions(environ, is_compressing=is_compressing)
+    result = _original(handler)
+    if header is not None and environ.get("wsgi.websocket") is not None:
+        handler.response_headers.append((b"Sec-WebSocket-Extensions", header.encode()))
+        environ[_EXTENSIONS] = extensions
+    return result

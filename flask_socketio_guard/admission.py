@@ -1,0 +1,110 @@
+"""Who may come in: decided at the handshake, before a session is made.
+
+Pure, but for a limit that counts in Redis.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Protocol
+
+from .errors import RateLimited
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_RATE_KEY = "handshakes"
+
+
+class SupportsHit(Protocol):
+    """A rate limit."""
+
+    def hit(self, key: str) -> None:
+        """Count one more for *key*.
+
+        Raises:
+            RateLimited: There were too many.
+        """
+
+
+class Admission:
+    """Decides on new clients, and keeps count of the addresses of those who are in.
+
+    Safe for threads and greenlets.
+
+    Args:
+        max_connections: How many clients may be in; ``None``: any number.
+        max_per_address: How many of them from one address; ``None``: any number.
+        count_open: Returns how many are in.
+        limit: How many may come in a time, all addresses together; ``None``: any number.
+
+    Attributes:
+        is_draining: Whether nobody is let in any more; set by the drain.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_connections: int | None,
+        max_per_address: int | None,
+        count_open: Callable[[], int],
+        limit: SupportsHit | None,
+    ) -> None:
+        self.is_draining = False
+        self._max_connections = max_connections
+        self._max_per_address = max_per_address
+        self._count_open = count_open
+        self._limit = limit
+        self._lock = threading.Lock()
+        self._counts: dict[str, int] = {}
+
+    def refusal(self, address: str) -> str | None:
+        """Say why a new client from *address* is not let in.
+
+        Who is let in must be reported by :meth:`opened` before the caller waits for
+        anything, or others pass meanwhile. Who is refused for another reason does not
+        count against the rate.
+
+        Args:
+            address: The client's, as the application sees it.
+
+        Returns:
+            ``"draining"``, ``"full"``, ``"address"`` (too many from it), ``"rate"``, or
+            ``None`` to let the client in.
+        """
+        reason = self._no_room(address)
+        if reason is not None or self._limit is None:
+            return reason
+        try:
+            self._limit.hit(_RATE_KEY)
+        except RateLimited:
+            return "rate"
+        # Others may have come, or the drain begun, while the limit was asked over the network.
+        return self._no_room(address)
+
+    def opened(self, address: str) -> None:
+        """Count a client from *address* that is in."""
+        with self._lock:
+            self._counts[address] = self.count(address) + 1
+
+    def closed(self, address: str) -> None:
+        """Count a client from *address* as gone; of more than came, nothing is counted."""
+        with self._lock:
+            count = self.count(address) - 1
+            if count > 0:
+                self._counts[address] = count
+            else:
+                self._counts.pop(address, None)
+
+    def count(self, address: str) -> int:
+        """Return how many clients from *address* are in."""
+        return self._counts.get(address, 0)
+
+    def _no_room(self, address: str) -> str | None:
+        if self.is_draining:
+            return "draining"
+        if self._max_connections is not None and self._count_open() >= self._max_connections:
+            return "full"
+        if self._max_per_address is not None and self.count(address) >= self._max_per_address:
+            return "address"
+        return None

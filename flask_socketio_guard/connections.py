@@ -1,0 +1,286 @@
+"""The clients of one application: a state for each, and a registry of them all."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+from .runtime import clock
+from .states import CONNECTION_TRANSITIONS, ConnectionEvent, ConnectionState, StateMachine
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .hooks import Timer
+
+_LIVING = (ConnectionState.OPEN, ConnectionState.READY)
+
+
+class Connection:
+    """One client's connection to one namespace.
+
+    Attributes:
+        sid: Its session id, unique among all namespaces.
+        namespace: Socket.IO namespace.
+        eio_sid: Id of the transport session that it shares with the client's
+            connections to other namespaces.
+        opened_at: When it came, in seconds of the monotonic clock.
+        reason: Why it closed: ``"client disconnect"``, ``"server disconnect"``,
+            ``"ping timeout"``, ``"transport close"`` or ``"transport error"``;
+            ``""`` before that.
+    """
+
+    __slots__ = (
+        "_cleanups",
+        "_handshake",
+        "_lock",
+        "_machine",
+        "_on_failure",
+        "eio_sid",
+        "is_accepted",
+        "namespace",
+        "opened_at",
+        "reason",
+        "sid",
+    )
+
+    def __init__(
+        self,
+        sid: str,
+        namespace: str,
+        eio_sid: str,
+        *,
+        lock: threading.RLock,
+        on_change: Callable[[Connection, ConnectionState, ConnectionState], None],
+        on_failure: Callable[[Connection, BaseException], None],
+    ) -> None:
+        self.sid = sid
+        self.namespace = namespace
+        self.eio_sid = eio_sid
+        self.opened_at = clock()
+        self.reason = ""
+        self.is_accepted = False
+        self._lock = lock
+        self._machine: StateMachine[ConnectionState, ConnectionEvent] = StateMachine(
+            ConnectionState.CONNECTING,
+            CONNECTION_TRANSITIONS,
+            on_change=lambda old, new, _reason: on_change(self, old, new),
+        )
+        self._cleanups: list[Callable[[], object]] | None = None
+        self._handshake: Timer | None = None
+        self._on_failure = on_failure
+
+    def __repr__(self) -> str:
+        return f"<Connection {self.state} in {self.namespace!r}>"
+
+    @property
+    def state(self) -> ConnectionState:
+        """Where it is in its life."""
+        return self._machine.state
+
+    @property
+    def is_open(self) -> bool:
+        """Whether its connect handler let it in and nothing has closed it since."""
+        return self._machine.state in _LIVING
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the application's own handshake is done."""
+        return self._machine.state is ConnectionState.READY
+
+    def defer(self, cleanup: Callable[[], object]) -> None:
+        """Call *cleanup* once when the connection has closed.
+
+        After the disconnect handler, and in reverse order: what was attached
+        last goes first. What it raises is recorded and keeps no other from
+        being called. On a connection that has closed already it is called now.
+        """
+        with self._lock:
+            is_late = self.state is ConnectionState.CLOSED
+            if not is_late:
+                if self._cleanups is None:
+                    self._cleanups = []
+                self._cleanups.append(cleanup)
+        if is_late:
+            self._release([cleanup])
+
+    # For those who run it; an application has no use for what follows.
+
+    def accept(self) -> bool:
+        """Note that the connect handler let it in.
+
+        Returns:
+            Whether it is open; ``False`` if it was closed meanwhile.
+        """
+        with self._lock:
+            self.is_accepted = True
+            return self._machine.send(ConnectionEvent.ACCEPTED) is ConnectionState.OPEN
+
+    def refuse(self) -> None:
+        """Note that the connect handler did not let it in."""
+        with self._lock:
+            self._machine.send(ConnectionEvent.REFUSED)
+        self._release_all()
+
+    def expect_handshake(self, timer: Timer) -> None:
+        """Keep *timer*, which closes it, until its handshake or its end."""
+        self._handshake = timer
+
+    def shake_hands(self) -> bool:
+        """Note that the application's own handshake is done.
+
+        Returns:
+            Whether it is ready; ``False`` if it has closed.
+        """
+        with self._lock:
+            if not self.is_open:
+                return False
+            self._machine.send(ConnectionEvent.HANDSHAKE)
+        self._forget_handshake()
+        return True
+
+    def begin_close(self, reason: str) -> bool:
+        """Let it close.
+
+        Returns:
+            Whether this call is the first to say so.
+        """
+        with self._lock:
+            is_first = self.state not in (ConnectionState.CLOSING, ConnectionState.CLOSED)
+            if is_first:
+                self.reason = reason
+            self._machine.send(ConnectionEvent.CLOSE, reason)
+        self._forget_handshake()
+        return is_first
+
+    def finish(self) -> None:
+        """Note that everything about its end is done, and release what was deferred."""
+        with self._lock:
+            self._machine.send(ConnectionEvent.FINISHED, self.reason)
+        self._release_all()
+
+    def _forget_handshake(self) -> None:
+        if self._handshake is not None:
+            self._handshake.cancel()
+            self._handshake = None
+
+    def _release_all(self) -> None:
+        with self._lock:
+            cleanups, self._cleanups = self._cleanups, None
+        self._release(cleanups or [])
+
+    def _release(self, cleanups: list[Callable[[], object]]) -> None:
+        for cleanup in reversed(cleanups):
+            try:
+                cleanup()
+            except BaseException as exc:  # noqa: BLE001 - code of the application; recorded
+                self._on_failure(self, exc)
+
+
+class Connections(Mapping[str, Connection]):
+    """All connections of this process that are not closed, by session id.
+
+    A mapping to read; iterating is safe while clients come and go.
+
+    Args:
+        on_change: Called as ``on_change(connection, old, new)`` after each change
+            of state; *old* is ``None`` for a new one.
+        on_failure: Called as ``on_failure(connection, exc)`` with what a deferred
+            cleanup raised.
+    """
+
+    def __init__(
+        self,
+        *,
+        on_change: Callable[[Connection, ConnectionState | None, ConnectionState], None],
+        on_failure: Callable[[Connection, BaseException], None],
+    ) -> None:
+        self._on_change = on_change
+        self._on_failure = on_failure
+        self._lock = threading.RLock()
+        self._by_sid: dict[str, Connection] = {}
+        self._by_eio_sid: dict[str, tuple[Connection, ...]] = {}
+        self._counts: Counter[tuple[str, ConnectionState]] = Counter()
+
+    def __getitem__(self, sid: str) -> Connection:
+        return self._by_sid[sid]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(list(self._by_sid))
+
+    def __len__(self) -> int:
+        return len(self._by_sid)
+
+    def __contains__(self, sid: object) -> bool:
+        return sid in self._by_sid
+
+    def count(
+        self, state: ConnectionState | str | None = None, namespace: str | None = None
+    ) -> int:
+        """Return how many there are.
+
+        Args:
+            state: Only those in this state, such as ``"open"``.
+            namespace: Only those in this namespace.
+
+        Raises:
+            ValueError: There is no such state.
+        """
+        wanted = None if state is None else ConnectionState(state)
+        with self._lock:
+            return sum(
+                count
+                for (where, what), count in self._counts.items()
+                if wanted in (None, what) and namespace in (None, where)
+            )
+
+    # For those who run them
+
+    def find(self, sid: object) -> Connection | None:
+        """Return the connection of *sid*, whatever that is."""
+        return self._by_sid.get(sid) if isinstance(sid, str) else None
+
+    def of(self, eio_sid: str) -> tuple[Connection, ...]:
+        """Return the connections that share one transport session."""
+        return self._by_eio_sid.get(eio_sid, ())
+
+    def add(self, sid: str, namespace: str, eio_sid: str) -> Connection:
+        """Make a connection, in state ``connecting``."""
+        connection = Connection(
+            sid,
+            namespace,
+            eio_sid,
+            lock=self._lock,
+            on_change=self._changed,
+            on_failure=self._on_failure,
+        )
+        with self._lock:
+            self._by_sid[sid] = connection
+            self._by_eio_sid[eio_sid] = (*self.of(eio_sid), connection)
+            self._counts[namespace, connection.state] += 1
+        self._on_change(connection, None, connection.state)
+        return connection
+
+    def _changed(self, connection: Connection, old: ConnectionState, new: ConnectionState) -> None:
+        with self._lock:
+            self._count(connection.namespace, old, -1)
+            if new is ConnectionState.CLOSED:
+                self._forget(connection)
+            else:
+                self._count(connection.namespace, new, +1)
+        self._on_change(connection, old, new)
+
+    def _count(self, namespace: str, state: ConnectionState, step: int) -> None:
+        self._counts[namespace, state] += step
+        if not self._counts[namespace, state]:
+            del self._counts[namespace, state]
+
+    def _forget(self, connection: Connection) -> None:
+        self._by_sid.pop(connection.sid, None)
+        rest = tuple(other for other in self.of(connection.eio_sid) if other is not connection)
+        if rest:
+            self._by_eio_sid[connection.eio_sid] = rest
+        else:
+            self._by_eio_sid.pop(connection.eio_sid, None)

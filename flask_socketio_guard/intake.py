@@ -1,0 +1,148 @@
+"""Events of one client on their way to handlers: so many at a time, some in order."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, NamedTuple
+
+from .errors import TooManyInFlight
+
+if TYPE_CHECKING:
+    import threading
+    from collections.abc import Callable, Hashable
+
+
+class IntakeBounds(NamedTuple):
+    """How much of one client's is taken in.
+
+    Attributes:
+        max_running: Events whose handlers run at a time, >= 1.
+        max_waiting: Events that wait for one of these to end, >= 0.
+        max_waiting_bytes: Bytes that these may have, >= 1.
+    """
+
+    max_running: int
+    max_waiting: int
+    max_waiting_bytes: int
+
+
+class _Job(NamedTuple):
+    run: Callable[[], object]
+    lose: Callable[[], object]
+    size: int
+    lane: Hashable
+
+
+class Intake:
+    """Runs the events of one client.
+
+    The client's packets are read on while its events wait: an answer that a
+    running handler waits for may be among them.
+
+    Args:
+        bounds: How many run and wait.
+        spawn: Runs a function in a task of its own.
+        lock: Held for the moments in which the books are changed.
+    """
+
+    __slots__ = ("_bounds", "_bytes", "_lanes", "_lock", "_spawn", "_waiting", "running", "waiting")
+
+    def __init__(
+        self,
+        bounds: IntakeBounds,
+        *,
+        spawn: Callable[[Callable[[], object]], object],
+        lock: threading.Lock,
+    ) -> None:
+        self._bounds = bounds
+        self._spawn = spawn
+        self._lock = lock
+        self._waiting: deque[_Job] = deque()
+        # The ordered events that wait, by lane; a lane is here while one of its runs.
+        self._lanes: dict[Hashable, deque[_Job]] = {}
+        self._bytes = 0
+        self.running = 0
+        """Events whose handlers run."""
+        self.waiting = 0
+        """Events that wait."""
+
+    def submit(
+        self,
+        run: Callable[[], object],
+        *,
+        size: int,
+        lane: Hashable = None,
+        lose: Callable[[], object],
+    ) -> None:
+        """Call *run* in a task, now or when its turn comes.
+
+        Args:
+            run: Must not raise.
+            size: Bytes that it holds.
+            lane: Events of the same lane run one after another, in order;
+                ``None`` is no lane.
+            lose: Called instead of *run* when the client leaves before its turn.
+
+        Raises:
+            TooManyInFlight: It can neither run nor wait.
+        """
+        bounds = self._bounds
+        with self._lock:
+            is_lane_busy = lane is not None and lane in self._lanes
+            if self.running < bounds.max_running and not is_lane_busy:
+                self.running += 1
+                if lane is not None:
+                    self._lanes[lane] = deque()
+            else:
+                is_over = self.waiting and self._bytes + size > bounds.max_waiting_bytes
+                if self.waiting >= bounds.max_waiting or is_over:
+                    raise TooManyInFlight
+                job = _Job(run, lose, size, lane)
+                (self._lanes[lane] if is_lane_busy else self._waiting).append(job)
+                self.waiting += 1
+                self._bytes += size
+                return
+        self._spawn(lambda: self._work(run, lane))
+
+    def close(self) -> None:
+        """Drop what waits: the client is gone."""
+        with self._lock:
+            jobs = [*self._waiting, *(job for lane in self._lanes.values() for job in lane)]
+            self._waiting.clear()
+            for lane in self._lanes.values():
+                lane.clear()
+            self.waiting = self._bytes = 0
+        for job in jobs:
+            job.lose()
+
+    def _work(self, run: Callable[[], object], lane: Hashable) -> None:
+        while True:
+            run()
+            with self._lock:
+                job = self._next(lane)
+                if job is None:
+                    self.running -= 1
+                    return
+            run, lane = job.run, job.lane
+
+    def _next(self, lane: Hashable) -> _Job | None:
+        """Return the next event to run after one of *lane* has ended."""
+        if lane is not None:
+            queue = self._lanes[lane]
+            if queue:
+                return self._taken(queue.popleft())
+            del self._lanes[lane]
+        while self._waiting:
+            job = self._waiting.popleft()
+            if job.lane is None:
+                return self._taken(job)
+            if job.lane not in self._lanes:
+                self._lanes[job.lane] = deque()
+                return self._taken(job)
+            self._lanes[job.lane].append(job)
+        return None
+
+    def _taken(self, job: _Job) -> _Job:
+        self.waiting -= 1
+        self._bytes -= job.size
+        return job

@@ -1,0 +1,91 @@
+"""The WSGI side: what stands in front of an application."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+from urllib.parse import parse_qs
+
+from werkzeug.wsgi import ClosingIterator, FileWrapper
+
+from .upstream import refuse_websocket
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+    from .app_guard import AppGuard
+
+_RETRY_AFTER = "5"  # seconds a refused client is asked to wait
+_WORDS = {
+    "full": "the server is full",
+    "address": "too many connections from this address",
+    "rate": "too many new connections",
+    "draining": "the server is shutting down",
+}
+
+
+class GuardMiddleware:
+    """Goes in front of an application: health, start, and who is let in.
+
+    Args:
+        wsgi_app: What was there before.
+        guard: The guard of the application.
+    """
+
+    def __init__(self, wsgi_app: WSGIApplication, guard: AppGuard) -> None:
+        self._wsgi_app = wsgi_app
+        self._guard = guard
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        """Serve one request."""
+        guard = self._guard
+        guard.start()
+        path = environ.get("PATH_INFO", "")
+        if guard.endpoints.handles(path):
+            return guard.endpoints(environ, start_response)
+        engineio_path: str = guard.socketio.sockio_mw.engineio_path
+        if not path.startswith(engineio_path):
+            return self._serve_http(environ, start_response)
+        # Requests that carry a session id belong to a connection that was let in.
+        if "sid" not in parse_qs(environ.get("QUERY_STRING", "")):
+            reason = guard.admission.refusal(environ.get("REMOTE_ADDR", ""))
+            if reason is not None:
+                guard.facts.handshake_refused(reason)
+                return _refuse(environ, start_response, reason)
+        return self._wsgi_app(environ, start_response)
+
+    def _serve_http(
+        self, environ: WSGIEnvironment, start_response: StartResponse
+    ) -> Iterable[bytes]:
+        """Serve a request that has nothing to do with Socket.IO, and count it meanwhile."""
+        guard = self._guard
+        guard.requests += 1
+        try:
+            answer = self._wsgi_app(environ, start_response)
+        except BaseException:
+            self._served()
+            raise
+        if isinstance(answer, list | tuple | FileWrapper):
+            self._served()
+            return answer
+        return ClosingIterator(answer, [self._served])
+
+    def _served(self) -> None:
+        self._guard.requests -= 1
+
+
+def _refuse(
+    environ: WSGIEnvironment, start_response: StartResponse, reason: str
+) -> Iterable[bytes]:
+    """Ask a new client to come back later."""
+    websocket = environ.get("wsgi.websocket")
+    if websocket is not None:
+        # gevent-websocket has answered 101 before the application is asked.
+        refuse_websocket(websocket, _WORDS[reason])
+        return []
+    start_response(
+        "503 Service Unavailable",
+        [("Retry-After", _RETRY_AFTER), ("Content-Type", "text/plain"), ("Content-Length", "0")],
+    )
+    return [b""]

@@ -1,0 +1,207 @@
+"""What waits to be sent to one client: a bounded queue, and who gets to write when."""
+
+from __future__ import annotations
+
+from collections import deque
+from enum import Enum
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from .runtime import Runtime
+
+_FLUSHES_PER_TURN = 256  # so that a broadcast to thousands lets others have their turn
+
+
+class SendOutcome(str, Enum):
+    """What became of a message to a client."""
+
+    QUEUED = "queued"
+    """It waits for the client's socket, or is on its way."""
+    DROPPED_CLOSED = "dropped_closed"
+    """The client is gone."""
+    DROPPED_SLOW = "dropped_slow"
+    """The client does not keep up, and the message was not kept for it."""
+    HANDED_TO_QUEUE = "handed_to_queue"
+    """The client is not here; the other processes were told."""
+
+    def __str__(self) -> str:
+        return self.value
+
+
+class SlowConsumer(Enum):
+    """What happens to a client whose queue is full."""
+
+    DISCONNECT = "disconnect"
+    DROP_OLDEST = "drop_oldest"
+    DROP_VOLATILE = "drop_volatile"
+
+
+class Outgoing(Protocol):
+    """A message as the queue sees it."""
+
+    @property
+    def size(self) -> int:
+        """Bytes on the wire."""
+
+    @property
+    def is_event(self) -> bool:
+        """Whether it is an event that nobody waits for, and may be dropped."""
+
+    @property
+    def is_volatile(self) -> bool:
+        """Whether it is worth nothing later."""
+
+
+class SendQueue:
+    """A bounded first-in first-out queue in front of one client.
+
+    Not locked: a writer and many that put are on one event loop, or hold the
+    lock of the socket.
+
+    A message is taken whole or not at all, and one that is larger than the
+    bound passes when nothing else waits. What is being written counts until
+    it is done with, so memory for one client is the bound and one message.
+
+    Args:
+        max_packets: Messages that may wait, >= 1.
+        max_bytes: Bytes that may wait, >= 1.
+        policy: What gives way when it is full.
+    """
+
+    __slots__ = (
+        "_items",
+        "_max_bytes",
+        "_max_packets",
+        "_policy",
+        "_taken",
+        "_taken_bytes",
+        "size",
+    )
+
+    def __init__(self, *, max_packets: int, max_bytes: int, policy: SlowConsumer) -> None:
+        self._max_packets = max_packets
+        self._max_bytes = max_bytes
+        self._policy = policy
+        self._items: deque[Outgoing] = deque()
+        self._taken = 0
+        self._taken_bytes = 0
+        self.size = 0
+        """Bytes that wait or are being written."""
+
+    def __len__(self) -> int:
+        return len(self._items) + self._taken
+
+    @property
+    def has_waiting(self) -> bool:
+        """Whether anything waits to be taken."""
+        return bool(self._items)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether a bound is reached."""
+        return self.size >= self._max_bytes or len(self) >= self._max_packets
+
+    @property
+    def is_filling(self) -> bool:
+        """Whether half of a bound is reached."""
+        return 2 * self.size >= self._max_bytes or 2 * len(self) >= self._max_packets
+
+    def put(self, item: Outgoing) -> None:
+        """Append *item*, whatever the bounds; for who has looked at :attr:`is_full`."""
+        self._items.append(item)
+        self.size += item.size
+
+    def make_room(self) -> int | None:
+        """Drop waiting messages by the policy until no bound is reached.
+
+        Returns:
+            How many were dropped, or ``None`` if the policy does not make room.
+        """
+        if self._policy is SlowConsumer.DISCONNECT:
+            return None
+        is_volatile_only = self._policy is SlowConsumer.DROP_VOLATILE
+        dropped = 0
+        kept: deque[Outgoing] = deque()
+        while self._items and self.is_full_with(kept):
+            item = self._items.popleft()
+            if item.is_event and (item.is_volatile or not is_volatile_only):
+                self.size -= item.size
+                dropped += 1
+            else:
+                kept.append(item)
+        kept.extend(self._items)
+        self._items = kept
+        return None if self.is_full else dropped
+
+    def is_full_with(self, kept: deque[Outgoing]) -> bool:
+        """Say whether a bound is reached when *kept* waits as well."""
+        return self.size >= self._max_bytes or len(self) + len(kept) >= self._max_packets
+
+    def take(self, max_bytes: int) -> list[Outgoing]:
+        """Take the oldest messages to write them: at least one, if any, up to *max_bytes*.
+
+        What was taken before is done with.
+        """
+        self.done()
+        items = self._items
+        batch: list[Outgoing] = []
+        size = 0
+        while items and (not batch or size + items[0].size <= max_bytes):
+            item = items.popleft()
+            size += item.size
+            batch.append(item)
+        self._taken = len(batch)
+        self._taken_bytes = size
+        return batch
+
+    def done(self) -> None:
+        """Forget what was taken: it is written."""
+        self.size -= self._taken_bytes
+        self._taken = self._taken_bytes = 0
+
+    def clear(self) -> int:
+        """Drop everything that waits.
+
+        Returns:
+            How many events that were.
+        """
+        count = sum(item.is_event for item in self._items)
+        self._items.clear()
+        self.size = self._taken_bytes
+        return count
+
+
+class Writer(Protocol):
+    """Something with output that waits."""
+
+    def flush(self) -> None:
+        """Write without waiting what can be written; never raises."""
+
+
+class Flusher:
+    """Lets many connections write in one go, once in each turn of the event loop.
+
+    Args:
+        runtime: Its event loop.
+    """
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._due: deque[Writer] = deque()
+        self._is_scheduled = False
+
+    def add(self, writer: Writer) -> None:
+        """Have *writer* flushed in the next turn; at home only."""
+        self._due.append(writer)
+        if not self._is_scheduled:
+            self._is_scheduled = True
+            self._runtime.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        due = self._due
+        for _ in range(min(len(due), _FLUSHES_PER_TURN)):
+            due.popleft().flush()
+        if due:
+            self._runtime.call_soon(self._flush)
+        else:
+            self._is_scheduled = False

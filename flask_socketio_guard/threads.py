@@ -1,0 +1,131 @@
+"""The verbs of ``runtime`` over threads of the standard library."""
+
+from __future__ import annotations
+
+import contextvars
+import threading
+import time
+from typing import TYPE_CHECKING, TypeVar
+
+from .errors import HandlerTimeout
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+T = TypeVar("T")
+
+
+class ThreadJob:
+    """A job in a daemon thread, which cannot be killed."""
+
+    def __init__(
+        self,
+        target: Callable[[], object],
+        name: str,
+        on_exit: Callable[[BaseException | None], None] | None,
+    ) -> None:
+        self.name = name
+        self.exception: BaseException | None = None
+        self._target = target
+        self._on_exit = on_exit
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._target()
+        except BaseException as exc:  # noqa: BLE001 - handed to on_exit
+            self.exception = exc
+        if self._on_exit is not None:
+            self._on_exit(self.exception)
+
+    def is_alive(self) -> bool:
+        """Say whether the thread runs."""
+        return self._thread.is_alive()
+
+    def join(self, timeout: float | None = None) -> bool:
+        """Wait for the end, *timeout* seconds at the most; a job that joins itself does not."""
+        if self._thread is not threading.current_thread():
+            self._thread.join(timeout)
+        return not self.is_alive()
+
+    def kill(self) -> None:
+        """Do nothing: a thread ends when its code does."""
+
+
+class ThreadRuntime:
+    """Threads of the standard library. Nothing can be interrupted from outside."""
+
+    can_kill = False
+
+    def spawn(
+        self,
+        target: Callable[[], object],
+        *,
+        name: str,
+        on_exit: Callable[[BaseException | None], None] | None = None,
+    ) -> ThreadJob:
+        """Start *target* in a daemon thread."""
+        return ThreadJob(target, name, on_exit)
+
+    def call_later(self, delay: float, target: Callable[[], object]) -> threading.Timer:
+        """Call *target* in a daemon thread, in *delay* seconds."""
+        timer = threading.Timer(delay, target)
+        timer.daemon = True
+        timer.start()
+        return timer
+
+    def event(self) -> threading.Event:
+        """Return a new flag."""
+        return threading.Event()
+
+    def sleep(self, seconds: float) -> None:
+        """Hold up the calling thread."""
+        time.sleep(seconds)
+
+    def can_wait(self) -> bool:
+        """Say whether the caller may wait: a thread always may."""
+        return True
+
+    def call_with_timeout(self, target: Callable[[], T], seconds: float) -> T:
+        """Call *target* in a thread of its own and wait for *seconds* at the most.
+
+        A thread cannot be interrupted: when the time is up the caller goes on,
+        the target runs to its end unheard, and what it returns or raises is lost.
+
+        Raises:
+            HandlerTimeout: It took longer.
+        """
+        answer: list[T] = []
+        context = contextvars.copy_context()
+        job = ThreadJob(lambda: answer.append(context.run(target)), "socketio-guard:handler", None)
+        if not job.join(seconds):
+            raise HandlerTimeout(seconds)
+        if job.exception is not None:
+            raise job.exception
+        return answer[0]
+
+    def call_soon(self, target: Callable[[], object]) -> None:
+        """Call *target* now: there is no event loop."""
+        target()
+
+    def settle(self) -> None:
+        """Do nothing: every thread is as good as any other."""
+
+    def is_home(self) -> bool:
+        """Say yes: every thread is as good as any other."""
+        return True
+
+    def call_home(self, target: Callable[[], object]) -> None:
+        """Call *target* now; what it raises reaches the caller."""
+        target()
+
+    def watch_loop(
+        self,
+        threshold: float,
+        on_block: Callable[[str, str], None],
+        on_unblock: Callable[[str, float], None],
+    ) -> Callable[[], None]:
+        """Do nothing: there is no event loop."""
+        del threshold, on_block, on_unblock
+        return lambda: None

@@ -1,0 +1,446 @@
+"""The guarded Engine.IO socket: one client's transport session, over polling or WebSocket."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, cast
+
+from engineio import packet as packets
+from engineio.exceptions import EngineIOError
+from engineio.packet import Packet
+from engineio.payload import Payload
+from websockets.frames import CloseCode
+
+from ..intake import Intake, IntakeBounds
+from ..sending import SendOutcome, SendQueue, SlowConsumer
+from .outgoing import Message
+from .websocket import take_socket, wants_websocket
+from .wire import LibraryWire, ProtocolWire, Wire, keep_alive
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from _typeshed.wsgi import StartResponse, WSGIEnvironment
+    from engineio.socket import Socket as _Socket
+
+    from ..hooks import Hooks, Timer
+else:
+    from engineio.socket import Socket as _Socket
+
+_UPGRADE_TIMEOUT = (
+    10.0  # between the two messages of a client that changes to WebSocket, in seconds
+)
+_PROBE = "2probe"
+_PROBE_ANSWER = "3probe"
+_UPGRADE = "5"
+
+
+class ProtocolViolation(EngineIOError):
+    """A client sent what the protocols do not allow.
+
+    Attributes:
+        reason: See :class:`~flask_socketio_guard.signals.Violation`.
+    """
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(detail)
+        self.reason = reason
+        self.detail = detail[:200]
+
+
+class GuardedSocket(_Socket):
+    """Stands in for ``engineio.socket.Socket``.
+
+    Its queue is bounded, it needs no task of its own for pings nor to write, and
+    once it is closed nothing of it is left: no descriptor, no task, no entry.
+
+    Args:
+        server: The guarded Engine.IO server.
+        sid: Id of the session.
+        address: Where the client is.
+    """
+
+    def __init__(self, server: Any, sid: str, address: str) -> None:
+        # Not upstream's: that makes an unbounded queue.
+        guard: Hooks = server.guard
+        config = guard.config
+        self.server = server
+        self.sid = sid
+        self.address = address
+        self.session: dict[str, Any] = {}
+        self.connected = False
+        self.upgrading = False
+        self.upgraded = False
+        self.closing = False
+        self.closed = False
+        self.last_ping: bool | None = None
+        self.queue = SendQueue(
+            max_packets=config.send_queue_max_packets,
+            max_bytes=config.send_queue_max_bytes,
+            policy=SlowConsumer(config.slow_consumer),
+        )
+        self._guard = guard
+        self._intake: Intake | None = None
+        self._wire: Wire | None = None
+        self._poll: Any = None
+        self._heartbeat: Timer | None = None
+        self._join: Timer | None = guard.deadlines.call_later(config.join_timeout, self._not_joined)
+
+    # Sending
+
+    def put(self, message: Message) -> SendOutcome:
+        """Queue *message* for the client; never waits.
+
+        Returns:
+            What became of it.
+        """
+        if self.closed:
+            return SendOutcome.DROPPED_CLOSED
+        queue = self.queue
+        if message.is_volatile and self._is_behind():
+            self._guard.facts.send_lost(1, "volatile")
+            return SendOutcome.DROPPED_SLOW
+        if queue.is_full and message.is_event and not self._make_room():
+            return SendOutcome.DROPPED_SLOW
+        with self.server.queue_lock:
+            queue.put(message)
+        wire = self._wire
+        if wire is not None:
+            wire.wake()
+        elif self._poll is not None:
+            self._poll.set()
+        return SendOutcome.QUEUED
+
+    def _make_room(self) -> bool:
+        """Say whether the queue, which is full, can take one more."""
+        if self._wire is not None:
+            self._wire.flush()  # it may only not have had its turn yet
+        with self.server.queue_lock:
+            dropped = self.queue.make_room() if self.queue.is_full else 0
+        if dropped is not None:
+            if dropped:
+                self._guard.facts.send_lost(dropped, "slow")
+            return True
+        with self.server.queue_lock:
+            lost = self.queue.clear()
+        self._guard.facts.send_lost(lost + 1, "slow")
+        self.close(
+            reason=self.server.reason.TRANSPORT_ERROR,
+            code=CloseCode.POLICY_VIOLATION,
+            text="slow consumer",
+        )
+        return False
+
+    def _is_behind(self) -> bool:
+        return self._wire.is_stuck if self._wire is not None else self.queue.is_filling
+
+    def send(self, pkt: Any) -> None:
+        """Queue one Engine.IO packet; as upstream's ``send``."""
+        self.put(Message((pkt,)))
+
+    def poll(self) -> list[Any]:
+        """Wait for packets for the answer to a polling request."""
+        if not self.queue.has_waiting and not self.closed:
+            if self._poll is not None:
+                # Source: Engine.IO protocol v4, "a client sends no second GET while one waits".
+                raise ProtocolViolation("payload", "two polling requests at a time")
+            poll = self._poll = self._guard.event()
+            try:
+                if not self.queue.has_waiting and not self.closed:
+                    poll.wait(self.server.ping_interval + self.server.ping_timeout)
+            finally:
+                self._poll = None
+        with self.server.queue_lock:
+            messages = cast("list[Message]", self.queue.take(self.server.max_http_buffer_size))
+            self.queue.done()
+        if not messages and self.closed:
+            raise EngineIOError("the session is over")
+        return [packet for message in messages for packet in message.polled()]
+
+    # Heartbeat
+
+    def schedule_ping(self) -> None:
+        """Send a ping after the interval; for the client's pong too."""
+        if not self.closed:
+            self._heartbeat = self._guard.deadlines.call_later(
+                self.server.ping_interval, self._send_ping
+            )
+
+    def _send_ping(self) -> None:
+        if self.closed:
+            return
+        self.last_ping = True
+        self._heartbeat = self._guard.deadlines.call_later(
+            self.server.ping_timeout, self._ping_overdue
+        )
+        self.send(Packet(packets.PING))
+
+    def _ping_overdue(self) -> None:
+        self.close(abort=True, reason=self.server.reason.PING_TIMEOUT)
+
+    def check_ping_timeout(self) -> bool:
+        """Say whether the client is there; the heartbeat finds out by itself."""
+        return not self.closed
+
+    def _pong(self) -> None:
+        if self.last_ping and self._heartbeat is not None:
+            self.last_ping = None
+            self._heartbeat.cancel()
+            self.schedule_ping()
+
+    def joined(self) -> None:
+        """Note that the client has joined a namespace."""
+        if self._join is not None:
+            self._join.cancel()
+            self._join = None
+
+    def _not_joined(self) -> None:
+        self.close(reason=self.server.reason.SERVER_DISCONNECT)
+
+    # Receiving
+
+    def receive(self, pkt: Any) -> None:
+        """Act on one packet of the client.
+
+        Raises:
+            ProtocolViolation: It has no place here.
+        """
+        kind = pkt.packet_type
+        if kind == packets.MESSAGE:
+            self.server.handlers["message"](self.sid, pkt.data)
+        elif kind == packets.PONG:
+            self._pong()
+        elif kind == packets.CLOSE:
+            self.close(abort=True, reason=self.server.reason.CLIENT_DISCONNECT)
+        elif kind == packets.UPGRADE:
+            self.send(Packet(packets.NOOP))
+        elif kind != packets.NOOP:
+            raise ProtocolViolation("packet", f"an Engine.IO packet of type {kind}")
+
+    def submit(
+        self, run: Callable[[], object], size: int, lane: object, lose: Callable[[], object]
+    ) -> None:
+        """Run an event of the client; see :meth:`Intake.submit`."""
+        if self._intake is None:
+            config = self._guard.config
+            self._intake = Intake(
+                IntakeBounds(
+                    config.max_in_flight, config.max_waiting_events, config.max_waiting_bytes
+                ),
+                spawn=self.server.start_background_task,
+                lock=self.server.queue_lock,
+            )
+        self._intake.submit(run, size=size, lane=lane, lose=lose)
+
+    def handle_post_request(self, environ: WSGIEnvironment) -> None:
+        """Act on the packets of a polling request.
+
+        Raises:
+            EngineIOError: They are too many, too large or wrong; the answer is
+                400 then, and the session over.
+        """
+        try:
+            for pkt in self._payload(environ):
+                if self.closed:
+                    return
+                self.receive(pkt)
+        except ProtocolViolation as exc:
+            self.violated(exc)
+            raise
+
+    def _payload(self, environ: WSGIEnvironment) -> list[Any]:
+        try:
+            length = int(environ.get("CONTENT_LENGTH") or 0)
+        except ValueError as exc:
+            raise ProtocolViolation("payload", "Content-Length is no number") from exc
+        if not 0 <= length <= self.server.max_http_buffer_size:
+            raise ProtocolViolation("size", f"a payload of {length} bytes")
+        try:
+            body = environ["wsgi.input"].read(length).decode()
+            payload: list[Any] = Payload(encoded_payload=body).packets
+        except Exception as exc:
+            raise ProtocolViolation("payload", str(exc)) from exc
+        return payload
+
+    def violated(self, violation: ProtocolViolation) -> None:
+        """Close the session of a client that broke the protocol."""
+        self._guard.facts.protocol_violated(violation.reason, violation.detail)
+        self.close(
+            reason=self.server.reason.TRANSPORT_ERROR,
+            code=CloseCode.PROTOCOL_ERROR,
+            text="protocol error",
+        )
+
+    # WebSocket
+
+    def handle_get_request(self, environ: WSGIEnvironment, start_response: StartResponse) -> Any:
+        """Answer a polling request, or serve a WebSocket until it ends."""
+        if wants_websocket(environ):
+            return self._upgrade_websocket(environ, start_response)
+        if self.upgrading or self.upgraded:
+            return [Packet(packets.NOOP)]
+        try:
+            return self.poll()
+        except ProtocolViolation as exc:
+            self.violated(exc)
+            raise
+
+    def _upgrade_websocket(self, environ: WSGIEnvironment, start_response: StartResponse) -> Any:
+        if self.upgraded or self.upgrading or self.closed:
+            return self.server._bad_request()
+        if self._guard.runtime.can_kill:
+            return self._serve_raw(environ)
+        adapter = self.server._async["websocket"](
+            self._serve_library, self.server, max_message_size=self.server.max_http_buffer_size
+        )
+        return adapter(environ, start_response)
+
+    def _serve_raw(self, environ: WSGIEnvironment) -> list[bytes]:
+        raw = take_socket(environ, is_compressing=self._guard.config.websocket_compression)
+        if raw is None:
+            raise RuntimeError(
+                "this server does not hand over its sockets: use gunicorn with a gevent "
+                "worker, or gevent's server with gevent-websocket's handler"
+            )
+        silence = self.server.ping_interval + self.server.ping_timeout
+        keep_alive(raw.sock, silence=silence)
+        try:
+            self._serve(
+                ProtocolWire(
+                    raw, self.queue, self._guard, max_size=self.server.max_http_buffer_size
+                )
+            )
+        finally:
+            if raw.websocket is not None:
+                raw.websocket.closed = True  # all has been said
+        if raw.websocket is None:
+            raise StopIteration  # tells gunicorn to close the connection without an answer
+        return []
+
+    def _serve_library(self, websocket: Any) -> list[bytes]:
+        keep_alive(websocket.ws.sock, silence=self.server.ping_interval + self.server.ping_timeout)
+        self._serve(
+            LibraryWire(
+                websocket,
+                self.queue,
+                self._guard,
+                lock=self.server.queue_lock,
+                max_size=self.server.max_http_buffer_size,
+            )
+        )
+        return []
+
+    def _serve(self, wire: Wire) -> None:
+        if self.connected and not self._has_upgraded(wire):
+            wire.abort()
+            return
+        if self.closed:
+            wire.abort()
+            return
+        self._wire = wire
+        self.connected = self.upgraded = True
+        wire.start()
+        try:
+            self._read(wire)
+        finally:
+            self.close(abort=True, reason=self.server.reason.TRANSPORT_CLOSE)
+            wire.abort()
+
+    def _has_upgraded(self, wire: Wire) -> bool:
+        """Move the session from polling to *wire*.
+
+        Source:
+            Engine.IO protocol v4, "Upgrade": probe, its answer, upgrade; what
+            is sent in between waits.
+        """
+        self.upgrading = True
+        deadline = self._guard.deadlines.call_later(_UPGRADE_TIMEOUT, wire.abort)
+        try:
+            if self._next(wire) != _PROBE:
+                return False
+            wire.send_at_once(_PROBE_ANSWER)
+            if self._poll is not None:
+                self.send(Packet(packets.NOOP))  # ends it
+            return self._next(wire) == _UPGRADE
+        except OSError:
+            return False
+        finally:
+            deadline.cancel()
+            self.upgrading = False
+
+    def _next(self, wire: Wire) -> str | bytes | None:
+        messages = wire.receive()
+        return None if messages is None else next(iter(messages))
+
+    def _read(self, wire: Wire) -> None:
+        while (messages := wire.receive()) is not None:
+            for message in messages:
+                if self.closed:
+                    break
+                try:
+                    self.receive(_decoded(message))
+                except ProtocolViolation as exc:
+                    self.violated(exc)
+
+    # The end
+
+    def close(
+        self,
+        wait: bool = True,
+        abort: bool = False,
+        reason: str | None = None,
+        *,
+        code: int = CloseCode.NORMAL_CLOSURE,
+        text: str = "",
+    ) -> None:
+        """End the session; idempotent, never waits.
+
+        The disconnect handlers run in a task of their own.
+
+        Args:
+            wait: Taken for upstream's sake.
+            abort: Whether to say nothing to the client: it is gone.
+            reason: For the disconnect handlers.
+            code: WebSocket close code.
+            text: WebSocket close reason.
+        """
+        del wait
+        with self.server.queue_lock:
+            if self.closed:
+                return
+            self.closing = self.closed = True
+        for timer in (self._heartbeat, self._join):
+            if timer is not None:
+                timer.cancel()
+        self._heartbeat = self._join = None
+        if self._wire is None:
+            self._close_polling(abort=abort, code=code)
+        elif abort:
+            self._wire.abort()
+        else:
+            self._wire.close(code, text)
+        if self._intake is not None:
+            self._intake.close()
+        self.server.forget(self)
+        why = reason or self.server.reason.SERVER_DISCONNECT
+        self._guard.spawn("disconnect", lambda: self.server.handlers["disconnect"](self.sid, why))
+
+    def _close_polling(self, *, abort: bool, code: int) -> None:
+        # After a plain close a client stays away; one that is to come back, to
+        # this process or the next, gets an error instead (see poll()).
+        with self.server.queue_lock:
+            if code != CloseCode.NORMAL_CLOSURE:
+                self.queue.clear()
+            else:
+                last = packets.NOOP if abort else packets.CLOSE
+                self.queue.put(Message((Packet(last),)))
+        if self._poll is not None:
+            with suppress(Exception):
+                self._poll.set()
+
+
+def _decoded(message: str | bytes) -> Any:
+    try:
+        return Packet(encoded_packet=message)
+    except Exception as exc:
+        raise ProtocolViolation("packet", f"not an Engine.IO packet: {exc}") from exc

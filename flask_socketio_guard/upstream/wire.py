@@ -1,0 +1,413 @@
+"""WebSockets underneath an Engine.IO socket: frames in, frames out, and an end.
+
+:class:`ProtocolWire` runs the sans-I/O protocol of ``websockets`` on the raw socket,
+under gevent. :class:`LibraryWire` leaves it to ``simple-websocket``, under threads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket as sockets
+from typing import TYPE_CHECKING, Any, Protocol
+
+from websockets.exceptions import PayloadTooBig
+from websockets.frames import CloseCode, Frame, Opcode
+from websockets.protocol import SERVER, State
+from websockets.protocol import Protocol as WebSocketProtocol
+
+from .websocket import close_frame
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from ..hooks import Hooks
+    from ..sending import SendQueue
+    from .websocket import RawSocket
+
+_BUFFER = 65536
+_BATCH_BYTES = 256 * 1024
+_MAX_FRAGMENTS = 4096
+_PORTION = 64  # messages, or pages of 4 KiB, that a client sends before others have a turn
+_MAX_ANSWERS = 8
+_KEEPALIVE_PROBES = 3
+
+# Its own, and quiet: the library tells of the end of each connection.
+_logger = logging.getLogger("flask_socketio_guard.websocket")
+_logger.setLevel(logging.WARNING)
+
+
+class Wire(Protocol):
+    """A WebSocket of one client."""
+
+    is_stuck: bool
+    """Whether the client does not take what is written."""
+
+    def receive(self) -> Iterable[str | bytes] | None:
+        """Wait for messages; ``None`` when there will be no more."""
+
+    def send_at_once(self, text: str) -> None:
+        """Send a message past the queue; for the time before :meth:`start`."""
+
+    def start(self) -> None:
+        """Begin to send what waits in the queue."""
+
+    def wake(self) -> None:
+        """Send what has been put into the queue; does not wait."""
+
+    def flush(self) -> None:
+        """Send it now, as far as that needs no waiting."""
+
+    def close(self, code: int, reason: str) -> None:
+        """Send what waits, then a close frame; does not wait."""
+
+    def abort(self) -> None:
+        """End it now; does not wait."""
+
+
+class ProtocolWire:
+    """A WebSocket on a raw gevent socket.
+
+    There is no task that writes: what waits is written in the next turn of the
+    event loop, for all connections in one go, and only a client that does not
+    take it gets a task that waits for it.
+
+    Args:
+        raw: The socket, after the handshake.
+        queue: What waits to be sent.
+        guard: For its settings, runtime and books.
+        max_size: Largest message taken, in bytes.
+    """
+
+    def __init__(self, raw: RawSocket, queue: SendQueue, guard: Hooks, *, max_size: int) -> None:
+        self.is_stuck = False
+        self._sock = raw.sock
+        self._read = raw.read_first
+        self._queue = queue
+        self._guard = guard
+        self._protocol = WebSocketProtocol(SERVER, max_size=max_size, logger=_logger)
+        self._protocol.extensions = raw.extensions
+        # TLS may have to read before it can write, and so cannot be written to in passing.
+        self._can_flush = not hasattr(raw.sock, "_sslobj")
+        self._is_started = False
+        self._is_due = False
+        self._is_over = False
+        self._rest: memoryview | bytes = b""
+        self._control: list[bytes] = []
+        self._farewell: bytes | None = None
+        self._parts: list[bytes] = []
+        self._is_text = False
+        self._received = 0
+
+    # Reading
+
+    def receive(self) -> Iterable[str | bytes] | None:
+        """Wait for messages; see :class:`Wire`."""
+        while True:
+            self._give_way()
+            try:
+                data = self._read(_BUFFER)
+            except OSError:
+                return None
+            self._read = self._sock.recv
+            self._received += len(data) >> 12
+            protocol = self._protocol
+            if not data:
+                protocol.receive_eof()
+                return None
+            protocol.receive_data(data)
+            messages = self._messages(protocol.events_received())
+            answers = protocol.data_to_send()
+            if answers:
+                self._answer(answers)
+            if messages:
+                self._received += len(messages)
+                return messages
+            if protocol.state is not State.OPEN:
+                if protocol.close_expected() and self._farewell is None:
+                    self._leave()
+                    return None
+                if protocol.eof_sent:
+                    return None
+
+    def _give_way(self) -> None:
+        # A client that always has something to say would keep everybody else waiting.
+        if self._received >= _PORTION:
+            self._received = 0
+            self._guard.runtime.sleep(0)
+
+    def _messages(self, frames: list[Any]) -> list[str | bytes]:
+        messages: list[str | bytes] = []
+        try:
+            for frame in frames:
+                opcode = frame.opcode
+                if opcode is Opcode.TEXT or opcode is Opcode.BINARY:
+                    if frame.fin:
+                        text = opcode is Opcode.TEXT
+                        messages.append(str(frame.data, "utf-8") if text else bytes(frame.data))
+                        continue
+                    self._is_text = opcode is Opcode.TEXT
+                    self._parts = [frame.data]
+                elif opcode is Opcode.CONT:
+                    self._parts.append(frame.data)
+                    if frame.fin:
+                        whole = b"".join(self._parts)
+                        self._parts = []
+                        messages.append(whole.decode() if self._is_text else whole)
+                    elif len(self._parts) > _MAX_FRAGMENTS:
+                        self._fail(CloseCode.POLICY_VIOLATION, "too many fragments")
+                        break
+                else:
+                    self._received += 1
+        except UnicodeDecodeError:
+            self._fail(CloseCode.INVALID_DATA, "invalid UTF-8")
+        return messages
+
+    def _fail(self, code: CloseCode, reason: str) -> None:
+        if self._protocol.state is State.OPEN:
+            self._protocol.fail(code, reason)
+            self._guard.facts.protocol_violated("websocket", reason)
+
+    def _answer(self, answers: list[bytes]) -> None:
+        """Write what the protocol answers by itself: pongs, and its part of a close."""
+        error = self._protocol.parser_exc
+        if error is not None and not isinstance(error, EOFError):
+            reason = "size" if isinstance(error, PayloadTooBig) else "websocket"
+            self._guard.facts.protocol_violated(reason, str(error)[:200])
+        # Answers to the newest pings will do (RFC 6455, section 5.5.3), and so a
+        # client that pings and does not read holds no memory.
+        self._control = [*self._control, *filter(None, answers)][-_MAX_ANSWERS:]
+        self.wake()
+
+    def _leave(self) -> None:
+        """Let the client read the last words before the connection is gone.
+
+        What it has sent and nobody reads would make TCP reset the connection,
+        and with that throw away the close frame: so it is read, for a while.
+        """
+        self._queue.clear()
+        self.flush()
+        deadline = self._guard.deadlines.call_later(self._guard.config.close_timeout, self.abort)
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(sockets.SHUT_WR)
+            while self._sock.recv(_BUFFER):
+                self._guard.runtime.sleep(0)
+        deadline.cancel()
+
+    # Writing
+
+    def send_at_once(self, text: str) -> None:
+        """Send a message past the queue; see :class:`Wire`."""
+        self._control.append(Frame(Opcode.TEXT, text.encode()).serialize(mask=False))
+        self.wake()
+
+    def start(self) -> None:
+        """Begin to send what waits in the queue."""
+        self._is_started = True
+        self.wake()
+
+    def wake(self) -> None:
+        """Have it written in the next turn of the event loop."""
+        if not self._is_due and not self.is_stuck:
+            self._is_due = True
+            self._guard.flusher.add(self)
+
+    def flush(self) -> None:
+        """Write what the kernel takes without waiting; the rest gets a task."""
+        self._is_due = False
+        if self.is_stuck or self._is_over:
+            return
+        if not self._can_flush:
+            self._wait_for_room()
+            return
+        send = self._sock.send
+        data: memoryview | bytes
+        while data := self._take():
+            try:
+                sent = send(data, 0, 0.0)
+            except BlockingIOError:
+                sent = 0
+            except OSError:
+                self.abort()
+                return
+            if sent < len(data):
+                self._rest = memoryview(data)[sent:]
+                self._wait_for_room()
+                return
+
+    def close(self, code: int, reason: str) -> None:
+        """Send what waits, then a close frame; see :class:`Wire`."""
+        if self._farewell is not None or self._is_over:
+            return
+        if self._protocol.state is State.OPEN:
+            self._protocol.send_close(code, reason)
+            self._protocol.data_to_send()
+        self._farewell = close_frame(code, reason)
+        self._guard.deadlines.call_later(self._guard.config.close_timeout, self.abort)
+        self.wake()
+
+    def abort(self) -> None:
+        """End it now: whoever reads or writes finds it closed."""
+        if not self._is_over:
+            self._is_over = True
+            self._queue.clear()
+            with contextlib.suppress(OSError):
+                self._sock.shutdown(sockets.SHUT_RDWR)
+
+    def _take(self) -> bytes:
+        """Return what is to be written next, as one piece; the last one is done with."""
+        if self._control:
+            control, self._control = self._control, []
+            return b"".join(control)
+        if self._is_started:
+            items: list[Any] = self._queue.take(_BATCH_BYTES)
+            if items:
+                if self._protocol.extensions:
+                    return b"".join(self._compressed(item) for item in items)
+                return (
+                    items[0].frames()
+                    if len(items) == 1
+                    else b"".join([item.frames() for item in items])
+                )
+        if self._farewell:
+            farewell, self._farewell = self._farewell, b""
+            return farewell
+        return b""
+
+    def _compressed(self, item: Any) -> bytes:
+        frames = []
+        for data in item.plain():
+            is_text = isinstance(data, str)
+            frame = Frame(
+                Opcode.TEXT if is_text else Opcode.BINARY, data.encode() if is_text else data
+            )
+            frames.append(frame.serialize(mask=False, extensions=self._protocol.extensions))
+        return b"".join(frames)
+
+    def _wait_for_room(self) -> None:
+        self.is_stuck = True
+        self._guard.runtime.spawn(self._push, name="socketio-guard:writer")
+
+    def _push(self) -> None:
+        """Write while the client takes it, however slowly; in a task of its own."""
+        try:
+            while not self._is_over:
+                data, self._rest = self._rest or self._take(), b""
+                if not data:
+                    break
+                self._sock.sendall(data)
+        except OSError:
+            self.abort()
+        finally:
+            self.is_stuck = False
+
+
+def keep_alive(sock: Any, *, silence: float) -> None:
+    """Let the kernel notice a peer that is gone, where the platform can.
+
+    Args:
+        sock: A TCP socket; any other is left as it is.
+        silence: Seconds of silence, or of unacknowledged data, that are too many.
+
+    Source:
+        tcp(7): TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_KEEPCNT, TCP_USER_TIMEOUT; RFC 5482.
+    """
+    seconds = max(1, round(silence))
+    options = {
+        "TCP_KEEPIDLE": seconds,
+        "TCP_KEEPINTVL": max(1, seconds // _KEEPALIVE_PROBES),
+        "TCP_KEEPCNT": _KEEPALIVE_PROBES,
+        "TCP_USER_TIMEOUT": seconds * 1000,
+    }
+    with contextlib.suppress(OSError):
+        sock.setsockopt(sockets.SOL_SOCKET, sockets.SO_KEEPALIVE, 1)
+        for name, value in options.items():
+            option = getattr(sockets, name, None)
+            if option is not None:
+                sock.setsockopt(sockets.IPPROTO_TCP, option, value)
+
+
+class LibraryWire:
+    """A WebSocket that simple-websocket speaks; under threads.
+
+    Args:
+        websocket: Engine.IO's wrapper of it.
+        queue: What waits to be sent.
+        guard: For its runtime and books.
+        lock: Of the queue.
+        max_size: Largest message taken, in characters or bytes.
+    """
+
+    def __init__(
+        self, websocket: Any, queue: SendQueue, guard: Hooks, *, lock: Any, max_size: int
+    ) -> None:
+        self.is_stuck = False
+        self._websocket = websocket
+        self._queue = queue
+        self._guard = guard
+        self._lock = lock
+        self._max_size = max_size
+        self._work = guard.event()
+        self._farewell: tuple[int, str] | None = None
+        self._is_over = False
+
+    def receive(self) -> Iterable[str | bytes] | None:
+        """Wait for a message; see :class:`Wire`."""
+        try:
+            data = self._websocket.wait()
+        except Exception:  # noqa: BLE001 - whatever it was, this connection is at its end
+            return None
+        if data is None:
+            return None
+        if len(data) > self._max_size:
+            self._guard.facts.protocol_violated("size", f"{len(data)} > {self._max_size}")
+            self.close(CloseCode.MESSAGE_TOO_BIG, "message too big")
+            return None
+        return (data if isinstance(data, str) else bytes(data),)
+
+    def send_at_once(self, text: str) -> None:
+        """Send a message past the queue; see :class:`Wire`."""
+        self._websocket.send(text)
+
+    def start(self) -> None:
+        """Begin to send what waits in the queue, in a thread of its own."""
+        self._guard.runtime.spawn(self._write, name="socketio-guard:writer")
+
+    def wake(self) -> None:
+        """Wake the writer."""
+        self._work.set()
+
+    def flush(self) -> None:
+        """Do nothing: the writer is never far."""
+
+    def close(self, code: int, reason: str) -> None:
+        """Send what waits, then a close frame; see :class:`Wire`."""
+        self._farewell = (code, reason)
+        self._guard.deadlines.call_later(self._guard.config.close_timeout, self.abort)
+        self.wake()
+
+    def abort(self) -> None:
+        """End it now."""
+        self._is_over = True
+        self.wake()
+        with contextlib.suppress(OSError):
+            self._websocket.ws.sock.shutdown(sockets.SHUT_RDWR)
+
+    def _write(self) -> None:
+        try:
+            while not self._is_over:
+                self._work.clear()
+                with self._lock:
+                    items: list[Any] = self._queue.take(_BATCH_BYTES)
+                self.is_stuck = bool(items)
+                for item in items:
+                    for data in item.plain():
+                        self._websocket.send(data)
+                self.is_stuck = False
+                if not items:
+                    if self._farewell is not None:
+                        self._websocket.ws.close(*self._farewell)
+                        return
+                    self._work.wait()
+        except Exception:  # noqa: BLE001 - the connection broke; the reader sees that too
+            self.abort()
