@@ -105,6 +105,8 @@ class Admission:
             return "draining"
         if self._max_connections is not None and self._count_open() >= self._max_connections:
             return "full"
-        if self._max_per_address is not None and self.count(address) >= self._max_per_address:
+        bound = self._max_per_address
+        # Over a Unix socket nobody has an address.
+        if address and bound is not None and self.count(address) >= bound:
             return "address"
         return None

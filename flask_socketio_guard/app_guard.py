@@ -32,7 +32,7 @@ from .listener import LISTENER_TASK, Listener
 from .logs import LogLines
 from .metrics import Counters
 from .outbox import Outbox
-from .rates import RateLimiter
+from .rates import Limit, RateLimiter
 from .runtime import Event, Runtime, clock, is_patched, runtime_for
 from .sending import Flusher
 from .signals import (
@@ -109,7 +109,7 @@ class AppGuard:
         self.ordered: set[tuple[str, str]] = set()
         self._handshakes: dict[str, float] = {}
         self.rates = RateLimiter(config.rate_storage, on_storage_failure=self._rate_storage_failed)
-        self.event_limit = self.rates.limit(config.event_rate) if config.event_rate else None
+        self.event_limit = self._limit(config.event_rate, "events")
         self.on_failure: list[Callable[[Failure], object]] = []
         self._specs: list[TaskSpec] = []
         self._names = itertools.count(1)
@@ -128,6 +128,9 @@ class AppGuard:
             )
         ]
         _alive.add(self)
+
+    def _limit(self, rate: str | None, name: str) -> Limit | None:
+        return None if rate is None else self.rates.limit(rate, name=name)
 
     def _new_runtime(self) -> Runtime:
         return runtime_for(self.server.async_mode, is_write_only=self.app is None)
@@ -160,7 +163,7 @@ class AppGuard:
             max_connections=config.max_connections,
             max_per_address=config.max_connections_per_address,
             count_open=lambda: len(self.server.eio.sockets),
-            limit=self.rates.limit(config.connection_rate) if config.connection_rate else None,
+            limit=self._limit(config.connection_rate, "connections"),
         )
         self._sweeper = Sweeper(self.server, self)
         self._drain = Drain(
@@ -416,6 +419,7 @@ class AppGuard:
             self.outbox.close()
         self.callbacks.lose_all("stopped")
         self.health.stopped()
+        self.rates.close()
         self._log_lines.close()
 
     def flush_at_exit(self) -> None:

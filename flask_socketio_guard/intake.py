@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from .errors import TooManyInFlight
@@ -102,7 +103,7 @@ class Intake:
                 self.waiting += 1
                 self._bytes += size
                 return
-        self._spawn(lambda: self._work(run, lane))
+        self._spawn(partial(self._work, run, lane))
 
     def close(self) -> None:
         """Drop what waits: the client is gone."""
@@ -117,13 +118,25 @@ class Intake:
 
     def _work(self, run: Callable[[], object], lane: Hashable) -> None:
         while True:
-            run()
-            with self._lock:
-                job = self._next(lane)
-                if job is None:
-                    self.running -= 1
-                    return
+            try:
+                run()
+            except BaseException:
+                # The task was killed, say; those that wait are not to wait for ever.
+                job = self._ended(lane)
+                if job is not None:
+                    self._spawn(partial(self._work, job.run, job.lane))
+                raise
+            job = self._ended(lane)
+            if job is None:
+                return
             run, lane = job.run, job.lane
+
+    def _ended(self, lane: Hashable) -> _Job | None:
+        with self._lock:
+            job = self._next(lane)
+            if job is None:
+                self.running -= 1
+            return job
 
     def _next(self, lane: Hashable) -> _Job | None:
         """Return the next event to run after one of *lane* has ended."""

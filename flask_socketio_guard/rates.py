@@ -303,8 +303,6 @@ class _SharedCounts:
     def _connect_anew(self) -> None:
         from limits.storage import RedisStorage
         from redis import BlockingConnectionPool
-        from redis.backoff import NoBackoff
-        from redis.retry import Retry
 
         self._pool = BlockingConnectionPool.from_url(
             self._url,
@@ -312,7 +310,6 @@ class _SharedCounts:
             timeout=_ANSWER_TIMEOUT,
             socket_timeout=_ANSWER_TIMEOUT,
             socket_connect_timeout=_ANSWER_TIMEOUT,
-            retry=Retry(NoBackoff(), 0),
         )
         self._storage = RedisStorage("redis://", connection_pool=self._pool)
 
@@ -328,8 +325,8 @@ def _delay(previous: int, remaining: float, current: int, amount: int, window: i
         window: Seconds.
     """
     delay = 0.0
-    if current >= amount:  # only once the present window is the one before
-        delay = remaining + window - amount * window / current
+    if current >= amount:
+        delay = remaining
     elif previous:
         delay = remaining - (amount - current) * window / previous
     return max(delay, 0.0) + _RESOLUTION

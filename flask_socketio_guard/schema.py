@@ -10,7 +10,7 @@ import re
 import types
 import typing
 from collections.abc import Mapping
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 from .errors import ConfigError, EventInvalid
@@ -98,7 +98,8 @@ class _Argument:
         self.check = adapter.validate_python
         # Reading it raises when a name in it is unknown, which pydantic itself does not
         # mind before the first value.
-        self._names = frozenset(_names(adapter.core_schema))
+        names = set(_names(adapter.core_schema))
+        self._names = names.union(*map(_WORD.findall, names))
 
     def problems(self, number: int, exc: ValidationError) -> list[str]:
         """Return one line for each error of argument *number*."""
@@ -177,14 +178,20 @@ class _Validator:
 
 def _kind(error: Mapping[str, Any]) -> str:
     """Return what is wrong, in pydantic's words where they quote nothing but the schema."""
-    from pydantic_core.core_schema import ErrorType
-
     kind: str = error["type"]
     message: str = error["msg"]
-    is_known = kind in typing.get_args(ErrorType) and "://" not in message
+    is_known = kind in _own_kinds() and "://" not in message
     if is_known and _SCHEMA_CONTEXT.issuperset(error.get("ctx", ())):
         return message
     return kind.replace("_", " ").capitalize()
+
+
+@cache
+def _own_kinds() -> frozenset[str]:
+    """Return the kinds of errors whose words are pydantic's; others are of an application."""
+    from pydantic_core.core_schema import ErrorType
+
+    return frozenset(typing.get_args(ErrorType))
 
 
 def _cut(message: str) -> str:

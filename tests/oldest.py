@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-EXTRAS = ("gunicorn",)
+EXTRAS = ("gunicorn", "ratelimit", "validation")
 
 _REQUIREMENT = re.compile(
     r"^(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)\s*(\[[^\]]*\])?\s*>=\s*(?P<version>[0-9][^\s,;]*)"

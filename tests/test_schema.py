@@ -105,6 +105,22 @@ class Rude(BaseModel):
         raise PydanticCustomError("not_nice", "{word} is not nice", {"word": custom})
 
 
+class Secretive(BaseModel):
+    """What a default says is nobody's business."""
+
+    counts: dict[str, int]
+    token: str = SECRET
+
+
+class Plain:
+    """A class that pydantic knows nothing of."""
+
+
+class Holder(BaseModel):
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+    value: Plain | list[int]
+
+
 class Broken(BaseModel):
     """A validator with a mistake in it."""
 
@@ -211,7 +227,8 @@ def test_an_annotation_may_carry_constraints() -> None:
 
 
 def test_further_arguments_have_the_type_of_the_star() -> None:
-    def handle(first: int, *rest: float, flag: bool = False, **options: int) -> None: ...
+    def handle(first: int, *rest: float, flag: bool = False, **options: Missing) -> None:  # type: ignore[name-defined] # noqa: F821
+        """What cannot come from a client needs no type that is known."""
 
     check = validator(True, handle)
     assert check(("1",)) == (1,)
@@ -302,6 +319,12 @@ def test_annotations_are_resolved_in_the_module_of_the_handler() -> None:
             None,
             "0.int: Input should be a valid integer; 0.list[int]: Input should be a valid list",
         ),
+        (
+            Holder,
+            {"value": None},
+            "0.value.is-instance[Plain]: Input should be an instance of Plain; "
+            "0.value.list[int]: Input should be a valid list",
+        ),
         (Pet, {"kind": "cat"}, "0.cat.lives: Field required"),
         (Pet, {}, "0: Unable to extract tag using discriminator 'kind'"),
         (dict[int, int], {"1": None}, "0.*: Input should be a valid integer"),
@@ -323,6 +346,8 @@ def test_every_argument_is_looked_at() -> None:
         (Strict, {"number of items": 1, SECRET: 1}, "0.*: Extra inputs are not permitted"),
         (dict[str, int], {SECRET: None}, "0.*: Input should be a valid integer"),
         (dict[str, int], {"<b>": None}, "0.*: Input should be a valid integer"),
+        (dict[str, int], {"<int>": None}, "0.*: Input should be a valid integer"),
+        (Secretive, {"counts": {SECRET: None}}, "0.counts.*: Input should be a valid integer"),
         (dict[str, int], {"[]": None}, "0.*: Input should be a valid integer"),
         (dict[str, int], {"int, " + SECRET: None}, "0.*: Input should be a valid integer"),
         (dict[int, int], {4929000011112222: None}, "0.*: Input should be a valid integer"),

@@ -65,6 +65,7 @@ def adopt(socketio: SocketIO, hooks: Hooks) -> None:
 def _guard_engine(engine: Any, hooks: Hooks) -> None:
     _guard(engine, GuardedEngineServer)
     engine.guard = hooks
+    engine.departing = {}
     # Greenlets do not change places while it is held.
     is_threaded = engine.async_mode == "threading"
     engine.queue_lock = threading.Lock() if is_threaded else nullcontext()

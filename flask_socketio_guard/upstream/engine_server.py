@@ -44,6 +44,8 @@ class GuardedEngineServer(_Server):
 
     guard: Hooks
     queue_lock: threading.Lock
+    departing: dict[str, GuardedSocket]
+    """Sessions that have ended and whose disconnect handlers run."""
 
     def handle_request(
         self, environ: WSGIEnvironment, start_response: StartResponse
@@ -118,6 +120,19 @@ class GuardedEngineServer(_Server):
         """Drop the entry of a socket that is closed."""
         if self.sockets.pop(socket.sid, None) is not None:
             self.guard.left(socket.address)
+
+    def depart(self, socket: GuardedSocket, reason: str) -> None:
+        """Have the disconnect handlers run, which may still read its session."""
+        try:
+            self.handlers["disconnect"](socket.sid, reason)
+        finally:
+            self.departing.pop(socket.sid, None)
+
+    def _get_socket(self, sid: str) -> GuardedSocket:
+        socket = self.sockets.get(sid) or self.departing.get(sid)
+        if socket is None:
+            raise KeyError("Session not found")
+        return socket
 
     def disconnect(self, sid: str | None = None) -> None:
         """Close one session, or all; as upstream's."""

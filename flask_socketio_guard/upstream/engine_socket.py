@@ -18,7 +18,7 @@ from .websocket import take_socket, wants_websocket
 from .wire import LibraryWire, ProtocolWire, Wire, keep_alive
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
     from engineio.socket import Socket as _Socket
@@ -331,7 +331,8 @@ class GuardedSocket(_Socket):
         return []
 
     def _serve(self, wire: Wire) -> None:
-        if self.connected and not self._has_upgraded(wire):
+        messages = _messages_of(wire)
+        if self.connected and not self._has_upgraded(wire, messages):
             wire.abort()
             return
         if self.closed:
@@ -341,12 +342,12 @@ class GuardedSocket(_Socket):
         self.connected = self.upgraded = True
         wire.start()
         try:
-            self._read(wire)
+            self._read(messages)
         finally:
             self.close(abort=True, reason=self.server.reason.TRANSPORT_CLOSE)
             wire.abort()
 
-    def _has_upgraded(self, wire: Wire) -> bool:
+    def _has_upgraded(self, wire: Wire, messages: Iterator[str | bytes]) -> bool:
         """Move the session from polling to *wire*.
 
         Source:
@@ -356,31 +357,26 @@ class GuardedSocket(_Socket):
         self.upgrading = True
         deadline = self._guard.deadlines.call_later(_UPGRADE_TIMEOUT, wire.abort)
         try:
-            if self._next(wire) != _PROBE:
+            if next(messages, None) != _PROBE:
                 return False
             wire.send_at_once(_PROBE_ANSWER)
             if self._poll is not None:
                 self.send(Packet(packets.NOOP))  # ends it
-            return self._next(wire) == _UPGRADE
+            return next(messages, None) == _UPGRADE
         except OSError:
             return False
         finally:
             deadline.cancel()
             self.upgrading = False
 
-    def _next(self, wire: Wire) -> str | bytes | None:
-        messages = wire.receive()
-        return None if messages is None else next(iter(messages))
-
-    def _read(self, wire: Wire) -> None:
-        while (messages := wire.receive()) is not None:
-            for message in messages:
-                if self.closed:
-                    break
-                try:
-                    self.receive(_decoded(message))
-                except ProtocolViolation as exc:
-                    self.violated(exc)
+    def _read(self, messages: Iterator[str | bytes]) -> None:
+        for message in messages:
+            if self.closed:
+                continue  # until the client has seen that
+            try:
+                self.receive(_decoded(message))
+            except ProtocolViolation as exc:
+                self.violated(exc)
 
     # The end
 
@@ -421,9 +417,10 @@ class GuardedSocket(_Socket):
             self._wire.close(code, text)
         if self._intake is not None:
             self._intake.close()
+        self.server.departing[self.sid] = self
         self.server.forget(self)
         why = reason or self.server.reason.SERVER_DISCONNECT
-        self._guard.spawn("disconnect", lambda: self.server.handlers["disconnect"](self.sid, why))
+        self._guard.spawn("disconnect", lambda: self.server.depart(self, why))
 
     def _close_polling(self, *, abort: bool, code: int) -> None:
         # After a plain close a client stays away; one that is to come back, to
@@ -437,6 +434,12 @@ class GuardedSocket(_Socket):
         if self._poll is not None:
             with suppress(Exception):
                 self._poll.set()
+
+
+def _messages_of(wire: Wire) -> Iterator[str | bytes]:
+    """Yield what comes over *wire*, one by one: several may come in one piece."""
+    while (messages := wire.receive()) is not None:
+        yield from messages
 
 
 def _decoded(message: str | bytes) -> Any:

@@ -107,7 +107,7 @@ class ProtocolWire:
             self._give_way()
             try:
                 data = self._read(_BUFFER)
-            except OSError:
+            except (OSError, ValueError):  # the latter from a buffered file that is closed
                 return None
             self._read = self._sock.recv
             self._received += len(data) >> 12
