@@ -43,20 +43,33 @@ class Intake:
     Args:
         bounds: How many run and wait.
         spawn: Runs a function in a task of its own.
+        spawn_later: The same, but in a later turn of the event loop.
         lock: Held for the moments in which the books are changed.
     """
 
-    __slots__ = ("_bounds", "_bytes", "_lanes", "_lock", "_spawn", "_waiting", "running", "waiting")
+    __slots__ = (
+        "_bounds",
+        "_bytes",
+        "_lanes",
+        "_lock",
+        "_spawn",
+        "_spawn_later",
+        "_waiting",
+        "running",
+        "waiting",
+    )
 
     def __init__(
         self,
         bounds: IntakeBounds,
         *,
         spawn: Callable[[Callable[[], object]], object],
+        spawn_later: Callable[[Callable[[], object]], object],
         lock: threading.Lock,
     ) -> None:
         self._bounds = bounds
         self._spawn = spawn
+        self._spawn_later = spawn_later
         self._lock = lock
         self._waiting: deque[_Job] = deque()
         # The ordered events that wait, by lane; a lane is here while one of its runs.
@@ -117,19 +130,13 @@ class Intake:
             job.lose()
 
     def _work(self, run: Callable[[], object], lane: Hashable) -> None:
-        while True:
-            try:
-                run()
-            except BaseException:
-                # The task was killed, say; those that wait are not to wait for ever.
-                job = self._ended(lane)
-                if job is not None:
-                    self._spawn(partial(self._work, job.run, job.lane))
-                raise
+        try:
+            run()
+        finally:  # also when the task was killed: those that wait are not to wait for ever
             job = self._ended(lane)
-            if job is None:
-                return
-            run, lane = job.run, job.lane
+            if job is not None:
+                # Not at once: between two of its events others have their turn.
+                self._spawn_later(partial(self._work, job.run, job.lane))
 
     def _ended(self, lane: Hashable) -> _Job | None:
         with self._lock:

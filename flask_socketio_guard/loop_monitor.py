@@ -6,42 +6,58 @@ Knows no event loop: ``runtime`` brings one.
 from __future__ import annotations
 
 import contextlib
+import linecache
 import os
 import sysconfig
 import time
-import traceback
 from collections import deque
 from functools import cache
 from itertools import islice
 
 # Documented and not private, whatever its name says.
 from sys import _current_frames as current_frames
-from typing import TYPE_CHECKING, Final
+from traceback import walk_stack
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    Frames = Sequence[traceback.FrameSummary]
-
 UNKNOWN: Final = "an unknown place"
 """The place of a block whose thread has no stack any more."""
 
-_LOOKS = 8  # within the threshold
+_MIN_LOOKS = 8  # within the threshold
+_WORKING_SHARE = 0.25  # other processes want the processor too
 _MIN_INTERVAL = 0.005
 _MAX_INTERVAL = 0.25
 _MAX_FRAMES = 100
+_SOURCES_TIMEOUT = 1.0
 _PACKAGE = os.path.join(os.path.dirname(__file__), "")
 _INSTALLED = tuple(f"{os.sep}{name}{os.sep}" for name in ("site-packages", "dist-packages"))
+
+
+class Frame(NamedTuple):
+    """What a thread executes, or where it called that.
+
+    Attributes:
+        filename: Of the source.
+        lineno: From 1 on.
+        name: Of the function.
+    """
+
+    filename: str
+    lineno: int
+    name: str
 
 
 class LoopMonitor:
     """Asks an event loop in short intervals whether it runs, and tells where it hangs.
 
-    A question is asked as soon as the last one has been answered. One that stays
-    open for the threshold is a block. It was asked within one interval of the
-    block's beginning, so the block is told when it has lasted for the threshold
-    and at most one interval more. An interval is an eighth of the threshold, but
-    from 5 to 250 ms: a block of 0.4 s is known after 0.45 s.
+    A question is asked at the first look after the last one was answered, so one
+    that stays open was asked within an interval of the block's beginning. That is
+    taken to be in the middle. The block is told when it has lasted for the
+    threshold, and its length afterwards, both give or take half an interval. That
+    is 5 to 250 ms long: 47 ms with a threshold of 0.4 s, at which a block is known
+    after 0.38 to 0.43 s.
 
     A C function that does not let go of the interpreter (a regular expression, a
     large JSON text) keeps the monitor from looking, too. It is told as soon as it
@@ -60,8 +76,7 @@ class LoopMonitor:
         on_block: Called with place and stack by the monitor's thread, while the
             loop still hangs; once for each block. What it raises is lost.
         on_unblock: Called with place and length in seconds in the loop's thread,
-            by the loop itself; it must not wait and must not raise. The length is
-            up to an interval too short.
+            by the loop itself; it must not wait and must not raise.
         sleep: Must hold up the monitor's thread only.
         clock: Monotonic, in seconds.
         processor_clock: Seconds of processor time that this process has taken.
@@ -82,7 +97,8 @@ class LoopMonitor:
         clock: Callable[[], float] = time.monotonic,
         processor_clock: Callable[[], float] = time.process_time,
     ) -> None:
-        self.interval = min(max(threshold / _LOOKS, _MIN_INTERVAL), _MAX_INTERVAL)
+        looks = max(_MIN_LOOKS, round(threshold / _MAX_INTERVAL))
+        self.interval = max(threshold / (looks + 0.5), _MIN_INTERVAL)
         self._threshold = threshold
         self._ask = ask
         self._thread_ident = thread_ident
@@ -99,6 +115,7 @@ class LoopMonitor:
         self._looked_at = clock()
         self._processor_looked_at = processor_clock()
         self._place: str | None = None
+        self._sources = _Sources(clock)
         self._ended: deque[tuple[str, float]] = deque()
 
     def run(self) -> None:
@@ -126,22 +143,32 @@ class LoopMonitor:
     def look(self) -> None:
         """Ask, unless a question is open; tell of a block when it has been so for too long."""
         passed = self._time_since_last_look()
-        # Half an interval for looks that come a little early or late.
-        enough = self._threshold - self.interval / 2
+        # Half an interval for the time before the question, and half an interval for
+        # looks that come a little early or late.
+        enough = self._threshold - self.interval
         is_new = self._place is None and self._has_answered
         if self._answered_at is None:
             self._open_for += passed
-            if is_new and self._open_for > enough:
+            if not is_new:
+                return
+            if self._open_for > enough:
                 self._tell(frames_of(self._thread_ident))
-        elif is_new and passed - self.interval > enough:
+            elif self.interval < self._open_for < enough - self.interval:
+                # Each access to a file costs the interpreter, which work that hangs gives
+                # back after 5 ms only: the sources of a deep stack would take a second.
+                self._sources.read(frames_of(self._thread_ident), self.interval / 2)
+                self._open_for += self._time_since_last_look()
+        elif is_new and passed > self._threshold:
             # Nobody could look. The next question should have been asked an interval
             # after the last look. What did this has just let go.
             frames = frames_of(self._thread_ident)
             self._ask_again(self._looked_at - passed + self.interval)
+            self._sources.read(frames, _SOURCES_TIMEOUT)
             self._tell(frames)
         else:
             if self._place is not None:
-                self._ended.append((self._place, self._answered_at - self._asked_at))
+                lasted = self._answered_at - self._asked_at + self.interval / 2
+                self._ended.append((self._place, lasted))
                 self._place = None
             self._ask_again(self._looked_at)
 
@@ -149,7 +176,7 @@ class LoopMonitor:
         now, processor_now = self._clock(), self._processor_clock()
         passed, worked = now - self._looked_at, processor_now - self._processor_looked_at
         self._looked_at, self._processor_looked_at = now, processor_now
-        return passed if worked > passed / 2 else min(passed, self._threshold / 2)
+        return passed if worked > passed * _WORKING_SHARE else min(passed, self._threshold / 2)
 
     def _ask_again(self, asked_at: float) -> None:
         self._answered_at = None
@@ -160,21 +187,59 @@ class LoopMonitor:
         except Exception:  # noqa: BLE001 - there is no loop any more, and nothing to watch
             self.stop()
 
-    def _tell(self, frames: Frames) -> None:
+    def _tell(self, frames: Sequence[Frame]) -> None:
         self._place = place_of(frames)
         with contextlib.suppress(BaseException):  # the next block shall be told too
-            self._on_block(self._place, "".join(traceback.format_list(list(frames))))
+            self._on_block(self._place, self._sources.text_of(frames))
 
 
-def frames_of(thread_ident: int) -> Frames:
-    """Return what the native thread is executing, outermost frame first."""
-    frame = current_frames().get(thread_ident)
-    # Collected at once: the thread may run on while the sources are read.
-    walked = list(islice(traceback.walk_stack(frame), _MAX_FRAMES)) if frame is not None else []
-    return traceback.StackSummary.extract(iter(reversed(walked)))
+class _Sources:
+    """Knows which sources have been read, so that a stack can be written without waiting.
+
+    Args:
+        clock: Monotonic, in seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._names: set[str] = set()
+
+    def read(self, frames: Sequence[Frame], timeout: float) -> None:
+        """Read the sources of *frames*, innermost first, for *timeout* seconds and one file."""
+        deadline = self._clock() + timeout
+        for frame in reversed(frames):
+            if frame.filename not in self._names:
+                linecache.getlines(frame.filename)
+                self._names.add(frame.filename)
+                if self._clock() >= deadline:
+                    break
+
+    def text_of(self, frames: Sequence[Frame]) -> str:
+        """Return *frames* as in a traceback, with the lines of what has been read."""
+        lines = []
+        for frame in frames:
+            filename, lineno, name = frame
+            lines.append(f'  File "{filename}", line {lineno}, in {name}\n')
+            is_read = filename in self._names
+            if is_read and (source := linecache.getline(filename, lineno).strip()):
+                lines.append(f"    {source}\n")
+        return "".join(lines)
 
 
-def place_of(frames: Frames) -> str:
+def frames_of(thread_ident: int) -> list[Frame]:
+    """Return what the native thread executes, outermost frame first; no more than 100."""
+    innermost = current_frames().get(thread_ident)
+    if innermost is None:
+        return []
+    # Collected before anything else: the thread may go on meanwhile.
+    walked = list(islice(walk_stack(innermost), _MAX_FRAMES))
+    return [
+        Frame(frame.f_code.co_filename, lineno, frame.f_code.co_name)
+        for frame, lineno in reversed(walked)
+    ]
+
+
+def place_of(frames: Sequence[Frame]) -> str:
     """Return ``file:line in function`` of the innermost frame of the application.
 
     Without one: of the innermost frame outside the standard library, of the

@@ -29,6 +29,7 @@ MAX_HANDED_OVER: Final = 10_000
 """Calls of other native threads that may wait for the event loop."""
 
 _HAND_OVER = "socketio-guard:hand-over"
+_NEXT_TURN = 1e-6  # seconds; any timer is due in a later turn
 _DRAIN_TIME = 0.005  # seconds of running what was handed over before others get their turn
 
 # Those of the standard library, in a patched process too.
@@ -84,6 +85,8 @@ class Runtime(Protocol):
     def call_later(self, delay: float, target: Callable[[], object]) -> Timer: ...
     def event(self) -> Event: ...
     def sleep(self, seconds: float) -> None: ...
+    def give_way(self) -> None: ...
+    def turn(self) -> float: ...
     def can_wait(self) -> bool: ...
     def call_with_timeout(self, target: Callable[[], T], seconds: float) -> T: ...
     def call_soon(self, target: Callable[[], object]) -> None: ...
@@ -173,6 +176,22 @@ class GeventRuntime:
 
     def sleep(self, seconds: float) -> None:
         gevent.sleep(seconds)
+
+    def give_way(self) -> None:
+        """Let everybody else have a turn, those who wait for a socket included.
+
+        ``gevent.sleep(0)`` is not enough for that: the loop looks at sockets only
+        after a thousand calls that were ready before.
+
+        Source:
+            gevent, ``loop._run_callbacks``: the count of callbacks in one go.
+        """
+        gevent.sleep(_NEXT_TURN)
+
+    def turn(self) -> float:
+        """Return a number that is another one in each turn of the event loop."""
+        now: float = gevent.get_hub().loop.now()
+        return now
 
     def can_wait(self) -> bool:
         """Say whether the caller may wait: the event loop itself may not."""
@@ -287,7 +306,7 @@ class GeventRuntime:
 
         def stop() -> None:
             monitor.stop()
-            _close(loop, waker)
+            _call_in(loop, waker.close)
 
         return stop
 
@@ -311,7 +330,7 @@ class _Home:
         self._waker = loop.async_(ref=False)
         self._waker.start(self._wake)
         # A started watcher is kept by its loop, and keeps this.
-        weakref.finalize(runtime, _close, loop, self._waker).atexit = False
+        weakref.finalize(runtime, _call_in, loop, self._close).atexit = False
 
     def add(self, target: Callable[[], object]) -> None:
         if len(self._targets) >= MAX_HANDED_OVER:
@@ -335,11 +354,15 @@ class _Home:
                 gevent.sleep(0)
                 began_at = clock()
 
+    def _close(self) -> None:
+        self._wake()
+        self._waker.close()
 
-def _close(loop: Any, waker: Any) -> None:
-    """Close *waker* in the thread of its *loop*."""
-    with contextlib.suppress(Exception):  # the loop has been destroyed, and the waker with it
-        loop.run_callback_threadsafe(waker.close)
+
+def _call_in(loop: Any, target: Callable[[], object]) -> None:
+    """Let *loop* call *target*, unless it has been destroyed."""
+    with contextlib.suppress(Exception):
+        loop.run_callback_threadsafe(target)
 
 
 class _GreenletTimer:

@@ -83,6 +83,14 @@ class ThreadRuntime:
         """Hold up the calling thread."""
         time.sleep(seconds)
 
+    def give_way(self) -> None:
+        """Let another thread run."""
+        time.sleep(0)
+
+    def turn(self) -> float:
+        """Return a number that is another one each time: there is no event loop."""
+        return time.monotonic()
+
     def can_wait(self) -> bool:
         """Say whether the caller may wait: a thread always may."""
         return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from engineio import packet as packets
@@ -100,7 +101,8 @@ class GuardedSocket(_Socket):
         if message.is_volatile and self._is_behind():
             self._guard.facts.send_lost(1, "volatile")
             return SendOutcome.DROPPED_SLOW
-        if queue.is_full and message.is_event and not self._make_room():
+        # Answers too: who asks and never reads must not be owed without bound.
+        if queue.is_full and not self._make_room():
             return SendOutcome.DROPPED_SLOW
         with self.server.queue_lock:
             queue.put(message)
@@ -228,6 +230,7 @@ class GuardedSocket(_Socket):
                     config.max_in_flight, config.max_waiting_events, config.max_waiting_bytes
                 ),
                 spawn=self.server.start_background_task,
+                spawn_later=partial(self._guard.runtime.call_later, 0.0),
                 lock=self.server.queue_lock,
             )
         self._intake.submit(run, size=size, lane=lane, lose=lose)

@@ -447,6 +447,10 @@ def decode(packet_class: Any, data: Any) -> Any:
     Raises:
         ProtocolViolation: *data* is none.
     """
+    if not data:
+        raise ProtocolViolation("packet", "empty")
+    if packet_class.uses_binary_events and not isinstance(data, str):
+        raise ProtocolViolation("attachments", "nobody announced one")
     try:
         packet = packet_class(encoded_packet=data)
     except Exception as exc:

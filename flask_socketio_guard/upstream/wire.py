@@ -28,7 +28,10 @@ if TYPE_CHECKING:
 _BUFFER = 65536
 _BATCH_BYTES = 256 * 1024
 _MAX_FRAGMENTS = 4096
-_PORTION = 64  # messages, or pages of 4 KiB, that a client sends before others have a turn
+_FIRST_SLICE = 2048  # bytes that are parsed in one go
+_MIN_SLICE = 256
+_TURN = 16  # frames of one client before others have their turn
+_RECV_WEIGHT = 4  # what one piece off the socket counts, in frames
 _MAX_ANSWERS = 8
 _KEEPALIVE_PROBES = 3
 
@@ -97,31 +100,34 @@ class ProtocolWire:
         self._farewell: bytes | None = None
         self._parts: list[bytes] = []
         self._is_text = False
-        self._received = 0
+        self._unparsed = b""
+        self._slice = _FIRST_SLICE
+        self._turn = 0.0
+        self._weight = 0
 
     # Reading
 
     def receive(self) -> Iterable[str | bytes] | None:
         """Wait for messages; see :class:`Wire`."""
+        protocol = self._protocol
         while True:
-            self._give_way()
-            try:
-                data = self._read(_BUFFER)
-            except (OSError, ValueError):  # the latter from a buffered file that is closed
-                return None
-            self._read = self._sock.recv
-            self._received += len(data) >> 12
-            protocol = self._protocol
+            data = self._unparsed or self._recv()
             if not data:
                 protocol.receive_eof()
                 return None
-            protocol.receive_data(data)
-            messages = self._messages(protocol.events_received())
+            protocol.receive_data(data[: self._slice])
+            self._unparsed = data[self._slice :]
+            frames = protocol.events_received()
+            # A buffer holds thousands of the smallest frames, or a part of a large one.
+            if len(frames) > _TURN:
+                self._slice = _MIN_SLICE
+            elif len(frames) <= 1:
+                self._slice = min(2 * self._slice, _BUFFER)
+            messages = self._messages(frames)
             answers = protocol.data_to_send()
             if answers:
                 self._answer(answers)
             if messages:
-                self._received += len(messages)
                 return messages
             if protocol.state is not State.OPEN:
                 if protocol.close_expected() and self._farewell is None:
@@ -130,14 +136,28 @@ class ProtocolWire:
                 if protocol.eof_sent:
                     return None
 
-    def _give_way(self) -> None:
-        # A client that always has something to say would keep everybody else waiting.
-        if self._received >= _PORTION:
-            self._received = 0
-            self._guard.runtime.sleep(0)
+    def _recv(self) -> bytes:
+        self._give_way(_RECV_WEIGHT)
+        try:
+            data = self._read(_BUFFER)
+        except (OSError, ValueError):  # the latter from a buffered file that is closed
+            return b""
+        self._read = self._sock.recv
+        return data
+
+    def _give_way(self, weight: int) -> None:
+        """Let others have their turn, now and then: a client may always have something to say."""
+        turn = self._guard.runtime.turn()
+        if turn != self._turn:
+            self._turn = turn
+            self._weight = 0
+        self._weight += weight
+        if self._weight >= _TURN:
+            self._guard.runtime.give_way()
 
     def _messages(self, frames: list[Any]) -> list[str | bytes]:
         messages: list[str | bytes] = []
+        self._give_way(len(frames))
         try:
             for frame in frames:
                 opcode = frame.opcode
@@ -157,8 +177,6 @@ class ProtocolWire:
                     elif len(self._parts) > _MAX_FRAGMENTS:
                         self._fail(CloseCode.POLICY_VIOLATION, "too many fragments")
                         break
-                else:
-                    self._received += 1
         except UnicodeDecodeError:
             self._fail(CloseCode.INVALID_DATA, "invalid UTF-8")
         return messages
@@ -191,7 +209,7 @@ class ProtocolWire:
         with contextlib.suppress(OSError):
             self._sock.shutdown(sockets.SHUT_WR)
             while self._sock.recv(_BUFFER):
-                self._guard.runtime.sleep(0)
+                self._give_way(_RECV_WEIGHT)
         deadline.cancel()
 
     # Writing
