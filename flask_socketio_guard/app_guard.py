@@ -28,6 +28,7 @@ from .errors import ConfigError
 from .handlers import HandlerGuard
 from .health import TICK_INTERVAL, Health, HealthEndpoints, Sources
 from .hooks import AckCallback
+from .intake import Starter
 from .listener import LISTENER_TASK, Listener
 from .logs import LogLines
 from .metrics import Counters
@@ -154,6 +155,7 @@ class AppGuard:
             run=self._run_callback,
             on_lost=self._callback_lost,
         )
+        self._starter = Starter(partial(self.runtime.call_later, 0.0))
         self.deadlines = Deadlines(self.runtime, on_failure=self._deadline_failed)
         self.flusher = Flusher(self.runtime)
         self.connections = Connections(
@@ -304,10 +306,13 @@ class AppGuard:
     def spawn(self, name: str, target: Callable[[], object]) -> None:
         """Run *target* in a task of its own and record what it raises."""
         self._jobs += 1
-        self.runtime.spawn(
-            self.handlers.recording(target),
-            name=f"socketio-guard:{name}",
-            on_exit=self._job_exited,
+        self._starter.start(
+            partial(
+                self.runtime.spawn,
+                self.handlers.recording(target),
+                name=f"socketio-guard:{name}",
+                on_exit=self._job_exited,
+            )
         )
 
     def hand_over(self, target: Callable[[], object]) -> None:
@@ -397,7 +402,8 @@ class AppGuard:
 
     def is_quiet(self) -> bool:
         """Say whether no client is left and nothing runs for one."""
-        is_busy = self.handlers.running or self._jobs or self.server.eio.sockets
+        engine = self.server.eio
+        is_busy = self.handlers.running or self._jobs or engine.sockets or engine.wires
         return not is_busy and not self.connections
 
     def stop(self, timeout: float) -> None:

@@ -253,7 +253,7 @@ class GeventRuntime:
             HandOverFull: :data:`MAX_HANDED_OVER` targets wait.
         """
         if self._home is None:
-            self.spawn(lambda: contextvars.Context().run(target), name=_HAND_OVER)
+            self.spawn(target, name=_HAND_OVER)
         else:
             self._home.add(target)
 

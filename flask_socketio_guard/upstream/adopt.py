@@ -51,6 +51,7 @@ def adopt(socketio: SocketIO, hooks: Hooks) -> None:
             "socketio.Manager or socketio.PubSubManager"
         )
     manager.guard = hooks
+    manager.index_rooms()
     _guard(server, GuardedServer)
     server.guard = hooks
     _guard_engine(server.eio, hooks)
@@ -66,6 +67,7 @@ def _guard_engine(engine: Any, hooks: Hooks) -> None:
     _guard(engine, GuardedEngineServer)
     engine.guard = hooks
     engine.departing = {}
+    engine.wires = set()
     # Greenlets do not change places while it is held.
     is_threaded = engine.async_mode == "threading"
     engine.queue_lock = threading.Lock() if is_threaded else nullcontext()

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from engineio import Server as _Server
 
     from ..hooks import Hooks
+    from .wire import Wire
 else:
     _Server = object
 
@@ -46,6 +47,8 @@ class GuardedEngineServer(_Server):
     queue_lock: threading.Lock
     departing: dict[str, GuardedSocket]
     """Sessions that have ended and whose disconnect handlers run."""
+    wires: set[Wire]
+    """WebSockets that are served, until the last word is said."""
 
     def handle_request(
         self, environ: WSGIEnvironment, start_response: StartResponse

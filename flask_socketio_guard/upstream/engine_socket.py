@@ -83,6 +83,7 @@ class GuardedSocket(_Socket):
         self._guard = guard
         self._intake: Intake | None = None
         self._wire: Wire | None = None
+        self._candidate: Wire | None = None  # while the client changes over to it
         self._poll: Any = None
         self._heartbeat: Timer | None = None
         self._join: Timer | None = guard.deadlines.call_later(config.join_timeout, self._not_joined)
@@ -335,20 +336,21 @@ class GuardedSocket(_Socket):
 
     def _serve(self, wire: Wire) -> None:
         messages = _messages_of(wire)
-        if self.connected and not self._has_upgraded(wire, messages):
-            wire.abort()
-            return
-        if self.closed:
-            wire.abort()
-            return
-        self._wire = wire
-        self.connected = self.upgraded = True
-        wire.start()
+        self.server.wires.add(wire)
         try:
+            if self.connected and not self._has_upgraded(wire, messages):
+                return
+            if self.closed:
+                return
+            self._wire = wire
+            self.connected = self.upgraded = True
+            wire.start()
             self._read(messages)
         finally:
-            self.close(abort=True, reason=self.server.reason.TRANSPORT_CLOSE)
+            if self._wire is wire:
+                self.close(abort=True, reason=self.server.reason.TRANSPORT_CLOSE)
             wire.abort()
+            self.server.wires.discard(wire)
 
     def _has_upgraded(self, wire: Wire, messages: Iterator[str | bytes]) -> bool:
         """Move the session from polling to *wire*.
@@ -358,6 +360,7 @@ class GuardedSocket(_Socket):
             is sent in between waits.
         """
         self.upgrading = True
+        self._candidate = wire
         deadline = self._guard.deadlines.call_later(_UPGRADE_TIMEOUT, wire.abort)
         try:
             if next(messages, None) != _PROBE:
@@ -371,6 +374,7 @@ class GuardedSocket(_Socket):
         finally:
             deadline.cancel()
             self.upgrading = False
+            self._candidate = None
 
     def _read(self, messages: Iterator[str | bytes]) -> None:
         for message in messages:
@@ -412,6 +416,8 @@ class GuardedSocket(_Socket):
             if timer is not None:
                 timer.cancel()
         self._heartbeat = self._join = None
+        if self._candidate is not None:
+            self._candidate.abort()
         if self._wire is None:
             self._close_polling(abort=abort, code=code)
         elif abort:
