@@ -6,7 +6,6 @@ Environment:
     HOST: Address to listen at (default ``127.0.0.1``).
     PORT: Port to listen at (default ``5000``).
     MAX_CONNECTIONS: Socket.IO clients this process accepts (default ``1000``).
-    GRACEFUL_TIMEOUT: Whole seconds that a stopping worker leaves its clients (default ``5``).
 """
 
 from __future__ import annotations
@@ -39,19 +38,12 @@ worker_connections = _max_connections + max(64, _max_connections // 4)
 # Read by the application with app.config.from_prefixed_env().
 raw_env = [f"FLASK_SOCKETIO_GUARD_MAX_CONNECTIONS={_max_connections}"]
 
-# Enough for replies under way. Not more: an open WebSocket never finishes by itself, so a
-# stopping worker with clients always takes the whole time, and the clients can only go on
-# elsewhere once it is over.
-_client_timeout = int(os.environ.get("GRACEFUL_TIMEOUT", "5"))
-
-# The worker waits for its clients that long, and then ends tasks and empties the outbox
-# (worker_exit below). The master kills it at `graceful_timeout`, counted from the same signal: were
-# that the same time, no worker with an open WebSocket would ever come to its end. So the
-# worker is given less, see post_fork. The rest: gevent's worker looks once a second whether it is
-# to stop and whether its clients are gone, and takes a second to end them; then the guard has
-# SOCKETIO_GUARD_STOP_TIMEOUT and SOCKETIO_GUARD_EXIT_FLUSH_TIMEOUT (5 s each), which it
-# needs only if a task hangs or the broker is away.
-graceful_timeout = _client_timeout + 3 + 5 + 5
+# The longest that a stopping worker may take; then its master kills it. Usually that takes a second
+# or two: the guard sends the clients elsewhere, ends tasks, empties the outbox, and waits for no
+# connection that is only kept alive. The rest is for HTTP requests under way, and for handlers,
+# tasks and a broker that keep it waiting: SOCKETIO_GUARD_STOP_TIMEOUT and
+# SOCKETIO_GUARD_EXIT_FLUSH_TIMEOUT, 5 s each, and each up to twice.
+graceful_timeout = 30
 
 # The heartbeat of the worker is a greenlet: a worker whose event loop is blocked for this long
 # serves nobody and is replaced.
@@ -91,25 +83,20 @@ def when_ready(server: Any) -> None:
         server.SIG_QUEUE.put_nowait(early.get_nowait())
 
 
-def post_fork(server: Any, worker: Any) -> None:
-    """Have the worker finish before the master's patience ends; its `cfg` is its own by now."""
-    worker.cfg.set("graceful_timeout", _client_timeout)
-
-
 # The hooks below import the package, and not this file as a whole: the master reads it before any
 # worker has patched the standard library, and what is imported then (ssl, redis) keeps parts that
 # block.
 
 
 def post_worker_init(worker: Any) -> None:
-    """Start the guard in the worker, after the fork and before the first client."""
+    """Start the guard in the worker, before the first client; at SIGTERM it sends all away."""
     from flask_socketio_guard import gunicorn as guard_hooks
 
     guard_hooks.post_worker_init(worker)
 
 
 def worker_exit(server: Any, worker: Any) -> None:
-    """Stop the guard's tasks and send what its outbox still holds."""
+    """Stop what is left of the guard, and send what its outbox still holds."""
     # gunicorn also calls this in the master, for a worker that was gone before it could be killed.
     if worker.pid == os.getpid():
         from flask_socketio_guard import gunicorn as guard_hooks

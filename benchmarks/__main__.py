@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
+import dataclasses
 import gc
 import json
 import os
@@ -11,19 +11,27 @@ import resource
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
-from benchmarks import report, scenarios
+from benchmarks import report
+from benchmarks.bench import QUICK, Bench, Plan
+from benchmarks.echo import LIMITS_COLUMNS
+from benchmarks.report import CONTROL, GUARDED, STOCK
+from benchmarks.scenarios import SCENARIOS
 from benchmarks.servers import Redis, choose_cores
 
 
 def main() -> None:
     """Measure guarded and stock side by side and print their ratios."""
     options = _parse()
-    columns = [report.STOCK, report.GUARDED, report.CONTROL]
+    plan = QUICK if options.quick else Plan()
+    if options.rounds is not None:
+        plan = dataclasses.replace(plan, rounds=options.rounds)
+    columns = [STOCK, GUARDED, CONTROL]
+    names = options.only or list(SCENARIOS)
     if options.stock_only:
-        columns.remove(report.GUARDED)
-    plan = scenarios.QUICK if options.quick else scenarios.Plan(rounds=options.rounds)
-    names = options.only or list(scenarios.SCENARIOS)
+        columns.remove(GUARDED)
+        names = [name for name in names if not SCENARIOS[name].is_of_guard]
     facts = report.machine()
     results = report.Results()
 
@@ -35,43 +43,68 @@ def main() -> None:
         os.sched_setaffinity(0, {cores.load})  # Redis is started from here and inherits it
     started_at = time.monotonic()
     with Redis() as broker:
-        bench = scenarios.Bench(plan, columns, results, broker, cores)
+        bench = Bench(plan, columns, results, broker, cores)
         for results.round in range(plan.rounds):
             for name in names:
-                _say(f"round {results.round + 1} of {plan.rounds}: {name}")
-                asyncio.run(scenarios.SCENARIOS[name](bench))
+                begun_at = time.monotonic()
+                SCENARIOS[name].run(bench)
+                taken = time.monotonic() - begun_at
+                _say(f"round {results.round + 1} of {plan.rounds}: {name} ({taken:.0f} s)")
                 gc.collect()
 
-    rows = scenarios.metrics(plan, names)
+    _print(plan, names, columns, results, facts)
+    sys.stdout.write(f"{plan.rounds} rounds, {time.monotonic() - started_at:.0f} s.\n")
+    if options.json is not None:
+        answer = {
+            "machine": facts,
+            "notes": results.notes + report.unsaturated(results),
+            "samples": results.samples,
+        }
+        options.json.write_text(json.dumps(answer, indent=2) + "\n")
+
+
+def _print(
+    plan: Plan,
+    names: list[str],
+    columns: list[report.Column],
+    results: report.Results,
+    facts: dict[str, Any],
+) -> None:
     out = sys.stdout
     out.write(f"{report.header(facts)}\n")
-    out.write(f"{report.table(results, rows, columns)}\n")
-    out.write("Columns: medians. Ratios: min - **median** - max over the rounds.\n\n")
-    out.write(f"{report.busy_line(results, columns)}\n\n" if "echo" in names else "")
-    out.write(f"{plan.rounds} rounds, {time.monotonic() - started_at:.0f} s.\n")
-    if options.json is not None:
-        answer = {"machine": facts, "samples": results.samples}
-        options.json.write_text(json.dumps(answer, indent=2) + "\n")
+    for is_of_guard, variants in ((False, columns), (True, LIMITS_COLUMNS)):
+        chosen = [name for name in names if SCENARIOS[name].is_of_guard is is_of_guard]
+        if chosen:
+            rows = [row for name in chosen for row in SCENARIOS[name].metrics(plan)]
+            out.write(f"{report.table(results, rows, variants)}\n")
+    out.write("Columns: medians of all samples. Ratios: min - **median** - max over the rounds;\n")
+    out.write("above 1 is better where more is better, below 1 where less is better.\n\n")
+    out.write("Shares of the server's core, and of the load generator's:\n\n")
+    out.write(f"{report.busy_table(results)}\n")
+    for note in results.notes + report.unsaturated(results):
+        out.write(f"Note: {note}.\n")
 
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=main.__doc__)
-    parser.add_argument("--quick", action="store_true", help="smoke run: do they work at all?")
+    parser.add_argument("--quick", action="store_true", help="shorter slices: indicative numbers")
     parser.add_argument(
         "--only",
         action="append",
-        choices=list(scenarios.SCENARIOS),
+        choices=list(SCENARIOS),
         metavar="NAME",
-        help=f"one of {', '.join(scenarios.SCENARIOS)}; may be repeated",
+        help=f"one of {', '.join(SCENARIOS)}; may be repeated",
     )
-    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="default: 3")
+    parser.add_argument("--rounds", type=int, metavar="N", help="default: 3")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every sample there")
     parser.add_argument(
         "--stock-only", action="store_true", help="leave the guard out: shows the noise alone"
     )
     options = parser.parse_args()
-    if options.rounds < 1:
+    if options.rounds is not None and options.rounds < 1:
         parser.error("--rounds must be at least 1")
+    if options.stock_only and options.only and all(SCENARIOS[n].is_of_guard for n in options.only):
+        parser.error(f"nothing is left of {', '.join(options.only)} without the guard")
     return options
 
 

@@ -2,6 +2,7 @@
 
 Environment variables:
     GUARD: ``1`` protects the application with the guard; ``0`` does not even import the package.
+    BENCH_LIMITS: ``1`` gives the echo a rate, an order and a schema; needs the guard.
     BENCH_REDIS_URL: The message queue.
     BENCH_CHANNEL: Channel on that queue; each column has its own.
 """
@@ -31,6 +32,9 @@ socketio = SocketIO(
     channel=os.environ["BENCH_CHANNEL"],
 )
 guard: SocketIOGuard | None = None
+is_limited = os.environ.get("BENCH_LIMITS") == "1"
+if is_limited:
+    app.config["SOCKETIO_GUARD_EVENT_RATE"] = "100000/second"
 if os.environ.get("GUARD") == "1":
     from flask_socketio_guard import SocketIOGuard
 
@@ -51,7 +55,8 @@ def stats(collect: bool) -> dict[str, Any]:
         collect: Run the garbage collector first.
 
     Returns:
-        ``{"pid": int, "cpu": seconds of CPU so far, "guarded": bool}``
+        ``{"pid": int, "cpu": seconds of CPU so far, "guarded": bool, "limited": bool,
+        "sessions": int}``
     """
     if collect:
         gc.collect()
@@ -59,13 +64,20 @@ def stats(collect: bool) -> dict[str, Any]:
         "pid": os.getpid(),
         "cpu": time.process_time(),
         "guarded": "flask_socketio_guard" in sys.modules,
+        "limited": is_limited,
+        "sessions": len(socketio.server.eio.sockets),
     }
 
 
-@socketio.on("echo")
 def echo(text: str) -> str:
     """Acknowledge with what came."""
     return text
+
+
+if guard is not None and is_limited:
+    guard.on("echo", ordered=True, schema=str)(echo)
+else:
+    socketio.on("echo")(echo)
 
 
 @socketio.on("join")

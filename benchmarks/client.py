@@ -1,8 +1,9 @@
-"""A Socket.IO client that costs the load generator as little as possible.
+"""Socket.IO clients that cost the load generator as little as possible.
 
-It speaks just what the measurements need: Engine.IO 4 over a WebSocket, the namespace ``/``, text
-frames. Parsing is written out by hand because a general WebSocket library would cost as much per
-message as the server under measurement.
+They speak just what the measurements need: Engine.IO 4 over a WebSocket, the namespace ``/``, text
+frames. A general WebSocket library would cost as much per message as the server under measurement;
+here, the frames to send are built and masked in advance, and what is received is compared as it
+comes with the bytes that are expected. Only what is neither is parsed.
 
 Source:
     RFC 6455, section 5.2 (frames); Engine.IO protocol 4; Socket.IO protocol 5.
@@ -10,9 +11,12 @@ Source:
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
 import json
 import os
+import select
+import socket
+import time
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -24,196 +28,334 @@ _TEXT = 0x81  # FIN and opcode 1
 _CLOSE = 0x88
 _PING = 0x89
 _PONG = 0x8A
+_CHUNK = 64 * 1024
+_SEND_BUFFER = 1024 * 1024  # holds the largest frame, so that one call sends it
 
 _HANDSHAKE = (
     b"GET /socket.io/?EIO=4&transport=websocket HTTP/1.1\r\nHost: 127.0.0.1\r\n"
     b"Upgrade: websocket\r\nConnection: Upgrade\r\n"
     b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
 )
+_MASK = os.urandom(4)
 
 
 class WrongAnswerError(Exception):
     """An event was lost, doubled, out of order or not what it should be."""
 
 
-class Client(asyncio.Protocol):
-    """One connection; made by :func:`connect`.
+def request_frame(packet: bytes) -> bytes:
+    """Return the text frame in which a client sends *packet*."""
+    return _masked(_TEXT, packet)
 
-    Attributes:
-        on_event: Called with each event packet, from its ``42`` on.
-        on_ack: Called with each acknowledgement packet, from its ``43`` on, that answers no
-            :meth:`call`.
-        failure: Set to an exception when the connection is lost or breaks the protocol, unless
-            :meth:`close` asked for it.
-    """
+
+def reply_frame(packet: bytes) -> bytes:
+    """Return the text frame in which a server sends *packet*."""
+    return _head(_TEXT, len(packet), 0) + packet
+
+
+def _masked(first: int, payload: bytes) -> bytes:
+    length = len(payload)
+    key = (_MASK * (length // 4 + 1))[:length]
+    masked = int.from_bytes(payload, "big") ^ int.from_bytes(key, "big")
+    return _head(first, length, 0x80) + _MASK + masked.to_bytes(length, "big")
+
+
+def _head(first: int, length: int, mask_bit: int) -> bytes:
+    if length < 126:
+        return bytes((first, mask_bit | length))
+    if length < 65536:
+        return bytes((first, mask_bit | 126)) + length.to_bytes(2, "big")
+    return bytes((first, mask_bit | 127)) + length.to_bytes(8, "big")
+
+
+class Loop:
+    """Serves all clients of the load generator from one ``epoll``."""
 
     def __init__(self) -> None:
-        loop = asyncio.get_running_loop()
-        self.on_event: Callable[[bytes], None] = _ignore
-        self.on_ack: Callable[[bytes], None] = _ignore
-        self.failure: asyncio.Future[None] = loop.create_future()
-        self.opened: asyncio.Future[None] = loop.create_future()
-        self._calls: dict[bytes, asyncio.Future[Any]] = {}
-        self._call_count = 0
-        self._buffer = b""
+        self._poll = select.epoll()
+        self._clients: dict[int, Client] = {}
+        self._is_stopped = False
+
+    def run(self) -> None:
+        """Serve the clients until :meth:`stop`.
+
+        Raises:
+            WrongAnswerError: A client was cut off or got what it should not, or this took longer
+                than 60 s.
+        """
+        self._is_stopped = False
+        give_up_at = time.monotonic() + TIMEOUT
+        clients = self._clients
+        poll = self._poll.poll
+        while not self._is_stopped:
+            for descriptor, events in poll(1.0):
+                client = clients.get(descriptor)
+                if client is not None:  # the one before it may have ended it
+                    client.ready(events)
+            if time.monotonic() > give_up_at:
+                raise WrongAnswerError(f"answers are missing after {TIMEOUT:.0f} s")
+
+    def stop(self) -> None:
+        """Make :meth:`run` return when the clients that are ready now have had their turn."""
+        self._is_stopped = True
+
+    def rest(self, seconds: float) -> None:
+        """Serve the clients for *seconds*: pings are answered, and nothing else is to come."""
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0:
+            for descriptor, events in self._poll.poll(left):
+                client = self._clients.get(descriptor)
+                if client is not None:
+                    client.ready(events)
+
+    def add(self, client: Client, descriptor: int) -> None:
+        """Serve *client*."""
+        self._clients[descriptor] = client
+        self._poll.register(descriptor, select.EPOLLIN)
+
+    def want_write(self, descriptor: int, is_wanted: bool) -> None:
+        """Tell a client when it can send more, or no longer."""
+        self._poll.modify(descriptor, select.EPOLLIN | (select.EPOLLOUT if is_wanted else 0))
+
+    def remove(self, descriptor: int) -> None:
+        """Serve the client no longer; to be called before its socket is closed."""
+        del self._clients[descriptor]
+        self._poll.unregister(descriptor)
+
+
+class Client:
+    """One connection; it begins the handshake at once, and :attr:`is_open` tells when it is done.
+
+    Attributes:
+        on_data: Called with bytes as they come, and with each whole frame that did not come in one
+            piece; returns whether they were what was expected. If not, they are parsed.
+        on_event: Called with each event packet, from its ``42`` on, that :attr:`on_data` left.
+        on_open: Called when the namespace is joined.
+        on_closed: Called when the server has agreed to :meth:`leave`.
+        is_open: Whether the namespace is joined.
+    """
+
+    def __init__(self, loop: Loop, port: int) -> None:
+        self.on_data: Callable[[bytes], bool] = _expect_nothing
+        self.on_event: Callable[[bytes], None] = _refuse
+        self.on_open: Callable[[Client], None] = _do_nothing
+        self.on_closed: Callable[[Client], None] = _do_nothing
+        self.is_open = False
+        self._loop = loop
         self._is_upgraded = False
-        self._is_closing = False
-        self._mask = os.urandom(4)
-        self._transport: asyncio.Transport
+        self._is_leaving = False
+        self._call_count = 0
+        self._call_number = b""
+        self._answer: Any = None
+        self._pieces: list[bytes] = []  # of a frame that is not complete yet
+        self._missing = 0  # bytes without which the pieces need not be looked at
+        self._unsent = b""
+        self._sock = socket.create_connection(("127.0.0.1", port), TIMEOUT)
+        self._sock.setblocking(False)
+        self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._descriptor = self._sock.fileno()
+        self._recv = self._sock.recv
+        loop.add(self, self._descriptor)
+        self.send_frame(_HANDSHAKE)
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Ask for the WebSocket."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        transport.write(_HANDSHAKE)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Report it, unless it was asked for."""
-        self._fail(f"connection lost: {exc}")
-
-    def data_received(self, data: bytes) -> None:
-        """Take the frames out of *data*; a wrong answer ends the connection."""
+    def ready(self, events: int) -> None:
+        """Do what *events* of ``epoll`` allow."""
+        if events & select.EPOLLOUT:
+            self._send_rest()
+        if not events & ~select.EPOLLOUT:
+            return
         try:
-            self._take_frames(data)
-        except WrongAnswerError as exc:
-            self._fail(str(exc))
+            data = self._recv(_CHUNK)
+        except BlockingIOError:  # the event was for another socket with this descriptor
+            return
+        except OSError as exc:
+            self._cut_off(str(exc))
+            return
+        if not data:
+            self._cut_off("end of stream")
+        elif self._pieces or not self.on_data(data):
+            self._take(data)
 
-    def _take_frames(self, data: bytes) -> None:
-        if self._buffer:
-            data = self._buffer + data
+    def _take(self, data: bytes) -> None:
+        """Take the frames out of *data* and the pieces before it."""
+        self._pieces.append(data)
+        self._missing -= len(data)
+        if self._missing > 0:
+            return
+        data = b"".join(self._pieces)
+        self._pieces = []
+        self._missing = 0
         if not self._is_upgraded:
             head, separator, rest = data.partition(b"\r\n\r\n")
             if not separator:
-                self._buffer = data
+                self._pieces = [data]
                 return
             if not head.startswith(b"HTTP/1.1 101"):
-                self._fail(f"no WebSocket: {head[:200]!r}")
-                return
+                raise WrongAnswerError(f"no WebSocket: {head[:200]!r}")
             self._is_upgraded = True
             data = rest
         position = 0
-        size = len(data)
-        while size - position >= 2:
-            first = data[position]
-            length = data[position + 1]
-            start = position + 2
-            if length == 126:
-                length = int.from_bytes(data[start : start + 2], "big")
-                start += 2
-            elif length == 127:
-                length = int.from_bytes(data[start : start + 8], "big")
-                start += 8
-            end = start + length
-            if end > size:  # also when the length itself is incomplete: then end >= start > size
+        while self._is_upgraded:
+            start, end = _bounds(data, position)
+            if end > len(data):
+                self._missing = end - len(data)
                 break
-            self._receive(first, data[start:end])
+            if not self.on_data(data[position:end]):
+                self._receive(data[position], data[start:end])
             position = end
-        self._buffer = data[position:]
+        if position < len(data):
+            self._pieces = [data[position:]]
 
     def _receive(self, first: int, payload: bytes) -> None:
-        """Handle one frame."""
-        if first == _TEXT:
-            kind = payload[:2]
-            if kind == b"42":
-                self.on_event(payload)
-            elif kind == b"43":
-                self._acknowledge(payload)
-            elif payload == b"2":
-                self.send(b"3")
-            elif kind[:1] == b"0":
-                self.send(b"40")
-            elif kind == b"40":
-                self.opened.set_result(None)
-            else:
-                self._fail(f"unexpected packet {payload[:200]!r}")
-        elif first == _PING:
-            self._write(_PONG, payload)
+        """Handle one frame that is not what was expected."""
+        kind = payload[:2]
+        if first == _PING:
+            self.send_frame(_masked(_PONG, payload))
         elif first == _CLOSE:
-            self._fail("closed by the server")
+            self._cut_off(f"closed by the server: {payload!r}")
+        elif first != _TEXT:
+            raise WrongAnswerError(f"unexpected frame {first:#x}")
+        elif kind == b"42":
+            self.on_event(payload)
+        elif kind == b"43":
+            self._acknowledge(payload)
+        elif payload == b"2":
+            self.send_frame(_PONG_PACKET)
+        elif kind[:1] == b"0":
+            self.send_frame(_CONNECT_PACKET)
+        elif kind == b"40":
+            self.is_open = True
+            self.on_open(self)
         else:
-            self._fail(f"unexpected frame {first:#x}")
+            raise WrongAnswerError(f"unexpected packet {payload[:200]!r}")
 
     def _acknowledge(self, payload: bytes) -> None:
-        if self._calls:
-            end = payload.index(b"[")
-            waiting = self._calls.pop(payload[2:end], None)
-            if waiting is not None:
-                waiting.set_result(json.loads(payload[end:])[0])
-                return
-        self.on_ack(payload)
+        end = payload.index(b"[")
+        if payload[2:end] != self._call_number:
+            raise WrongAnswerError(f"nobody waits for {payload[:200]!r}")
+        self._answer = json.loads(payload[end:])[0]
+        self._call_number = b""
+        self._loop.stop()
 
-    def send(self, packet: bytes) -> None:
-        """Send one Engine.IO packet as a text frame."""
-        self._write(_TEXT, packet)
+    def send_frame(self, frame: bytes) -> None:
+        """Send bytes as they are; return at once."""
+        if self._unsent:
+            self._unsent += frame
+            return
+        try:
+            sent = self._sock.send(frame)
+        except BlockingIOError:
+            sent = 0
+        except OSError as exc:
+            self._cut_off(str(exc))
+            return
+        if sent < len(frame):
+            self._unsent = frame[sent:]
+            self._loop.want_write(self._descriptor, True)
 
-    def _write(self, first: int, payload: bytes) -> None:
-        length = len(payload)
-        if length < 126:
-            head = bytes((first, 0x80 | length))
-        elif length < 65536:
-            head = bytes((first, 0x80 | 126)) + length.to_bytes(2, "big")
-        else:
-            head = bytes((first, 0x80 | 127)) + length.to_bytes(8, "big")
-        key = (self._mask * (length // 4 + 1))[:length]
-        masked = int.from_bytes(payload, "big") ^ int.from_bytes(key, "big")
-        self._transport.write(head + self._mask + masked.to_bytes(length, "big"))
+    def _send_rest(self) -> None:
+        frame, self._unsent = self._unsent, b""
+        self.send_frame(frame)
+        if not self._unsent:
+            self._loop.want_write(self._descriptor, False)
+
+    def expect_large(self) -> None:
+        """Make room for large frames, so that neither side waits for the other."""
+        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
 
     def emit(self, event: str, *args: Any) -> None:
         """Send an event that wants no acknowledgement."""
-        self.send(b"42" + json.dumps([event, *args]).encode())
+        self.send_frame(request_frame(b"42" + json.dumps([event, *args]).encode()))
 
-    async def call(self, event: str, *args: Any) -> Any:
+    def call(self, event: str, *args: Any) -> Any:
         """Send an event and return the first argument of its acknowledgement."""
         self._call_count += 1
         number = b"9%09d" % self._call_count  # apart from the numbers that measurements use
-        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._calls[number] = answer
-        self.send(b"42" + number + json.dumps([event, *args]).encode())
-        await wait_for(answer, [self])
-        return answer.result()
+        self._call_number = number
+        packet = b"42" + number + json.dumps([event, *args]).encode()
+        self.send_frame(request_frame(packet))
+        while self._call_number:
+            self._loop.run()
+        return self._answer
+
+    def leave(self) -> None:
+        """Ask for the end; the server's agreement is told to :attr:`on_closed`."""
+        self._is_leaving = True
+        self.send_frame(_CLOSE_FRAME)
 
     def close(self) -> None:
-        """Leave."""
-        self._is_closing = True
-        self._write(_CLOSE, b"\x03\xe8")
-        self._transport.close()
+        """Leave and wait for nothing."""
+        with contextlib.suppress(OSError):
+            self._sock.send(_CLOSE_FRAME)
+        self._end()
 
-    def _fail(self, why: str) -> None:
-        if not self._is_closing and not self.failure.done():
-            self.failure.set_exception(WrongAnswerError(why))
-            self.failure.exception()  # it is also raised where somebody waits; never report twice
-            self._transport.close()
+    def _cut_off(self, why: str) -> None:
+        if not self._is_leaving:
+            raise WrongAnswerError(f"connection lost: {why}")
+        self._end()
+        self.on_closed(self)
+
+    def _end(self) -> None:
+        self._is_upgraded = False  # nothing that came after the close is of interest
+        self._loop.remove(self._descriptor)
+        self._sock.close()
 
 
-def _ignore(packet: bytes) -> None:
+_CONNECT_PACKET = request_frame(b"40")
+_PONG_PACKET = request_frame(b"3")
+_CLOSE_FRAME = _masked(_CLOSE, b"\x03\xe8")
+
+
+def _bounds(data: bytes, position: int) -> tuple[int, int]:
+    """Return where the payload of the frame at *position* begins and ends.
+
+    The end lies beyond *data* when the frame is incomplete, also when its length itself is.
+    """
+    start = position + 2
+    if start > len(data):
+        return start, start
+    length = data[position + 1]
+    if length == 126:
+        length = int.from_bytes(data[start : start + 2], "big")
+        start += 2
+    elif length == 127:
+        length = int.from_bytes(data[start : start + 8], "big")
+        start += 8
+    return start, start + length
+
+
+def _expect_nothing(data: bytes) -> bool:
+    return False
+
+
+def _refuse(packet: bytes) -> None:
     raise WrongAnswerError(f"nobody waits for {packet[:200]!r}")
 
 
-async def connect(port: int, count: int) -> list[Client]:
+def _do_nothing(client: Client) -> None:
+    pass
+
+
+def connect(loop: Loop, port: int, count: int) -> list[Client]:
     """Connect *count* clients to the server on *port*, twenty at a time."""
-    loop = asyncio.get_running_loop()
     clients: list[Client] = []
     while len(clients) < count:
-        some = min(20, count - len(clients))
-        opening = [loop.create_connection(Client, "127.0.0.1", port) for _ in range(some)]
-        batch = [client for _, client in await asyncio.gather(*opening)]
-        for client in batch:
-            await wait_for(client.opened, [client])
-        clients += batch
+        clients += _connect_at_once(loop, port, min(20, count - len(clients)))
     return clients
 
 
-async def wait_for(done: asyncio.Future[Any], clients: list[Client]) -> None:
-    """Return when *done* is.
+def _connect_at_once(loop: Loop, port: int, count: int) -> list[Client]:
+    missing = count
 
-    Raises:
-        WrongAnswerError: One of *clients* failed first, or *done* took longer than 60 s.
-    """
-    failures = {client.failure for client in clients}
-    await asyncio.wait({done, *failures}, timeout=TIMEOUT, return_when=asyncio.FIRST_COMPLETED)
-    for failure in failures:
-        if failure.done():
-            failure.result()
-    if not done.done():
-        raise WrongAnswerError(f"answers are missing after {TIMEOUT:.0f} s")
-    done.result()
+    def on_open(_: Client) -> None:
+        nonlocal missing
+        missing -= 1
+        if not missing:
+            loop.stop()
+
+    clients = [Client(loop, port) for _ in range(count)]
+    for client in clients:
+        client.on_open = on_open
+    while missing:
+        loop.run()
+    return clients

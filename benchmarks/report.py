@@ -10,8 +10,12 @@ import statistics
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+SATURATED = 0.9  # share of its core from which a process counts as busy all the time
 DISTRIBUTIONS = (
     "Flask-SocketIO-Guard",
     "Flask",
@@ -20,22 +24,34 @@ DISTRIBUTIONS = (
     "python-engineio",
     "gevent",
     "gevent-websocket",
+    "websockets",
     "gunicorn",
     "redis",
+    "limits",
+    "pydantic",
 )
 
 
 @dataclass(frozen=True)
 class Column:
-    """One variant of the server."""
+    """One variant of the server.
+
+    Attributes:
+        name: For people, and in the JSON file.
+        is_guarded: Whether the application has the guard.
+        is_limited: Whether its echo also has a rate, an order and a schema.
+    """
 
     name: str
     is_guarded: bool
+    is_limited: bool = False
 
 
 STOCK = Column("stock", is_guarded=False)
 GUARDED = Column("guarded", is_guarded=True)
 CONTROL = Column("stock again", is_guarded=False)
+LIMITED = Column("with limits", is_guarded=True, is_limited=True)
+GUARDED_CONTROL = Column("guarded again", is_guarded=True)
 
 
 @dataclass(frozen=True)
@@ -43,62 +59,18 @@ class Metric:
     """One row of the table.
 
     Attributes:
-        key: ``<scenario>:<what>``, as in the JSON file.
+        key: ``<case>:<what>``, as in the JSON file.
         title: For people.
         unit: Of the values.
+        is_less_better: Whether the smaller value is the better one.
         target: What the ratio guarded / stock should be, for people; empty where none was set.
     """
 
     key: str
     title: str
     unit: str
+    is_less_better: bool = False
     target: str = ""
-
-
-def echo_metrics(clients: int) -> list[Metric]:
-    """Return the rows of echo with *clients* clients."""
-    key = f"echo-{clients}"
-    title = f"echo with ack, {clients} client{'s' if clients > 1 else ''}"
-    return [
-        Metric(f"{key}:rate", title, "events/s", ">= 0.97"),
-        Metric(f"{key}:p50", f"{title}, p50", "ms"),
-        Metric(f"{key}:p99", f"{title}, p99", "ms"),
-        Metric(f"{key}:cpu", f"{title}, server CPU", "s per 10,000 events"),
-    ]
-
-
-def broadcast_metrics(clients: int) -> list[Metric]:
-    """Return the rows of a broadcast to *clients* clients."""
-    title = f"broadcast to {clients}"
-    return [
-        Metric("broadcast:rate", title, "deliveries/s", ">= 1.0"),
-        Metric("broadcast:cpu", f"{title}, server CPU", "us per delivery"),
-    ]
-
-
-def emit_metrics() -> list[Metric]:
-    """Return the rows of ``emit()`` with a queue and nobody here to receive."""
-    title = "emit() with Redis, nobody local"
-    return [
-        Metric("emit:call", f"{title}, the call", "us", "<= 0.33"),
-        Metric("emit:cpu", f"{title}, server CPU", "us per event"),
-        Metric("emit:rate", f"{title}, until published", "events/s"),
-    ]
-
-
-def cross_metrics(rate: float, burst: int) -> list[Metric]:
-    """Return the rows of events from process A to a client on process B."""
-    return [
-        Metric("cross:p50", f"A to B at {rate:.0f}/s, p50", "ms"),
-        Metric("cross:p99", f"A to B at {rate:.0f}/s, p99", "ms", "<= 1.0"),
-        Metric("cross:rate", f"A to B, burst of {burst:,}, all received", "messages/s"),
-        Metric("cross:cpu", "A to B, burst, CPU of A and B", "us per message"),
-    ]
-
-
-def memory_metrics(clients: int) -> list[Metric]:
-    """Return the row of memory for each of *clients* idle connections."""
-    return [Metric("memory:rss", f"memory, {clients:,} idle clients", "KiB per client", "<= 1.05")]
 
 
 class Results:
@@ -106,10 +78,12 @@ class Results:
 
     Attributes:
         round: Number of the round under way, from 0.
+        notes: What else the reader should know.
     """
 
     def __init__(self) -> None:
         self.round = 0
+        self.notes: list[str] = []
         self.samples: defaultdict[str, defaultdict[str, list[list[float]]]] = defaultdict(
             lambda: defaultdict(list)
         )
@@ -125,17 +99,17 @@ class Results:
         """Return the median of all samples."""
         return statistics.median(itertools.chain(*self.samples[key][column.name]))
 
-    def ratios(self, key: str, column: Column) -> list[float]:
-        """Return *column* / stock for each round: the median over its slices.
+    def ratios(self, key: str, column: Column, reference: Column) -> list[float]:
+        """Return *column* / *reference* for each round: the median over its slices.
 
         Slices are short and their pairs adjacent in time, so that both sides of most pairs meet
         the machine in the same mood; the median drops the pairs that do not.
         """
-        stock_rounds = self.samples[key][STOCK.name]
         column_rounds = self.samples[key][column.name]
+        reference_rounds = self.samples[key][reference.name]
         return [
-            statistics.median(value / stock for value, stock in zip(*pair, strict=True))
-            for pair in zip(column_rounds, stock_rounds, strict=True)
+            statistics.median(value / base for value, base in zip(*pair, strict=True))
+            for pair in zip(column_rounds, reference_rounds, strict=True)
         ]
 
 
@@ -186,37 +160,73 @@ def header(facts: dict[str, Any]) -> str:
 
 
 def table(results: Results, metrics: list[Metric], columns: list[Column]) -> str:
-    """Return the rows of *metrics* as a Markdown table: medians, then ratios as min-median-max."""
-    head = ["metric", "unit", *(column.name for column in columns)]
-    head += [f"{column.name} / stock" for column in columns if column is not STOCK]
+    """Return the rows of *metrics* as a Markdown table: medians, then ratios as min-median-max.
+
+    Args:
+        results: The samples.
+        metrics: The rows; those without a sample are left out.
+        columns: The variants; ratios are those of the others to the first.
+    """
+    reference, *others = columns
+    head = ["metric", "unit", "better", *(column.name for column in columns)]
+    head += [f"{column.name} / {reference.name}" for column in others]
     head.append("target")
-    rows = [head, ["---"] * 2 + ["---:"] * (len(head) - 3) + ["---"]]
+    rows = [head, ["---"] * 3 + ["---:"] * (len(head) - 4) + ["---"]]
     for metric in metrics:
         if metric.key not in results.samples:
             continue
-        row = [metric.title, metric.unit]
+        row = [metric.title, metric.unit, "less" if metric.is_less_better else "more"]
         row += [_number(results.median(metric.key, column)) for column in columns]
-        row += [
-            _spread(results.ratios(metric.key, column)) for column in columns if column is not STOCK
-        ]
-        row.append(metric.target if GUARDED in columns else "")
+        row += [_spread(results.ratios(metric.key, column, reference)) for column in others]
+        row.append(metric.target if GUARDED in others else "")
         rows.append(row)
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
-def busy_line(results: Results, columns: list[Column]) -> str:
-    """Return how much of its core each server had, where it was to have all of it.
+def busy_table(results: Results) -> str:
+    """Return who had how much of which core, as Markdown."""
+    head = ["case", "column", "server", "idle", "load generator"]
+    rows = [head, ["---"] * 2 + ["---:"] * 3]
+    for case, column, shares in _watched(results):
+        rows.append([case, column, *(f"{share:.0%}" for share in shares)])
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
-    A server far below 100 % waited: for the load generator, or for other programs on its core.
+
+def unsaturated(results: Results) -> list[str]:
+    """Tell in which cases servers did not have all of their core, so that the rates are too low.
+
+    With one event in flight a server always waits, so that case is left out.
     """
-    parts = []
+    by_cause: dict[str, list[str]] = {}
+    for case, column, (busy, idle, load) in _watched(results):
+        if busy >= SATURATED or case.endswith("x1"):
+            continue
+        if load >= SATURATED:
+            cause = "the load generator was the limit"
+        elif idle >= 1 - SATURATED:
+            cause = "the server waited"
+        else:
+            cause = "other programs used its core"
+        by_cause.setdefault(cause, []).append(f"{case} {column} {busy:.0%}")
+    return [f"not saturated, {cause}: {', '.join(them)}" for cause, them in by_cause.items()]
+
+
+def _watched(results: Results) -> Iterator[tuple[str, str, tuple[float, float, float]]]:
+    """Give case, column and shares: server and idle of the server's core, load of its own."""
     for key in results.samples:
-        if key.endswith(":busy"):
-            shares = (f"{results.median(key, column):.0%}" for column in columns)
-            parts.append(f"{key.removesuffix(':busy')} {' / '.join(shares)}")
-    return f"Server's share of its core ({' / '.join(c.name for c in columns)}): " + ", ".join(
-        parts
-    )
+        case, _, what = key.partition(":")
+        if what == "busy":
+            for column in results.samples[key]:
+                busy, idle, load = (
+                    statistics.median(itertools.chain(*results.samples[f"{case}:{what}"][column]))
+                    for what in ("busy", "idle", "load")
+                )
+                yield case, column, (busy, idle, load)
+
+
+def size_text(size: int) -> str:
+    """Return *size* bytes for people."""
+    return f"{size} B" if size < 1000 else f"{size // 1000} kB"
 
 
 def _number(value: float) -> str:

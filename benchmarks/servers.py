@@ -109,17 +109,27 @@ class Server:
 
     Args:
         is_guarded: Whether the application has the guard.
+        is_limited: Whether its echo also has a rate, an order and a schema.
         redis_url: The message queue.
         channel: The channel on it.
         core: The core to run on, or None for any.
     """
 
-    def __init__(self, *, is_guarded: bool, redis_url: str, channel: str, core: int | None) -> None:
+    def __init__(
+        self,
+        *,
+        is_guarded: bool,
+        is_limited: bool,
+        redis_url: str,
+        channel: str,
+        core: int | None,
+    ) -> None:
         self.is_guarded = is_guarded
         self.port = free_port()
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  lives as long as the server
         environ = os.environ | {
             "GUARD": "1" if is_guarded else "0",
+            "BENCH_LIMITS": "1" if is_limited else "0",
             "BENCH_REDIS_URL": redis_url,
             "BENCH_CHANNEL": channel,
             "BENCH_CORE": "" if core is None else str(core),

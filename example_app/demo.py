@@ -56,14 +56,19 @@ class Process:
         self.name = str(port)
         self.url = f"http://127.0.0.1:{port}"
         self.log = folder / f"gunicorn-{port}.log"
-        with self.log.open("ab") as log:
+        self._environment = os.environ | environment | {"HOST": "127.0.0.1", "PORT": str(port)}
+        self._master: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it, again if it has ended; `wait_ready` waits for it."""
+        with self.log.open("ab") as log, signals_held():
             self._master = subprocess.Popen(
                 [
                     *(sys.executable, "-m", "gunicorn", "-c", str(PROJECT / "gunicorn.conf.py")),
                     "example_app.app:create_app()",
                 ],
                 cwd=PROJECT,
-                env=os.environ | environment | {"HOST": "127.0.0.1", "PORT": str(port)},
+                env=self._environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -89,15 +94,17 @@ class Process:
 
     def has_died(self) -> bool:
         """Tell whether the master has ended."""
-        return self._master.poll() is not None
+        return self._master is not None and self._master.poll() is not None
 
     def ask_to_stop(self) -> None:
         """Start an orderly stop; `join` waits for it."""
-        with suppress(ProcessLookupError):
+        if self._master is not None:
             self._master.terminate()
 
     def join(self, deadline: float) -> None:
         """Wait for the end until *deadline* (monotonic), then end what is left by force."""
+        if self._master is None:
+            return
         with suppress(subprocess.TimeoutExpired):
             self._master.wait(timeout=max(0.0, deadline - time.monotonic()))
         with suppress(ProcessLookupError):
@@ -135,9 +142,12 @@ def running(folder: Path, ports: tuple[int, ...]) -> Iterator[Demo]:
         environment = {
             "FLASK_DEMO": "1",
             "FLASK_PEERS": json.dumps([f"http://127.0.0.1:{port}" for port in ports]),
-            # Ctrl-C shall not take long: open pages find out by themselves that the server is gone,
-            # and what was emitted while the broker was away has nobody left to go to.
-            "GRACEFUL_TIMEOUT": "0",
+            # A client that vanishes is noticed while one watches.
+            "FLASK_PING_INTERVAL": "1",
+            "FLASK_PING_TIMEOUT": "3",
+            # Ctrl-C shall not take long: nobody waits for a callback that hangs, and what was
+            # emitted while the broker was away has nobody left to go to.
+            "FLASK_SOCKETIO_GUARD_STOP_TIMEOUT": "1",
             "FLASK_SOCKETIO_GUARD_EXIT_FLUSH_TIMEOUT": "1",
         }
         broker = None
@@ -157,11 +167,10 @@ def running(folder: Path, ports: tuple[int, ...]) -> Iterator[Demo]:
             )
         environment["FLASK_MESSAGE_QUEUE"] = broker_url
 
-        processes: list[Process] = []
+        processes = [Process(port, folder, environment) for port in ports]
         stack.callback(stop, processes)
-        for port in ports:
-            with signals_held():
-                processes.append(Process(port, folder, environment))
+        for process in processes:
+            process.start()
         for process in processes:
             process.wait_ready()
         yield Demo(processes, broker, broker_url)

@@ -15,8 +15,10 @@ import gc
 import ipaddress
 import itertools
 import os
+import signal
 import socket
 import time
+from collections import Counter
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -39,6 +41,9 @@ STREAM_ROOM = "demo:stream"
 STREAM_INTERVAL = 0.05
 LISTENER_NAME = "socketio-guard:listener"
 HANG_DURATION = 30.0
+SLOW_DURATION = 0.1
+POUR_EVENTS = 1600
+POUR_EVENT_SIZE = 64 * 1024
 
 
 class DemoFault(Exception):
@@ -71,17 +76,43 @@ def init_app(app: Flask, socketio: SocketIO, guard: SocketIOGuard) -> None:
         _refuse_strangers()
         raise DemoFault("the panel made this handler raise")
 
-    def ask(callback: Callable[..., None]) -> dict[str, Any]:
+    slow_events = 0
+
+    @socketio.on("demo:slow")
+    def be_slow() -> dict[str, int]:
+        """Take a while; answer how many of these ran at the time."""
+        nonlocal slow_events
+        _refuse_strangers()
+        slow_events += 1
+        running = slow_events
+        socketio.sleep(SLOW_DURATION)
+        slow_events -= 1
+        return {"running": running}
+
+    @socketio.on("demo:echo")
+    def echo(words: object) -> object:
+        _refuse_strangers()
+        return words
+
+    def sid_of_body() -> str:
         body = request.get_json()
         sid = body.get("sid") if isinstance(body, dict) else None
         if not isinstance(sid, str):
-            abort(400, 'name the client to ask: {"sid": ...}')
+            abort(400, 'name the client: {"sid": ...}')
+        return sid
+
+    def ask(callback: Callable[..., None]) -> dict[str, Any]:
+        sid = sid_of_body()
         guard.emit("demo:question", to=sid, callback=callback)
         return {"asked": sid}
 
     @blueprint.get("/worker")
     def show_worker() -> dict[str, Any]:
-        return {"process": app.config["PROCESS"], "pid": os.getpid()}
+        return {
+            "process": app.config["PROCESS"],
+            "pid": os.getpid(),
+            "connections": len(guard.connections),
+        }
 
     @blueprint.post("/callback-raises")
     def raise_in_callback() -> dict[str, Any]:
@@ -98,6 +129,22 @@ def init_app(app: Flask, socketio: SocketIO, guard: SocketIOGuard) -> None:
     @blueprint.post("/kill-listener")
     def kill_listener() -> dict[str, Any]:
         return {"killed": _kill_greenlets(LISTENER_NAME)}
+
+    @blueprint.post("/pour")
+    def pour() -> dict[str, Any]:
+        """Send a client far more than it can take at once, and do not stop when it is gone."""
+        sid = sid_of_body()
+        outcomes: Counter[str] = Counter()
+        for _ in range(POUR_EVENTS):
+            outcomes[guard.emit("demo:pour", "x" * POUR_EVENT_SIZE, to=sid, ignore_queue=True)] += 1
+            socketio.sleep(0)
+        return {"bytes": POUR_EVENTS * POUR_EVENT_SIZE, "outcomes": outcomes}
+
+    @blueprint.post("/stop-worker")
+    def stop_worker() -> dict[str, Any]:
+        """Stop this worker as a deployment does; its master starts another."""
+        os.kill(os.getpid(), signal.SIGTERM)
+        return {"stopping": os.getpid()}
 
     @blueprint.post("/broker/<any(stop, start):command>")
     def control_broker(command: str) -> dict[str, Any]:

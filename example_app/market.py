@@ -1,14 +1,21 @@
-"""What the Harbour Exchange trades, and at which prices."""
+"""What the Harbour Exchange trades, at which prices, and what a client may say of it."""
 
 from __future__ import annotations
 
 import math
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 # Each pit is a Socket.IO room: its name, and the price (per lot) around which it moves.
-PITS: dict[str, float] = {"Coffee": 184.0, "Cocoa": 262.0, "Saffron": 1490.0, "Tea": 96.0}
+Pit = Literal["Coffee", "Cocoa", "Saffron", "Tea"]
+PITS: dict[Pit, float] = {"Coffee": 184.0, "Cocoa": 262.0, "Saffron": 1490.0, "Tea": 96.0}
+
+Side = Literal["buy", "sell"]
+Lots = Annotated[int, Field(strict=True, ge=1, le=100)]
 
 
-def price(pit: str, at: int) -> float:
+def price(pit: Pit, at: int) -> float:
     """Return the price of *pit* in the second *at*.
 
     It depends on nothing but its arguments, so all processes quote the same price without

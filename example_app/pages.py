@@ -8,6 +8,7 @@ from pathlib import Path
 from flask import Blueprint, Response, current_app, render_template, request, send_from_directory
 
 from example_app import faults
+from example_app.market import PITS
 
 pages = Blueprint("pages", __name__)
 
@@ -23,6 +24,7 @@ def floor() -> str:
         "floor.html",
         process=current_app.config["PROCESS"],
         pid=os.getpid(),
+        pits=PITS,
         peers=[peer for peer in current_app.config.get("PEERS", []) if peer != _own_address()],
         has_client=(CLIENT_FOLDER / CLIENT_FILE).is_file(),
         has_faults=faults.is_admitted(),

@@ -104,7 +104,7 @@ class AppGuard:
             count=self.counters.add,
         )
         self.is_worker_alive: Callable[[], bool] = lambda: True
-        self.on_drained: Callable[[], object] = lambda: None
+        self.on_drained: Callable[[float], object] = lambda stopping_for: None
         self.requests = 0
         """Requests in progress that have nothing to do with Socket.IO."""
         self.ordered: set[tuple[str, str]] = set()
@@ -146,6 +146,9 @@ class AppGuard:
         self._jobs = 0
         self._stop_watching: Callable[[], None] = lambda: None
         self.stopping: Event = self.runtime.event()
+        self._drained: Event = self.runtime.event()
+        self._is_draining = False
+        self._is_complete = False
         self.supervisor = Supervisor(
             self.runtime, on_failure=self._task_failed, on_change=self._task_changed
         )
@@ -382,23 +385,34 @@ class AppGuard:
             Whether nothing was left undone.
         """
         with self._lock:
+            is_first, self._is_draining = not self._is_draining, True
             self._is_serving = False
             self.admission.is_draining = True
             self.stopping.set()
             self.health.refresh()
+        if not is_first:
+            self._drained.wait(self.config.drain_delay + self.config.drain_window + 3 * timeout)
+            return self._is_complete
         late: list[str] = []
         ending = self.runtime.spawn(
             lambda: late.extend(self._stop_tasks(timeout)), name="socketio-guard:stop"
         )
-        is_complete = self._drain.run(timeout)
+        is_quiet = self._drain.run(timeout)
         ending.join()
         is_flushed = self.flush(min(timeout, self.config.exit_flush_timeout))
-        return is_complete and not late and is_flushed
+        self._is_complete = is_quiet and is_flushed and not late
+        self._drained.set()
+        return self._is_complete
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether the clients are being let go, or were."""
+        return self._is_draining
 
     @property
     def is_drained(self) -> bool:
-        """Whether the clients were let go."""
-        return self._drain.is_over
+        """Whether the clients were let go, the tasks ended and the outbox emptied."""
+        return self._drained.is_set()
 
     def is_quiet(self) -> bool:
         """Say whether no client is left and nothing runs for one."""
@@ -413,8 +427,9 @@ class AppGuard:
             self.admission.is_draining = True
             self.health.refresh()
         self._drain.end()
-        self._stop_tasks(timeout)
-        self.flush(min(timeout, self.config.exit_flush_timeout))
+        if not self.is_drained:
+            self._stop_tasks(timeout)
+            self.flush(min(timeout, self.config.exit_flush_timeout))
         late = self.supervisor.stop(timeout, is_internal=True)
         if late:
             signals.logger.warning("tasks did not end in time: %s", ", ".join(late))
@@ -526,8 +541,9 @@ class AppGuard:
 
     def _say_farewell(self) -> None:
         """Do what a process does that was told to stop, before its server lets go."""
+        told_at = clock()
         self.drain(self.config.stop_timeout)
-        self.on_drained()
+        self.on_drained(clock() - told_at)
 
     def _stop_tasks(self, timeout: float) -> list[str]:
         """End the application's tasks; its clients may still be there."""

@@ -4,12 +4,7 @@ Hooks for ``gunicorn.conf.py``, which should import this module inside of them:
 gunicorn reads that file in the master, before a worker patches the standard
 library, and what is imported there keeps parts that block::
 
-    _POLL_INTERVAL = 0.05
-
-_POLL_INTERVAL = 0.05  # seconds
-
-
-def post_worker_init(worker):
+    def post_worker_init(worker):
         from flask_socketio_guard import gunicorn
         gunicorn.post_worker_init(worker)
 
@@ -24,11 +19,13 @@ application, except where it was preloaded; it then starts with the first reques
 from __future__ import annotations
 
 import inspect
+import math
 import os
 from functools import partial
 from typing import Any
 
 from .app_guard import AppGuard, all_guards
+from .runtime import clock
 
 _POLL_INTERVAL = 0.05  # seconds
 
@@ -51,18 +48,6 @@ def post_worker_init(worker: Any) -> None:
         guard.start()
 
 
-def _let_go(worker: Any, guard: AppGuard) -> None:
-    """End the wait of *worker* for connections that have nothing more to say.
-
-    A browser keeps its idle connections open, and gunicorn would wait for them for
-    the whole ``graceful_timeout``. ``GeventWorker.run`` reads the setting anew each second.
-    """
-    while guard.requests:
-        guard.runtime.sleep(_POLL_INTERVAL)
-    if all(other.is_drained for other in all_guards() if not other.is_superseded):
-        worker.cfg.set("graceful_timeout", 0)
-
-
 def worker_exit(server: Any, worker: Any) -> None:
     """Stop the guards of a worker that ends: tasks end, the outbox empties.
 
@@ -73,6 +58,9 @@ def worker_exit(server: Any, worker: Any) -> None:
     if worker.pid != os.getpid():
         return  # called in the master, for a worker that was gone already
     for guard in all_guards():
+        if guard.is_draining:
+            # gunicorn lets go once no connection is left; a handler may still run.
+            guard.drain(guard.config.stop_timeout)
         guard.stop(guard.config.stop_timeout)
 
 
@@ -84,6 +72,26 @@ def start_in_worker(guard: AppGuard) -> None:
     """
     if _is_worker_loading():
         guard.runtime.call_later(0.0, guard.start)
+
+
+def _let_go(worker: Any, guard: AppGuard, stopping_for: float) -> None:
+    """End the wait of *worker* for connections that have nothing more to say.
+
+    A browser keeps its idle connections open, and gunicorn would wait for them for
+    the whole ``graceful_timeout``. ``GeventWorker.run`` reads the setting anew each
+    second; it is left time for one more look, in which it may see that nobody is left.
+
+    Args:
+        worker: gunicorn's.
+        guard: That of the application.
+        stopping_for: Seconds since the worker was told to stop.
+    """
+    told_at = clock() - stopping_for
+    while guard.requests:
+        guard.runtime.sleep(_POLL_INTERVAL)
+    if all(other.is_drained for other in all_guards() if not other.is_superseded):
+        rest = math.ceil(clock() - told_at) + 1
+        worker.cfg.set("graceful_timeout", min(rest, worker.cfg.graceful_timeout))
 
 
 def _is_worker_loading() -> bool:

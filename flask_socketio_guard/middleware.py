@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 
 from werkzeug.wsgi import ClosingIterator, FileWrapper
@@ -10,7 +10,7 @@ from werkzeug.wsgi import ClosingIterator, FileWrapper
 from .upstream import refuse_websocket
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
@@ -41,6 +41,8 @@ class GuardMiddleware:
         """Serve one request."""
         guard = self._guard
         guard.start()
+        if guard.admission.is_draining:
+            start_response = _closing(start_response)
         path = environ.get("PATH_INFO", "")
         if guard.endpoints.handles(path):
             return guard.endpoints(environ, start_response)
@@ -73,6 +75,19 @@ class GuardMiddleware:
 
     def _served(self) -> None:
         self._guard.requests -= 1
+
+
+def _closing(start_response: StartResponse) -> StartResponse:
+    """Return *start_response* such that the connection is closed after the answer.
+
+    An idle connection would hold the worker that is to end. gunicorn's own
+    workers see to that themselves and ignore the header; gevent's server heeds it.
+    """
+
+    def start(status: str, headers: list[tuple[str, str]], *args: Any) -> Callable[[bytes], object]:
+        return start_response(status, [*headers, ("Connection", "close")], *args)
+
+    return start
 
 
 def _refuse(

@@ -104,7 +104,7 @@ function openFloor() {
     wasConnected = true;
     showTransport();
     socket.io.engine.on("upgrade", showTransport);
-    if (pit) join(pit);
+    join(pit ?? $("pits").firstElementChild.textContent); // who joins no pit is not kept
   });
   socket.on("connect_error", (error) => {
     if (socket.active) return; // the manager tries again, see reconnect_attempt
@@ -151,16 +151,9 @@ function openFloor() {
     return null;
   }
 
-  function showPits(pits) {
-    if ($("pits").children.length) return;
-    for (const each of pits) {
-      const tab = element("button", { text: each, type: "button", "aria-pressed": "false" });
-      tab.addEventListener("click", () => join(each));
-      $("pits").append(tab);
-    }
-    if (!pit) join(pits[0]);
-    else for (const tab of $("pits").children) tab.setAttribute("aria-pressed", tab.textContent === pit);
-  }
+  $("pits").addEventListener("click", (event) => {
+    if (event.target.matches("button")) join(event.target.textContent);
+  });
 
   function drawPrices() {
     const prices = lastPrices.get(pit) ?? [];
@@ -190,12 +183,11 @@ function openFloor() {
     while ($("tape").children.length > 6) $("tape").lastChild.remove();
   }
 
-  socket.on("tick", ({ process, pid, at, prices, traders }) => {
+  socket.on("tick", ({ process, pid, at, prices, traders, connections }) => {
     const known = processes.get(process);
     if (known && known.pid !== pid) log(`Process ${process} has a new worker, pid ${pid}`, "warn");
-    processes.set(process, { pid, traders, heard: performance.now() });
+    processes.set(process, { pid, traders, connections, heard: performance.now() });
     if (process === here) $("process").textContent = `${process} · pid ${pid}`;
-    showPits(Object.keys(prices));
     for (const [each, value] of Object.entries(prices)) {
       const series = lastPrices.get(each) ?? [];
       // Every process quotes; the first to arrive in a second counts.
@@ -309,7 +301,7 @@ function openFloor() {
     const now = performance.now();
     const silent = [];
     $("processes").replaceChildren(
-      ...[...processes].sort().map(([process, { pid, traders, heard }]) => {
+      ...[...processes].sort().map(([process, { pid, connections, heard }]) => {
         const age = now - heard;
         const isSilent = age > SILENT_AFTER;
         if (isSilent) silent.push(process);
@@ -318,7 +310,7 @@ function openFloor() {
           {},
           element("span", { text: process, className: "tag" }),
           element("span", { text: `pid ${pid}`, className: "soft" }),
-          element("span", { text: `${traders.length} trader${traders.length === 1 ? "" : "s"}`, className: "soft" }),
+          element("span", { text: `${connections} connection${connections === 1 ? "" : "s"}`, className: "soft" }),
           element("span", {
             text: isSilent ? `silent for ${Math.floor(age / 1000)} s` : "ticking",
             className: `pulse ${isSilent ? "bad" : "good"}`,
@@ -353,8 +345,31 @@ function openFloor() {
     }
   }
 
+  async function flood() {
+    const wanted = 2000;
+    const answers = await Promise.allSettled(
+      Array.from({ length: wanted }, () => socket.timeout(20000).emitWithAck("demo:slow")),
+    );
+    const values = answers.map(({ value }) => value ?? {});
+    const running = Math.max(...values.map((value) => value.running ?? 0));
+    const refused = values.filter(({ error }) => error).length;
+    const handled = values.filter((value) => value.running).length;
+    log(
+      `Sent ${wanted} slow events: at most ${running} ran at a time, ${handled} were handled, ` +
+        `${refused} refused`,
+      handled + refused === wanted ? "good" : "bad",
+    );
+  }
+
+  function sendRubbish() {
+    socket.io.engine.write("2[this is no JSON");
+    log("Sent a malformed packet", "warn");
+  }
+
+  const byClient = { handler: raiseInHandler, flood, malformed: sendRubbish };
+
   async function inject(fault, label) {
-    if (fault === "handler") return raiseInHandler();
+    if (byClient[fault]) return byClient[fault]();
     try {
       const response = await fetch(`/demo/${fault}`, {
         method: "POST",

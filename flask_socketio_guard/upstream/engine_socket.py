@@ -75,6 +75,7 @@ class GuardedSocket(_Socket):
         self.closing = False
         self.closed = False
         self.last_ping: bool | None = None
+        self._is_heard = False
         self.queue = SendQueue(
             max_packets=config.send_queue_max_packets,
             max_bytes=config.send_queue_max_bytes,
@@ -173,12 +174,20 @@ class GuardedSocket(_Socket):
         if self.closed:
             return
         self.last_ping = True
+        self._is_heard = False
         self._heartbeat = self._guard.deadlines.call_later(
             self.server.ping_timeout, self._ping_overdue
         )
         self.send(Packet(packets.PING))
 
     def _ping_overdue(self) -> None:
+        if self._is_heard and not self.closed:
+            # Its answer is behind much else that it sends.
+            self._is_heard = False
+            self._heartbeat = self._guard.deadlines.call_later(
+                self.server.ping_timeout, self._ping_overdue
+            )
+            return
         self.close(abort=True, reason=self.server.reason.PING_TIMEOUT)
 
     def check_ping_timeout(self) -> bool:
@@ -209,6 +218,7 @@ class GuardedSocket(_Socket):
             ProtocolViolation: It has no place here.
         """
         kind = pkt.packet_type
+        self._is_heard = True
         if kind == packets.MESSAGE:
             self.server.handlers["message"](self.sid, pkt.data)
         elif kind == packets.PONG:

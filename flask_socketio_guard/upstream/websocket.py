@@ -18,6 +18,8 @@ from websockets.frames import Close, CloseCode, Frame, Opcode
 from websockets.headers import parse_connection, parse_extension, parse_upgrade
 from websockets.utils import accept_key
 
+from ..signals import logger
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -163,19 +165,42 @@ def offer_compression(path: str) -> None:
     _compressing_paths.add(path)
 
 
+class _Reset(BaseException):
+    """The client is gone before its request was read."""
+
+
 def mend_gevent_websocket() -> None:
-    """Let gevent-websocket answer odd upgrade requests with 400.
+    """Let gevent-websocket's handler bear clients that are odd or leave early.
 
-    On a ``Sec-WebSocket-Key`` that is no base64, and on some other headers, its
-    handler raises instead: a traceback for each, and a 500.
+    On a ``Sec-WebSocket-Key`` that is no base64, and on some other headers, it
+    raises where it should answer 400. And gevent prints a traceback or two for each client
+    that resets its connection within a request.
     """
-    if WebSocketHandler.upgrade_websocket is not _upgrade_websocket:
-        global _original
-        _original = WebSocketHandler.upgrade_websocket
-        WebSocketHandler.upgrade_websocket = _upgrade_websocket
+    if not _originals:
+        for name, mended in (
+            ("upgrade_websocket", _upgrade_websocket),
+            ("read_request", _read_request),
+            ("handle", _handle),
+        ):
+            _originals[name] = getattr(WebSocketHandler, name)
+            setattr(WebSocketHandler, name, mended)
 
 
-_original: Any = None
+_originals: dict[str, Callable[..., Any]] = {}
+
+
+def _read_request(handler: Any, requestline: Any) -> Any:
+    try:
+        return _originals["read_request"](handler, requestline)
+    except OSError as exc:
+        raise _Reset from exc  # gevent prints any Exception, and then answers nobody
+
+
+def _handle(handler: Any) -> None:
+    try:
+        _originals["handle"](handler)
+    except (_Reset, ConnectionError):
+        logger.debug("a client was gone before its request was answered")
 
 
 def _upgrade_websocket(handler: Any) -> Any:
@@ -188,7 +213,7 @@ def _upgrade_websocket(handler: Any) -> Any:
         return [b"Bad Request"]
     is_compressing = any(environ.get("PATH_INFO", "").startswith(p) for p in _compressing_paths)
     header, extensions = agree_on_extensions(environ, is_compressing=is_compressing)
-    result = _original(handler)
+    result = _originals["upgrade_websocket"](handler)
     if header is not None and environ.get("wsgi.websocket") is not None:
         handler.response_headers.append((b"Sec-WebSocket-Extensions", header.encode()))
         environ[_EXTENSIONS] = extensions

@@ -31,7 +31,7 @@ class DeployedServer(GunicornServer):
         arguments: Sequence[str] = (),
     ) -> None:
         port = free_port()
-        own = {"HOST": "127.0.0.1", "PORT": str(port), "GRACEFUL_TIMEOUT": "1"}
+        own = {"HOST": "127.0.0.1", "PORT": str(port)}
         super().__init__(app, port=port, env=own | dict(env or {}))
         self.name = str(port)
         self._command = [

@@ -1,8 +1,9 @@
-"""An application whose task has something to say when it is asked to stop."""
+"""An application that is busy when it is asked to stop: with a task, and with a request."""
 
 from __future__ import annotations
 
 import os
+import time
 
 from flask import Flask
 from flask_socketio import SocketIO
@@ -10,6 +11,8 @@ from flask_socketio import SocketIO
 from flask_socketio_guard import SocketIOGuard
 
 FAREWELL = "farewell"
+SLOW = "a slow request has come"
+SLOW_DURATION = 2.5
 
 
 def create_app() -> Flask:
@@ -18,6 +21,12 @@ def create_app() -> Flask:
     app.config.from_prefixed_env()
     socketio = SocketIO(app, message_queue=os.environ["REDIS_URL"])
     guard = SocketIOGuard(app, socketio)
+
+    @app.get("/slow")
+    def slow() -> str:
+        app.logger.warning(SLOW)
+        time.sleep(SLOW_DURATION)
+        return "done"
 
     @guard.task
     def work() -> None:

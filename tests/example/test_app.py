@@ -58,7 +58,7 @@ def wait_for(client: SocketIOTestClient, event: str) -> list[Any]:
 
 
 def sid_of(name: str) -> str:
-    return next(sid for sid, trader in traders.items() if trader["name"] == name)
+    return next(sid for sid, trader in traders.items() if trader.name == name)
 
 
 def test_trader_joins_a_pit_and_gets_its_last_minute(enter: Enter) -> None:
@@ -86,7 +86,7 @@ def test_trader_who_changes_the_pit_leaves_the_old_one(enter: Enter) -> None:
     ada.emit("trade", "sell", 1, callback=True)
     bram.emit("trade", "sell", 2, callback=True)
     assert wait_for(bram, "trade")[0]["pit"] == "Saffron"
-    assert traders[sid_of("Bram")]["pit"] == "Saffron"
+    assert traders[sid_of("Bram")].pit == "Saffron"
 
 
 def test_question_reaches_the_trader_it_is_for(enter: Enter) -> None:
@@ -109,29 +109,43 @@ def test_pit_hears_that_a_trader_who_left_gave_no_answer(enter: Enter) -> None:
 
 
 @pytest.mark.parametrize(
-    ("event", "arguments"),
+    ("event", "arguments", "code"),
     [
-        ("join", ["Copper"]),
-        ("join", [["Tea"]]),
-        ("join", [None]),
-        ("trade", ["steal", 1]),
-        ("trade", ["buy", 0]),
-        ("trade", ["buy", 101]),
-        ("trade", ["buy", "5"]),
-        ("trade", ["buy", True]),
-        ("trade", ["buy", 1.5]),
-        ("ask", [{"room": "all"}]),
-        ("ask", [""]),
-        ("ask", ["Tea"]),
+        ("join", ["Copper"], "invalid"),
+        ("join", [["Tea"]], "invalid"),
+        ("join", [None], "invalid"),
+        ("join", [], "invalid"),
+        ("trade", ["steal", 1], "invalid"),
+        ("trade", ["buy", 0], "invalid"),
+        ("trade", ["buy", 101], "invalid"),
+        ("trade", ["buy", "5"], "invalid"),
+        ("trade", ["buy", True], "invalid"),
+        ("trade", ["buy", 1.5], "invalid"),
+        ("trade", ["buy"], "invalid"),
+        ("ask", [{"room": "all"}], "invalid"),
+        ("ask", [3], "invalid"),
+        ("ask", [""], "rejected"),
+        ("ask", ["Tea"], "rejected"),
     ],
 )
-def test_bad_input_is_rejected(enter: Enter, event: str, arguments: list[Any]) -> None:
+def test_bad_input_is_refused(enter: Enter, event: str, arguments: list[Any], code: str) -> None:
     """The client is told by the acknowledgement, and nobody hears of it."""
     ada, bram = enter("Ada", "Tea"), enter("Bram", "Tea")
     answer = ada.emit(event, *arguments, callback=True)
-    assert answer["error"]["code"] == "rejected"
+    assert answer["error"]["code"] == code
     assert answer["error"]["message"]
-    assert bram.get_received() == []
+    assert [
+        received["name"] for received in bram.get_received() if received["name"] != "tick"
+    ] == []
+
+
+def test_trader_who_trades_too_fast_is_refused(enter: Enter) -> None:
+    """Ten trades in a second are enough; the next is not told to anybody."""
+    ada = enter("Ada", "Tea")
+    answers = [ada.emit("trade", "buy", 1, callback=True) for _ in range(30)]
+    codes = [answer["error"]["code"] for answer in answers if "error" in answer]
+    assert len(codes) >= 10
+    assert set(codes) == {"rate_limited"}
 
 
 @pytest.mark.parametrize(("event", "arguments"), [("trade", ["buy", 1]), ("ask", ["x"])])
@@ -157,17 +171,22 @@ def test_connect_without_a_name_is_refused(app: Flask, auth: object) -> None:
 def test_name_is_made_fit_to_show(enter: Enter, given: str, name: str) -> None:
     """Names are short and never empty."""
     enter(given)
-    assert [trader["name"] for trader in traders.values()] == [name]
+    assert [trader.name for trader in traders.values()] == [name]
 
 
-def test_every_client_hears_the_ticks_of_the_process(app: Flask, enter: Enter) -> None:
+def test_who_has_joined_a_pit_hears_the_ticks_of_the_process(app: Flask, enter: Enter) -> None:
     """A tick tells the prices and who is there; the task runs since the first request."""
-    ada = enter("Ada", "Cocoa")
+    bram, ada = enter("Bram"), enter("Ada", "Cocoa")
     assert app.test_client().get("/healthz").get_json()["listener"] == "absent"
     (tick,) = wait_for(ada, "tick")
     assert tick["process"] == app.config["PROCESS"]
     assert set(tick["prices"]) == set(PITS)
-    assert tick["traders"] == [{"sid": sid_of("Ada"), "name": "Ada", "pit": "Cocoa"}]
+    assert tick["traders"] == [
+        {"sid": sid_of("Bram"), "name": "Bram", "pit": None},
+        {"sid": sid_of("Ada"), "name": "Ada", "pit": "Cocoa"},
+    ]
+    assert tick["connections"] == 2
+    assert bram.get_received() == []
 
 
 def test_page_needs_no_other_host_and_no_inline_script(app: Flask) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from werkzeug.exceptions import Forbidden
 
 from example_app.app import create_app, guard, socketio
 from example_app.faults import HEADER
@@ -13,7 +14,16 @@ if TYPE_CHECKING:
     from flask import Flask
 
 ADMITTED = {HEADER: "yes"}
-COMMANDS = ["callback-raises", "callback-hangs", "kill-listener", "broker/stop", "broker/start"]
+COMMANDS = [
+    "callback-raises",
+    "callback-hangs",
+    "kill-listener",
+    "pour",
+    "stop-worker",
+    "broker/stop",
+    "broker/start",
+]
+EVENTS = {"demo:watch": [], "demo:raise": [], "demo:slow": [], "demo:echo": ["words"]}
 
 
 @pytest.fixture
@@ -141,9 +151,9 @@ def test_page_of_another_site_is_not_allowed_to_ask(demo_app: Flask) -> None:
 
 
 @pytest.mark.parametrize("body", [{}, {"sid": 3}, {"sid": None}, ["x"], "x", 3])
-@pytest.mark.parametrize("command", ["callback-raises", "callback-hangs"])
-def test_panel_asks_for_the_client_to_ask(demo_app: Flask, command: str, body: object) -> None:
-    """It does not guess whom to ask, and fails on no JSON."""
+@pytest.mark.parametrize("command", ["callback-raises", "callback-hangs", "pour"])
+def test_panel_asks_which_client_is_meant(demo_app: Flask, command: str, body: object) -> None:
+    """It does not guess, and fails on no JSON."""
     assert post(demo_app, command, json=body).status_code == 400
 
 
@@ -154,12 +164,16 @@ def test_panel_does_not_stop_a_broker_that_the_demo_did_not_start(demo_app: Flas
     assert 'data-broker="no"' in demo_app.test_client().get("/").text
 
 
-def test_events_of_the_panel_are_refused_to_other_machines(demo_app: Flask) -> None:
+def test_events_of_the_panel_are_refused_to_other_machines(
+    demo_app: Flask, caplog: pytest.LogCaptureFixture
+) -> None:
     """They are checked as its requests are, and the stream does not start for them."""
     client = socketio.test_client(demo_app, auth={"name": "Ada"}, headers={"Host": "evil.example"})
-    answers = [client.emit(name, callback=True) for name in ("demo:watch", "demo:raise")]
+    for name, arguments in EVENTS.items():
+        answer = client.emit(name, *arguments, callback=True)
+        assert answer["error"]["code"] == "internal_error"
+        assert isinstance(caplog.records[-1].exc_info[1], Forbidden)
     client.disconnect()
-    assert [answer["error"]["code"] for answer in answers] == ["internal_error"] * 2
     assert not [task for task in _tasks(demo_app) if task.startswith("demo:")]
 
 

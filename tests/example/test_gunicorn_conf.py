@@ -4,15 +4,19 @@ import json
 import re
 import socket
 import struct
+import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import requests
 import websocket
 
 from tests.example.deployed import DeployedServer
-from tests.example.farewell_app import FAREWELL
+from tests.example.farewell_app import FAREWELL, SLOW, SLOW_DURATION
 from tests.support import DeadlineExceeded, RawClient, wait_until
+from tests.support.raw_websocket import RawWebSocket
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -28,6 +32,7 @@ pytestmark = pytest.mark.timeout(60)
 
 MAX_CONNECTIONS = 5
 POOL = MAX_CONNECTIONS + 64  # what the configuration makes of it
+SERVICE_RESTART = 1012
 TRY_AGAIN_LATER = 1013
 FAREWELL_APP = "tests.example.farewell_app:create_app()"
 HANDSHAKE = "/socket.io/?EIO=4&transport="
@@ -193,12 +198,55 @@ def test_stopping_worker_tells_what_it_could_not_send(
     assert re.search(r"^1 message.* dropped: exit$", server.log(), re.MULTILINE), server.log()
 
 
-def test_server_without_clients_stops_soon(deploy: Deploy) -> None:
-    """What is granted to clients is not waited for when there are none."""
-    server = deploy(env={"GRACEFUL_TIMEOUT": "30"})
+def test_stopping_server_ends_requests_and_waits_for_nobody_who_is_idle(
+    make_redis: Callable[[], RedisServer], deploy: Deploy
+) -> None:
+    """Clients are told to come back elsewhere, a request is answered, and then it is over."""
+    server = deploy(FAREWELL_APP, env={"REDIS_URL": make_redis().url})
     server.wait_until_serving(path="/readyz")
-    assert server.stop(timeout=10)
+    with requests.Session() as idle, RawWebSocket(server.url) as client:
+        assert idle.get(f"{server.url}/livez", timeout=5).status_code == 200
+        client.join()
+        with ThreadPoolExecutor() as pool:
+            farewell = pool.submit(poll_to_the_end, server, enter_by_polling(server))
+            answer = pool.submit(server.get, "/slow")
+            wait_until(lambda: SLOW in server.log(), message="the request does not come")
+            server.ask_to_stop()
+            began_at = time.monotonic()
+            client.read_to_end()
+            assert client.close is not None
+            assert client.close.close_code == SERVICE_RESTART
+            # With a close packet it would stay away; after an error it comes back.
+            assert farewell.result() == 400
+            assert (answer.result().status_code, answer.result().text) == (200, "done")
+        wait_until(lambda: not server.is_alive(), timeout=10, message="the server does not end")
+    assert time.monotonic() - began_at < SLOW_DURATION + 4.0
     assert "Worker exiting" in server.log()
+    assert "SIGKILL" not in server.log()
+    assert "Traceback" not in server.log()
+
+
+def test_server_without_clients_stops_soon(deploy: Deploy) -> None:
+    """What is granted to requests is not waited for when there are none."""
+    server = deploy()
+    server.wait_until_serving(path="/readyz")
+    assert server.stop(timeout=5)
+    assert "Worker exiting" in server.log()
+
+
+def enter_by_polling(server: DeployedServer) -> str:
+    """Connect a client that polls; return its Engine.IO session id."""
+    sid: str = json.loads(server.get(f"{HANDSHAKE}polling").text[1:])["sid"]
+    assert server.request("POST", f"{HANDSHAKE}polling&sid={sid}", data="40").text == "OK"
+    assert server.get(f"{HANDSHAKE}polling&sid={sid}").text.startswith("40")
+    return sid
+
+
+def poll_to_the_end(server: DeployedServer, sid: str) -> int:
+    """Poll while that is answered with events; return the status of the other answer."""
+    while (status := server.get(f"{HANDSHAKE}polling&sid={sid}").status_code) == 200:
+        pass
+    return status
 
 
 def _farewell(subscription: redis.client.PubSub) -> dict[str, Any] | None:

@@ -22,7 +22,7 @@ from playwright.sync_api import expect, sync_playwright
 from example_app.demo import broker_control
 from example_app.pages import CLIENT_FILE, CLIENT_FOLDER
 from tests.example.deployed import DeployedServer
-from tests.support import RedisServer
+from tests.support import RedisServer, wait_until
 from tests.support.servers import PROJECT_ROOT
 
 if TYPE_CHECKING:
@@ -98,7 +98,6 @@ def exchange(browser: Browser, _client_for_javascript: None) -> Iterator[Exchang
             "FLASK_DEMO": "1",
             "FLASK_MESSAGE_QUEUE": redis.url,
             "FLASK_BROKER_CONTROL": control,
-            "GRACEFUL_TIMEOUT": "0",
         }
         servers = [DeployedServer(env=env), DeployedServer(env=env)]
         for server in servers:
@@ -185,6 +184,8 @@ def test_ticker_moves(exchange: Exchange, open_page: OpenPage) -> None:
     expect(line).not_to_have_attribute("d", seen, timeout=TIMEOUT)
     expect_text(page, "#price", re.compile(r"^\d+\.\d\d$"))
     expect_ticking(page, exchange.a, exchange.b)
+    row = page.locator("#processes li", has_text=exchange.a.name)
+    expect(row).to_contain_text("1 connection", timeout=TIMEOUT)
 
 
 def test_traders_of_both_processes_see_each_other(
@@ -259,11 +260,46 @@ def test_callbacks_and_the_listener_broken_from_the_panel_do_no_harm(
         break_it(page, fault)
     for label in ("Callback raises", "Callback hangs", "Kill the listener"):
         expect_log(page, f"{label}: done")
+    # What is sent in the meantime, Redis does not keep.
+    wait_until(lambda: exchange.a.get("/readyz").json()["listener"] == "running")
     two_pages[1].get_by_role("button", name="Sell", exact=True).click()
     expect(page.locator("#tape li")).to_contain_text(["sells5 lots"], timeout=TIMEOUT)
     expect_ticking(page, exchange.a, exchange.b)
     expect_text(page, "#health-short", "pass")
     assert exchange.a.worker_pids() == workers
+
+
+def test_flood_and_rubbish_from_the_panel_cost_only_the_page_that_sends_them(
+    exchange: Exchange, two_pages: tuple[Page, Page]
+) -> None:
+    """Too many events are refused, a malformed packet ends the connection; the worker stays."""
+    page, other = two_pages
+    workers = exchange.a.worker_pids()
+    break_it(page, "flood")
+    other.get_by_role("button", name="Buy", exact=True).click()
+    expect(page.locator("#tape li")).to_contain_text(["buys5 lots"], timeout=TIMEOUT)
+    expect_log(page, re.compile(r"at most 64 ran at a time, \d+ were handled, \d+ refused"))
+    break_it(page, "malformed")
+    expect_log(page, "Disconnected: transport close")
+    expect_log(page, "Connected again")
+    assert exchange.a.worker_pids() == workers
+    assert "Disconnected" not in other.locator("#log").inner_text()
+
+
+def test_page_finds_the_next_worker_when_its_own_is_stopped(
+    exchange: Exchange, two_pages: tuple[Page, Page]
+) -> None:
+    """The worker drains at SIGTERM, and its master starts another."""
+    page = two_pages[0]
+    (before,) = exchange.a.worker_pids()
+    break_it(page, "stop-worker")
+    expect_log(page, "Disconnected: transport close")
+    expect_log(page, "Connected again")
+    expect_log(page, f"Process {exchange.a.name} has a new worker")
+    (after,) = exchange.a.worker_pids()
+    assert after != before
+    expect_text(page, "#process", f"{exchange.a.name} · pid {after}")
+    expect_ticking(page, exchange.a, exchange.b)
 
 
 def test_page_tells_that_the_broker_is_away_and_back(
@@ -295,6 +331,7 @@ def test_page_reconnects_when_its_process_was_restarted(
     page = open_page(server)
     page.get_by_role("button", name="Saffron").click()
     expect_text(page, "#pit-name", "Saffron")
+    expect_ticking(page, server)
     assert server.stop(timeout=10)
     expect_text(page, "#connection", re.compile("^reconnecting"))
     expect(page.locator("#transport")).not_to_have_text("websocket")

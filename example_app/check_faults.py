@@ -1,0 +1,373 @@
+"""The faults that the check injects, one function each."""
+
+from __future__ import annotations
+
+import os
+import signal
+import statistics
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import psutil
+import socketio
+from redis import Redis
+
+from example_app.clients import BareClient, Farewell
+from example_app.faults import HANG_DURATION
+from example_app.waiting import fetch, wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from example_app.broker import Broker
+    from example_app.check import Check
+    from example_app.demo import Process
+
+OUTAGE_DURATION = 3.0  # of a broker that is paused or stopped
+RECOVERY_TIMEOUT = 20.0
+CROWD = 20  # clients that vanish, or are told to go elsewhere
+SENDERS = 10  # clients that send the same rubbish
+FLOOD = 2000  # events at once from one client
+MAX_RUNNING = 64  # of these; the guard's default
+ECHO_DURATION = 1.5  # of asking, while a flood is handled
+SMALL_BUFFER = 16 * 1024
+MIB = 1024 * 1024
+MAX_GROWTH = 10 * MIB  # of a process that sends ten times as much to one who does not read
+
+# What no client may send, with the WebSocket close codes (RFC 6455, section 7.4.1) that it earns.
+RUBBISH: dict[str | bytes, int] = {
+    "hello": 1002,  # no Engine.IO packet
+    "4hello": 1002,  # no Socket.IO packet
+    "42[this is no JSON": 1002,
+    "42" + 5000 * "[": 1002,
+    '459999999999-["attachments"]': 1002,
+    b"\xff\xfe": 1007,  # no UTF-8
+    "4" + 2 * MIB * "x": 1009,
+}
+SLOW_CONSUMER = Farewell(1008, "slow consumer")
+SERVICE_RESTART = 1012
+
+
+class Seen(NamedTuple):
+    """What injecting a fault showed.
+
+    Attributes:
+        note: For the last column.
+        over_at: When the fault was over; by default, when its injection returned.
+        down_at: Since when the broker was away, for a fault of the broker; what was sent from then
+            until `over_at` must arrive.
+    """
+
+    note: str
+    over_at: float | None = None
+    down_at: float | None = None
+
+
+class Fault(NamedTuple):
+    """A row of the table.
+
+    Attributes:
+        name: What the table calls it.
+        inject: Makes it happen, and returns once it has; raises `Failed` if the guard did not do
+            what it must.
+        needs_own_broker: It stops, pauses or disconnects the broker.
+    """
+
+    name: str
+    inject: Callable[[Check], Seen]
+    needs_own_broker: bool = False
+
+
+class Failed(Exception):
+    """The guard did not do what it must; the text says what."""
+
+
+# ---- handlers and callbacks ----
+
+
+def raise_in_handler(check: Check) -> Seen:
+    """Have a handler raise on both processes; the acknowledgement must say so."""
+    started = time.monotonic()
+    for watcher in (check.a, check.b):
+        try:
+            answer = watcher.client.call("demo:raise", timeout=3)
+        except socketio.exceptions.TimeoutError:
+            raise Failed("the acknowledgement never came") from None
+        if answer.get("error", {}).get("code") != "internal_error" or not answer["error"].get("id"):
+            raise Failed(f"the acknowledgement was {answer}")
+    return Seen(f"error acknowledged in {(time.monotonic() - started) / 2 * 1000:.0f} ms")
+
+
+def raise_in_connect(check: Check) -> Seen:
+    """Connect with what the connect handler cannot digest; the client must be refused."""
+    refusals: list[Any] = []
+    for watcher in (check.a, check.b):
+        client = socketio.Client(reconnection=False)
+        client.on("connect_error", refusals.append)
+        try:
+            client.connect(watcher.process.url, auth={"name": 42}, wait_timeout=3)
+        except socketio.exceptions.ConnectionError:
+            continue
+        finally:
+            client.disconnect()
+        raise Failed("the client was let in")
+    codes = [
+        refusal.get("data", {}).get("code") for refusal in refusals if isinstance(refusal, dict)
+    ]
+    if codes != ["internal_error"] * 2:
+        raise Failed(f"the clients were told {refusals or 'nothing'}")
+    return Seen("clients refused")
+
+
+def raise_in_callback(check: Check) -> Seen:
+    """Have callbacks raise SystemExit, for clients of the same and of the other process."""
+    pids = worker_pids(check)
+    ask_everybody(check, "callback-raises")
+    wait_until(lambda: worker_pids(check) != pids, timeout=1.5)
+    if worker_pids(check) != pids:
+        raise Failed("a worker ended")
+    return Seen("SystemExit; same workers")
+
+
+def hang_in_callback(check: Check) -> Seen:
+    """Have callbacks hang, for clients of the same and of the other process."""
+    ask_everybody(check, "callback-hangs")
+    return Seen(f"for {HANG_DURATION:.0f} s, in both processes")
+
+
+# ---- listener and broker ----
+
+
+def kill_listener(check: Check) -> Seen:
+    """Kill the listener in both processes, one after the other."""
+    for watcher in (check.a, check.b):
+        killed = fetch(f"{watcher.process.url}/demo/kill-listener", {}).document.get("killed")
+        if not killed:
+            raise Failed(f"no listener found to kill: {killed}")
+    return Seen("in both processes")
+
+
+def drop_subscribers(check: Check) -> Seen:
+    """Have the broker close every subscription."""
+    with Redis.from_url(check.demo.broker_url) as client:
+        closed = client.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
+    return Seen(f"{closed} subscriptions closed")
+
+
+def pause_broker(check: Check) -> Seen:
+    """Suspend the broker for a while."""
+    broker = own_broker(check)
+    broker.pause()
+    down_at = time.time()
+    time.sleep(OUTAGE_DURATION)
+    broker.resume()
+    return Seen("all that was sent meanwhile arrived", time.time(), down_at)
+
+
+def restart_broker(check: Check) -> Seen:
+    """Stop the broker's process, and start it again after a while, on the same port."""
+    broker = own_broker(check)
+    broker.stop()
+    down_at = time.time()
+    time.sleep(OUTAGE_DURATION)
+    broker.start()
+    return Seen("all that was sent meanwhile arrived", time.time(), down_at)
+
+
+# ---- clients ----
+
+
+def vanish(check: Check) -> Seen:
+    """Have clients fall silent; they must be gone after their ping timeout, and all they held."""
+    process = check.a.process
+
+    def connections() -> int:
+        return int(ask_worker(process)["connections"])
+
+    worker = psutil.Process(ask_worker(process)["pid"])
+    clients_before, descriptors_before = connections(), worker.num_fds()
+    with crowd(process, CROWD):
+        silent_at = time.monotonic()
+        if not wait_until(lambda: connections() <= clients_before, timeout=10):
+            raise Failed(f"{connections() - clients_before} clients are still there")
+        silence = time.monotonic() - silent_at
+        if not wait_until(lambda: worker.num_fds() <= descriptors_before, timeout=1):
+            raise Failed(f"{worker.num_fds() - descriptors_before} descriptors are still open")
+    return Seen(f"gone after {silence:.1f} s of silence, and all their descriptors")
+
+
+def flood(check: Check) -> Seen:
+    """Send slow events all at once; few may run at a time, and others must not notice."""
+    with crowd(check.a.process, 1) as (client,):
+        for number in range(1, FLOOD + 1):
+            client.send(f'42{number}["demo:slow"]')
+        latencies = []
+        until = time.monotonic() + ECHO_DURATION
+        while (asked_at := time.monotonic()) < until:
+            check.a.client.call("demo:echo", "words", timeout=3)
+            latencies.append(time.monotonic() - asked_at)
+        answers = [client.read_acknowledgement() for _ in range(FLOOD)]
+    at_a_time = max(answer.get("running", 0) for answer in answers)
+    codes = Counter(answer["error"]["code"] for answer in answers if "error" in answer)
+    if at_a_time > MAX_RUNNING or set(codes) != {"too_many_in_flight"}:
+        raise Failed(f"{at_a_time} ran at a time; refused: {dict(codes)}")
+    usual, worst = statistics.median(latencies) * 1000, max(latencies) * 1000
+    others = f"others answered in {usual:.0f} ms, {worst:.0f} at worst"
+    return Seen(f"{at_a_time} at a time, {codes.total()} refused; {others}")
+
+
+def never_read(check: Check) -> Seen:
+    """Send far too much to a client that does not read; it must go, and no memory with it."""
+    process = check.a.process
+    worker = psutil.Process(ask_worker(process)["pid"])
+    before = peak = worker.memory_info().rss
+    with crowd(process, 1, receive_buffer=SMALL_BUFFER) as (client,), ThreadPoolExecutor() as pool:
+        pouring = pool.submit(fetch, f"{process.url}/demo/pour", {"sid": client.sid}, timeout=20)
+        while not pouring.done():
+            peak = max(peak, worker.memory_info().rss)
+            time.sleep(0.01)
+        farewell = client.read_farewell()
+    sent = pouring.result().document.get("bytes", 0)
+    if farewell != SLOW_CONSUMER:
+        raise Failed(f"the client was told {farewell}")
+    grown = f"the process grew by {(peak - before) / MIB:.1f} MiB"
+    if peak - before > MAX_GROWTH:
+        raise Failed(grown)
+    return Seen(f"{sent / MIB:.0f} MiB sent, {grown}; told {farewell.reason!r}")
+
+
+def send_rubbish(check: Check) -> Seen:
+    """Send what breaks the protocols; it must cost the sender its connection, and few log lines."""
+    process = check.a.process
+    lines_before = count_lines(process)
+    earned: Counter[int] = Counter()
+    for rubbish, code in RUBBISH.items():
+        with crowd(process, SENDERS) as clients:
+            for client in clients:
+                with suppress(OSError):  # closed before it was all sent
+                    client.send(rubbish)
+            codes = {client.read_farewell().code for client in clients}
+        if codes != {code}:
+            raise Failed(f"after {rubbish[:20]!r} clients were told {codes}, not {code}")
+        earned[code] += len(clients)
+    lines = count_lines(process) - lines_before
+    codes_earned = ", ".join(map(str, earned))
+    return Seen(f"{earned.total()} senders closed ({codes_earned}), {lines} log lines")
+
+
+# ---- processes ----
+
+
+def kill_worker(check: Check) -> Seen:
+    """Kill the worker of A; gunicorn must replace it, and the client must come back."""
+    pid = worker_pids(check)[0]
+    os.kill(pid, signal.SIGKILL)
+    killed_at = time.time()
+    if not wait_until(lambda: worker_pids(check)[0] not in (0, pid), RECOVERY_TIMEOUT):
+        raise Failed("gunicorn did not replace the worker")
+    return Seen("replaced by gunicorn; its client reconnected", killed_at)
+
+
+def drain(check: Check) -> Seen:
+    """Stop B's gunicorn as a deploy does and start it anew; its clients must find another."""
+    process = check.b.process
+    with crowd(process, CROWD) as clients, ThreadPoolExecutor(CROWD) as pool:
+        process.ask_to_stop()
+        told_at = time.monotonic()
+        moves = [pool.submit(move, client, check.a.process) for client in clients]
+        wait_until(lambda: not process.is_ready(), timeout=5)
+        unready = time.monotonic() - told_at
+        codes = {code.result() for code in moves}
+        moved = time.monotonic() - told_at
+        is_over = wait_until(process.has_died, timeout=10)
+        ended = time.monotonic() - told_at
+    if not is_over:
+        raise Failed("the process does not end")
+    process.start()
+    process.wait_ready()
+    if codes != {SERVICE_RESTART}:
+        raise Failed(f"the clients were told {codes}")
+    return Seen(
+        f"unready in {unready * 1000:.0f} ms, {len(clients)} clients on A by {moved:.1f} s, "
+        f"ended in {ended:.1f} s"
+    )
+
+
+def move(client: BareClient, elsewhere: Process) -> int:
+    """Wait until *client* is told to go, and go *elsewhere*; return the code it was told."""
+    code = client.read_farewell().code
+    BareClient(elsewhere).close()
+    return code
+
+
+@contextmanager
+def crowd(
+    process: Process, count: int, *, receive_buffer: int | None = None
+) -> Iterator[list[BareClient]]:
+    """Connect clients; yield them."""
+    clients: list[BareClient] = []
+    try:
+        while len(clients) < count:
+            clients.append(BareClient(process, receive_buffer=receive_buffer))
+        yield clients
+    finally:
+        for client in clients:
+            client.close()
+
+
+def ask_worker(process: Process) -> dict[str, Any]:
+    """Return the pid of the worker of *process*, and how many connections it has."""
+    answer = fetch(f"{process.url}/demo/worker")
+    if answer.code != 200:
+        raise Failed(f"process {process.name} answered {answer.code}")
+    return answer.document
+
+
+def count_lines(process: Process) -> int:
+    """Return the length of the log of *process*."""
+    return len(process.log.read_bytes().splitlines())
+
+
+def ask_everybody(check: Check, fault: str) -> None:
+    """Have each process ask each of the clients, with a callback that does *fault*."""
+    for watcher in (check.a, check.b):
+        for sid in (check.a.sid, check.b.sid):
+            answer = fetch(f"{watcher.process.url}/demo/{fault}", {"sid": sid})
+            if answer.code != 200:
+                raise Failed(f"process {watcher.process.name} answered {answer.code}")
+
+
+def worker_pids(check: Check) -> list[int]:
+    """Return the pid of each process's worker, 0 for one that does not answer."""
+    return [
+        fetch(f"{process.url}/demo/worker").document.get("pid", 0)
+        for process in check.demo.processes
+    ]
+
+
+def own_broker(check: Check) -> Broker:
+    """Return the broker that the demo started."""
+    if check.demo.broker is None:
+        raise Failed("the broker is not the demo's own")
+    return check.demo.broker
+
+
+FAULTS = (
+    Fault("handler raises", raise_in_handler),
+    Fault("connect handler raises", raise_in_connect),
+    Fault("callback raises", raise_in_callback),
+    Fault("callback hangs", hang_in_callback),
+    Fault("listener killed", kill_listener),
+    Fault("CLIENT KILL TYPE pubsub", drop_subscribers, needs_own_broker=True),
+    Fault(f"broker paused {OUTAGE_DURATION:.0f} s", pause_broker, needs_own_broker=True),
+    Fault(f"broker stopped {OUTAGE_DURATION:.0f} s", restart_broker, needs_own_broker=True),
+    Fault(f"{CROWD} clients vanish", vanish),
+    Fault(f"client sends {FLOOD:,} events", flood),
+    Fault("client never reads", never_read),
+    Fault("clients send rubbish", send_rubbish),
+    Fault("worker of A killed (-9)", kill_worker),
+    Fault("B told to stop, started anew", drain),
+)
