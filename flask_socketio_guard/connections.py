@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import ItemsView, Iterator, Mapping, ValuesView
 from typing import TYPE_CHECKING
 
 from .runtime import clock
@@ -30,6 +30,9 @@ class Connection:
         reason: Why it closed: ``"client disconnect"``, ``"server disconnect"``,
             ``"ping timeout"``, ``"transport close"`` or ``"transport error"``;
             ``""`` before that.
+        is_accepted: Whether its connect handler let it in, whatever came then.
+        is_left_to_connect: Whether it was closed while its connect handler ran, and
+            so has its end where that has ended.
     """
 
     __slots__ = (
@@ -40,6 +43,7 @@ class Connection:
         "_on_failure",
         "eio_sid",
         "is_accepted",
+        "is_left_to_connect",
         "namespace",
         "opened_at",
         "reason",
@@ -62,6 +66,7 @@ class Connection:
         self.opened_at = clock()
         self.reason = ""
         self.is_accepted = False
+        self.is_left_to_connect = False
         self._lock = lock
         self._machine: StateMachine[ConnectionState, ConnectionEvent] = StateMachine(
             ConnectionState.CONNECTING,
@@ -126,7 +131,11 @@ class Connection:
 
     def expect_handshake(self, timer: Timer) -> None:
         """Keep *timer*, which closes it, until its handshake or its end."""
-        self._handshake = timer
+        with self._lock:
+            if self.state in (ConnectionState.CONNECTING, ConnectionState.OPEN):
+                self._handshake = timer
+                return
+        timer.cancel()
 
     def shake_hands(self) -> bool:
         """Note that the application's own handshake is done.
@@ -138,7 +147,7 @@ class Connection:
             if not self.is_open:
                 return False
             self._machine.send(ConnectionEvent.HANDSHAKE)
-        self._forget_handshake()
+            self._forget_handshake()
         return True
 
     def begin_close(self, reason: str) -> bool:
@@ -151,8 +160,9 @@ class Connection:
             is_first = self.state not in (ConnectionState.CLOSING, ConnectionState.CLOSED)
             if is_first:
                 self.reason = reason
+                self.is_left_to_connect = not self.is_accepted
             self._machine.send(ConnectionEvent.CLOSE, reason)
-        self._forget_handshake()
+            self._forget_handshake()
         return is_first
 
     def finish(self) -> None:
@@ -216,6 +226,14 @@ class Connections(Mapping[str, Connection]):
     def __contains__(self, sid: object) -> bool:
         return sid in self._by_sid
 
+    def values(self) -> ValuesView[Connection]:
+        """Return those that are there now."""
+        return self._by_sid.copy().values()
+
+    def items(self) -> ItemsView[str, Connection]:
+        """Return those that are there now, with their session ids."""
+        return self._by_sid.copy().items()
+
     def count(
         self, state: ConnectionState | str | None = None, namespace: str | None = None
     ) -> int:
@@ -260,7 +278,7 @@ class Connections(Mapping[str, Connection]):
             self._by_sid[sid] = connection
             self._by_eio_sid[eio_sid] = (*self.of(eio_sid), connection)
             self._counts[namespace, connection.state] += 1
-        self._on_change(connection, None, connection.state)
+            self._on_change(connection, None, connection.state)
         return connection
 
     def _changed(self, connection: Connection, old: ConnectionState, new: ConnectionState) -> None:

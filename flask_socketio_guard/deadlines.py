@@ -29,9 +29,7 @@ class Deadline:
 
     def cancel(self) -> None:
         """Make sure that the call is not begun any more; idempotent."""
-        if self.target is not None:
-            self.target = None
-            self._owner.cancelled()
+        self._owner.cancel(self)
 
 
 class Deadlines:
@@ -70,8 +68,10 @@ class Deadlines:
 
     def run(self) -> None:
         """Call what is due until the task is asked to stop."""
-        while not is_stopping():
+        while True:
             self._changed.clear()
+            if is_stopping():
+                return
             self._call_due()
             now = clock()
             with self._lock:
@@ -84,9 +84,12 @@ class Deadlines:
         """Let the task look at once whether it shall stop."""
         self._changed.set()
 
-    def cancelled(self) -> None:
-        """Note that an entry has become void; when most are, they are thrown out."""
+    def cancel(self, deadline: Deadline) -> None:
+        """Make an entry void; when most are, they are thrown out."""
         with self._lock:
+            if deadline.target is None:
+                return
+            deadline.target = None
             self._stale += 1
             if self._stale > _MIN_STALE and self._stale > len(self._heap) // 2:
                 self._heap = [entry for entry in self._heap if entry[2].target is not None]
@@ -101,7 +104,7 @@ class Deadlines:
                 deadline = heapq.heappop(self._heap)[2]
                 target, deadline.target = deadline.target, None
                 if target is None:
-                    self._stale = max(0, self._stale - 1)
+                    self._stale -= 1
                     continue
             try:
                 target()

@@ -103,5 +103,7 @@ class Drain:
         while not self._is_quiet():
             if self._is_ended or clock() > deadline:
                 return False
+            for socket in list(self._sockets()):
+                close_for_restart(socket)  # of those that were on their way in
             self._runtime.sleep(_POLL_INTERVAL)
         return True

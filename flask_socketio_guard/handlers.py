@@ -13,12 +13,13 @@ import inspect
 import traceback
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from socketio.exceptions import ConnectionRefusedError as ConnectionRefused
 
 from . import signals
-from .errors import EventRejected
+from .errors import EventInvalid, EventRejected
 from .hooks import Refusal
 from .signals import Failure, Rejection
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 _FITTED_EVENTS = frozenset({"connect", "disconnect"})
 _MAX_NAME = 100
+_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
 @dataclass(frozen=True)
@@ -148,6 +150,8 @@ class HandlerGuard:
                     self._call_hooks(invocation, args)
                 if message in _FITTED_EVENTS:
                     args = fit(handler, args)
+                elif message is not None:
+                    _require_arguments(handler, len(args))
                 return handler(*args)
             except EventRejected as exc:
                 invocation.rejection = exc
@@ -217,6 +221,39 @@ class HandlerGuard:
         return Refusal(error, {"error": error})
 
 
+def _require_arguments(handler: Callable[..., object], count: int) -> None:
+    # A TypeError of the call would be told as a failure of the handler, with a
+    # traceback for each packet of that kind that anybody cares to send.
+    if not accepts(handler, count):
+        raise EventInvalid(f"an event of this name does not have {count} arguments")
+
+
+def accepts(handler: Callable[..., object], count: int) -> bool:
+    """Say whether *handler* can be called with *count* arguments, as far as its signature tells.
+
+    The signature of a decorator that passes on whatever it gets tells nothing:
+    it may add arguments of its own.
+    """
+    try:
+        fewest, most = _arity(handler)
+    except TypeError:  # not hashable
+        return True
+    return fewest <= count and (most is None or count <= most)
+
+
+@lru_cache(maxsize=1024)
+def _arity(handler: Callable[..., object]) -> tuple[int, int | None]:
+    """Return the fewest and the most positional arguments that *handler* takes."""
+    try:
+        parameters = inspect.signature(handler, follow_wrapped=False).parameters.values()
+    except (TypeError, ValueError):
+        return 0, None
+    named = [parameter for parameter in parameters if parameter.kind in _POSITIONAL]
+    fewest = sum(parameter.default is inspect.Parameter.empty for parameter in named)
+    kinds = {parameter.kind for parameter in parameters}
+    return fewest, None if inspect.Parameter.VAR_POSITIONAL in kinds else len(named)
+
+
 def fit(handler: Callable[..., object], args: tuple[object, ...]) -> tuple[object, ...]:
     """Cut *args* to what *handler* accepts by its signature.
 
@@ -236,9 +273,5 @@ def _capacity(function: Callable[..., object]) -> int | None:
             return None
         kinds = [parameter.kind for parameter in signature.parameters.values()]
         if inspect.Parameter.VAR_POSITIONAL not in kinds:
-            positional = (
-                inspect.Parameter.POSITIONAL_ONLY,
-                inspect.Parameter.POSITIONAL_OR_KEYWORD,
-            )
-            return sum(kind in positional for kind in kinds)
+            return sum(kind in _POSITIONAL for kind in kinds)
     return None

@@ -70,6 +70,7 @@ class Connection(Protocol):
     eio_sid: str
     reason: str
     is_accepted: bool
+    is_left_to_connect: bool
 
     @property
     def is_open(self) -> bool: ...

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import heapq
+import itertools
 import threading
 from collections import deque
 from functools import partial
@@ -30,6 +32,7 @@ class IntakeBounds(NamedTuple):
 
 
 class _Job(NamedTuple):
+    number: int
     run: Callable[[], object]
     lose: Callable[[], object]
     size: int
@@ -54,6 +57,7 @@ class Intake:
         "_bytes",
         "_lanes",
         "_lock",
+        "_numbers",
         "_spawn",
         "_spawn_later",
         "_waiting",
@@ -73,8 +77,10 @@ class Intake:
         self._spawn = spawn
         self._spawn_later = spawn_later
         self._lock = lock
-        self._waiting: deque[_Job] = deque()
-        # The ordered events that wait, by lane; a lane is here while one of its runs.
+        self._numbers = itertools.count()
+        # Those that may run next, by arrival: of each lane one at the most.
+        self._waiting: list[_Job] = []
+        # Those behind another of their lane; a lane is here while one of its runs or is ready.
         self._lanes: dict[Hashable, deque[_Job]] = {}
         self._bytes = 0
         self.running = 0
@@ -105,30 +111,38 @@ class Intake:
         bounds = self._bounds
         with self._lock:
             is_lane_busy = lane is not None and lane in self._lanes
-            if self.running < bounds.max_running and not is_lane_busy:
-                self.running += 1
-                if lane is not None:
-                    self._lanes[lane] = deque()
-            else:
+            may_run = self.running < bounds.max_running and not is_lane_busy
+            if not may_run:
                 is_over = self.waiting and self._bytes + size > bounds.max_waiting_bytes
                 if self.waiting >= bounds.max_waiting or is_over:
                     raise TooManyInFlight
-                job = _Job(run, lose, size, lane)
-                (self._lanes[lane] if is_lane_busy else self._waiting).append(job)
+                job = _Job(next(self._numbers), run, lose, size, lane)
                 self.waiting += 1
                 self._bytes += size
-                return
-        self._spawn(partial(self._work, run, lane))
+                if is_lane_busy:
+                    self._lanes[lane].append(job)
+                else:
+                    heapq.heappush(self._waiting, job)
+            else:
+                self.running += 1
+            if lane is not None and not is_lane_busy:
+                self._lanes[lane] = deque()
+        if may_run:
+            self._spawn(partial(self._work, run, lane))
 
     def close(self) -> None:
         """Drop what waits: the client is gone."""
         with self._lock:
-            jobs = [*self._waiting, *(job for lane in self._lanes.values() for job in lane)]
-            self._waiting.clear()
+            jobs = list(self._waiting)
+            for job in list(jobs):
+                if job.lane is not None:
+                    jobs += self._lanes.pop(job.lane)
             for lane in self._lanes.values():
+                jobs += lane
                 lane.clear()
+            self._waiting.clear()
             self.waiting = self._bytes = 0
-        for job in jobs:
+        for job in sorted(jobs):
             job.lose()
 
     def _work(self, run: Callable[[], object], lane: Hashable) -> None:
@@ -141,33 +155,22 @@ class Intake:
                 self._spawn_later(partial(self._work, job.run, job.lane))
 
     def _ended(self, lane: Hashable) -> _Job | None:
+        """Return the event to run after one of *lane* has ended: the oldest that may."""
         with self._lock:
-            job = self._next(lane)
-            if job is None:
+            if lane is not None:
+                behind = self._lanes.get(lane)
+                if behind:
+                    job = behind.popleft()
+                    heapq.heappush(self._waiting, job)
+                elif behind is not None:
+                    del self._lanes[lane]
+            if not self._waiting:
                 self.running -= 1
+                return None
+            job = heapq.heappop(self._waiting)
+            self.waiting -= 1
+            self._bytes -= job.size
             return job
-
-    def _next(self, lane: Hashable) -> _Job | None:
-        """Return the next event to run after one of *lane* has ended."""
-        if lane is not None:
-            queue = self._lanes[lane]
-            if queue:
-                return self._taken(queue.popleft())
-            del self._lanes[lane]
-        while self._waiting:
-            job = self._waiting.popleft()
-            if job.lane is None:
-                return self._taken(job)
-            if job.lane not in self._lanes:
-                self._lanes[job.lane] = deque()
-                return self._taken(job)
-            self._lanes[job.lane].append(job)
-        return None
-
-    def _taken(self, job: _Job) -> _Job:
-        self.waiting -= 1
-        self._bytes -= job.size
-        return job
 
 
 class Starter:

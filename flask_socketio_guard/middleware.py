@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 
-from werkzeug.wsgi import ClosingIterator, FileWrapper
+from werkzeug.wsgi import FileWrapper
 
 from .upstream import refuse_websocket
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
@@ -66,15 +66,40 @@ class GuardMiddleware:
         try:
             answer = self._wsgi_app(environ, start_response)
         except BaseException:
-            self._served()
+            guard.requests -= 1
             raise
-        if isinstance(answer, list | tuple | FileWrapper):
-            self._served()
+        if isinstance(answer, list | tuple | FileWrapper) or _is_file(answer, environ):
+            guard.requests -= 1  # the server knows it by its type, and may send it in its own way
             return answer
-        return ClosingIterator(answer, [self._served])
+        return _Answer(answer, guard)
 
-    def _served(self) -> None:
-        self._guard.requests -= 1
+
+class _Answer:
+    """An answer that counts as a request in progress until it is closed."""
+
+    def __init__(self, answer: Iterable[bytes], guard: AppGuard) -> None:
+        self._answer = answer
+        self._guard: AppGuard | None = guard
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._answer)
+
+    def close(self) -> None:
+        """Close the application's answer."""
+        guard, self._guard = self._guard, None
+        if guard is None:
+            return
+        try:
+            close = getattr(self._answer, "close", None)
+            if close is not None:
+                close()
+        finally:
+            guard.requests -= 1
+
+
+def _is_file(answer: object, environ: WSGIEnvironment) -> bool:
+    wrapper = environ.get("wsgi.file_wrapper")
+    return isinstance(wrapper, type) and isinstance(answer, wrapper)
 
 
 def _closing(start_response: StartResponse) -> StartResponse:

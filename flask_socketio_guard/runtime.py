@@ -267,12 +267,12 @@ class GeventRuntime:
 
         A native thread that does not keep the process alive asks the loop, which
         answers in its next turn; see :class:`~.loop_monitor.LoopMonitor`. That
-        costs 0.2 % of a core in an idle process (20 questions a second at a
+        costs 0.2 to 0.3 % of a core in an idle process (21 questions a second at a
         threshold of 0.4 s), and nothing that can be measured under load.
 
         This is not gevent's own monitor thread, although an application may use
         that beside it. gevent's counts greenlet switches with a trace function,
-        measured as 0.6 us (a third) more for each switch and 8 to 12 % more for an
+        measured as 0.6 us (a third) more for each switch and 6 to 12 % more for an
         echo over a socket pair; trace functions must be removed in the reverse
         order of their installing; what the loop itself calls is not seen; and
         each finding is printed to stderr.

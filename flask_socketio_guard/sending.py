@@ -115,27 +115,27 @@ class SendQueue:
         """Drop waiting messages by the policy until no bound is reached.
 
         Returns:
-            How many were dropped, or ``None`` if the policy does not make room.
+            How many were dropped, or ``None`` if that would not make room: then
+            nothing was.
         """
         if self._policy is SlowConsumer.DISCONNECT:
             return None
         is_volatile_only = self._policy is SlowConsumer.DROP_VOLATILE
-        dropped = 0
         kept: deque[Outgoing] = deque()
-        while self._items and self.is_full_with(kept):
-            item = self._items.popleft()
-            if item.is_event and (item.is_volatile or not is_volatile_only):
-                self.size -= item.size
-                dropped += 1
+        size, count = self.size, len(self)
+        for item in self._items:
+            is_full = size >= self._max_bytes or count >= self._max_packets
+            if is_full and item.is_event and (item.is_volatile or not is_volatile_only):
+                size -= item.size
+                count -= 1
             else:
                 kept.append(item)
-        kept.extend(self._items)
+        if size >= self._max_bytes or count >= self._max_packets:
+            return None
+        dropped = len(self) - count
         self._items = kept
-        return None if self.is_full else dropped
-
-    def is_full_with(self, kept: deque[Outgoing]) -> bool:
-        """Say whether a bound is reached when *kept* waits as well."""
-        return self.size >= self._max_bytes or len(self) + len(kept) >= self._max_packets
+        self.size = size
+        return dropped
 
     def take(self, max_bytes: int) -> list[Outgoing]:
         """Take the oldest messages to write them: at least one, if any, up to *max_bytes*.

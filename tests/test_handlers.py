@@ -170,12 +170,37 @@ def test_an_event_without_a_handler_is_not_answered(guarded: Guarded) -> None:
     assert guarded.guard.counters["handler_failures"] == 0
 
 
-def test_a_handler_with_a_wrong_signature_fails_once(guarded: Guarded) -> None:
+@pytest.mark.parametrize("arguments", [(), (1,), (1, 2, 3, 4)])
+def test_an_event_with_too_few_or_too_many_arguments_is_rejected(
+    guarded: Guarded, arguments: tuple[int, ...]
+) -> None:
+    """Told as failures, a client could fill the log with tracebacks."""
+    guarded.socketio.on_event("ask", lambda one, two, three=3: (one, two, three))
+    client = guarded.client()
+    answer = client.emit("ask", *arguments, callback=True)
+    assert answer["error"]["code"] == "invalid"
+    assert guarded.guard.counters["handler_failures"] == 0
+    assert guarded.guard.counters["events_rejected"] == 1
+    assert client.emit("ask", 1, 2, callback=True) == [1, 2, 3]
+
+
+def test_a_decorator_that_adds_arguments_of_its_own_decides_by_itself(guarded: Guarded) -> None:
+    def inner(extra: str, one: int) -> list[object]:
+        return [extra, one]
+
+    @functools.wraps(inner)
+    def outer(*args: int) -> list[object]:
+        return inner("extra", *args)
+
+    guarded.socketio.on_event("ask", outer)
+    assert guarded.client().emit("ask", 1, callback=True) == ["extra", 1]
+
+
+def test_a_type_error_in_a_handler_is_a_failure_and_told_once(guarded: Guarded) -> None:
     failures = collect_failures(guarded)
-    guarded.socketio.on_event("ask", lambda one, two: (one, two))
-    answer = guarded.client().emit("ask", 1, callback=True)
+    guarded.socketio.on_event("ask", raiser(TypeError(SECRET)))
+    answer = guarded.client().emit("ask", callback=True)
     assert answer["error"]["code"] == "internal_error"
-    assert isinstance(failures[0].exception, TypeError)
     assert len(failures) == 1
 
 

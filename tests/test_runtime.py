@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import contextvars
+import gc
+import os
 import subprocess
 import sys
 import threading
 import time
+import traceback
+import weakref
+from functools import partial
+from typing import TYPE_CHECKING
 
 import gevent
+import greenlet
 import pytest
 
-from flask_socketio_guard.errors import ConfigError, HandlerTimeout
+from flask_socketio_guard.errors import ConfigError, HandlerTimeout, HandOverFull
+from flask_socketio_guard.loop_monitor import LoopMonitor
 from flask_socketio_guard.runtime import (
+    MAX_HANDED_OVER,
     GeventRuntime,
     Runtime,
     ThreadRuntime,
@@ -21,7 +30,11 @@ from flask_socketio_guard.runtime import (
     runtime_for,
 )
 from tests import unit_support
+from tests.support import wait_until
 from tests.unit_support import wait_for
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 nothing_left_behind = unit_support.nothing_left_behind
 runtime = unit_support.runtime
@@ -34,6 +47,14 @@ class UnheardOfError(BaseException):
 @pytest.fixture
 def gevent_runtime(nothing_left_behind: None) -> GeventRuntime:
     return GeventRuntime()
+
+
+@pytest.fixture
+def settled(nothing_left_behind: None) -> GeventRuntime:
+    """A runtime whose home is the thread of the tests."""
+    runtime = GeventRuntime()
+    runtime.settle()
+    return runtime
 
 
 @pytest.fixture
@@ -356,3 +377,686 @@ def test_no_job_needs_anyone_to_be_told(
     assert job.join(5.0)
     assert job.exception is raised
     assert capfd.readouterr().err == ""
+
+
+def in_thread(target: Callable[[], object]) -> None:
+    """Call *target* in a native thread and wait for its end, while the loop does not run."""
+    thread = threading.Thread(target=target)
+    thread.start()
+    thread.join(10.0)
+    assert not thread.is_alive()
+
+
+def run_program(program: str, *, timeout: float = 30.0, **options: str) -> tuple[str, str]:
+    """Run *program* in a process of its own, for patching cannot be undone.
+
+    Returns:
+        What it wrote to stdout and to stderr.
+    """
+    answer = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+        env={**os.environ, **options},
+    )
+    assert answer.returncode == 0, answer.stderr
+    return answer.stdout, answer.stderr
+
+
+def test_calls_are_made_in_the_next_turn_in_their_order(gevent_runtime: GeventRuntime) -> None:
+    called: list[int] = []
+    for number in range(200):
+        gevent_runtime.call_soon(partial(called.append, number))
+    assert called == []
+    wait_for(gevent_runtime, lambda: len(called) == 200)
+    assert called == list(range(200))
+
+
+def test_the_loop_itself_makes_the_calls(gevent_runtime: GeventRuntime) -> None:
+    """No greenlet is made for them."""
+    can_wait: list[bool] = []
+    gevent_runtime.call_soon(lambda: can_wait.append(gevent_runtime.can_wait()))
+    wait_for(gevent_runtime, lambda: can_wait)
+    assert can_wait == [False]
+
+
+def test_a_call_of_another_thread_is_made_at_home(settled: GeventRuntime) -> None:
+    called_by: list[int] = []
+    in_thread(lambda: settled.call_soon(lambda: called_by.append(threading.get_ident())))
+    wait_for(settled, lambda: called_by)
+    assert called_by == [threading.get_ident()]
+
+
+def test_without_a_loop_calls_are_made_at_once(thread_runtime: ThreadRuntime) -> None:
+    called: list[str] = []
+    thread_runtime.settle()
+    thread_runtime.call_soon(lambda: called.append("soon"))
+    in_thread(lambda: thread_runtime.call_home(lambda: called.append("home")))
+    assert called == ["soon", "home"]
+    with pytest.raises(ZeroDivisionError):
+        thread_runtime.call_home(lambda: 1 // 0)
+
+
+def test_every_thread_is_at_home_until_a_runtime_settles(runtime: Runtime) -> None:
+    at_home = [runtime.is_home()]
+    in_thread(lambda: at_home.append(runtime.is_home()))
+    assert at_home == [True, True]
+
+
+def test_without_a_loop_every_thread_is_at_home(thread_runtime: ThreadRuntime) -> None:
+    thread_runtime.settle()
+    at_home = [thread_runtime.is_home()]
+    in_thread(lambda: at_home.append(thread_runtime.is_home()))
+    assert at_home == [True, True]
+
+
+def test_the_thread_of_the_loop_is_home_with_all_its_greenlets(settled: GeventRuntime) -> None:
+    at_home = [settled.is_home()]
+    job = settled.spawn(lambda: at_home.append(settled.is_home()), name="greenlet")
+    assert job.join(5.0)
+    settled.call_soon(lambda: at_home.append(settled.is_home()))
+    wait_for(settled, lambda: len(at_home) == 3)
+    assert at_home == [True, True, True]
+
+
+def test_another_thread_is_not_at_home(settled: GeventRuntime) -> None:
+    """Whether it runs an event loop of its own or not."""
+    at_home: list[bool] = []
+
+    def ask() -> None:
+        at_home.append(settled.is_home())
+        gevent.spawn(lambda: at_home.append(settled.is_home())).join()
+
+    in_thread(ask)
+    assert at_home == [False, False]
+
+
+def test_to_settle_again_at_home_changes_nothing(settled: GeventRuntime) -> None:
+    called: list[int] = []
+    settled.call_home(partial(called.append, 1))
+    settled.settle()
+    settled.call_home(partial(called.append, 2))
+    wait_for(settled, lambda: len(called) == 2)
+    assert called == [1, 2]
+
+
+def test_to_settle_elsewhere_moves_what_comes_from_then_on(settled: GeventRuntime) -> None:
+    """What had been handed over is still called where it was handed to."""
+    called_by: dict[str, int] = {}
+    settled.call_home(lambda: called_by.update(before=threading.get_ident()))
+    moved: list[int] = []
+
+    def move() -> None:
+        settled.settle()
+        moved.append(threading.get_ident())
+        settled.call_home(lambda: called_by.update(after=threading.get_ident()))
+        wait_for(settled, lambda: "after" in called_by)
+
+    in_thread(move)
+    assert not settled.is_home()
+    gevent.sleep(0)
+    settled.settle()
+    wait_for(settled, lambda: len(called_by) == 2)
+    assert called_by == {"before": threading.get_ident(), "after": moved[0]}
+
+
+def test_what_is_handed_over_is_called_in_order_in_a_task_at_home(settled: GeventRuntime) -> None:
+    called: list[tuple[int, int, bool]] = []
+
+    def note(number: int) -> None:
+        settled.sleep(0.001 if number % 3 else 0)
+        called.append((number, threading.get_ident(), settled.can_wait()))
+
+    def hand_over() -> None:
+        for number in range(30):
+            settled.call_home(partial(note, number))
+
+    in_thread(hand_over)
+    assert called == []
+    wait_for(settled, lambda: len(called) == 30)
+    assert called == [(number, threading.get_ident(), True) for number in range(30)]
+
+
+def test_what_waits_keeps_waiting_what_is_handed_over_later(settled: GeventRuntime) -> None:
+    """One task calls everything, however often the loop is woken."""
+    called: list[str] = []
+    is_waiting, release = settled.event(), settled.event()
+
+    def wait() -> None:
+        is_waiting.set()
+        release.wait(5.0)
+        called.append("first")
+
+    settled.call_home(wait)
+    assert is_waiting.wait(5.0)
+    in_thread(lambda: settled.call_home(lambda: called.append("second")))
+    settled.sleep(0.02)
+    settled.call_home(lambda: called.append("third"))
+    settled.sleep(0.02)
+    assert called == []
+    release.set()
+    wait_for(settled, lambda: len(called) == 3)
+    assert called == ["first", "second", "third"]
+
+
+def test_what_is_handed_over_at_home_keeps_its_place(settled: GeventRuntime) -> None:
+    """Behind what another thread handed over before, and never within the call."""
+    called: list[str] = []
+    in_thread(lambda: settled.call_home(lambda: called.append("thread")))
+    settled.call_home(lambda: called.append("home"))
+    assert called == []
+    wait_for(settled, lambda: len(called) == 2)
+    assert called == ["thread", "home"]
+
+
+def test_a_runtime_that_has_not_settled_hands_over_to_a_task_of_its_own(
+    gevent_runtime: GeventRuntime,
+) -> None:
+    called: list[str] = []
+    gevent_runtime.call_home(lambda: called.append("first"))
+    gevent_runtime.call_home(lambda: called.append("second"))
+    assert called == []
+    wait_for(gevent_runtime, lambda: len(called) == 2)
+    assert called == ["first", "second"]
+
+
+def test_many_threads_hand_over_at_once(settled: GeventRuntime) -> None:
+    """Everything is called, and what one thread handed over in its order."""
+    called: list[tuple[int, int]] = []
+    barrier = threading.Barrier(8)
+
+    def hand_over(thread_number: int) -> None:
+        barrier.wait()
+        for number in range(1000):
+            settled.call_home(partial(called.append, (thread_number, number)))
+
+    switch_interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        threads = [threading.Thread(target=hand_over, args=[number]) for number in range(8)]
+        for thread in threads:
+            thread.start()
+        wait_for(settled, lambda: len(called) == 8000, timeout=20.0)
+    finally:
+        sys.setswitchinterval(switch_interval)
+    for thread in threads:
+        thread.join()
+    for thread_number in range(8):
+        numbers = [number for by, number in called if by == thread_number]
+        assert numbers == list(range(1000))
+
+
+def test_no_wake_up_is_lost(settled: GeventRuntime) -> None:
+    """Each hand-over meets a loop that has just nothing more to do, or is about to wait."""
+    failed: list[int] = []
+    all_done = settled.event()
+    barrier = threading.Barrier(2)
+
+    def hand_over() -> None:
+        for number in range(2000):
+            called = threading.Event()
+            settled.call_home(called.set)
+            if not called.wait(5.0):
+                failed.append(number)
+                break
+        if barrier.wait(10.0) == 0:
+            settled.call_home(all_done.set)
+
+    threads = [threading.Thread(target=hand_over) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    # One long wait: nothing else wakes the loop.
+    assert all_done.wait(60.0)
+    for thread in threads:
+        thread.join()
+    assert failed == []
+
+
+@pytest.mark.parametrize(
+    "raised",
+    [
+        RuntimeError("x"),
+        SystemExit(3),
+        KeyboardInterrupt(),
+        gevent.GreenletExit(),
+        UnheardOfError(),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_what_is_handed_over_may_raise(
+    settled: GeventRuntime, raised: BaseException, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It is up to who handed it over to tell; those behind it are called."""
+
+    def fail() -> None:
+        raise raised
+
+    called: list[bool] = []
+    for _ in range(3):
+        settled.call_home(fail)
+    settled.call_home(lambda: called.append(True))
+    wait_for(settled, lambda: called)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_task_that_is_killed_before_its_first_step_is_replaced(settled: GeventRuntime) -> None:
+    called: list[int] = []
+    killed: list[gevent.Greenlet] = []
+
+    def kill_the_first(greenlet: gevent.Greenlet) -> None:
+        if not killed:
+            killed.append(greenlet)
+            greenlet.kill(block=False)
+
+    gevent.Greenlet.add_spawn_callback(kill_the_first)
+    try:
+        for number in range(3):
+            settled.call_home(partial(called.append, number))
+        wait_for(settled, lambda: len(called) == 3)
+    finally:
+        gevent.Greenlet.remove_spawn_callback(kill_the_first)
+    assert called == [0, 1, 2]
+    assert len(killed) == 1
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_to_kill_all_greenlets_ends_no_handing_over(settled: GeventRuntime, steps: int) -> None:
+    """As some applications and tests do."""
+    born: list[gevent.Greenlet] = []
+    gevent.Greenlet.add_spawn_callback(born.append)
+    called: list[int] = []
+
+    def wait(number: int) -> None:
+        settled.sleep(0.01)
+        called.append(number)
+
+    try:
+        for number in range(5):
+            settled.call_home(partial(wait, number))
+        wait_for(settled, lambda: born)
+        for _ in range(steps):
+            gevent.sleep(0)
+        gevent.killall(list(born))
+    finally:
+        gevent.Greenlet.remove_spawn_callback(born.append)
+    # What was running may be lost, and nothing else.
+    wait_for(settled, lambda: called and called[-1] == 4)
+    assert called == sorted(called)
+    assert len(called) >= 4
+
+
+def test_what_is_handed_over_is_bounded(settled: GeventRuntime) -> None:
+    called: list[int] = []
+    refused: list[HandOverFull] = []
+
+    def hand_over() -> None:
+        for number in range(MAX_HANDED_OVER):
+            settled.call_home(partial(called.append, number))
+        for _ in range(3):
+            try:
+                settled.call_home(partial(called.append, -1))
+            except HandOverFull as exc:
+                refused.append(exc)
+
+    in_thread(hand_over)
+    assert [str(error) for error in refused] == ["10000 calls wait for the event loop"] * 3
+    with pytest.raises(HandOverFull):
+        settled.call_home(partial(called.append, -1))
+    wait_for(settled, lambda: len(called) >= MAX_HANDED_OVER)
+    assert called == list(range(MAX_HANDED_OVER))
+    in_thread(lambda: settled.call_home(partial(called.append, -2)))
+    wait_for(settled, lambda: called[-1] == -2)
+
+
+def test_a_long_queue_gives_way_to_others(settled: GeventRuntime) -> None:
+    turns: list[int] = []
+    called: list[int] = []
+
+    def work(number: int) -> None:
+        deadline = clock() + 0.0002
+        while clock() < deadline:
+            pass
+        called.append(number)
+
+    def take_turns() -> None:
+        while len(called) < 1000:
+            turns.append(len(called))
+            settled.sleep(0)
+
+    other = settled.spawn(take_turns, name="other")
+    for number in range(1000):
+        settled.call_home(partial(work, number))
+    wait_for(settled, lambda: len(called) == 1000)
+    assert other.join(5.0)
+    assert len({turn for turn in turns if turn}) >= 5
+
+
+def test_what_is_handed_over_sees_no_context(settled: GeventRuntime) -> None:
+    """Neither that of who handed over, a request's perhaps, nor what another call left."""
+    variable: contextvars.ContextVar[str] = contextvars.ContextVar("request", default="none")
+    seen: list[str] = []
+
+    def look() -> None:
+        seen.append(variable.get())
+        variable.set("what another left")
+
+    variable.set("the caller's")
+    settled.call_home(look)
+    settled.call_home(look)
+    GeventRuntime().call_home(look)
+    wait_for(settled, lambda: len(seen) == 3)
+    assert seen == ["none", "none", "none"]
+
+
+def test_a_runtime_is_forgotten_after_what_was_handed_over_has_been_called(
+    nothing_left_behind: None,
+) -> None:
+    """Its watcher would keep it for as long as the loop lives."""
+    runtime = GeventRuntime()
+    runtime.settle()
+    home = weakref.ref(runtime._home)
+    called: list[int] = []
+    for number in range(3):
+        runtime.call_home(partial(called.append, number))
+    del runtime
+    gc.collect()
+    wait_for(GeventRuntime(), lambda: len(called) == 3)
+    gevent.sleep(0)
+    gc.collect()
+    assert home() is None
+
+
+def test_a_runtime_may_outlive_its_loop() -> None:
+    """A thread with a loop ends; the runtime is collected later."""
+
+    def settle_and_end() -> None:
+        runtimes.append(GeventRuntime())
+        runtimes[0].settle()
+        gevent.get_hub().destroy(destroy_loop=True)
+
+    runtimes: list[GeventRuntime] = []
+    in_thread(settle_and_end)
+    runtimes.clear()
+    gc.collect()
+
+
+PATCHED_HAND_OVER = """
+from gevent import monkey; monkey.patch_all()
+import os, gevent
+from flask_socketio_guard.runtime import GeventRuntime
+start_new_thread = monkey.get_original("_thread", "start_new_thread")
+get_ident = monkey.get_original("_thread", "get_ident")
+
+def check():
+    runtime = GeventRuntime()
+    runtime.settle()
+    home, called, away = get_ident(), [], []
+    def hand_over(base):
+        away.append(runtime.is_home())
+        for number in range(500):
+            runtime.call_home(lambda number=number: called.append((base, number, get_ident())))
+    for base in range(4):
+        start_new_thread(hand_over, (base,))
+    with gevent.Timeout(10):
+        while len(called) < 2000:
+            gevent.sleep(0.01)
+    assert away == [False] * 4 and runtime.is_home()
+    assert gevent.spawn(runtime.is_home).get()
+    assert {by for _, _, by in called} == {home}
+    for base in range(4):
+        assert [number for each, number, _ in called if each == base] == list(range(500))
+    blocks = []
+    stop = runtime.watch_loop(0.1, lambda *a: blocks.append(a), lambda *a: blocks.append(a))
+    gevent.sleep(0.1)
+    monkey.get_original("time", "sleep")(0.3)
+    with gevent.Timeout(10):
+        while len(blocks) < 2:
+            gevent.sleep(0.01)
+    stop()
+
+check()
+pid = os.fork()
+if pid == 0:
+    try:
+        check()
+    except BaseException:
+        import traceback
+        traceback.print_exc()
+        os._exit(1)
+    os._exit(0)
+print(os.waitpid(pid, 0)[1])
+"""
+
+
+def test_a_patched_process_hands_over_and_watches_and_so_does_its_child() -> None:
+    """Before and after a fork; with the threads that gevent has not replaced."""
+    assert run_program(PATCHED_HAND_OVER) == ("0\n", "")
+
+
+class Watch:
+    """Blocks of the event loop, as they are told."""
+
+    def __init__(self, runtime: Runtime, threshold: float = 0.1) -> None:
+        self.runtime = runtime
+        self.blocked: list[tuple[str, str, float, int]] = []
+        self.unblocked: list[tuple[str, float, bool, int]] = []
+        self.stop = runtime.watch_loop(threshold, self.on_block, self.on_unblock)
+        runtime.sleep(0.05)  # until the loop has answered for the first time
+
+    def on_block(self, place: str, stack: str) -> None:
+        self.blocked.append((place, stack, clock(), threading.get_ident()))
+
+    def on_unblock(self, place: str, seconds: float) -> None:
+        can_wait = self.runtime.can_wait()
+        self.unblocked.append((place, seconds, can_wait, threading.get_ident()))
+
+    def wait(self, count: int = 1) -> None:
+        wait_for(self.runtime, lambda: len(self.unblocked) == count)
+
+
+def block_by_sleeping(seconds: float) -> float:
+    """Hold up the whole thread, for gevent has not patched this process; return the end."""
+    time.sleep(seconds)
+    return clock()
+
+
+def test_a_block_is_told_while_it_lasts_and_its_length_afterwards(settled: GeventRuntime) -> None:
+    watch = Watch(settled)
+    began_at = clock()
+    ended_at = block_by_sleeping(0.6)
+    took = clock() - began_at
+    watch.wait()
+    watch.stop()
+    ((place, stack, told_at, told_by),) = watch.blocked
+    assert began_at + 0.09 <= told_at < ended_at
+    assert told_by != threading.get_ident()
+    file_and_line, _, function = place.partition(" in ")
+    assert file_and_line.rpartition(":")[0] == __file__
+    assert function == "block_by_sleeping"
+    assert "ended_at = block_by_sleeping(0.6)" in stack
+    ((place_afterwards, seconds, can_wait, told_by),) = watch.unblocked
+    assert place_afterwards == place
+    assert seconds == pytest.approx(took, abs=0.05)
+    assert can_wait
+    assert told_by == threading.get_ident()
+
+
+def test_what_blocks_the_loop_without_a_greenlet_is_told_too(settled: GeventRuntime) -> None:
+    """A count of greenlet switches would not show it."""
+    watch = Watch(settled)
+    settled.call_soon(lambda: block_by_sleeping(0.3))
+    watch.wait()
+    watch.stop()
+    assert watch.blocked[0][0].endswith(" in block_by_sleeping")
+
+
+def test_work_that_keeps_the_processor_is_told(settled: GeventRuntime) -> None:
+    def work() -> None:
+        deadline = clock() + 0.4
+        while clock() < deadline:
+            pass
+
+    watch = Watch(settled)
+    began_at = clock()
+    job = settled.spawn(work, name="working")
+    assert job.join(5.0)
+    watch.wait()
+    watch.stop()
+    assert watch.blocked[0][0].endswith(" in work")
+    assert watch.blocked[0][2] < began_at + 0.4
+
+
+def test_an_idle_loop_and_a_busy_one_are_no_blocks(settled: GeventRuntime) -> None:
+    watch = Watch(settled)
+    gevent.sleep(0.4)
+    deadline = clock() + 0.4
+
+    def take_turns() -> None:
+        while clock() < deadline:
+            settled.sleep(0)
+
+    jobs = [settled.spawn(take_turns, name="busy") for _ in range(10)]
+    assert all(job.join(5.0) for job in jobs)
+    watch.stop()
+    assert watch.blocked == []
+
+
+def test_what_is_told_of_a_block_may_raise(
+    settled: GeventRuntime, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The next is told all the same, and nothing is printed."""
+    told: list[str] = []
+
+    def fail(what: str, place: str, _detail: object) -> None:
+        told.append(what)
+        raise UnheardOfError
+
+    stop = settled.watch_loop(0.1, partial(fail, "block"), partial(fail, "unblock"))
+    settled.sleep(0.05)
+    for count in (2, 4):
+        block_by_sleeping(0.3)
+        wait_for(settled, lambda count=count: len(told) == count)  # type: ignore[misc]
+    stop()
+    assert told == ["block", "unblock"] * 2
+    assert capfd.readouterr() == ("", "")
+
+
+def watching_threads() -> int:
+    """Return how many native threads watch a loop; ``threading`` does not know them."""
+    return sum(
+        any(frame.f_code is LoopMonitor.run.__code__ for frame, _ in traceback.walk_stack(top))
+        for top in sys._current_frames().values()
+    )
+
+
+@pytest.fixture
+def nobody_watches(nothing_left_behind: None) -> None:
+    """Wait for the end of what other tests have stopped."""
+    wait_until(lambda: watching_threads() == 0, message="somebody watches a loop")
+
+
+def test_a_watch_that_is_stopped_leaves_no_thread(
+    nobody_watches: None, settled: GeventRuntime
+) -> None:
+    """Stopped at home or elsewhere, and more than once."""
+    watches = [Watch(settled), Watch(settled)]
+    wait_for(settled, lambda: watching_threads() == 2)
+    watches[0].stop()
+    in_thread(watches[1].stop)
+    wait_for(settled, lambda: watching_threads() == 0)
+    block_by_sleeping(0.3)
+    settled.sleep(0.05)
+    for watch in watches:
+        watch.stop()
+        assert watch.blocked == []
+
+
+def test_neither_a_home_nor_a_watch_keeps_a_loop_going(nobody_watches: None) -> None:
+    """``gevent.wait()`` returns when there is nothing else to wait for."""
+    answers: list[bool] = []
+
+    def wait() -> None:
+        runtime = GeventRuntime()
+        runtime.settle()
+        watch = Watch(runtime)
+        answers.append(gevent.wait(timeout=5.0))
+        watch.stop()
+        gevent.get_hub().destroy(destroy_loop=True)
+
+    in_thread(wait)
+    assert answers == [True]
+
+
+def test_a_watch_ends_with_its_loop(nobody_watches: None) -> None:
+    stops: list[Callable[[], None]] = []
+
+    def watch_and_end() -> None:
+        stops.append(Watch(GeventRuntime()).stop)
+        gevent.get_hub().destroy(destroy_loop=True)
+
+    in_thread(watch_and_end)
+    wait_for(ThreadRuntime(), lambda: watching_threads() == 0)
+    stops[0]()
+
+
+def test_without_a_loop_nothing_is_watched(
+    nobody_watches: None, thread_runtime: ThreadRuntime
+) -> None:
+    watch = Watch(thread_runtime, 0.01)
+    assert watching_threads() == 0
+    watch.stop()
+    assert watch.blocked == []
+
+
+def test_a_watch_does_not_keep_a_process_alive() -> None:
+    """Not even while it tells of a block that nobody wants to hear of."""
+    program = (
+        "from gevent import monkey; monkey.patch_all()\n"
+        "import gevent\n"
+        "from flask_socketio_guard.runtime import GeventRuntime\n"
+        "sleep, told = monkey.get_original('time', 'sleep'), []\n"
+        "def tell(*block):\n"
+        "    told.append(block)\n"
+        "    sleep(1000)\n"
+        "GeventRuntime().watch_loop(0.1, tell, print)\n"
+        "gevent.sleep(0.1)\n"
+        "sleep(0.3)\n"
+        "print(len(told))\n"
+    )
+    assert run_program(program) == ("1\n", "")
+
+
+def test_gevents_own_monitor_stays_as_it_is() -> None:
+    """An application may use it; both tell, each in its own way."""
+    program = (
+        "from gevent import monkey; monkey.patch_all()\n"
+        "import gevent, greenlet\n"
+        "from gevent.events import EventLoopBlocked, subscribers\n"
+        "from flask_socketio_guard.runtime import GeventRuntime\n"
+        "told = set()\n"
+        "def hear(event):\n"
+        "    if isinstance(event, EventLoopBlocked):\n"
+        "        told.add('gevent')\n"
+        "subscribers.append(hear)\n"
+        "theirs = gevent.get_hub().start_periodic_monitoring_thread()\n"
+        "tracer = greenlet.gettrace()\n"
+        "stop = GeventRuntime().watch_loop(0.1, lambda *_: told.add('ours'), print)\n"
+        "gevent.sleep(0.1)\n"
+        "for _ in range(200):\n"
+        "    if len(told) < 2:\n"
+        "        monkey.get_original('time', 'sleep')(0.05)\n"
+        "stop()\n"
+        "gevent.sleep(0.1)\n"
+        "print(sorted(told), greenlet.gettrace() is tracer is not None, theirs.should_run)\n"
+    )
+    out, _ = run_program(program, GEVENT_MONITOR_THREAD_ENABLE="1", GEVENT_MAX_BLOCKING_TIME="0.1")
+    assert out.splitlines()[-1] == "['gevent', 'ours'] True True"
+
+
+def test_no_trace_function_is_installed(settled: GeventRuntime) -> None:
+    """Each switch of greenlets would pay for it."""
+    watch = Watch(settled)
+    assert greenlet.gettrace() is None
+    watch.stop()

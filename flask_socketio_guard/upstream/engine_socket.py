@@ -358,7 +358,9 @@ class GuardedSocket(_Socket):
             self._read(messages)
         finally:
             if self._wire is wire:
-                self.close(abort=True, reason=self.server.reason.TRANSPORT_CLOSE)
+                self.close(abort=not wire.is_leaving, reason=self.server.reason.TRANSPORT_CLOSE)
+            if wire.is_leaving:
+                wire.leave()
             wire.abort()
             self.server.wires.discard(wire)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -279,6 +280,13 @@ class GuardedServer(_Server):
             eio_sid, self.packet_class(packets.CONNECT_ERROR, data=reason, namespace=namespace)
         )
 
+    def get_environ(self, sid: str, namespace: str | None = None) -> Any:
+        """Return the WSGI environ of a client; as upstream's."""
+        connection = self.guard.connections.find(sid)
+        if connection is None:
+            return super().get_environ(sid, namespace)
+        return self.environ.get(connection.eio_sid)
+
     def disconnect(
         self, sid: str, namespace: str | None = None, ignore_queue: bool = False
     ) -> bool:
@@ -328,7 +336,7 @@ class GuardedServer(_Server):
         """
         if not connection.begin_close(reason):
             return False
-        if not connection.is_accepted:
+        if connection.is_left_to_connect:
             return True
         if is_told:
             self._send_packet(
@@ -341,7 +349,8 @@ class GuardedServer(_Server):
     def _finish(self, connection: Connection) -> None:
         """Run the disconnect handler, once, and leave nothing behind."""
         sid, namespace = connection.sid, connection.namespace
-        self.manager.pre_disconnect(sid, namespace=namespace)
+        with suppress(KeyError):  # the manager may have lost it
+            self.manager.pre_disconnect(sid, namespace=namespace)
         self._trigger_event("disconnect", namespace, sid, connection.reason)
         self.manager.disconnect(sid, namespace, ignore_queue=True)
         connection.finish()

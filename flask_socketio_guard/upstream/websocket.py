@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from websockets.extensions import Extension
 
 _VERSION = "13"
+_MAX_REASON = 123  # bytes; a control frame holds 125, and two are the code
 _EXTENSIONS = "guard.websocket_extensions"
 
 
@@ -139,8 +140,13 @@ def close_frame(code: int, reason: str) -> bytes:
     Source:
         RFC 6455, section 5.5.1: code, then a reason of at most 123 bytes.
     """
-    body = Close(CloseCode(code), reason.encode()[:123].decode(errors="ignore")).serialize()
+    body = Close(CloseCode(code), cut_reason(reason)).serialize()
     return Frame(Opcode.CLOSE, body).serialize(mask=False)
+
+
+def cut_reason(reason: str) -> str:
+    """Return as much of *reason* as a close frame holds."""
+    return reason.encode()[:_MAX_REASON].decode(errors="ignore")
 
 
 def refuse_websocket(websocket: Any, reason: str) -> None:

@@ -16,7 +16,7 @@ from websockets.frames import CloseCode, Frame, Opcode
 from websockets.protocol import SERVER, State
 from websockets.protocol import Protocol as WebSocketProtocol
 
-from .websocket import close_frame
+from .websocket import close_frame, cut_reason
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -33,6 +33,7 @@ _MIN_SLICE = 256
 _TURN = 16  # frames of one client before others have their turn
 _RECV_WEIGHT = 4  # what one piece off the socket counts, in frames
 _MAX_ANSWERS = 8
+_POLL_INTERVAL = 0.01  # seconds
 _KEEPALIVE_PROBES = 3
 
 # Its own, and quiet: the library tells of the end of each connection.
@@ -45,6 +46,8 @@ class Wire(Protocol):
 
     is_stuck: bool
     """Whether the client does not take what is written."""
+    is_leaving: bool
+    """Whether the protocol has ended it, and the last words are still to be read."""
 
     def receive(self) -> Iterable[str | bytes] | None:
         """Wait for messages; ``None`` when there will be no more."""
@@ -63,6 +66,9 @@ class Wire(Protocol):
 
     def close(self, code: int, reason: str) -> None:
         """Send what waits, then a close frame; does not wait."""
+
+    def leave(self) -> None:
+        """Wait for the client to read the last words, for a while."""
 
     def abort(self) -> None:
         """End it now; does not wait."""
@@ -84,6 +90,7 @@ class ProtocolWire:
 
     def __init__(self, raw: RawSocket, queue: SendQueue, guard: Hooks, *, max_size: int) -> None:
         self.is_stuck = False
+        self.is_leaving = False
         self._sock = raw.sock
         self._read = raw.read_first
         self._queue = queue
@@ -110,7 +117,7 @@ class ProtocolWire:
     def receive(self) -> Iterable[str | bytes] | None:
         """Wait for messages; see :class:`Wire`."""
         protocol = self._protocol
-        while True:
+        while not self._has_ended():
             data = self._unparsed or self._recv()
             if not data:
                 protocol.receive_eof()
@@ -129,12 +136,15 @@ class ProtocolWire:
                 self._answer(answers)
             if messages:
                 return messages
-            if protocol.state is not State.OPEN:
-                if protocol.close_expected() and self._farewell is None:
-                    self._leave()
-                    return None
-                if protocol.eof_sent:
-                    return None
+        return None
+
+    def _has_ended(self) -> bool:
+        """Say whether nothing that the client still sends is of any interest."""
+        protocol = self._protocol
+        if protocol.state is State.OPEN:
+            return False
+        self.is_leaving = protocol.close_expected() and self._farewell is None
+        return self.is_leaving or protocol.eof_sent
 
     def _recv(self) -> bytes:
         self._give_way(_RECV_WEIGHT)
@@ -197,7 +207,7 @@ class ProtocolWire:
         self._control = [*self._control, *filter(None, answers)][-_MAX_ANSWERS:]
         self.wake()
 
-    def _leave(self) -> None:
+    def leave(self) -> None:
         """Let the client read the last words before the connection is gone.
 
         What it has sent and nobody reads would make TCP reset the connection,
@@ -206,6 +216,8 @@ class ProtocolWire:
         self._queue.clear()
         self.flush()
         deadline = self._guard.deadlines.call_later(self._guard.config.close_timeout, self.abort)
+        while self.is_stuck and not self._is_over:
+            self._guard.runtime.sleep(_POLL_INTERVAL)
         with contextlib.suppress(OSError):
             self._sock.shutdown(sockets.SHUT_WR)
             while self._sock.recv(_BUFFER):
@@ -255,8 +267,9 @@ class ProtocolWire:
 
     def close(self, code: int, reason: str) -> None:
         """Send what waits, then a close frame; see :class:`Wire`."""
-        if self._farewell is not None or self._is_over:
+        if self._farewell is not None or self._is_over or self.is_leaving:
             return
+        reason = cut_reason(reason)
         if self._protocol.state is State.OPEN:
             self._protocol.send_close(code, reason)
             self._protocol.data_to_send()
@@ -277,7 +290,7 @@ class ProtocolWire:
         if self._control:
             control, self._control = self._control, []
             return b"".join(control)
-        if self._is_started:
+        if self._is_started and not self.is_leaving:
             items: list[Any] = self._queue.take(_BATCH_BYTES)
             if items:
                 if self._protocol.extensions:
@@ -360,6 +373,7 @@ class LibraryWire:
         self, websocket: Any, queue: SendQueue, guard: Hooks, *, lock: Any, max_size: int
     ) -> None:
         self.is_stuck = False
+        self.is_leaving = False
         self._websocket = websocket
         self._queue = queue
         self._guard = guard
@@ -403,6 +417,9 @@ class LibraryWire:
         self._farewell = (code, reason)
         self._guard.deadlines.call_later(self._guard.config.close_timeout, self.abort)
         self.wake()
+
+    def leave(self) -> None:
+        """Do nothing: simple-websocket leaves by itself."""
 
     def abort(self) -> None:
         """End it now."""

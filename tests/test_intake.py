@@ -1,0 +1,793 @@
+"""Events of one client: so many at a time, so many that wait, some in order, none forgotten."""
+
+from __future__ import annotations
+
+import random
+import sys
+import threading
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import gevent
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from flask_socketio_guard.errors import TooManyInFlight
+from flask_socketio_guard.intake import Intake, IntakeBounds, Starter
+from flask_socketio_guard.runtime import GeventRuntime, Runtime, ThreadRuntime
+from tests import unit_support
+from tests.unit_support import wait_for
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Iterator
+
+nothing_left_behind = unit_support.nothing_left_behind
+runtime = unit_support.runtime
+
+MANY = 1000
+
+
+class Job:
+    """An event whose handler runs until it is released."""
+
+    def __init__(self, taking: Taking, name: object, lane: Hashable, size: int) -> None:
+        self.taking = taking
+        self.name = name
+        self.lane = lane
+        self.size = size
+        self.has_begun = self.has_ended = self.is_lost = False
+        self.released = taking.runtime.event()
+        self.then: Callable[[], object] = lambda: None
+
+    def __repr__(self) -> str:
+        return f"<Job {self.name} of {self.lane}>"
+
+    def run(self) -> None:
+        assert self.is_waiting
+        self.has_begun = True
+        self.taking.begun.append(self.name)
+        try:
+            assert self.released.wait(10.0), "nobody released it"
+            self.then()
+        finally:
+            self.has_ended = True
+
+    def lose(self) -> None:
+        assert self.is_waiting
+        self.is_lost = True
+        self.taking.lost.append(self.name)
+
+    @property
+    def is_waiting(self) -> bool:
+        return not (self.has_begun or self.is_lost)
+
+    @property
+    def is_running(self) -> bool:
+        return self.has_begun and not self.has_ended
+
+
+@dataclass
+class Taking:
+    """An intake, and what became of its jobs."""
+
+    runtime: Runtime
+    max_running: int = 2
+    max_waiting: int = MANY
+    max_waiting_bytes: int = MANY
+    jobs: list[Job] = field(default_factory=list)
+    begun: list[Any] = field(default_factory=list)
+    lost: list[Any] = field(default_factory=list)
+    tasks: list[Any] = field(default_factory=list)
+    errors: list[BaseException] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        lock: Any = nullcontext() if self.runtime.can_kill else threading.Lock()
+        bounds = IntakeBounds(self.max_running, self.max_waiting, self.max_waiting_bytes)
+        self.intake = Intake(
+            bounds,
+            spawn=self._spawn,
+            spawn_later=self._spawn_later,
+            lock=lock,
+        )
+
+    def _spawn(self, target: Callable[[], object]) -> None:
+        self.tasks.append(self.runtime.spawn(target, name="event"))
+
+    def _spawn_later(self, target: Callable[[], object]) -> None:
+        self.runtime.call_later(0.0, target)
+
+    def submit(
+        self, name: object, lane: Hashable = None, *, size: int = 1, is_quick: bool = False
+    ) -> Job:
+        job = Job(self, name, lane, size)
+        if is_quick:
+            job.released.set()
+        self.intake.submit(job.run, size=size, lane=lane, lose=job.lose)
+        self.jobs.append(job)
+        return job
+
+    def refused(self, name: object, lane: Hashable = None, *, size: int = 1) -> bool:
+        try:
+            self.submit(name, lane, size=size, is_quick=True)
+        except TooManyInFlight:
+            return True
+        return False
+
+    def release(self, *jobs: Job) -> None:
+        for job in jobs:
+            job.released.set()
+        for job in jobs:
+            wait_for(self.runtime, lambda job=job: job.has_ended, message=f"{job} does not end")
+
+    def wait_until_begun(self, *names: object) -> None:
+        message = f"{names} are not what begins"
+        wait_for(self.runtime, lambda: self.begun == list(names), message=message)
+
+    def finish(self) -> None:
+        """Let everything end, and see that nothing is kept of it."""
+        while any(job.is_waiting or job.is_running for job in self.jobs):
+            for job in self.jobs:
+                job.released.set()
+            self.runtime.sleep(0)
+        wait_for(self.runtime, lambda: self.intake.running == 0)
+        for task in self.tasks:
+            assert task.join(5.0)
+        ends = [task.exception for task in self.tasks if task.exception is not None]
+        assert ends == self.errors
+        assert (self.intake.running, self.intake.waiting, self.intake._bytes) == (0, 0, 0)
+        assert self.intake._lanes == {}
+        assert not self.intake._waiting
+
+
+@pytest.fixture
+def take(runtime: Runtime) -> Iterator[Callable[..., Taking]]:
+    """Return a function that makes an intake; what it runs has ended afterwards."""
+    made: list[Taking] = []
+
+    def make(**options: int) -> Taking:
+        made.append(Taking(runtime, **options))
+        return made[-1]
+
+    yield make
+    for taking in made:
+        taking.finish()
+
+
+# How many run
+
+
+def test_an_event_runs_in_a_task_of_its_own(take: Callable[..., Taking]) -> None:
+    """The client's packets are read on meanwhile."""
+    taking = take()
+    here = (threading.get_ident(), gevent.getcurrent())
+    there: list[object] = []
+    job = taking.submit("a")
+    job.then = lambda: there.append((threading.get_ident(), gevent.getcurrent()))
+    taking.wait_until_begun("a")
+    assert taking.intake.running == 1
+    taking.release(job)
+    assert here not in there
+    assert len(there) == 1
+    wait_for(taking.runtime, lambda: taking.intake.running == 0)
+
+
+def test_so_many_run_at_a_time_and_the_others_wait_for_their_turn(
+    take: Callable[..., Taking],
+) -> None:
+    taking = take(max_running=3)
+    jobs = [taking.submit(number) for number in range(7)]
+    wait_for(taking.runtime, lambda: len(taking.begun) == 3)
+    assert sorted(taking.begun) == [0, 1, 2]
+    assert (taking.intake.running, taking.intake.waiting) == (3, 4)
+    for number in range(4):
+        taking.release(jobs[number])
+        wait_for(taking.runtime, lambda count=number + 4: len(taking.begun) == count)
+        assert taking.begun[-1] == number + 3
+        assert (taking.intake.running, taking.intake.waiting) == (3, 3 - number)
+
+
+def test_others_have_their_turn_between_two_events(nothing_left_behind: None) -> None:
+    """A client whose events are quick, and many, is not the only one."""
+    taking = Taking(GeventRuntime(), max_running=1)
+    held = taking.submit(0)
+    for number in range(1, 10):
+        taking.submit(number, "lane" if number % 3 else None, is_quick=True)
+
+    def tick() -> None:
+        while taking.intake.running:
+            taking.begun.append("other")
+            gevent.sleep(0)
+
+    ticking = gevent.spawn(tick)
+    taking.release(held)
+    ticking.join(5.0)
+    taking.finish()
+    events = [index for index, name in enumerate(taking.begun) if name != "other"]
+    assert [taking.begun[index] for index in events] == list(range(10))
+    assert all(later - earlier > 1 for earlier, later in pairwise(events))
+
+
+def test_what_comes_when_all_is_done_runs_again(take: Callable[..., Taking]) -> None:
+    taking = take(max_running=1)
+    for number in range(5):
+        taking.submit(number, "lane" if number % 2 else None, is_quick=True)
+        wait_for(taking.runtime, lambda: taking.intake.running == 0)
+    assert taking.begun == [0, 1, 2, 3, 4]
+
+
+# How many wait
+
+
+def test_more_than_may_wait_are_refused(take: Callable[..., Taking]) -> None:
+    taking = take(max_running=1, max_waiting=2)
+    running = taking.submit("runs")
+    taking.submit("first")
+    taking.submit("second")
+    with pytest.raises(TooManyInFlight) as refusal:
+        taking.submit("third")
+    assert refusal.value.code == "too_many_in_flight"
+    assert (taking.intake.running, taking.intake.waiting) == (1, 2)
+    taking.release(running)
+    wait_for(taking.runtime, lambda: taking.intake.waiting == 1)
+    taking.submit("fourth")
+    assert taking.refused("fifth")
+    taking.finish()
+    assert taking.begun == ["runs", "first", "second", "fourth"]
+    assert taking.lost == []
+
+
+def test_where_nothing_may_wait_what_can_run_runs(take: Callable[..., Taking]) -> None:
+    taking = take(max_running=2, max_waiting=0)
+    running = taking.submit("a", "lane")
+    assert taking.refused("b", "lane")
+    other = taking.submit("c")
+    assert taking.refused("d")
+    taking.release(running, other)
+    wait_for(taking.runtime, lambda: taking.intake.running == 0)
+    taking.submit("e", "lane", is_quick=True)
+    taking.finish()
+    assert sorted(taking.begun) == ["a", "c", "e"]
+
+
+@pytest.mark.parametrize("lane", [None, "lane"])
+def test_more_bytes_than_may_wait_are_refused(take: Callable[..., Taking], lane: object) -> None:
+    taking = take(max_running=1, max_waiting_bytes=100)
+    running = taking.submit("runs", lane, size=10_000)
+    waiting = taking.submit("a", lane, size=60)
+    assert taking.refused("b", lane, size=41)
+    taking.submit("c", lane, size=40)
+    assert taking.refused("d", lane, size=1)
+    taking.release(running)
+    wait_for(taking.runtime, lambda: waiting.has_begun)
+    assert taking.refused("e", lane, size=61)
+    taking.submit("f", lane, size=60)
+    assert taking.intake.waiting == 2
+    taking.finish()
+    assert taking.begun == ["runs", "a", "c", "f"]
+
+
+def test_one_event_larger_than_the_bound_waits_when_nothing_else_does(
+    take: Callable[..., Taking],
+) -> None:
+    """Else a client that sends one large event beside others would be refused for ever."""
+    taking = take(max_running=1, max_waiting_bytes=100)
+    running = taking.submit("runs")
+    huge = taking.submit("huge", size=5000)
+    assert taking.refused("next", size=1)
+    taking.release(running)
+    wait_for(taking.runtime, lambda: huge.has_begun)
+    assert not taking.refused("now", size=100)
+
+
+def test_what_is_refused_leaves_no_trace(take: Callable[..., Taking]) -> None:
+    """Neither run, nor lost, nor a lane that is held."""
+    taking = take(max_running=1, max_waiting=1)
+    running, waiting = taking.submit("a"), taking.submit("b")
+    assert taking.refused("c", "lane")
+    assert taking.refused("d", "lane")
+    taking.release(running, waiting)
+    wait_for(taking.runtime, lambda: taking.intake.running == 0)
+    taking.submit("e", "lane", is_quick=True)
+    taking.finish()
+    assert taking.begun == ["a", "b", "e"]
+    assert taking.lost == []
+
+
+# Lanes
+
+
+def test_events_of_one_lane_run_one_at_a_time_and_in_order(take: Callable[..., Taking]) -> None:
+    taking = take(max_running=5)
+    jobs = [taking.submit(number, "lane") for number in range(5)]
+    for number, job in enumerate(jobs):
+        taking.wait_until_begun(*range(number + 1))
+        assert (taking.intake.running, taking.intake.waiting) == (1, 4 - number)
+        taking.release(job)
+
+
+def test_lanes_do_not_wait_for_each_other(take: Callable[..., Taking]) -> None:
+    taking = take(max_running=5)
+    first = [taking.submit(f"{lane}1", lane) for lane in "abc"]
+    for lane in "abc":
+        taking.submit(f"{lane}2", lane)
+    wait_for(taking.runtime, lambda: len(taking.begun) == 3)
+    assert sorted(taking.begun) == ["a1", "b1", "c1"]
+    taking.release(first[1])
+    wait_for(taking.runtime, lambda: len(taking.begun) == 4)
+    assert taking.begun[-1] == "b2"
+
+
+def test_events_without_a_lane_pass_those_that_wait_in_one(take: Callable[..., Taking]) -> None:
+    taking = take(max_running=2)
+    taking.submit("a1", "a")
+    taking.submit("a2", "a")
+    taking.submit("free", is_quick=True)
+    taking.submit("free too", is_quick=True)
+    wait_for(taking.runtime, lambda: len(taking.begun) == 3)
+    assert sorted(taking.begun) == ["a1", "free", "free too"]
+    assert taking.intake.waiting == 1
+
+
+def test_a_lane_keeps_its_order_when_all_was_busy_before(take: Callable[..., Taking]) -> None:
+    """Two wait because nothing more may run; a third comes when the first of them runs."""
+    taking = take(max_running=1)
+    busy = taking.submit("busy")
+    first, second = taking.submit("first", "lane"), taking.submit("second", "lane")
+    taking.release(busy)
+    wait_for(taking.runtime, lambda: first.has_begun)
+    third = taking.submit("third", "lane")
+    taking.release(first)
+    wait_for(taking.runtime, lambda: second.has_begun or third.has_begun)
+    taking.finish()
+    assert taking.begun == ["busy", "first", "second", "third"]
+
+
+def test_a_lane_that_is_never_empty_keeps_nobody_waiting_for_ever(
+    take: Callable[..., Taking],
+) -> None:
+    taking = take(max_running=1)
+    running = taking.submit("lane 0", "lane")
+    other = taking.submit("other", is_quick=True)
+    for number in range(1, 20):
+        following = taking.submit(f"lane {number}", "lane")
+        taking.release(running)
+        wait_for(taking.runtime, lambda job=following: other.has_begun or job.has_begun)
+        if other.has_begun:
+            break
+        running = following
+    assert other.has_begun, "it is overtaken again and again"
+
+
+def test_a_lane_is_any_value_and_none_is_no_lane(take: Callable[..., Taking]) -> None:
+    taking = take(max_running=10)
+    for lane in (0, "", (), ("/", "chat"), ("/other", "chat"), None, None):
+        taking.submit(str(lane), lane)
+    wait_for(taking.runtime, lambda: len(taking.begun) == 7)
+    assert not taking.intake.waiting
+    taking.submit("waits", ("/", "chat"))
+    assert taking.intake.waiting == 1
+
+
+@pytest.mark.parametrize("max_running", [1, 2, 3])
+def test_nothing_stalls(take: Callable[..., Taking], max_running: int) -> None:
+    """Wherever the jobs wait: whoever ends finds the next."""
+    taking = take(max_running=max_running)
+    rng = random.Random(max_running)
+    held = [taking.submit(("held", number), None) for number in range(max_running)]
+    for number in range(100):
+        lane = rng.choice([None, "a", "b", "c"])
+        taking.submit((lane, number), lane, is_quick=True)
+    taking.release(*held)
+    wait_for(taking.runtime, lambda: taking.intake.running == 0)
+    assert len(taking.begun) == max_running + 100
+    for lane in "abc":
+        numbers = [number for name, number in taking.begun if name == lane]
+        assert numbers == sorted(numbers)
+
+
+# The end
+
+
+def test_what_waits_is_lost_once_when_the_client_leaves(take: Callable[..., Taking]) -> None:
+    taking = take(max_running=2)
+    running = [taking.submit("a1", "a"), taking.submit("free")]
+    for name, lane in (("a2", "a"), ("b1", "b"), ("a3", "a"), ("free too", None), ("b2", "b")):
+        taking.submit(name, lane)
+    wait_for(taking.runtime, lambda: len(taking.begun) == 2)
+    taking.intake.close()
+    assert taking.lost == ["a2", "b1", "a3", "free too", "b2"]
+    assert (taking.intake.running, taking.intake.waiting) == (2, 0)
+    taking.intake.close()
+    assert len(taking.lost) == 5
+    taking.release(*running)
+    taking.finish()
+    assert sorted(taking.begun) == ["a1", "free"]
+    assert len(taking.lost) == 5
+
+
+def test_a_close_makes_room_for_nothing_that_was_lost(take: Callable[..., Taking]) -> None:
+    taking = take(max_running=1, max_waiting=2, max_waiting_bytes=100)
+    taking.submit("runs", "lane")
+    taking.submit("a", "lane", size=50)
+    taking.submit("b", size=50)
+    taking.intake.close()
+    taking.submit("c", "lane", size=50, is_quick=True)
+    taking.submit("d", "lane", size=50, is_quick=True)
+    assert taking.refused("e")
+    taking.finish()
+    assert taking.begun == ["runs", "c", "d"]
+    assert sorted(taking.lost) == ["a", "b"]
+
+
+def test_who_is_told_of_a_loss_may_ask_the_intake(take: Callable[..., Taking]) -> None:
+    """The books are closed, and not held, when it is told."""
+    taking = take(max_running=1)
+    taking.submit("runs")
+    seen: list[int] = []
+
+    def lose() -> None:
+        taking.intake.close()
+        seen.append(taking.intake.waiting)
+
+    for _ in range(3):
+        taking.intake.submit(lambda: None, size=1, lose=lose)
+    taking.intake.close()
+    assert seen == [0, 0, 0]
+
+
+def test_a_close_with_nothing_there_does_nothing(take: Callable[..., Taking]) -> None:
+    taking = take()
+    taking.intake.close()
+    taking.submit("a", is_quick=True)
+    taking.finish()
+    assert (taking.begun, taking.lost) == (["a"], [])
+
+
+# What fails
+
+
+@pytest.mark.parametrize("error", [ValueError("boom"), SystemExit(1), gevent.GreenletExit()])
+@pytest.mark.parametrize("lane", [None, "lane"])
+def test_an_event_that_raises_keeps_no_other_waiting(
+    take: Callable[..., Taking], lane: str | None, error: BaseException
+) -> None:
+    """It is not to raise; but then its place, and its lane, are free again."""
+    taking = take(max_running=1)
+
+    def fail() -> None:
+        raise error
+
+    taking.errors.append(error)
+    failing = taking.submit("fails", lane)
+    failing.then = fail
+    for number in range(3):
+        taking.submit(number, lane, is_quick=True)
+    failing.released.set()
+    wait_for(taking.runtime, lambda: taking.intake.running == 0)
+    assert taking.begun == ["fails", 0, 1, 2]
+    taking.submit("later", lane, is_quick=True)
+    taking.finish()
+    assert taking.begun[-1] == "later"
+
+
+def test_an_event_that_raises_when_nothing_waits_makes_room(take: Callable[..., Taking]) -> None:
+    taking = take(max_running=1, max_waiting=0)
+    taking.errors.append(ValueError("boom"))
+
+    def fail() -> None:
+        raise taking.errors[0]
+
+    failing = taking.submit("fails", "lane")
+    failing.then = fail
+    failing.released.set()
+    wait_for(taking.runtime, lambda: taking.intake.running == 0)
+    assert not taking.refused("next", "lane")
+
+
+def test_an_event_whose_greenlet_is_killed_keeps_no_other_waiting(
+    nothing_left_behind: None,
+) -> None:
+    taking = Taking(GeventRuntime(), max_running=1)
+    taking.submit("killed", "lane")
+    taking.submit("waits in the lane", "lane", is_quick=True)
+    taking.submit("waits", is_quick=True)
+    wait_for(taking.runtime, lambda: taking.begun)
+    taking.tasks[0].kill()
+    wait_for(taking.runtime, lambda: taking.intake.running == 0)
+    taking.errors.append(taking.tasks[0].exception)
+    taking.finish()
+    assert taking.begun == ["killed", "waits in the lane", "waits"]
+
+
+# Many at once
+
+
+@pytest.mark.parametrize("is_closed", [False, True], ids=["stays", "leaves"])
+def test_each_runs_once_or_is_lost_once_when_tasks_meet(runtime: Runtime, is_closed: bool) -> None:
+    """One that reads, many that run, and one that closes."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    rng = random.Random(5)
+    taking = Taking(runtime, max_running=4, max_waiting=50)
+    inside: list[object] = []
+    overlaps: list[object] = []
+    refused = 0
+
+    def work(lane: Hashable) -> None:
+        if len(inside) >= 4 or (lane is not None and lane in inside):
+            overlaps.append(lane)
+        inside.append(lane)
+        runtime.sleep(0)
+        inside.remove(lane)
+
+    try:
+        for number in range(600):
+            lane = rng.choice([None, None, "a", "b"])
+            job = Job(taking, (lane, number), lane, 1)
+            job.then = lambda lane=lane: work(lane)
+            job.released.set()
+            try:
+                taking.intake.submit(job.run, size=1, lane=lane, lose=job.lose)
+                taking.jobs.append(job)
+            except TooManyInFlight:
+                refused += 1
+                runtime.sleep(0)
+            if is_closed and number % 100 == 99:
+                taking.intake.close()
+        taking.finish()
+    finally:
+        sys.setswitchinterval(interval)
+    assert overlaps == []
+    assert len(taking.begun) + len(taking.lost) == len(taking.jobs) == 600 - refused
+    assert bool(taking.lost) is is_closed or not taking.lost
+    for lane in "ab":
+        numbers = [number for name, number in taking.begun if name == lane]
+        assert numbers == sorted(numbers)
+
+
+# Random walks
+
+
+class Stepping(Taking):
+    """Whose tasks all begin in the order in which they were asked for."""
+
+    def _spawn_later(self, target: Callable[[], object]) -> None:
+        self._spawn(target)
+
+
+class IntakeWalk(RuleBasedStateMachine):
+    """Submits, ends and closes in any order, and follows by hand."""
+
+    max_running = 3
+    max_waiting = 6
+    max_waiting_bytes = 30
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.taking = Stepping(
+            GeventRuntime(),
+            max_running=self.max_running,
+            max_waiting=self.max_waiting,
+            max_waiting_bytes=self.max_waiting_bytes,
+        )
+        self.number = 0
+
+    def teardown(self) -> None:
+        self.taking.finish()
+
+    @property
+    def running(self) -> list[Job]:
+        return [job for job in self.taking.jobs if job.is_running]
+
+    @property
+    def waiting(self) -> list[Job]:
+        return [job for job in self.taking.jobs if job.is_waiting]
+
+    def _settle(self) -> None:
+        for _ in range(5):
+            gevent.sleep(0)
+
+    @rule(lane=st.sampled_from(["a", "b", None]), size=st.sampled_from([1, 1, 5, 50]))
+    def submit(self, lane: str | None, size: int) -> None:
+        waiting = self.waiting
+        lanes = [job.lane for job in self.running]
+        can_run = len(lanes) < self.max_running and (lane is None or lane not in lanes)
+        is_over = sum(job.size for job in waiting) + size > self.max_waiting_bytes
+        can_wait = len(waiting) < self.max_waiting and not (waiting and is_over)
+        self.number += 1
+        try:
+            self.taking.submit(self.number, lane, size=size)
+            is_taken = True
+        except TooManyInFlight:
+            is_taken = False
+        assert is_taken == (can_run or can_wait)
+        self._settle()
+
+    @rule(lanes=st.lists(st.sampled_from(["a", "b", None]), min_size=2, max_size=6))
+    def submit_many(self, lanes: list[str | None]) -> None:
+        for lane in lanes:
+            self.submit(lane, 1)
+
+    @precondition(lambda self: self.running)
+    @rule(choice=st.integers(min_value=0, max_value=10))
+    def end(self, choice: int) -> None:
+        running = self.running
+        running[choice % len(running)].released.set()
+        self._settle()
+
+    @precondition(lambda self: len(self.waiting) > 3)
+    @rule()
+    def close(self) -> None:
+        waiting = self.waiting
+        self.taking.intake.close()
+        assert all(job.is_lost for job in waiting)
+        self._settle()
+
+    @invariant()
+    def the_books_are_right(self) -> None:
+        intake, running, waiting = self.taking.intake, self.running, self.waiting
+        assert intake.running == len(running) <= self.max_running
+        assert intake.waiting == len(waiting) <= self.max_waiting
+        size = sum(job.size for job in waiting)
+        assert intake._bytes == size
+        assert size <= self.max_waiting_bytes or len(waiting) == 1
+
+    @invariant()
+    def each_lane_has_one_at_a_time_and_its_order(self) -> None:
+        lanes = [job.lane for job in self.running if job.lane is not None]
+        assert len(lanes) == len(set(lanes))
+        for lane in (None, "a", "b"):
+            jobs = {job.name: job for job in self.taking.jobs if job.lane == lane}
+            begun = [name for name in self.taking.begun if name in jobs]
+            waiting = [name for name, job in jobs.items() if job.is_waiting]
+            assert [*begun, *waiting] == sorted([*begun, *waiting])
+
+    @invariant()
+    def nothing_waits_that_could_run(self) -> None:
+        lanes = [job.lane for job in self.running]
+        if len(lanes) < self.max_running:
+            assert all(job.lane is not None and job.lane in lanes for job in self.waiting)
+
+
+class NarrowIntakeWalk(IntakeWalk):
+    max_running = 1
+
+
+TestIntakeWalk = IntakeWalk.TestCase
+TestNarrowIntakeWalk = NarrowIntakeWalk.TestCase
+TestIntakeWalk.settings = TestNarrowIntakeWalk.settings = settings(
+    max_examples=30,
+    stateful_step_count=40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+
+
+def test_threads_have_a_lock_and_greenlets_need_none() -> None:
+    """What the fixtures take for granted of the two runtimes."""
+    assert GeventRuntime.can_kill
+    assert not ThreadRuntime.can_kill
+
+
+# Many tasks that begin at once
+
+
+@dataclass
+class Turns:
+    """An event loop that turns when it is told to."""
+
+    later: list[Callable[[], object]] = field(default_factory=list)
+    started: list[object] = field(default_factory=list)
+    errors: list[BaseException] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.starter = Starter(self.later.append)
+
+    def start(self, *names: object) -> None:
+        for name in names:
+            self.starter.start(lambda name=name: self.started.append(name))
+
+    def turn(self) -> None:
+        calls, self.later[:] = list(self.later), []
+        for call in calls:
+            try:
+                call()
+            except Exception as exc:
+                self.errors.append(exc)
+
+
+def test_tasks_are_started_later_and_in_order(runtime: Runtime) -> None:
+    started: list[int] = []
+    starter = Starter(lambda target: runtime.call_later(0.0, target))
+    for number in range(100):
+        starter.start(lambda number=number: started.append(number))
+    wait_for(runtime, lambda: len(started) == 100)
+    assert started == list(range(100))
+    starter.start(lambda: started.append(100))
+    wait_for(runtime, lambda: len(started) == 101)
+
+
+def test_nothing_is_started_in_the_turn_in_which_it_is_asked_for() -> None:
+    turns = Turns()
+    turns.start("a", "b")
+    assert turns.started == []
+    assert len(turns.later) == 1
+    turns.turn()
+    assert turns.started == ["a", "b"]
+    assert turns.later == []
+
+
+def test_a_few_tasks_are_started_in_each_turn() -> None:
+    turns = Turns()
+    turns.start(*range(40))
+    counts = []
+    while turns.later:
+        turns.turn()
+        counts.append(len(turns.started))
+    assert counts[:3] == [16, 32, 40]
+    assert turns.started == list(range(40))
+
+
+@pytest.mark.parametrize("count", [1, 15, 16, 17, 32])
+def test_what_comes_when_all_was_started_is_started(count: int) -> None:
+    turns = Turns()
+    for first in (0, count):
+        turns.start(*range(first, first + count))
+        assert len(turns.later) == 1
+        while turns.later:
+            turns.turn()
+    assert turns.started == list(range(2 * count))
+
+
+def test_what_is_asked_for_while_others_are_started_has_its_turn() -> None:
+    turns = Turns()
+    turns.starter.start(lambda: turns.start("later"))
+    turns.start("first")
+    while turns.later:
+        assert len(turns.later) == 1
+        turns.turn()
+    assert turns.started == ["first", "later"]
+
+
+def test_a_task_that_cannot_be_started_keeps_no_other_from_it() -> None:
+    """A process may be out of threads for a moment."""
+    turns = Turns()
+
+    def fail() -> None:
+        raise RuntimeError("can't start new thread")
+
+    turns.start("before")
+    turns.starter.start(fail)
+    turns.start("after")
+    while turns.later:
+        turns.turn()
+    turns.start("next")
+    while turns.later:
+        turns.turn()
+    assert turns.started == ["before", "after", "next"]
+
+
+def test_every_task_is_started_when_threads_meet(nothing_left_behind: None) -> None:
+    runtime = ThreadRuntime()
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    started: list[object] = []
+    starter = Starter(lambda target: runtime.call_later(0.0, target))
+
+    def ask(name: str) -> None:
+        for number in range(200):
+            mark = (name, number)
+            starter.start(lambda mark=mark: started.append(mark))
+
+    jobs = [runtime.spawn(lambda name=name: ask(name), name=name) for name in "abc"]
+    try:
+        assert all(job.join(10.0) for job in jobs)
+        wait_for(runtime, lambda: len(started) == 600)
+    finally:
+        sys.setswitchinterval(interval)
+    for name in "abc":
+        assert [number for who, number in started if who == name] == list(range(200))

@@ -1,0 +1,530 @@
+"""What stands in front of an application: health, who is let in, and how many are served."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import gevent
+import pytest
+from flask import Flask, Response, stream_with_context
+from gevent import socket as gevent_socket
+from gevent.pywsgi import WSGIServer
+from geventwebsocket.handler import WebSocketHandler
+from werkzeug.test import Client, EnvironBuilder, run_wsgi_app
+from werkzeug.wsgi import ClosingIterator, FileWrapper
+
+from flask_socketio_guard import signals
+from flask_socketio_guard.middleware import GuardMiddleware
+from tests import unit_support
+from tests.support.raw_clients import upgrade_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from tests.unit_support import Guarded
+
+nothing_left_behind = unit_support.nothing_left_behind
+make_guarded = unit_support.make_guarded
+guarded = unit_support.guarded
+
+HANDSHAKE = "/socket.io/?EIO=4&transport=polling"
+REASONS = ("full", "address", "rate", "draining")
+
+
+@dataclass
+class Front:
+    """A guarded application, and which clients it refused."""
+
+    guarded: Guarded
+    refusals: list[tuple[str, str]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        app = self.guarded.app
+        app.add_url_rule("/page", view_func=lambda: "a page")
+        self._subscription = signals.subscribe(
+            signals.handshake_refused,
+            app,
+            lambda record: self.refusals.append((record.reason, record.detail)),
+        )
+
+    def get(self, url: str, **options: Any) -> Any:
+        return self.guarded.app.test_client().get(url, **options)
+
+    @property
+    def requests(self) -> int:
+        return self.guarded.inner.requests
+
+
+@pytest.fixture
+def front(guarded: Guarded) -> Front:
+    return Front(guarded)
+
+
+@pytest.fixture
+def make_front(make_guarded: Callable[..., Guarded]) -> Callable[..., Front]:
+    """Return a function that makes a guarded application."""
+    return lambda **settings: Front(make_guarded(**settings))
+
+
+@pytest.fixture
+def make_refusing(make_front: Callable[..., Front]) -> Callable[[str], Front]:
+    """Return a function that makes an application that refuses its second client."""
+    settings: dict[str, dict[str, Any]] = {
+        "full": {"max_connections": 1},
+        "address": {"max_connections_per_address": 1},
+        "rate": {"connection_rate": "1/hour"},
+        "draining": {},
+    }
+    return lambda reason: make_front(**settings[reason])
+
+
+# Who is let in
+
+
+@pytest.mark.parametrize("reason", REASONS)
+def test_a_client_that_is_refused_is_asked_to_come_back(
+    make_refusing: Callable[[str], Front], reason: str
+) -> None:
+    front = make_refusing(reason)
+    assert front.get(HANDSHAKE).status_code == 200
+    front.guarded.inner.admission.is_draining = reason == "draining"
+    answer = front.get(HANDSHAKE)
+    assert answer.status == "503 Service Unavailable"
+    assert answer.headers["Retry-After"] == "5"
+    assert answer.headers["Content-Type"] == "text/plain"
+    assert answer.headers["Content-Length"] == "0"
+    assert answer.data == b""
+    assert front.refusals == [(reason, "")]
+    assert front.guarded.guard.counters["handshakes_refused"] == 1
+    assert len(front.guarded.socketio.server.eio.sockets) == 1
+
+
+@pytest.mark.parametrize("reason", REASONS)
+def test_a_client_that_is_in_is_served_whoever_is_refused(
+    make_refusing: Callable[[str], Front], reason: str
+) -> None:
+    front = make_refusing(reason)
+    front.guarded.socketio.on_event("echo", lambda value: value)
+    client = front.guarded.polling()
+    assert client.connect().startswith("40")
+    front.guarded.inner.admission.is_draining = reason == "draining"
+    assert front.guarded.polling().handshake().status_code == 503
+    assert client.call("echo", "still here") == ["still here"]
+    assert front.refusals == [(reason, "")]
+
+
+def test_a_place_that_is_free_again_is_given_away(make_front: Callable[..., Front]) -> None:
+    front = make_front(max_connections=1, max_connections_per_address=1)
+    client = front.guarded.polling()
+    client.connect()
+    assert front.get(HANDSHAKE).status_code == 503
+    client.leave()
+    assert front.get(HANDSHAKE).status_code == 200
+
+
+def test_places_are_counted_for_each_address(make_front: Callable[..., Front]) -> None:
+    front = make_front(max_connections_per_address=1)
+    here, there = ({"REMOTE_ADDR": address} for address in ("192.0.2.1", "192.0.2.2"))
+    assert front.get(HANDSHAKE, environ_overrides=here).status_code == 200
+    assert front.get(HANDSHAKE, environ_overrides=here).status_code == 503
+    assert front.get(HANDSHAKE, environ_overrides=there).status_code == 200
+
+
+def test_where_nobody_has_an_address_nobody_is_refused_for_it(
+    make_front: Callable[..., Front],
+) -> None:
+    """Over a Unix socket all clients would share a place."""
+    front = make_front(max_connections_per_address=1)
+    environ = EnvironBuilder(path=HANDSHAKE).get_environ()
+    environ.pop("REMOTE_ADDR", None)
+    assert [status(front.guarded.app.wsgi_app, environ) for _ in range(2)] == [200, 200]
+
+
+def status(app: Any, environ: dict[str, Any]) -> int:
+    """Return the status that *app* answers with."""
+    answer, text, _ = run_wsgi_app(app, environ, buffered=True)
+    del answer
+    return int(text.split()[0])
+
+
+@pytest.mark.parametrize("sid", ["sid=unknown", "sid=unknown&sid=too", "x=1&sid=y"])
+def test_a_session_that_is_unknown_is_no_new_client(front: Front, sid: str) -> None:
+    """It is refused for what it is, and takes nobody's place in the rate."""
+    front.guarded.inner.admission.is_draining = True
+    assert front.get(f"{HANDSHAKE}&{sid}").status_code == 400
+    assert [reason for reason, _ in front.refusals] == ["session"]
+
+
+@pytest.mark.parametrize("query", ["", "?sid=", "?EIO=4", "?xsid=1", "?EIO=4&transport=polling"])
+def test_whatever_carries_no_session_is_a_new_client(front: Front, query: str) -> None:
+    front.guarded.inner.admission.is_draining = True
+    assert front.get(f"/socket.io/{query}").status_code == 503
+
+
+def test_no_query_at_all_is_a_new_client(front: Front) -> None:
+    front.guarded.inner.admission.is_draining = True
+    environ = EnvironBuilder(path="/socket.io/").get_environ()
+    environ.pop("QUERY_STRING", None)
+    assert status(front.guarded.app.wsgi_app, environ) == 503
+
+
+@pytest.mark.parametrize("method", ["get", "post", "options", "head"])
+def test_the_method_does_not_matter(front: Front, method: str) -> None:
+    front.guarded.inner.admission.is_draining = True
+    answer = getattr(front.guarded.app.test_client(), method)(HANDSHAKE)
+    assert (answer.status_code, answer.data) == (503, b"")
+
+
+@pytest.mark.parametrize("path", ["/page", "/socket.io", "/socket.iox", "/", "/x/socket.io/"])
+def test_what_has_nothing_to_do_with_socketio_is_never_refused(front: Front, path: str) -> None:
+    front.guarded.inner.admission.is_draining = True
+    expected = 200 if path == "/page" else 404
+    assert front.get(path).status_code == expected
+    assert front.refusals == []
+
+
+@pytest.mark.parametrize(
+    ("reason", "text"),
+    [
+        ("full", "the server is full"),
+        ("address", "too many connections from this address"),
+        ("rate", "too many new connections"),
+        ("draining", "the server is shutting down"),
+    ],
+)
+def test_a_websocket_that_has_been_accepted_is_closed_again(
+    make_refusing: Callable[[str], Front], reason: str, text: str
+) -> None:
+    """gevent-websocket answers 101 before the application is asked; 1013 is "try again later"."""
+    front = make_refusing(reason)
+    front.get(HANDSHAKE)
+    front.guarded.inner.admission.is_draining = reason == "draining"
+    server = WSGIServer(
+        ("127.0.0.1", 0), front.guarded.app, handler_class=WebSocketHandler, log=None
+    )
+    server.start()
+    try:
+        with gevent.Timeout(5.0):
+            client = gevent_socket.create_connection(("127.0.0.1", server.server_port))
+            client.sendall(upgrade_bytes("/socket.io/?EIO=4&transport=websocket"))
+            received = b""
+            while data := client.recv(4096):
+                received += data
+            client.close()
+    finally:
+        server.stop(timeout=1.0)
+    head, _, frame = received.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 101 ")
+    assert frame == bytes([0x88, 2 + len(text)]) + (1013).to_bytes(2, "big") + text.encode()
+    assert front.refusals == [(reason, "")]
+    assert len(front.guarded.socketio.server.eio.sockets) == 1
+
+
+# While the process ends
+
+
+@pytest.mark.parametrize("path", ["/page", "/livez", "/readyz", HANDSHAKE, f"{HANDSHAKE}&sid=x"])
+def test_connections_are_closed_while_the_process_ends(front: Front, path: str) -> None:
+    """One that is idle, and kept, would hold the worker."""
+    assert "Connection" not in front.get(path).headers
+    front.guarded.inner.admission.is_draining = True
+    answer = front.get(path)
+    assert answer.headers.getlist("Connection") == ["close"]
+    if path == "/page":
+        assert (answer.status_code, answer.data) == (200, b"a page")
+        assert answer.headers["Content-Type"].startswith("text/html")
+
+
+def test_all_that_wsgi_allows_is_allowed_while_the_process_ends(front: Front) -> None:
+    """An answer that is begun anew after an error, and one that is written piece by piece."""
+    begun: list[Any] = []
+    written: list[bytes] = []
+    error = (RuntimeError, RuntimeError("boom"), None)
+
+    def begin(*args: Any) -> Callable[[bytes], object]:
+        begun.append(args)
+        return written.append
+
+    def app(environ: Any, start_response: Any) -> list[bytes]:
+        del environ
+        start_response("200 OK", [("X-Try", "1")])
+        start_response("500 Oops", [("X-Try", "2")], error)(b"piece")
+        return []
+
+    front.guarded.inner.admission.is_draining = True
+    middleware = GuardMiddleware(app, front.guarded.inner)
+    middleware(EnvironBuilder(path="/page").get_environ(), begin)  # type: ignore[arg-type]
+    assert begun == [
+        ("200 OK", [("X-Try", "1"), ("Connection", "close")]),
+        ("500 Oops", [("X-Try", "2"), ("Connection", "close")], error),
+    ]
+    assert written == [b"piece"]
+
+
+# Health, and the start
+
+
+@pytest.mark.parametrize("path", ["/livez", "/readyz", "/healthz"])
+def test_health_comes_first(front: Front, path: str) -> None:
+    """Before whoever is refused, and before the application, which may hang."""
+    assert front.get(path).status_code == 200
+    front.guarded.inner.admission.is_draining = True
+    middleware = GuardMiddleware(pytest.fail, front.guarded.inner)
+    answer = Client(middleware).get(path)
+    assert answer.status_code == 200
+    assert answer.mimetype == "application/health+json"
+    assert front.requests == 0
+    assert front.refusals == []
+
+
+@pytest.mark.parametrize("path", ["/livez", "/page", HANDSHAKE])
+def test_the_first_request_starts_the_guard(front: Front, path: str) -> None:
+    assert front.guarded.inner.supervisor.tasks == []
+    front.get(path)
+    assert front.guarded.inner.supervisor.tasks != []
+
+
+def test_a_client_that_is_refused_starts_the_guard_too(front: Front) -> None:
+    front.guarded.inner.admission.is_draining = True
+    assert front.get(HANDSHAKE).status_code == 503
+    assert front.guarded.inner.supervisor.tasks != []
+
+
+# How many are served
+
+
+@dataclass
+class Counted:
+    """An application behind the middleware, and how many requests it saw in progress."""
+
+    front: Front
+    seen: list[int] = field(default_factory=list)
+    closed: list[str] = field(default_factory=list)
+
+    def look(self) -> None:
+        self.seen.append(self.front.requests)
+
+    def call(self, answer: Callable[[], Any], **environ: Any) -> Any:
+        """Send a request to an application that answers with what *answer* returns."""
+
+        def app(_environ: Any, start_response: Any) -> Any:
+            self.look()
+            start_response("200 OK", [("Content-Type", "text/plain")])
+            return answer()
+
+        middleware = GuardMiddleware(app, self.front.guarded.inner)
+        request = {**EnvironBuilder(path="/page").get_environ(), **environ}
+        return middleware(request, lambda *_: lambda data: None)  # type: ignore[arg-type,return-value]
+
+
+@pytest.fixture
+def counted(front: Front) -> Counted:
+    return Counted(front)
+
+
+class Body:
+    """An answer that is made while it is sent, and has to be closed."""
+
+    def __init__(self, counted: Counted, chunks: Iterable[bytes], on_close: Any = None) -> None:
+        self._counted = counted
+        self._chunks = iter(chunks)
+        self._on_close = on_close or (lambda: None)
+
+    def __iter__(self) -> Iterator[bytes]:
+        for chunk in self._chunks:
+            self._counted.look()
+            yield chunk
+
+    def close(self) -> None:
+        self._counted.closed.append("closed")
+        self._on_close()
+
+
+@pytest.mark.parametrize("answer", [[b"a", b"b"], (b"a", b"b"), []])
+def test_an_answer_that_is_complete_is_served_when_it_is_given(
+    counted: Counted, answer: Any
+) -> None:
+    assert counted.call(lambda: answer) is answer
+    assert counted.seen == [1]
+    assert counted.front.requests == 0
+
+
+def test_an_answer_that_is_made_while_it_is_sent_is_in_progress_until_its_end(
+    counted: Counted,
+) -> None:
+    answer = counted.call(lambda: Body(counted, [b"a", b"b"]))
+    assert counted.front.requests == 1
+    assert list(answer) == [b"a", b"b"]
+    assert counted.seen == [1, 1, 1]
+    assert counted.front.requests == 1
+    assert counted.closed == []
+    answer.close()
+    assert counted.front.requests == 0
+    assert counted.closed == ["closed"]
+
+
+def test_a_generator_is_in_progress_until_its_end(counted: Counted) -> None:
+    def chunks() -> Iterator[bytes]:
+        try:
+            yield b"a"
+            yield b"b"
+        finally:
+            counted.closed.append("closed")
+
+    answer = counted.call(chunks)
+    assert next(iter(answer)) == b"a"
+    assert counted.front.requests == 1
+    answer.close()
+    assert counted.closed == ["closed"]
+    assert counted.front.requests == 0
+
+
+def test_a_client_that_goes_before_the_first_byte_is_served(counted: Counted) -> None:
+    answer = counted.call(lambda: Body(counted, [b"a"]))
+    answer.close()
+    assert counted.front.requests == 0
+    assert counted.closed == ["closed"]
+
+
+def test_an_answer_that_breaks_off_is_in_progress_until_its_end(counted: Counted) -> None:
+    def chunks() -> Iterator[bytes]:
+        yield b"a"
+        raise RuntimeError("boom")
+
+    answer = counted.call(lambda: Body(counted, chunks()))
+    with pytest.raises(RuntimeError, match="boom"):
+        list(answer)
+    answer.close()
+    assert counted.front.requests == 0
+
+
+@pytest.mark.parametrize("error", [RuntimeError("boom"), SystemExit(1), gevent.GreenletExit()])
+def test_an_application_that_raises_has_served(counted: Counted, error: BaseException) -> None:
+    def fail() -> None:
+        raise error
+
+    with pytest.raises(type(error)) as raised:
+        counted.call(fail)
+    assert raised.value is error
+    assert counted.seen == [1]
+    assert counted.front.requests == 0
+
+
+def test_an_answer_whose_close_raises_has_been_served(counted: Counted) -> None:
+    """A process that ends waits for those that are in progress."""
+
+    def fail() -> None:
+        raise RuntimeError("boom")
+
+    answer = counted.call(lambda: Body(counted, [b"a"], on_close=fail))
+    assert list(answer) == [b"a"]
+    with pytest.raises(RuntimeError, match="boom"):
+        answer.close()
+    assert counted.front.requests == 0
+
+
+def test_an_answer_that_is_closed_twice_has_been_served_once(counted: Counted) -> None:
+    """Not every middleware keeps the rule that only the server closes."""
+    answer = counted.call(lambda: Body(counted, [b"a"]))
+    answer.close()
+    answer.close()
+    assert counted.front.requests == 0
+    assert counted.closed == ["closed"]
+
+
+def test_several_are_counted_each(counted: Counted) -> None:
+    answers = [counted.call(lambda: Body(counted, [b"a"])) for _ in range(3)]
+    assert counted.front.requests == 3
+    for number, answer in enumerate(answers, 1):
+        answer.close()
+        assert counted.front.requests == 3 - number
+    assert counted.seen == [1, 2, 3]
+
+
+def test_a_file_goes_through_as_it_is(counted: Counted) -> None:
+    answer = counted.call(lambda: FileWrapper(io.BytesIO(b"content")))
+    assert type(answer) is FileWrapper
+    assert b"".join(answer) == b"content"
+    answer.close()
+    assert counted.front.requests == 0
+
+
+class ServersFileWrapper:
+    """How a server wants a file: it knows it by its type, and sends it with ``sendfile``."""
+
+    def __init__(self, file: Any, block_size: int = 8192) -> None:
+        self.file = file
+        self.block_size = block_size
+
+    def __getitem__(self, key: int) -> bytes:
+        data: bytes = self.file.read(self.block_size)
+        if not data:
+            raise IndexError(key)
+        return data
+
+    def close(self) -> None:
+        self.file.close()
+
+
+def test_a_file_goes_through_as_the_server_wants_it(counted: Counted) -> None:
+    """That of gunicorn is no iterator, and not the one of Werkzeug."""
+    answer = counted.call(
+        lambda: ServersFileWrapper(io.BytesIO(b"content")),
+        **{"wsgi.file_wrapper": ServersFileWrapper},
+    )
+    assert type(answer) is ServersFileWrapper
+    assert b"".join(iter(answer)) == b"content"  # type: ignore[call-overload]
+    answer.close()
+    assert counted.front.requests == 0
+
+
+def test_clients_of_socketio_are_not_counted(front: Front) -> None:
+    """A polling request waits for news, and is ended by the drain."""
+    seen: list[int] = []
+    front.guarded.socketio.on_event("look", lambda: seen.append(front.requests))
+    client = front.guarded.polling()
+    client.connect()
+    client.call("look")
+    assert seen == [0]
+
+
+def test_requests_of_an_application_are_counted(front: Front) -> None:
+    app: Flask = front.guarded.app
+    seen: list[int] = []
+
+    @app.get("/plain")
+    def plain() -> str:
+        seen.append(front.requests)
+        return "plain"
+
+    @app.get("/stream")
+    def stream() -> Response:
+        def chunks() -> Iterator[str]:
+            for number in range(3):
+                seen.append(front.requests)
+                yield str(number)
+
+        return Response(stream_with_context(chunks()))
+
+    @app.get("/fails")
+    def fails() -> str:
+        seen.append(front.requests)
+        raise RuntimeError("boom")
+
+    assert front.get("/plain", buffered=True).data == b"plain"
+    assert front.get("/stream", buffered=True).data == b"012"
+    assert front.get("/fails", buffered=True).status_code == 500
+    assert seen == [1] * 5
+    assert front.requests == 0
+
+
+def test_a_closing_iterator_is_no_list(counted: Counted) -> None:
+    """What Flask answers with is one, whatever is in it."""
+    answer = counted.call(lambda: ClosingIterator([b"a"], [lambda: counted.closed.append("own")]))
+    assert counted.front.requests == 1
+    assert list(answer) == [b"a"]
+    answer.close()
+    assert counted.closed == ["own"]
+    assert counted.front.requests == 0
