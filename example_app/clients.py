@@ -112,7 +112,7 @@ class BareClient:
         """Read to the end of the connection."""
         with suppress(websocket.WebSocketConnectionClosedException, OSError):
             while True:
-                frame = self._websocket.recv_frame()  # type: ignore[no-untyped-call]
+                frame = self._websocket.recv_frame()
                 if frame.opcode == websocket.ABNF.OPCODE_CLOSE:
                     (code,) = struct.unpack("!H", frame.data[:2])
                     return Farewell(code, frame.data[2:].decode())
@@ -120,4 +120,4 @@ class BareClient:
 
     def close(self) -> None:
         """End the connection without a word."""
-        self._websocket.shutdown()  # type: ignore[no-untyped-call]
+        self._websocket.shutdown()

@@ -10,6 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from .errors import TooManyInFlight
+from .signals import logger
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
@@ -204,5 +205,8 @@ class Starter:
                     self._is_scheduled = False
                     return
                 spawn = self._waiting.popleft()
-            spawn()
+            try:
+                spawn()
+            except Exception:  # noqa: BLE001 - a process may be out of threads; the others go on
+                logger.exception("a task could not be started")
         self._spawn_later(self._start_some)

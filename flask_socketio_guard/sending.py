@@ -59,8 +59,9 @@ class SendQueue:
     lock of the socket.
 
     A message is taken whole or not at all, and one that is larger than the
-    bound passes when nothing else waits. What is being written counts until
-    it is done with, so memory for one client is the bound and one message.
+    bound passes when nothing else waits. What is being written does not count:
+    a client that reads a large message is not slow. Memory for one client is the
+    bound, what is being written, and one message.
 
     Args:
         max_packets: Messages that may wait, >= 1.
@@ -99,12 +100,14 @@ class SendQueue:
     @property
     def is_full(self) -> bool:
         """Whether a bound is reached."""
-        return self.size >= self._max_bytes or len(self) >= self._max_packets
+        size = self.size - self._taken_bytes
+        return size >= self._max_bytes or len(self._items) >= self._max_packets
 
     @property
     def is_filling(self) -> bool:
         """Whether half of a bound is reached."""
-        return 2 * self.size >= self._max_bytes or 2 * len(self) >= self._max_packets
+        size = self.size - self._taken_bytes
+        return 2 * size >= self._max_bytes or 2 * len(self._items) >= self._max_packets
 
     def put(self, item: Outgoing) -> None:
         """Append *item*, whatever the bounds; for who has looked at :attr:`is_full`."""
@@ -122,7 +125,7 @@ class SendQueue:
             return None
         is_volatile_only = self._policy is SlowConsumer.DROP_VOLATILE
         kept: deque[Outgoing] = deque()
-        size, count = self.size, len(self)
+        size, count = self.size - self._taken_bytes, len(self._items)
         for item in self._items:
             is_full = size >= self._max_bytes or count >= self._max_packets
             if is_full and item.is_event and (item.is_volatile or not is_volatile_only):
@@ -132,9 +135,9 @@ class SendQueue:
                 kept.append(item)
         if size >= self._max_bytes or count >= self._max_packets:
             return None
-        dropped = len(self) - count
+        dropped = len(self._items) - count
         self._items = kept
-        self.size = size
+        self.size = size + self._taken_bytes
         return dropped
 
     def take(self, max_bytes: int) -> list[Outgoing]:

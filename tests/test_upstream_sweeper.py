@@ -65,8 +65,9 @@ class Scene:
         """Each client is answered in each namespace."""
         for client in self.clients:
             send = client.send if isinstance(client, Peer) else client.post
-            send('421["echo",1]', '42/other,2["echo",2]')
+            send('421["echo",1]')
             client.read_until("431[1]")
+            send('42/other,2["echo",2]')
             client.read_until("43/other,2[2]")
         assert self.outsider.post("40").status == 200
         self.outsider.read_until("40")
