@@ -106,7 +106,8 @@ class Taking:
         job = Job(self, name, lane, size)
         if is_quick:
             job.released.set()
-        self.intake.submit(job.run, size=size, lane=lane, lose=job.lose)
+        where: dict[str, Hashable] = {} if lane is None else {"lane": lane}
+        self.intake.submit(job.run, size=size, lose=job.lose, **where)
         self.jobs.append(job)
         return job
 
@@ -129,10 +130,13 @@ class Taking:
 
     def finish(self) -> None:
         """Let everything end, and see that nothing is kept of it."""
-        while any(job.is_waiting or job.is_running for job in self.jobs):
-            for job in self.jobs:
-                job.released.set()
-            self.runtime.sleep(0)
+        for job in self.jobs:
+            job.released.set()
+        wait_for(
+            self.runtime,
+            lambda: not any(job.is_waiting or job.is_running for job in self.jobs),
+            message="not everything has its turn",
+        )
         wait_for(self.runtime, lambda: self.intake.running == 0)
         for task in self.tasks:
             assert task.join(5.0)
@@ -547,6 +551,33 @@ def test_each_runs_once_or_is_lost_once_when_tasks_meet(runtime: Runtime, is_clo
     for lane in "ab":
         numbers = [number for name, number in taking.begun if name == lane]
         assert numbers == sorted(numbers)
+
+
+class Watched(Intake):
+    """An intake that sees to it that its books are changed by one thread at a time."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name in ("running", "waiting", "_bytes") and hasattr(self, name):
+            assert self._lock.locked(), f"{name} is changed by anybody"
+        super().__setattr__(name, value)
+
+
+def test_the_books_are_changed_by_one_thread_at_a_time(nothing_left_behind: None) -> None:
+    taking = Taking(ThreadRuntime(), max_running=1)
+    bounds = IntakeBounds(1, MANY, MANY)
+    taking.intake = Watched(
+        bounds, spawn=taking._spawn, spawn_later=taking._spawn_later, lock=threading.Lock()
+    )
+    running = taking.submit("runs", "lane")
+    taking.submit("waits in the lane", "lane", is_quick=True)
+    taking.submit("waits", is_quick=True)
+    taking.release(running)
+    taking.finish()
+    taking.submit("runs again").released.set()
+    taking.submit("is lost", "lane")
+    taking.intake.close()
+    taking.finish()
+    assert len(taking.begun) + len(taking.lost) == 5
 
 
 # Random walks

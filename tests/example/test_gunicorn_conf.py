@@ -176,7 +176,7 @@ def test_stopping_worker_ends_its_tasks_and_empties_its_outbox(
             lambda: _farewell(subscription), timeout=10, message="the task did not end in order"
         )
     assert said["data"] == [{"pid": worker}]
-    wait_until(lambda: not server.is_alive(), timeout=10, message="the server does not end")
+    wait_until(lambda: not server.is_alive(), timeout=15, message="the server does not end")
     assert "Worker exiting" in server.log()
     assert "Traceback" not in server.log()
     assert "SIGKILL" not in server.log()
@@ -219,8 +219,9 @@ def test_stopping_server_ends_requests_and_waits_for_nobody_who_is_idle(
             # With a close packet it would stay away; after an error it comes back.
             assert farewell.result() == 400
             assert (answer.result().status_code, answer.result().text) == (200, "done")
-        wait_until(lambda: not server.is_alive(), timeout=10, message="the server does not end")
-    assert time.monotonic() - began_at < SLOW_DURATION + 4.0
+        wait_until(lambda: not server.is_alive(), timeout=15, message="the server does not end")
+    # Its graceful timeout is 30 s; the rest is for a busy machine.
+    assert time.monotonic() - began_at < SLOW_DURATION + 10.0
     assert "Worker exiting" in server.log()
     assert "SIGKILL" not in server.log()
     assert "Traceback" not in server.log()
