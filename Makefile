@@ -4,6 +4,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 PYTEST_ARGS ?=
+# Most tests wait for something most of the time; those that measure times run alone.
+PARALLEL := -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help test test-stock test-oldest lint types bench demo soak format clean
@@ -25,14 +27,14 @@ $(VENV)/.installed-%: pyproject.toml | $(BIN)/python
 	@touch $@
 
 test: $(VENV)/.installed-test  ## Run all tests, in gevent and in threading mode
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest $(PARALLEL) $(PYTEST_ARGS)
 
 test-stock: $(VENV)/.installed-test  ## Run the fault tests without the guard: each is expected to fail
-	@$(BIN)/python -m pytest tests/faults --stock $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest tests/faults --stock $(PARALLEL) $(PYTEST_ARGS)
 
 test-oldest:  ## Run all tests on the oldest versions that pyproject.toml allows
 	@$(MAKE) --no-print-directory VENV=.venv-oldest .venv-oldest/.oldest
-	@.venv-oldest/bin/python -m pytest $(PYTEST_ARGS)
+	@.venv-oldest/bin/python -m pytest $(PARALLEL) $(PYTEST_ARGS)
 
 .venv-oldest/.oldest: pyproject.toml tests/oldest.py | $(BIN)/python
 	@echo "Installing the oldest allowed dependencies into $(VENV) ..."

@@ -11,6 +11,7 @@ import pytest
 
 from tests.support import GunicornServer, RawClient, RedisServer, SocketIOClient, wait_until
 from tests.support.processes import reaper_pid
+from tests.support.turns import Turns
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -19,9 +20,11 @@ FAULTS_MARKER = (
     "faults(fault, *, stock, because): a row of the table of faults. *stock* says what happens "
     "without the guard; *because* is a regular expression that the failure must match then."
 )
+ALONE_MARKER = "alone: measures times, so that no other test runs meanwhile"
 _FAULT_PROPERTY = "fault"
 _MEASURED_PROPERTY = "measured"
 _outcome = pytest.StashKey[dict[str, pytest.TestReport]]()
+_turns = pytest.StashKey[Turns]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -34,8 +37,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Register the marker."""
+    """Register the markers."""
     config.addinivalue_line("markers", FAULTS_MARKER)
+    config.addinivalue_line("markers", ALONE_MARKER)
+    config.stash[_turns] = Turns()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -55,6 +60,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             pytest.mark.xfail(strict=True, raises=AssertionError, reason=f"stock: {reason}")
         )
     items[:] = kept
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Wait for the turn of a test, outside its timeout."""
+    is_alone = item.get_closest_marker("alone") is not None
+    with item.config.stash[_turns].taken(is_alone=is_alone):
+        return (yield)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

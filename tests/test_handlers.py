@@ -129,7 +129,9 @@ def test_an_exception_that_cannot_be_printed_is_a_failure_like_any_other(
 
 
 @pytest.mark.parametrize(
-    "result", [{"a", "set"}, object(), {"deep": [{1, 2}]}, float, 1j], ids=repr
+    "result",
+    [{"a", "set"}, object(), {"deep": [{1, 2}]}, float, 1j],
+    ids=["set", "object", "deep", "type", "complex"],
 )
 def test_an_answer_that_json_cannot_hold_is_a_failure(guarded: Guarded, result: object) -> None:
     failures = collect_failures(guarded)

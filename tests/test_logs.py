@@ -52,6 +52,11 @@ INTERVAL = 60.0
 DEBUG, INFO, WARNING, ERROR = logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR
 
 
+def named(value: object) -> str:
+    """Name a parameter; what differs from process to process (an address) must not be in it."""
+    return str(getattr(value, "name", value))
+
+
 @pytest.fixture
 def logged(caplog: pytest.LogCaptureFixture) -> Callable[[NamedSignal, object], logging.LogRecord]:
     """Return a function that sends a record and returns the one line that was logged for it."""
@@ -214,7 +219,7 @@ def test_what_a_client_sends_cannot_forge_a_log_line(
         (T.RUNNING, logging.DEBUG),
         (T.STOPPED, logging.DEBUG),
     ],
-    ids=str,
+    ids=named,
 )
 def test_a_task_that_failed_for_good_is_an_error(
     logged: Callable[[NamedSignal, object], logging.LogRecord], new: TaskState, level: int
@@ -357,7 +362,7 @@ def test_a_discarded_log_lets_go_of_the_loggers() -> None:
             "event 'chat' [/] rejected: rejected",
         ),
     ],
-    ids=str,
+    ids=named,
 )
 def test_what_happens_to_clients_is_as_loud_as_it_is_bad(
     logged: Callable[[NamedSignal, object], logging.LogRecord],
@@ -571,7 +576,7 @@ def log(caplog: pytest.LogCaptureFixture) -> Log:
             "message(s) to other processes dropped: overflow ... 2060 more in 60 s",
         ),
     ],
-    ids=str,
+    ids=named,
 )
 def test_repeats_of_one_warning_are_told_in_one_line(
     log: Log,

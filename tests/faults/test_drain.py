@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 pytestmark = [
     pytest.mark.timeout(90),
+    pytest.mark.alone,
     pytest.mark.parametrize("worker", WORKERS),
 ]
 

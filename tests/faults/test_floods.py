@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     Connect = Callable[..., RawClient]
     Measured = Callable[[str, object], None]
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = [pytest.mark.timeout(60), pytest.mark.alone]
 
 NEVER_READS = "a client never reads what is emitted to it"
 IN_FLIGHT = "a client sends more events than can be handled"

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     Measured = Callable[[str, object], None]
 
-pytestmark = pytest.mark.timeout(90)
+pytestmark = [pytest.mark.timeout(90), pytest.mark.alone]
 
 LARGE_MESSAGE = "an unauthenticated WebSocket sends one large message"
 ENDLESS_FRAGMENTS = "a WebSocket sends fragments without end"

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     Connect = Callable[..., RawClient]
     Measured = Callable[[str, object], None]
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = [pytest.mark.timeout(60), pytest.mark.alone]
 
 NATIVE_THREAD = "emit from a native thread under gevent"
 BLOCKED_LOOP = "a call blocks the event loop"
