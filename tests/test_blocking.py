@@ -293,9 +293,9 @@ def test_a_process_that_hangs_says_so_while_it_hangs(kind: str, function: str) -
     told = run_on_a_quiet_machine(kind)
     first, second = told.lines
     assert (first["moment"], first["duration"], first["place"]) == ("during", "None", function)
-    assert 0.36 <= float(first["at"])
+    assert float(first["at"]) >= 0.36
     assert (second["moment"], second["place"]) == ("after", function)
-    assert 0.9 <= float(second["duration"])
+    assert float(second["duration"]) >= 0.9
     if told.is_fair:
         assert float(first["at"]) < 0.5
         assert float(second["duration"]) <= 1.1

@@ -81,11 +81,12 @@ def test_a_request_that_follows_the_rules_has_no_problem(changes: dict[str, str]
         ({"HTTP_UPGRADE": ""}, "Upgrade or Connection cannot be read"),
         ({"HTTP_UPGRADE": "websocket;"}, "Upgrade or Connection cannot be read"),
         ({"HTTP_UPGRADE": "\x80"}, "Upgrade or Connection cannot be read"),
-        ({"HTTP_UPGRADE": "h2c"}, "Upgrade or Connection is missing"),
-        ({"HTTP_UPGRADE": "websockets"}, "Upgrade or Connection is missing"),
+        ({"HTTP_UPGRADE": "h2c"}, "Upgrade or Connection asks for no WebSocket"),
+        ({"HTTP_UPGRADE": "h2c, websocket"}, "Upgrade or Connection asks for no WebSocket"),
+        ({"HTTP_UPGRADE": "websockets"}, "Upgrade or Connection asks for no WebSocket"),
         ({"HTTP_CONNECTION": MISSING}, "Upgrade or Connection cannot be read"),
-        ({"HTTP_CONNECTION": "keep-alive"}, "Upgrade or Connection is missing"),
-        ({"HTTP_CONNECTION": "Upgraded"}, "Upgrade or Connection is missing"),
+        ({"HTTP_CONNECTION": "keep-alive"}, "Upgrade or Connection asks for no WebSocket"),
+        ({"HTTP_CONNECTION": "Upgraded"}, "Upgrade or Connection asks for no WebSocket"),
         ({"HTTP_SEC_WEBSOCKET_VERSION": MISSING}, "Sec-WebSocket-Version is not 13"),
         ({"HTTP_SEC_WEBSOCKET_VERSION": ""}, "Sec-WebSocket-Version is not 13"),
         ({"HTTP_SEC_WEBSOCKET_VERSION": "8"}, "Sec-WebSocket-Version is not 13"),
@@ -455,9 +456,9 @@ def test_gevent_websocket_is_mended_once() -> None:
     ids=["nothing", "word", "header", "upgrade", "body"],
 )
 def test_a_client_that_resets_its_request_is_nothing_to_talk_about(
-    server: GeventWebSocketServer, capfd: pytest.CaptureFixture[str], part: str
+    server: GeventWebSocketServer, part: str
 ) -> None:
-    """Gevent prints a traceback for each; the fixture looks too."""
+    """Gevent prints a traceback for each; the fixture looks."""
     sock = server.connect()
     sock.sendall(part.encode())
     gevent.sleep(0.01)
@@ -465,5 +466,3 @@ def test_a_client_that_resets_its_request_is_nothing_to_talk_about(
     sock.close()
     answer = server.ask("GET / HTTP/1.1\nHost: test\nConnection: close")
     assert answer.status == 200
-    gevent.sleep(0.01)
-    assert "Traceback" not in capfd.readouterr().err

@@ -1037,6 +1037,30 @@ def test_the_library_takes_a_message_of_just_the_largest_size(
     assert wire.messages == [b"x" * MAX_SIZE]
 
 
+@pytest.mark.parametrize(
+    "data",
+    [
+        encode_frame(TEXT, b"\xff"),
+        encode_frame(BINARY, b"x" * (MAX_SIZE + 1)),
+        encode_frame(CONTINUATION, b"x"),
+    ],
+    ids=["utf8", "size", "continuation"],
+)
+@pytest.mark.parametrize("is_late", [False, True])
+def test_the_library_ends_where_a_frame_is_wrong(
+    library: tuple[Library, Peer], data: bytes, is_late: bool
+) -> None:
+    """It may tell the receiver before the end is true."""
+    wire, peer = library
+    wire.wire.start()
+    if is_late:
+        connection = wire.wire._websocket.ws
+        connection.sock = LateSocket(connection.sock)
+    peer.send_raw(data)
+    assert wire.has_ended.wait(20.0), "it waits for ever"
+    assert wire.messages == []
+
+
 def test_an_aborted_library_wire_is_quiet(library: tuple[Library, Peer]) -> None:
     wire, peer = library
     wire.wire.start()

@@ -15,6 +15,7 @@ import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import gevent
 import gevent.socket
 import pytest
 from flask import Flask
@@ -399,10 +400,13 @@ def serve(app: Any, kind: str, errors: io.StringIO) -> Iterator[tuple[str, int]]
             ("127.0.0.1", 0), app, handler_class=_KINDS[kind], log=None, error_log=errors
         )
         server.start()
+        hub: Any = gevent.get_hub()
+        before, hub.exception_stream = hub.exception_stream, errors
         try:
             yield server.address[:2]
         finally:
             server.stop(timeout=1.0)
+            hub.exception_stream = before
         return
     logger = logging.getLogger("werkzeug")
     handler = logging.StreamHandler(errors)

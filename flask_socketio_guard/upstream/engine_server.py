@@ -120,8 +120,11 @@ class GuardedEngineServer(_Server):
         return outcome
 
     def forget(self, socket: GuardedSocket) -> None:
-        """Drop the entry of a socket that is closed."""
-        if self.sockets.pop(socket.sid, None) is not None:
+        """Drop the entry of a socket that is closed; upstream may have done so before."""
+        self.sockets.pop(socket.sid, None)
+        with self.queue_lock:
+            is_counted, socket.is_counted = socket.is_counted, False
+        if is_counted:
             self.guard.left(socket.address)
 
     def depart(self, socket: GuardedSocket, reason: str) -> None:

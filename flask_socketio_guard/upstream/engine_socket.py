@@ -59,6 +59,9 @@ class GuardedSocket(_Socket):
         server: The guarded Engine.IO server.
         sid: Id of the session.
         address: Where the client is.
+
+    Attributes:
+        is_counted: Whether the client counts among those from its address.
     """
 
     def __init__(self, server: Any, sid: str, address: str) -> None:
@@ -74,6 +77,7 @@ class GuardedSocket(_Socket):
         self.upgraded = False
         self.closing = False
         self.closed = False
+        self.is_counted = True
         self.last_ping: bool | None = None
         self._is_heard = False
         self.queue = SendQueue(
@@ -435,6 +439,8 @@ class GuardedSocket(_Socket):
         elif abort:
             self._wire.abort()
         else:
+            if code == CloseCode.NORMAL_CLOSURE:
+                self._put_last(packets.CLOSE)
             self._wire.close(code, text)
         if self._intake is not None:
             self._intake.close()
@@ -444,17 +450,20 @@ class GuardedSocket(_Socket):
         self._guard.spawn("disconnect", lambda: self.server.depart(self, why))
 
     def _close_polling(self, *, abort: bool, code: int) -> None:
-        # After a plain close a client stays away; one that is to come back, to
-        # this process or the next, gets an error instead (see poll()).
-        with self.server.queue_lock:
-            if code != CloseCode.NORMAL_CLOSURE:
-                self.queue.clear()
-            else:
-                last = packets.NOOP if abort else packets.CLOSE
-                self.queue.put(Message((Packet(last),)))
+        if code == CloseCode.NORMAL_CLOSURE:
+            self._put_last(packets.NOOP if abort else packets.CLOSE)
+        else:
+            with self.server.queue_lock:
+                self.queue.clear()  # the answer is an error then, see poll()
         if self._poll is not None:
             with suppress(Exception):
                 self._poll.set()
+
+    def _put_last(self, kind: int) -> None:
+        # After a CLOSE a client stays away. One that is to come back, to this process
+        # or the next, must not be sent it.
+        with self.server.queue_lock:
+            self.queue.put(Message((Packet(kind),)))
 
 
 def _messages_of(wire: Wire) -> Iterator[str | bytes]:

@@ -485,7 +485,7 @@ def attach(packet: Any, data: Any, *, max_size: int) -> bool:
         Socket.IO protocol v5, "Packet encoding": a packet with attachments is
         followed by just as many binary messages.
     """
-    if isinstance(data, str):
+    if not isinstance(data, (bytes, bytearray)):
         raise ProtocolViolation("attachments", "text instead of an attachment")
     size = len(data) + sum(map(len, packet.attachments))
     if size > _MAX_ATTACHMENT_MESSAGES * max_size:

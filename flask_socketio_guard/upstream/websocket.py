@@ -63,8 +63,9 @@ def upgrade_problem(environ: WSGIEnvironment) -> str | None:
         connection = [word.lower() for word in parse_connection(environ.get("HTTP_CONNECTION", ""))]
     except InvalidHeader:
         return "Upgrade or Connection cannot be read"
-    if "websocket" not in upgrade or "upgrade" not in connection:
-        return "Upgrade or Connection is missing"
+    # A choice of protocols, which the RFC allows, is nothing that the servers understand.
+    if upgrade != ["websocket"] or "upgrade" not in connection:
+        return "Upgrade or Connection asks for no WebSocket"
     if environ.get("HTTP_SEC_WEBSOCKET_VERSION", "").strip() != _VERSION:
         return "Sec-WebSocket-Version is not 13"
     try:

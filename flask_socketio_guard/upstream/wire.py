@@ -34,6 +34,7 @@ _TURN = 16  # frames of one client before others have their turn
 _RECV_WEIGHT = 4  # what one piece off the socket counts, in frames
 _MAX_ANSWERS = 8
 _POLL_INTERVAL = 0.01  # seconds
+_LOOK_INTERVAL = 2.0  # seconds
 _KEEPALIVE_PROBES = 3
 
 # Its own, and quiet: the library tells of the end of each connection.
@@ -213,7 +214,7 @@ class ProtocolWire:
         What it has sent and nobody reads would make TCP reset the connection,
         and with that throw away the close frame: so it is read, for a while.
         """
-        self._queue.clear()
+        self._let_go()
         self.flush()
         deadline = self._guard.deadlines.call_later(self._guard.config.close_timeout, self.abort)
         while self.is_stuck and not self._is_over:
@@ -281,9 +282,14 @@ class ProtocolWire:
         """End it now: whoever reads or writes finds it closed."""
         if not self._is_over:
             self._is_over = True
-            self._queue.clear()
+            self._let_go()
             with contextlib.suppress(OSError):
                 self._sock.shutdown(sockets.SHUT_RDWR)
+
+    def _let_go(self) -> None:
+        """Give up what waits, unless the session goes on without this WebSocket."""
+        if self._is_started:
+            self._queue.clear()
 
     def _take(self) -> bytes:
         """Return what is to be written next, as one piece; the last one is done with."""
@@ -385,11 +391,13 @@ class LibraryWire:
 
     def receive(self) -> Iterable[str | bytes] | None:
         """Wait for a message; see :class:`Wire`."""
+        data = None
         try:
-            data = self._websocket.wait()
+            while data is None:
+                # The library wakes who waits for a message before it notes that there will
+                # be none, where it refuses what the client sent.
+                data = self._websocket.ws.receive(timeout=_LOOK_INTERVAL)
         except Exception:  # noqa: BLE001 - whatever it was, this connection is at its end
-            return None
-        if data is None:
             return None
         if len(data) > self._max_size:
             self._guard.facts.protocol_violated("size", f"{len(data)} > {self._max_size}")

@@ -172,6 +172,31 @@ def test_client_that_never_reads_costs_no_memory_and_is_told_why_it_is_closed(
     wait_for_empty_tables(server)
 
 
+def test_client_that_reads_one_large_message_is_not_taken_for_slow(
+    make_fleet: Callable[..., Fleet], raw_client: Connect
+) -> None:
+    """A heartbeat and other events come meanwhile, and wait behind eight times the bound."""
+    server = make_fleet(
+        app=FLOOD_APP, processes=1, has_queue=False, socketio={"ping_interval": 1}
+    ).a
+    witness = raw_client(server)
+    with Sleeper(server) as client:
+        client.join()
+        size = 8 * 2**20
+        request = {"to": client.sid, "witness": witness.sid, "count": 1}
+        server.post("/flood", **request, size=size)
+        client.wait_for_end()
+        server.post("/flood", **request, size=100)
+        client.wait_for_end()
+        time.sleep(1.5)  # the heartbeat comes; this client does nothing at all
+        large, small = client.read_frame(10.0), client.read_frame(10.0)
+        assert large is not None
+        assert small is not None
+        assert len(large.payload) > size > len(small.payload)
+        assert server.state()["tables"]["clients"] == 2
+        assert not runs(server, "disconnect")
+
+
 @pytest.mark.faults(
     NEVER_READS, stock="RSS grows by what is emitted", because=r"grew by \d\d+\.\d MiB"
 )

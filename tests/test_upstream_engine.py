@@ -1,0 +1,1374 @@
+"""The guarded Engine.IO server and its sockets: real servers, real clients.
+
+Where upstream does something well its behaviour is the measure: the same client program runs
+against an application without the guard and gets the same packets.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import logging
+import re
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from flask import request
+from websockets.exceptions import InvalidState
+
+from flask_socketio_guard import signals
+from flask_socketio_guard.sending import SendOutcome
+from flask_socketio_guard.upstream import engine_socket
+from flask_socketio_guard.upstream.outgoing import Message
+from tests import unit_support, unit_websocket
+from tests.support.raw_websocket import TEXT, encode_frame
+from tests.unit_websocket import KINDS, Answer, Ended, Peer, Polling, read_answer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.unit_websocket import Served
+
+nothing_left_behind = unit_support.nothing_left_behind
+make_served = unit_websocket.make_served
+
+LOOPBACK = "127.0.0.1"
+BOTH = ("gevent-websocket", "threads")
+every_server = pytest.mark.parametrize("kind", KINDS)
+both_modes = pytest.mark.parametrize("kind", BOTH)
+
+
+@pytest.fixture
+def served(make_served: Callable[..., Served]) -> Served:
+    """An application under gevent, with short times."""
+    return make_served(options={"ping_interval": 60}, close_timeout=0.3)
+
+
+class Watch:
+    """Notes what becomes of the clients of an application.
+
+    Attributes:
+        reasons: With which the disconnect handler was called.
+    """
+
+    def __init__(self, served: Served) -> None:
+        self.reasons: list[str] = []
+        self.violations: list[signals.Violation] = []
+        self.refusals: list[signals.HandshakeRefusal] = []
+        self.losses: list[signals.SendLoss] = []
+        served.socketio.on_event("disconnect", self.reasons.append)
+        if served.guard is not None:
+            self.violations = served.collect(signals.protocol_violated)
+            self.refusals = served.collect(signals.handshake_refused)
+            self.losses = served.collect(signals.send_lost)
+        self._served = served
+
+    def expect(self, *reasons: str) -> None:
+        """Wait until the disconnect handler was called with these, and no session is left."""
+        served = self._served
+        served.wait_for(
+            lambda: len(self.reasons) >= len(reasons), f"no disconnect, but {self.reasons}"
+        )
+        served.wait_for(lambda: not served.engine.sockets, "a session is left")
+        if served.guard is not None:
+            served.wait_for(served.inner.is_quiet, "something is left")
+            assert served.inner.admission.count(LOOPBACK) == 0
+        assert self.reasons == list(reasons)
+
+
+def eio_sid_of(served: Served, sid: str, namespace: str = "/") -> str:
+    """Return the id of the transport session of a client."""
+    return str(served.socketio.server.manager.eio_sid_from_sid(sid, namespace))
+
+
+def only_socket(served: Served) -> Any:
+    """Return the one session that there is."""
+    (socket,) = served.engine.sockets.values()
+    return socket
+
+
+# What upstream does, too
+
+
+def without_ids(text: str) -> str:
+    """Return *text* with all session ids alike."""
+    return re.sub(r'"sid":"[^"]+"|(?<=io=)[^;]+|[A-Za-z0-9_-]{20}', "<sid>", text)
+
+
+class Transcript(list[Any]):
+    """What a client was told, in a form that two servers can agree on."""
+
+    def note(self, answer: Answer) -> None:
+        """Add the answer to a request."""
+        names = ("Content-Type", "Set-Cookie", "Content-Encoding", "Access-Control-Allow-Origin")
+        headers = {name: without_ids(answer.headers.get(name, "")) for name in names}
+        is_text = not headers["Content-Encoding"]
+        self.append((answer.status, headers, without_ids(answer.text) if is_text else "..."))
+
+    def read(self, client: Peer | Polling, *prefixes: str) -> None:
+        """Add the next packets that begin so."""
+        self.extend(without_ids(client.read_until(prefix)) for prefix in prefixes)
+
+
+HANDSHAKE = "/socket.io/?EIO=4&transport=polling"
+
+
+def handshake(served: Served, seen: Transcript) -> None:
+    seen.note(served.request("GET", HANDSHAKE))
+    seen.note(served.request("GET", HANDSHAKE, headers={"Origin": "http://test"}))
+    seen.note(served.request("GET", HANDSHAKE + "&j=3"))
+    seen.note(served.request("OPTIONS", HANDSHAKE))
+    seen.note(served.request("PUT", HANDSHAKE))
+    peer = served.websocket()
+    seen.read(peer, "0")
+
+
+def refusals(served: Served, seen: Transcript) -> None:
+    sid = served.polling().sid
+    for method, query in (
+        ("GET", "EIO=4&transport=polling&sid=unknown"),
+        ("POST", "EIO=4&transport=polling&sid=unknown"),
+        ("POST", "EIO=4&transport=polling"),
+        ("GET", "EIO=4&transport=carrier-pigeon"),
+        ("GET", "EIO=3&transport=polling"),
+        ("GET", "transport=polling"),
+        ("GET", "EIO=4&transport=polling&j=x"),
+        ("GET", "EIO=4&transport=websocket"),
+        ("GET", f"EIO=4&transport=websocket&sid={sid}"),
+    ):
+        seen.note(served.request(method, f"/socket.io/?{query}"))
+    seen.note(served.request("GET", HANDSHAKE, headers={"Origin": "http://elsewhere"}))
+
+
+def conversation(served: Served, seen: Transcript) -> None:
+    clients: list[Peer | Polling] = [served.polling(), served.websocket()]
+    for client in clients:
+        send = client.post if isinstance(client, Polling) else client.send
+        send("40")
+        seen.read(client, "40")
+        send("40/nowhere,")
+        seen.read(client, "44/nowhere")
+        send("40/strict,")
+        seen.read(client, "44/strict")
+        send('421["echo",1,{"a":[true,null,"\N{EURO SIGN}"]}]')
+        seen.read(client, "431")
+        send('42["unknown"]')
+        send('422["echo"]')
+        seen.read(client, "432")
+        if isinstance(client, Polling):
+            send('451-3["echo",{"_placeholder":true,"num":0}]', "bAP8=")
+            seen.read(client, "461-3", "b")
+        else:
+            send('451-3["echo",{"_placeholder":true,"num":0}]', b"\x00\xff")
+            seen.read(client, "461-3")
+            seen.append(client.read())
+        served.socketio.emit("news", "x" * 3000)
+        seen.read(client, "42")
+        send("41")
+        send("40")
+        seen.read(client, "40")
+
+
+def upgrade(served: Served, seen: Transcript) -> None:
+    client = served.polling()
+    client.join()
+    poll = client.begin_get()
+    only = next(socket for socket in served.engine.sockets.values() if socket.sid == client.sid)
+    served.wait_for(lambda: getattr(only, "_poll", True))
+    peer = served.websocket(f"&sid={client.sid}")
+    peer.send("2probe")
+    seen.append(peer.read())
+    seen.note(read_answer(poll))
+    seen.note(client.get())
+    peer.send("5")
+    peer.send('421["echo"]')
+    seen.read(peer, "431")
+    served.socketio.emit("news")
+    seen.read(peer, "42")
+    seen.note(client.get())
+    seen.note(client.post('42["echo"]'))
+
+
+def jsonp(served: Served, seen: Transcript) -> None:
+    client = Polling(served, "&j=0")
+    answer = served.request("GET", client.path)
+    seen.note(answer)
+    match = re.search(r'sid\\":\\"([^\\]+)', answer.text)
+    assert match is not None
+    client.sid = match[1]
+    seen.note(client.post("d=40"))
+    seen.note(client.get())
+    seen.note(client.post("d=421%5B%22echo%22%2C%22a%20b%22%5D"))
+    seen.note(client.get())
+
+
+def disconnect(served: Served, seen: Transcript) -> None:
+    client = served.polling()
+    sid = client.join()
+    served.socketio.server.disconnect(sid)
+    seen.read(client, "41")
+    peer = served.websocket()
+    sid = peer.join()
+    served.socketio.server.disconnect(sid)
+    seen.read(peer, "41")
+
+
+def compression(served: Served, seen: Transcript) -> None:
+    client = served.polling()
+    client.join()
+    for accepted in ("gzip", "deflate", "br", ""):
+        served.socketio.emit("news", "x" * 5000)
+        headers = {"Accept-Encoding": accepted}
+        seen.note(served.request("GET", client.path, headers=headers))
+
+
+PROGRAMS = [handshake, refusals, conversation, upgrade, jsonp, disconnect, compression]
+
+
+@pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.__name__)
+def test_a_client_is_told_what_upstream_tells(
+    make_served: Callable[..., Served], program: Callable[[Served, Transcript], None]
+) -> None:
+    seen = {}
+    for kind, is_guarded in (
+        ("threads", False),
+        ("threads", True),
+        ("gevent-websocket", True),
+        ("gevent", True),
+    ):
+        options = {
+            "monitor_clients": False,
+            "cookie": "io",
+            "ping_interval": (60, 5),
+            "cors_allowed_origins": ["http://test"],
+        }
+        served = make_served(kind, is_guarded=is_guarded, options=options)
+
+        @served.socketio.on("connect", namespace="/strict")
+        def refuse() -> bool:
+            return False
+
+        transcript = seen[kind, is_guarded] = Transcript()
+        program(served, transcript)
+    stock = seen.pop(("threads", False))
+    assert stock
+    for transcript in seen.values():
+        assert transcript == stock
+
+
+@pytest.mark.parametrize(
+    "cookie",
+    [
+        None,
+        "io",
+        {"name": "sid", "path": "/", "HttpOnly": True, "Max-Age": lambda: "60"},
+    ],
+    ids=["none", "name", "attributes"],
+)
+def test_the_cookie_is_upstreams(make_served: Callable[..., Served], cookie: object) -> None:
+    cookies = []
+    for is_guarded in (False, True):
+        options = {"monitor_clients": False, "cookie": cookie}
+        served = make_served("threads", is_guarded=is_guarded, options=options)
+        answer = served.request("GET", HANDSHAKE)
+        sid = json.loads(answer.text[1:])["sid"]
+        cookies.append(answer.headers.get("Set-Cookie", "").replace(sid, "<sid>"))
+    assert cookies[0] == cookies[1]
+    assert bool(cookies[1]) is (cookie is not None)
+
+
+@pytest.mark.parametrize(
+    ("options", "content"),
+    [
+        ({}, {"pingInterval": 25000, "pingTimeout": 20000, "maxPayload": 1_000_000}),
+        ({"ping_interval": (20, 5)}, {"pingInterval": 25000}),
+        ({"ping_interval": 0.25, "ping_timeout": 0.5}, {"pingInterval": 250, "pingTimeout": 500}),
+        ({"max_http_buffer_size": 1234}, {"maxPayload": 1234}),
+        ({"allow_upgrades": False}, {"upgrades": []}),
+        ({}, {"upgrades": ["websocket"]}),
+    ],
+)
+def test_the_first_packet_says_what_is_configured(
+    make_served: Callable[..., Served], options: dict[str, Any], content: dict[str, Any]
+) -> None:
+    """Also intervals of parts of a second, which upstream cuts off."""
+    served = make_served(options=options)
+    told = json.loads(served.request("GET", HANDSHAKE).text[1:])
+    assert told.keys() == {"sid", "upgrades", "pingTimeout", "pingInterval", "maxPayload"}
+    assert {key: told[key] for key in content} == content
+    peer = served.websocket()
+    assert json.loads(peer.read_until("0")[1:])["upgrades"] == []
+
+
+@both_modes
+def test_transports_may_be_restricted(make_served: Callable[..., Served], kind: str) -> None:
+    served = make_served(kind, options={"transports": ["websocket"]})
+    answer = served.request("GET", HANDSHAKE)
+    assert (answer.status, answer.text) == (400, '"Invalid transport"')
+    served.joined()
+
+
+# Sessions
+
+
+@both_modes
+def test_the_user_session_lives_as_long_as_upstreams(
+    make_served: Callable[..., Served], kind: str
+) -> None:
+    """In the disconnect handler it can still be read."""
+    served = make_served(kind)
+    server = served.socketio.server
+    last: list[object] = []
+
+    @served.socketio.on("connect")
+    def connect() -> None:
+        server.save_session(request.sid, {"name": "x"})  # type: ignore[attr-defined]
+
+    @served.socketio.on("count")
+    def count() -> int:
+        with server.session(request.sid) as session:  # type: ignore[attr-defined]
+            session["count"] = session.get("count", 0) + 1
+            return int(session["count"])
+
+    @served.socketio.on("disconnect")
+    def gone() -> None:
+        sid = request.sid  # type: ignore[attr-defined]
+        last.append((dict(server.get_session(sid)), server.transport(sid)))
+
+    polling, peer = served.polling(), served.websocket()
+    sids = polling.join(), peer.join()
+    for number in (1, 2):
+        polling.post(f'42{number}["count"]')
+        assert polling.read_until("43") == f"43{number}[{number}]"
+        peer.send(f'42{number}["count"]')
+        assert peer.read_until("43") == f"43{number}[{number}]"
+    assert [server.transport(sid) for sid in sids] == ["polling", "websocket"]
+    assert server.get_session(sids[0]) == {"name": "x", "count": 2}
+    peer.vanish()
+    served.wait_for(lambda: len(last) == 1)
+    polling.post("1")
+    served.wait_for(lambda: len(last) == 2)
+    assert last == [
+        ({"name": "x", "count": 2}, "websocket"),
+        ({"name": "x", "count": 2}, "polling"),
+    ]
+    served.wait_for(served.inner.is_quiet)
+    assert not served.engine.departing
+    with pytest.raises(KeyError):
+        served.engine.get_session(polling.sid)
+
+
+def test_the_engine_has_a_session_of_its_own(served: Served) -> None:
+    client = served.polling()
+    served.engine.save_session(client.sid, {"a": 1})
+    with served.engine.session(client.sid) as session:
+        session["b"] = 2
+    assert served.engine.get_session(client.sid) == {"a": 1, "b": 2}
+    assert served.engine.transport(client.sid) == "polling"
+    for call in (served.engine.get_session, served.engine.transport):
+        with pytest.raises(KeyError):
+            call("unknown")
+
+
+@both_modes
+def test_the_engine_sends_what_upstreams_sends(
+    make_served: Callable[..., Served], kind: str
+) -> None:
+    served = make_served(kind)
+    polling, peer = served.polling(), served.websocket()
+    (sid,) = served.engine.sockets.keys() - {polling.sid}
+    for data, text in (("x", "4x"), ({"a": 1}, '4{"a":1}'), ([1], "4[1]")):
+        served.engine.send(polling.sid, data)
+        served.engine.send(sid, data)
+        assert polling.read_until("4") == text
+        assert peer.read_until("4") == text
+    served.engine.send(sid, b"\x00")
+    assert peer.read() == b"\x00"
+    served.engine.send("unknown", "x")
+    packet = Message.of_socketio("2[]").packets[0]
+    assert served.engine.send_packet("unknown", packet) is SendOutcome.DROPPED_CLOSED
+    assert served.engine.send_packet(sid, packet) is SendOutcome.QUEUED
+    assert peer.read() == "42[]"
+
+
+@every_server
+def test_all_clients_may_be_disconnected_at_once(
+    make_served: Callable[..., Served], kind: str
+) -> None:
+    served = make_served(kind)
+    watch = Watch(served)
+    polling, polling_now, peer = served.polling(), served.polling(), served.websocket()
+    for client in (polling, polling_now, peer):
+        client.join()
+    poll = polling_now.begin_get()
+    served.wait_for(lambda: served.engine.sockets[polling_now.sid]._poll)
+    served.engine.disconnect()
+    assert read_answer(poll).text == "1"
+    assert polling.get().status == 400
+    assert [message for message in peer.read_rest() if message != "1"] == []
+    assert peer.closed == (1000, "")
+    watch.expect(*["server disconnect"] * 3)
+    served.engine.disconnect()
+    served.engine.disconnect("unknown")
+
+
+def test_a_client_that_is_disconnected_does_not_come_back_by_itself(served: Served) -> None:
+    """Clients of python-socketio take a close frame alone for a broken connection.
+
+    Source:
+        Engine.IO protocol v4, "close": a packet of its own says that the session is over.
+    """
+    peer = served.joined()
+    served.engine.disconnect(only_socket(served).sid)
+    assert peer.read_rest() == ["1"]
+    assert peer.closed == (1000, "")
+
+
+# Polling
+
+
+def test_a_poll_waits_for_the_first_packet(served: Served) -> None:
+    client = served.polling()
+    client.join()
+    poll = client.begin_get()
+    socket = only_socket(served)
+    served.wait_for(lambda: socket._poll)
+    served.socketio.emit("one")
+    assert read_answer(poll).text == '42["one"]'
+    assert socket._poll is None
+    served.socketio.emit("two")
+    served.socketio.emit("three")
+    assert client.get().text == '42["two"]\x1e42["three"]'
+    assert (len(socket.queue), socket.queue.size) == (0, 0)
+
+
+@both_modes
+def test_a_poll_that_nothing_comes_for_ends(make_served: Callable[..., Served], kind: str) -> None:
+    served = make_served(kind, options={"ping_interval": 0.1, "ping_timeout": 0.1})
+    client = served.polling()
+    client.join()
+    began_at = time.monotonic()
+    assert client.get().text == "2"
+    assert time.monotonic() - began_at < 2.0
+
+
+def test_the_answer_to_a_poll_is_bounded_and_the_rest_follows(
+    make_served: Callable[..., Served],
+) -> None:
+    served = make_served(options={"max_http_buffer_size": 1000})
+    client = served.polling()
+    client.join()
+    for number in range(5):
+        served.socketio.emit(f"{number}", "x" * 300)
+    served.socketio.emit("large", "x" * 5000)
+    counts = []
+    while sum(counts) < 6:
+        counts.append(len(client.get().text.split("\x1e")))
+    assert counts == [2, 2, 1, 1]
+
+
+@both_modes
+def test_two_polls_at_a_time_cost_the_session(
+    make_served: Callable[..., Served], kind: str
+) -> None:
+    """What would be answered to one would be lost to the other."""
+    served = make_served(kind)
+    watch = Watch(served)
+    client = served.polling()
+    client.join()
+    poll = client.begin_get()
+    socket = only_socket(served)
+    served.wait_for(lambda: socket._poll)
+    assert client.get().status == 400
+    assert read_answer(poll).status == 400
+    watch.expect("transport error")
+    assert watch.violations == [signals.Violation("payload", "two polling requests at a time")]
+
+
+@both_modes
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (b"\x1e".join([b"42[]"] * 17), "payload"),
+        (b"x" * 10_001, "size"),
+        (b"\xff", "payload"),
+        (b"4\x1e", "payload"),
+        (b"9", "packet"),
+        (b"x", "payload"),
+        (b"d=", "payload"),
+        (b"bA", "payload"),
+        (b"0{}", "packet"),
+        (b"2", "packet"),
+    ],
+)
+def test_a_payload_that_is_none_costs_the_session(
+    make_served: Callable[..., Served], kind: str, body: bytes, reason: str
+) -> None:
+    """And nothing in front of it is acted upon, where it is none as a whole."""
+    served = make_served(kind, options={"max_http_buffer_size": 10_000})
+    watch = Watch(served)
+    client = served.polling()
+    client.join()
+    answer = served.request("POST", client.path, body=body)
+    assert (answer.status, answer.text) == (400, '"Bad Request"')
+    assert [violation.reason for violation in watch.violations] == [reason]
+    watch.expect("transport error")
+    assert client.get().status == 400
+
+
+def test_a_payload_may_hold_sixteen_packets_of_the_largest_size_together(
+    make_served: Callable[..., Served],
+) -> None:
+    served = make_served(options={"max_http_buffer_size": 1000})
+    client = served.polling()
+    client.join()
+    packets = [f'42{number:02}["echo"]' for number in range(10, 26)]
+    missing = 1000 - len("\x1e".join(packets)) - len(',""')
+    packets[0] = packets[0].replace('"echo"', f'"echo","{"x" * missing}"')
+    assert len("\x1e".join(packets)) == 1000
+    assert client.post(*packets).status == 200
+    served.wait_for(lambda: len(only_socket(served).queue) == 16)
+    assert client.post("x" * 1001).status == 400
+
+
+@pytest.mark.parametrize("length", ["", "0"])
+def test_an_empty_payload_is_none_but_no_harm(served: Served, length: str) -> None:
+    client = served.polling()
+    client.join()
+    assert client.post(headers={"Content-Length": length} if length else None).status == 200
+    client.post('421["echo"]')
+    client.read_until("431")
+
+
+@pytest.mark.parametrize("length", ["x", "-1", "1e3", "99999999999999999999999"])
+def test_a_content_length_that_is_none_costs_the_session(served: Served, length: str) -> None:
+    """Whatever a server lets through."""
+    watch = Watch(served)
+    client = served.polling()
+    client.join()
+    with pytest.raises(engine_socket.ProtocolViolation):
+        only_socket(served).handle_post_request({"CONTENT_LENGTH": length})
+    watch.expect("transport error")
+
+
+def test_packets_after_a_close_are_not_acted_upon(served: Served) -> None:
+    watch = Watch(served)
+    ran: list[object] = []
+    served.socketio.on_event("late", ran.append)
+    client = served.polling()
+    client.join()
+    assert client.post("1", '42["late",1]', "9").status == 200
+    watch.expect("client disconnect")
+    assert ran == []
+    assert watch.violations == []
+
+
+def test_packets_that_need_no_answer_get_none(served: Served) -> None:
+    """An upgrade packet without an upgrade is answered with NOOP, as upstream does."""
+    client = served.polling()
+    client.join()
+    assert client.post("3", "3x", "6", "5").status == 200
+    assert client.get().text == "6"
+    socket = only_socket(served)
+    assert (socket.upgraded, socket.upgrading) == (False, False)
+
+
+# Malformed packets
+
+
+@every_server
+@pytest.mark.parametrize(
+    "message", ["", "x", "7", "9", "0{}", "2", "2probe", "bA", "4" + "[" * 100_000, "41x{"]
+)
+def test_a_packet_that_is_none_costs_the_connection(
+    make_served: Callable[..., Served], kind: str, message: str
+) -> None:
+    served = make_served(kind, close_timeout=0.3)
+    watch = Watch(served)
+    peer = served.joined()
+    peer.send('421["echo"]', message, '422["echo"]')
+    assert peer.read_rest() in (["431[]"], [])
+    assert peer.closed == (1002, "protocol error")
+    watch.expect("transport error")
+    assert [violation.reason for violation in watch.violations] == ["packet"]
+
+
+@both_modes
+@pytest.mark.parametrize("message", ["4null", "4false", "4true", "4-0", "4{}", "4[]", "41-[]", "4"])
+@pytest.mark.parametrize("is_attachment", [False, True])
+def test_json_instead_of_a_packet_costs_at_most_the_connection(
+    make_served: Callable[..., Served],
+    caplog: pytest.LogCaptureFixture,
+    kind: str,
+    message: str,
+    is_attachment: bool,
+) -> None:
+    """Engine.IO decodes it, and hands on what is neither text nor bytes. No exception leaves."""
+    served = make_served(kind, close_timeout=0.3)
+    ran: list[object] = []
+    served.socketio.on_event("binary", ran.append)
+    for client in (served.joined(), served.polling()):
+        send = client.send if isinstance(client, Peer) else client.post
+        if isinstance(client, Polling):
+            client.join()
+        if is_attachment:
+            send('451-["binary",{"_placeholder":true,"num":0}]')
+        with contextlib.suppress(OSError):
+            send(message)
+        if isinstance(client, Peer):
+            with contextlib.suppress(Ended, OSError):
+                client.send('429["echo"]')
+                client.read_until("439")
+    served.engine.disconnect()
+    served.wait_for(served.inner.is_quiet)
+    assert all(isinstance(item, bytes) for item in ran)
+    errors = [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
+    # Werkzeug takes the answer to a close frame for the next request.
+    assert [text for text in errors if "code 400" not in text] == []
+
+
+# Stale sessions and odd requests
+
+
+@both_modes
+def test_a_stale_session_is_answered_400_and_nobody_is_alarmed(
+    make_served: Callable[..., Served], caplog: pytest.LogCaptureFixture, kind: str
+) -> None:
+    served = make_served(kind)
+    watch = Watch(served)
+    client = served.polling()
+    client.join()
+    client.post("1")
+    watch.expect("client disconnect")
+    for answer in (client.get(), client.post("42[]")):
+        assert answer.status == 400
+        assert answer.text == f'"Invalid session {client.sid}"'
+    peer = served.websocket(f"&sid={client.sid}")
+    assert peer.response is not None
+    if kind == "threads":
+        assert peer.response.status_code == 400
+    assert peer.read_rest() == []
+    assert [refusal.reason for refusal in watch.refusals] == ["session"] * 3
+    assert client.sid not in str(watch.refusals)
+    assert [r for r in caplog.records if r.levelno > logging.INFO and "werk" not in r.name] == []
+
+
+@every_server
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Sec-WebSocket-Key": "!!!"},
+        {"Sec-WebSocket-Version": "12"},
+        {"Connection": "keep-alive"},
+        {"Upgrade": "websocket;"},
+        {"Upgrade": "h2c, websocket"},
+    ],
+    ids=lambda headers: "-".join(headers.values()),
+)
+@pytest.mark.parametrize("transport", ["websocket", "polling"])
+def test_an_odd_upgrade_request_is_answered_400_and_the_session_goes_on(
+    make_served: Callable[..., Served], kind: str, headers: dict[str, str], transport: str
+) -> None:
+    """No traceback, for which the fixture looks, and no session for nobody."""
+    served = make_served(kind)
+    watch = Watch(served)
+    client = served.polling()
+    client.join()
+    fields = {
+        "Upgrade": "websocket",
+        "Connection": "Upgrade",
+        "Sec-WebSocket-Version": "13",
+        "Sec-WebSocket-Key": "c2l4dGVlbiBieXRlcyAhIQ==",
+        **headers,
+    }
+    for sid in (f"&sid={client.sid}", ""):
+        if transport == "polling" and not sid:
+            continue
+        path = f"/socket.io/?EIO=4&transport={transport}{sid}"
+        assert served.request("GET", path, headers=fields).status == 400
+    assert served.engine.sockets.keys() == {client.sid}
+    if kind != "gevent-websocket":  # whose handler answers before the application is asked
+        assert {refusal.reason for refusal in watch.refusals} <= {"upgrade", "request"}
+    client.post('421["echo"]')
+    assert client.read_until("43") == "431[]"
+
+
+def test_a_server_without_websockets_is_named(make_served: Callable[..., Served]) -> None:
+    """The developer has to see it."""
+    served = make_served("gevent")
+    environ: dict[str, Any] = {}
+    with pytest.raises(RuntimeError, match="does not hand over its sockets"):
+        engine_socket.GuardedSocket(served.engine, "sid", "")._serve_raw(environ)
+
+
+@both_modes
+def test_foreign_origins_and_old_versions_are_named(
+    make_served: Callable[..., Served], kind: str
+) -> None:
+    """Most often they are a mistake of the developer's."""
+    served = make_served(kind)
+    watch = Watch(served)
+    served.request("GET", HANDSHAKE, headers={"Origin": "http://elsewhere.example"})
+    served.request("GET", HANDSHAKE.replace("EIO=4", "EIO=3"))
+    served.request("GET", HANDSHAKE + "&j=x")
+    served.request("GET", HANDSHAKE.replace("polling", "x"))
+    served.request("GET", HANDSHAKE.replace("polling", "websocket"))
+    assert [(refusal.reason, refusal.detail) for refusal in watch.refusals] == [
+        ("origin", "http://elsewhere.example is not an accepted origin."),
+        ("version", watch.refusals[1].detail),
+        ("request", "bad-jsonp-index"),
+        ("request", "bad-transport"),
+        ("upgrade", "bad-upgrade"),
+    ]
+    assert "unsupported version" in watch.refusals[1].detail
+    served.request("GET", HANDSHAKE, headers={"Origin": "http://" + "x" * 500})
+    assert len(watch.refusals[-1].detail) == 200
+
+
+def test_what_upstream_logs_else_is_logged(
+    make_served: Callable[..., Served], caplog: pytest.LogCaptureFixture
+) -> None:
+    served = make_served()
+    served.engine._log_error_once("something else", "unheard-of")
+    assert "something else" in caplog.text
+
+
+# Upgrades
+
+
+class Upgrade:
+    """A client over polling, with a WebSocket that it may change to.
+
+    Args:
+        served: The application.
+        is_polling: Whether a poll is under way before it asks for the WebSocket.
+    """
+
+    def __init__(self, served: Served, *, is_polling: bool = False) -> None:
+        self.served = served
+        self.watch = Watch(served)
+        self.polling = served.polling()
+        self.sid = self.polling.join()
+        self.socket = only_socket(served)
+        self.poll: Any = None
+        if is_polling:
+            self.poll = self.polling.begin_get()
+            served.wait_for(lambda: self.socket._poll)
+        self.peer = served.websocket(f"&sid={self.polling.sid}")
+
+    def probe(self) -> None:
+        self.peer.send("2probe")
+        assert self.peer.read() == "3probe"
+
+    def emit(self, *names: str) -> None:
+        for name in names:
+            self.served.socketio.emit(name)
+
+    def expect_broken_off(self, *names: str) -> None:
+        """The session goes on over polling, as if nothing had happened."""
+        served = self.served
+        self.peer.read_rest()
+        served.wait_for(lambda: not self.socket.upgrading)
+        assert not self.socket.upgraded
+        assert served.socketio.server.transport(self.sid) == "polling"
+        for name in names:
+            assert self.polling.read_until("4") == f'42["{name}"]'
+        self.polling.post('421["echo"]')
+        assert self.polling.read_until("4") == "431[]"
+        assert self.watch.reasons == []
+        again = served.websocket(f"&sid={self.polling.sid}")
+        again.send("2probe")
+        assert again.read() == "3probe"
+        again.send("5")
+        self.emit("upgraded")
+        assert again.read_until("4") == '42["upgraded"]'
+
+
+@pytest.fixture(params=KINDS)
+def change(make_served: Callable[..., Served], request: pytest.FixtureRequest) -> Upgrade:
+    """A client that is about to upgrade, on each server in turn."""
+    return Upgrade(make_served(request.param, close_timeout=0.3))
+
+
+@every_server
+def test_an_upgrade_loses_no_message_and_keeps_their_order(
+    make_served: Callable[..., Served], kind: str
+) -> None:
+    change = Upgrade(make_served(kind, close_timeout=0.3), is_polling=True)
+    change.emit("one")
+    assert read_answer(change.poll).text == '42["one"]'
+    change.probe()
+    change.emit("two", "three")
+    assert change.polling.get().text == "6"
+    assert change.served.socketio.server.transport(change.sid) == "polling"
+    change.polling.post('421["echo"]')
+    change.peer.send("5")
+    change.emit("four")
+    received = [change.peer.read() for _ in range(4)]
+    assert [m for m in received if m != "431[]"] == ['42["two"]', '42["three"]', '42["four"]']
+    assert change.served.socketio.server.transport(change.sid) == "websocket"
+    assert change.polling.get().status == 400
+    change.peer.vanish()
+    change.watch.expect("transport close")
+
+
+@every_server
+def test_a_poll_ends_when_its_client_probes(make_served: Callable[..., Served], kind: str) -> None:
+    change = Upgrade(make_served(kind, close_timeout=0.3), is_polling=True)
+    change.probe()
+    assert read_answer(change.poll).text == "6"
+    change.peer.send("5", '421["echo"]')
+    assert change.peer.read() == "431[]"
+
+
+def test_what_follows_an_upgrade_at_once_is_not_lost(change: Upgrade) -> None:
+    """Clients send what has waited right behind it, in one packet of TCP."""
+    change.probe()
+    change.peer.send("5", '421["echo",1]', '422["echo",2]')
+    assert {change.peer.read(), change.peer.read()} == {"431[1]", "432[2]"}
+
+
+def test_probe_and_upgrade_may_come_together(change: Upgrade) -> None:
+    change.peer.send("2probe", "5", '421["echo"]')
+    assert [change.peer.read(), change.peer.read()] == ["3probe", "431[]"]
+
+
+@pytest.mark.parametrize(
+    "message", ["2", "5", "2prob", b"2probe", "x", "42[]", ""], ids=lambda message: str(message)
+)
+def test_an_upgrade_that_begins_wrongly_is_broken_off(
+    change: Upgrade, message: str | bytes
+) -> None:
+    change.emit("one", "two")
+    change.peer.send(message)
+    change.expect_broken_off("one", "two")
+
+
+@pytest.mark.parametrize("message", ["2probe", "4", "", b"5"], ids=lambda message: str(message))
+def test_an_upgrade_that_goes_on_wrongly_is_broken_off(
+    change: Upgrade, message: str | bytes
+) -> None:
+    change.probe()
+    change.emit("one", "two")
+    change.peer.send(message)
+    change.expect_broken_off("one", "two")
+
+
+@pytest.mark.parametrize("is_probed", [False, True])
+@pytest.mark.parametrize("how", ["vanish", "close", "rubbish"])
+def test_a_websocket_that_ends_breaks_the_upgrade_off(
+    change: Upgrade, how: str, is_probed: bool
+) -> None:
+    if is_probed:
+        change.probe()
+    change.emit("one", "two")
+    if how == "vanish":
+        change.peer.sock.shutdown(2)
+    elif how == "close":
+        change.peer.send_close()
+    else:
+        change.peer.send_raw(b"\xff" * 20)
+    change.expect_broken_off("one", "two")
+
+
+@every_server
+@pytest.mark.parametrize("is_probed", [False, True])
+def test_a_websocket_that_says_nothing_breaks_the_upgrade_off(
+    make_served: Callable[..., Served], monkeypatch: pytest.MonkeyPatch, kind: str, is_probed: bool
+) -> None:
+    monkeypatch.setattr(engine_socket, "_UPGRADE_TIMEOUT", 0.2)
+    change = Upgrade(make_served(kind))
+    if is_probed:
+        change.probe()
+    change.emit("one", "two")
+    change.expect_broken_off("one", "two")
+
+
+def test_only_one_upgrade_is_made_at_a_time(change: Upgrade) -> None:
+    change.probe()
+    for is_upgraded in (False, True):
+        if is_upgraded:
+            change.peer.send("5", '421["echo"]')
+            change.peer.read_until("431")
+        peer = change.served.websocket(f"&sid={change.polling.sid}")
+        with contextlib.suppress(OSError, InvalidState):  # it may have been refused
+            peer.send("2probe")
+            assert peer.read_rest() == []
+    change.peer.send('422["echo"]')
+    assert change.peer.read() == "432[]"
+
+
+def test_a_session_may_end_while_it_is_upgraded(change: Upgrade) -> None:
+    change.probe()
+    change.polling.post("1")
+    assert change.peer.read_rest() == []
+    change.watch.expect("client disconnect")
+    change.served.wait_for(lambda: not change.served.engine.wires)
+
+
+# Heartbeat
+
+
+def play(client: Peer | Polling, seconds: float, *, is_answering: bool = True) -> list[float]:
+    """Receive for a while; return when pings came, in seconds from the beginning."""
+    began_at = time.monotonic()
+    pings = []
+    while time.monotonic() - began_at < seconds:
+        with contextlib.suppress(TimeoutError):
+            if isinstance(client, Polling):
+                client.read_until("2")
+                pings.append(time.monotonic() - began_at)
+                if is_answering:
+                    client.post("3")
+            else:
+                client.sock.settimeout(max(0.01, began_at + seconds - time.monotonic()))
+                client.read_until("2")
+                pings.append(time.monotonic() - began_at)
+                if is_answering:
+                    client.send("3")
+    return pings
+
+
+@both_modes
+def test_a_client_that_answers_pings_stays(make_served: Callable[..., Served], kind: str) -> None:
+    served = make_served(kind, options={"ping_interval": 0.15, "ping_timeout": 0.3})
+    watch = Watch(served)
+    for connect in (served.joined, served.polling):
+        client = connect()
+        if isinstance(client, Polling):
+            client.join()
+        pings = play(client, 0.6)
+        assert 2 <= len(pings) <= 4
+        assert all(b - a > 0.13 for a, b in itertools.pairwise(pings))
+        assert watch.reasons == []
+        if isinstance(client, Peer):
+            client.vanish()
+            watch.expect("transport close")
+            watch.reasons.clear()
+
+
+@both_modes
+def test_pongs_that_nobody_asked_for_change_nothing(
+    make_served: Callable[..., Served], kind: str
+) -> None:
+    """Neither do they bring more pings, nor put the next one off."""
+    served = make_served(kind, options={"ping_interval": 0.2, "ping_timeout": 0.3})
+    watch = Watch(served)
+    peer = served.joined()
+    for _ in range(2):
+        began_at = time.monotonic()
+        peer.send("3", "3", "3")
+        served.runtime.sleep(0.1)
+        peer.send("3")
+        peer.read_until("2")
+        assert time.monotonic() - began_at < 0.29
+        peer.send("3", "3")
+    pings = play(peer, 0.5)
+    assert len(pings) <= 3
+    assert watch.reasons == []
+
+
+@every_server
+@pytest.mark.parametrize("transport", ["websocket", "polling"])
+def test_a_client_that_answers_no_ping_is_cut_off(
+    make_served: Callable[..., Served], kind: str, transport: str
+) -> None:
+    """Its socket is shut, not only forgotten."""
+    served = make_served(kind, options={"ping_interval": 0.15, "ping_timeout": 0.25})
+    watch = Watch(served)
+    began_at = time.monotonic()
+    if transport == "websocket":
+        peer = served.joined()
+        assert peer.read_rest() == ["2"]
+        assert peer.closed is None
+    else:
+        client = served.polling()
+        client.join()
+        assert client.get().text == "2"
+        assert client.get().text == "6"
+        assert client.get().status == 400
+    took = time.monotonic() - began_at
+    watch.expect("ping timeout")
+    assert 0.38 < took < 2.0
+
+
+@both_modes
+def test_a_client_whose_pong_is_behind_much_else_stays(
+    make_served: Callable[..., Served], kind: str
+) -> None:
+    """Until nothing more comes from it."""
+    served = make_served(kind, options={"ping_interval": 0.1, "ping_timeout": 0.2})
+    watch = Watch(served)
+    peer = served.joined()
+    for number in range(10):
+        served.runtime.sleep(0.08)
+        peer.send(f'42{number}["echo"]')
+        peer.read_until(f"43{number}[")
+    assert watch.reasons == []
+    began_at = time.monotonic()
+    assert peer.read_rest() in ([], ["2"])
+    assert time.monotonic() - began_at < 1.0
+    watch.expect("ping timeout")
+
+
+def test_a_client_whose_pong_is_late_is_gone(make_served: Callable[..., Served]) -> None:
+    served = make_served(options={"ping_interval": 0.1, "ping_timeout": 0.1})
+    watch = Watch(served)
+    client = served.polling()
+    client.join()
+    socket = only_socket(served)
+    assert socket.check_ping_timeout()
+    served.wait_for(lambda: not served.engine.sockets)
+    assert client.post("3").status == 400
+    assert not socket.check_ping_timeout()
+    watch.expect("ping timeout")
+
+
+# Who joins nothing
+
+
+@every_server
+@pytest.mark.parametrize("transport", ["websocket", "polling"])
+def test_a_client_that_joins_nothing_is_closed(
+    make_served: Callable[..., Served], kind: str, transport: str
+) -> None:
+    served = make_served(kind, join_timeout=0.25)
+    watch = Watch(served)
+    began_at = time.monotonic()
+    if transport == "websocket":
+        peer = served.websocket()
+        peer.send("40/nowhere,")
+        rest = peer.read_rest()
+        assert [m for m in rest if m != "1"][1:] == ['44/nowhere,"Unable to connect"']
+        assert peer.closed == (1000, "")
+    else:
+        assert served.polling().get().text == "1"
+    assert 0.2 < time.monotonic() - began_at < 2.0
+    watch.expect()
+
+
+@both_modes
+def test_a_client_that_has_joined_stays(make_served: Callable[..., Served], kind: str) -> None:
+    served = make_served(kind, join_timeout=0.15)
+    peer, client = served.joined(), served.polling()
+    client.join()
+    served.runtime.sleep(0.3)
+    peer.send('421["echo"]')
+    assert peer.read() == "431[]"
+    assert len(served.engine.sockets) == 2
+
+
+# The end of a connection
+
+
+def leave(peer: Peer) -> None:
+    peer.send("41")
+    peer.vanish()
+
+
+WAYS_OVER_WEBSOCKET: dict[str, tuple[Callable[[Served, Peer], object], str]] = {
+    "leave": (lambda _, peer: leave(peer), "client disconnect"),
+    "close-packet": (lambda _, peer: peer.send("1"), "client disconnect"),
+    "close-frame": (lambda _, peer: peer.send_close(), "transport close"),
+    "vanish": (lambda _, peer: peer.vanish(), "transport close"),
+    "half-a-frame": (
+        lambda _, peer: (peer.send_raw(encode_frame(TEXT, b"x" * 9)[:8]), peer.vanish()),
+        "transport close",
+    ),
+    "rubbish": (lambda _, peer: peer.send("x"), "transport error"),
+    "bad-frame": (
+        lambda _, peer: (setattr(peer, "is_answering", False), peer.send_raw(b"\xff" * 20)),
+        "transport close",
+    ),
+    "all": (lambda served, _: served.engine.disconnect(), "server disconnect"),
+}
+
+
+@every_server
+@pytest.mark.parametrize("way", list(WAYS_OVER_WEBSOCKET))
+def test_however_a_websocket_ends_the_disconnect_handler_runs_once(
+    make_served: Callable[..., Served], kind: str, way: str
+) -> None:
+    served = make_served(kind, close_timeout=0.3)
+    watch = Watch(served)
+    peer = served.joined()
+    end, reason = WAYS_OVER_WEBSOCKET[way]
+    end(served, peer)
+    watch.expect(reason)
+
+
+@both_modes
+def test_whoever_disconnects_at_the_same_time_the_handler_runs_once(
+    make_served: Callable[..., Served], kind: str
+) -> None:
+    served = make_served(kind)
+    watch = Watch(served)
+    for number in range(1, 11):
+        peer = served.joined()
+        socket = only_socket(served)
+        tasks = [
+            lambda peer=peer: peer.send("41", "1"),
+            lambda socket=socket: served.engine.disconnect(socket.sid),
+            lambda socket=socket: socket.close(abort=True, reason="ping timeout"),
+            lambda peer=peer: peer.sock.shutdown(2),
+        ]
+        jobs = []
+        for task in tasks[number % 4 :] + tasks[: number % 4]:
+
+            def run(task: Callable[[], object] = task) -> None:
+                with contextlib.suppress(OSError):
+                    task()
+
+            jobs.append(served.runtime.spawn(run, name="ending"))
+        for job in jobs:
+            job.join(5.0)
+        served.wait_for(lambda number=number: len(watch.reasons) >= number)
+        served.wait_for(served.inner.is_quiet)
+    assert len(watch.reasons) == 10
+    assert served.inner.admission.count(LOOPBACK) == 0
+
+
+@pytest.mark.parametrize("transport", ["websocket", "polling"])
+@both_modes
+def test_an_address_is_counted_no_longer_than_its_sessions(
+    make_served: Callable[..., Served], kind: str, transport: str
+) -> None:
+    """Also where those who are told of the end take their time, or ask after the session."""
+    served = make_served(kind, max_in_flight=1)
+    watch = Watch(served)
+    release = served.inner.runtime.event()
+
+    @served.socketio.on("wait")
+    def wait() -> None:
+        release.wait(5.0)
+
+    def told(_rejection: object) -> None:
+        served.runtime.sleep(0.1)
+        with contextlib.suppress(KeyError):
+            served.engine.transport(sid)
+
+    subscription = signals.subscribe(signals.rejected, served.app, told)
+    client = served.polling() if transport == "polling" else served.websocket()
+    client.join()
+    sid = only_socket(served).sid
+    send = client.post if isinstance(client, Polling) else client.send
+    send('42["wait"]', '42["wait"]')
+    socket = only_socket(served)
+    served.wait_for(lambda: socket._intake is not None and socket._intake.waiting == 1)
+    poll = None
+    if isinstance(client, Polling):
+        poll = client.begin_get()
+        served.wait_for(lambda: served.engine.sockets[sid]._poll)
+    assert served.inner.admission.count(LOOPBACK) == 1
+    closing = served.runtime.spawn(lambda: served.engine.disconnect(sid), name="closing")
+    if poll is not None:
+        read_answer(poll)
+    closing.join(5.0)
+    release.set()
+    watch.expect("server disconnect")
+    del subscription
+
+
+def test_a_closed_session_takes_and_starts_nothing(served: Served) -> None:
+    client = served.polling()
+    client.join()
+    socket = only_socket(served)
+    socket.close(reason="server disconnect")
+    size = len(socket.queue)
+    assert socket.put(Message.of_socketio("2[]")) is SendOutcome.DROPPED_CLOSED
+    socket.schedule_ping()
+    socket._send_ping()
+    assert len(socket.queue) == size
+    socket.close(abort=True, reason="again")
+    served.wait_for(served.inner.is_quiet)
+    assert len(served.inner.deadlines) == 0
+
+
+# Slow consumers
+
+BOUNDS = {"send_queue_max_packets": 20, "send_queue_max_bytes": 10**9, "close_timeout": 0.3}
+
+
+class Slow:
+    """A client that does not take what it is sent, and the application that sends."""
+
+    def __init__(self, served: Served, transport: str) -> None:
+        self.served = served
+        self.watch = Watch(served)
+        self.transport = transport
+        if transport == "websocket":
+            self.peer = served.joined()
+        else:
+            self.polling = served.polling()
+            self.polling.join()
+        (self.sid,) = served.inner.connections
+        self.socket = only_socket(served)
+        self.number = 0
+        self.fill_kernel()
+
+    def fill_kernel(self) -> None:
+        """Send until what is sent next has to wait here."""
+        if self.transport == "websocket":
+            self.served.engine.put(self.socket.sid, Message.of_socketio(b"x" * 20_000_000))
+            self.served.wait_for(lambda: self.socket._wire.is_stuck)
+            self.served.wait_for(lambda: not self.socket.queue.has_waiting)
+
+    def emit(self, count: int = 1, *, size: int = 10, volatile: bool = False) -> list[SendOutcome]:
+        """Emit numbers and return what became of them."""
+        assert self.served.guard is not None
+        outcomes = []
+        for _ in range(count):
+            self.number += 1
+            payload = [self.number, "x" * size]
+            outcomes.append(self.served.guard.emit("news", payload, to=self.sid, volatile=volatile))
+        return outcomes
+
+    def read_numbers(self) -> list[int]:
+        """Take everything, and return the numbers."""
+        self.emit(1, size=20)
+        last = self.number
+        numbers: list[int] = []
+        while not numbers or numbers[-1] != last:
+            if self.transport == "websocket":
+                text = self.peer.read_until('42["news"')
+            else:
+                text = self.polling.read_until('42["news"')
+            numbers.append(json.loads(text[2:])[1][0])
+        return numbers
+
+    @property
+    def lost(self) -> list[tuple[int, str]]:
+        """What was lost, and why."""
+        return [(loss.count, loss.reason) for loss in self.watch.losses]
+
+
+@pytest.fixture(params=["polling", "websocket"])
+def transport(request: pytest.FixtureRequest) -> str:
+    """Each transport in turn."""
+    return str(request.param)
+
+
+@both_modes
+def test_a_slow_client_is_closed_and_told_why(
+    make_served: Callable[..., Served], kind: str, transport: str
+) -> None:
+    served = make_served(kind, **BOUNDS)
+    slow = Slow(served, transport)
+    outcomes = slow.emit(30)
+    assert SendOutcome.DROPPED_SLOW in outcomes
+    first = outcomes.index(SendOutcome.DROPPED_SLOW)
+    assert outcomes[:first] == [SendOutcome.QUEUED] * first
+    assert 18 <= first <= 20
+    assert set(outcomes[first + 1 :]) == {SendOutcome.DROPPED_CLOSED}
+    assert slow.lost == [(first + 1, "slow")]
+    if transport == "websocket":
+        if kind != "threads":
+            slow.peer.read_rest()
+            assert slow.peer.closed == (1008, "slow consumer")
+    else:
+        assert slow.polling.get().status == 400
+    slow.watch.expect("transport error")
+    assert served.counter("sends_dropped") == first + 1
+
+
+def test_a_slow_client_is_closed_by_bytes_too(
+    make_served: Callable[..., Served],
+) -> None:
+    served = make_served(**{**BOUNDS, "send_queue_max_bytes": 10_000})
+    slow = Slow(served, "polling")
+    outcomes = slow.emit(12, size=1000)
+    assert outcomes.index(SendOutcome.DROPPED_SLOW) == 9
+    slow.watch.expect("transport error")
+
+
+@both_modes
+def test_the_oldest_may_be_dropped_instead(
+    make_served: Callable[..., Served], kind: str, transport: str
+) -> None:
+    """What somebody waits for is not dropped, and the newest always gets through."""
+    served = make_served(kind, slow_consumer="drop_oldest", **BOUNDS)
+    slow = Slow(served, transport)
+    outcomes = slow.emit(100)
+    assert set(outcomes) == {SendOutcome.QUEUED}
+    numbers = slow.read_numbers()
+    assert numbers[-18:] == list(range(84, 102))
+    assert numbers == sorted(numbers)
+    assert len(numbers) <= 21
+    assert sum(count for count, _ in slow.lost) == 101 - len(numbers)
+    assert {reason for _, reason in slow.lost} == {"slow"}
+    assert slow.watch.reasons == []
+
+
+@both_modes
+def test_the_volatile_may_be_dropped_first(
+    make_served: Callable[..., Served], kind: str, transport: str
+) -> None:
+    served = make_served(kind, slow_consumer="drop_volatile", **BOUNDS)
+    slow = Slow(served, transport)
+    assert set(slow.emit(5)) == {SendOutcome.QUEUED}
+    if transport == "polling":
+        # before half of the bound is reached they wait like all others
+        assert set(slow.emit(3, volatile=True)) == {SendOutcome.QUEUED}
+        assert set(slow.emit(14)) == {SendOutcome.QUEUED}
+        assert slow.emit(1, volatile=True) == [SendOutcome.DROPPED_SLOW]
+        assert slow.lost == [(1, "slow"), (1, "slow"), (1, "volatile")]
+        assert slow.read_numbers() == [*range(1, 6), *range(9, 23), 24]
+        assert slow.lost[3:] == [(1, "slow")]
+    else:
+        assert slow.emit(1, volatile=True) == [SendOutcome.DROPPED_SLOW]
+        assert slow.lost == [(1, "volatile")]
+        assert slow.read_numbers()[-6:] == [1, 2, 3, 4, 5, 7]
+    assert slow.watch.reasons == []
+    slow.fill_kernel()
+    slow.emit(30)
+    slow.watch.expect("transport error")
+
+
+@both_modes
+def test_a_client_that_keeps_up_gets_what_is_volatile(
+    make_served: Callable[..., Served], kind: str, transport: str
+) -> None:
+    served = make_served(kind, **BOUNDS)
+    client = served.polling() if transport == "polling" else served.websocket()
+    sid = client.join()
+    assert served.guard is not None
+    for number in range(50):
+        outcome = served.guard.emit("news", number, to=sid, volatile=True)
+        assert outcome is SendOutcome.QUEUED
+        assert client.read_until("42") == f'42["news",{number}]'
+        served.wait_for(lambda: not len(only_socket(served).queue))
+        if isinstance(client, Peer):
+            served.wait_for(lambda: not only_socket(served)._wire.is_stuck)
+
+
+def test_a_burst_goes_through_where_the_client_takes_it(
+    make_served: Callable[..., Served],
+) -> None:
+    """The queue may be full only because the event loop has not had its turn."""
+    served = make_served(**BOUNDS)
+    peer = served.joined()
+    for number in range(500):
+        served.socketio.emit("news", number)
+    for number in range(500):
+        assert peer.read() == f'42["news",{number}]'
+    assert served.counter("sends_dropped") == 0
+
+
+@both_modes
+def test_answers_to_a_client_that_does_not_take_them_are_bounded(
+    make_served: Callable[..., Served], kind: str, transport: str
+) -> None:
+    """Every event that it sends makes one, and no bound of events holds them back."""
+    served = make_served(kind, **BOUNDS)
+    slow = Slow(served, transport)
+    send = slow.peer.send if transport == "websocket" else slow.polling.post
+    with contextlib.suppress(OSError, AssertionError):
+        for number in range(200):
+            send(f'42{number}["echo","{"x" * 1000}"]')
+            served.runtime.sleep(0)
+            if slow.socket.closed:
+                break
+    served.wait_for(lambda: slow.socket.closed, f"{len(slow.socket.queue)} answers wait")
+    assert len(slow.socket.queue) < 100
