@@ -62,8 +62,8 @@ demo: $(VENV)/.installed-demo  ## Run the example application; CHECK=1 injects e
 	else echo "npm is not installed: the page will say that its Socket.IO client is missing"; fi
 	@$(BIN)/python -m example_app.demo $(if $(CHECK),--check)
 
-soak: $(VENV)/.installed-test  ## Repeat the fault tests for longer; SOAK_ROUNDS=10
-	@for round in $$(seq $(or $(SOAK_ROUNDS),5)); do $(BIN)/python -m pytest tests/faults -q || exit 1; done
+soak: $(VENV)/.installed-test  ## Run 500 clients in all patterns for half an hour; SOAK_ARGS="--minutes 3"
+	@$(BIN)/python -m tests.soak --minutes 30 --clients 500 $(SOAK_ARGS)
 
 clean:  ## Remove environments and caches
 	@rm -rf .venv .venv-oldest .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info

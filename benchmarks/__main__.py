@@ -13,36 +13,44 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks import report
+from benchmarks import nodejs, report
 from benchmarks.bench import QUICK, Bench, Plan
+from benchmarks.client import WrongAnswerError
 from benchmarks.echo import LIMITS_COLUMNS
-from benchmarks.report import CONTROL, GUARDED, STOCK
+from benchmarks.report import CONTROL, GUARDED, GUARDED_CONTROL, LIMITED, NODE, STOCK
 from benchmarks.scenarios import SCENARIOS
-from benchmarks.servers import Redis, choose_cores
+from benchmarks.servers import Redis, StartError, choose_cores
+from benchmarks.targets import verdicts, verdicts_text
+
+SPARE_FILES = 500  # beside those of the clients
 
 
 def main() -> None:
-    """Measure guarded and stock side by side and print their ratios."""
+    """Measure guarded, stock and Node's Socket.IO side by side and print their ratios."""
     options = _parse()
     plan = QUICK if options.quick else Plan()
     if options.rounds is not None:
         plan = dataclasses.replace(plan, rounds=options.rounds)
-    columns = [STOCK, GUARDED, CONTROL]
-    names = options.only or list(SCENARIOS)
-    if options.stock_only:
-        columns.remove(GUARDED)
-        names = [name for name in names if not SCENARIOS[name].is_of_guard]
+    names = list(dict.fromkeys(options.only or SCENARIOS))
     facts = report.machine()
     results = report.Results()
+    if options.stock_only:
+        columns = [STOCK, CONTROL]
+        names = [name for name in names if not SCENARIOS[name].is_of_guard]
+    else:
+        columns = [STOCK, GUARDED, CONTROL]
+        if any(not SCENARIOS[name].is_of_guard for name in names):
+            columns += _node_column(facts, results)
 
-    _allow_many_files()
+    _allow_many_files(plan, names, columns)
     cores = choose_cores()
     if cores.load is None:
-        _say("no second core to pin to: the ratios will be noisy")
+        _note(results, "no second core to pin to: the ratios are noisy")
     else:
         os.sched_setaffinity(0, {cores.load})  # Redis is started from here and inherits it
     started_at = time.monotonic()
     with Redis() as broker:
+        facts["redis"] = broker.version
         bench = Bench(plan, columns, results, broker, cores)
         for results.round in range(plan.rounds):
             for name in names:
@@ -53,7 +61,8 @@ def main() -> None:
                 gc.collect()
 
     _print(plan, names, columns, results, facts)
-    sys.stdout.write(f"{plan.rounds} rounds, {time.monotonic() - started_at:.0f} s.\n")
+    plural = "s" if plan.rounds > 1 else ""
+    sys.stdout.write(f"{plan.rounds} round{plural}, {time.monotonic() - started_at:.0f} s.\n")
     if options.json is not None:
         answer = {
             "machine": facts,
@@ -61,6 +70,16 @@ def main() -> None:
             "samples": results.samples,
         }
         options.json.write_text(json.dumps(answer, indent=2) + "\n")
+
+
+def _node_column(facts: dict[str, Any], results: report.Results) -> list[report.Column]:
+    """Return the column of Node, or none where it cannot be."""
+    try:
+        facts["node versions"] = nodejs.prepare()
+    except nodejs.MissingError as exc:
+        _note(results, f"no column of Node's Socket.IO: {exc}")
+        return []
+    return [NODE]
 
 
 def _print(
@@ -71,18 +90,33 @@ def _print(
     facts: dict[str, Any],
 ) -> None:
     out = sys.stdout
-    out.write(f"{report.header(facts)}\n")
-    for is_of_guard, variants in ((False, columns), (True, LIMITS_COLUMNS)):
-        chosen = [name for name in names if SCENARIOS[name].is_of_guard is is_of_guard]
-        if chosen:
-            rows = [row for name in chosen for row in SCENARIOS[name].metrics(plan)]
-            out.write(f"{report.table(results, rows, variants)}\n")
+    out.write(report.header(facts))
+    tables = (
+        (False, columns, [(GUARDED, STOCK), (CONTROL, STOCK), (GUARDED, NODE)]),
+        (True, LIMITS_COLUMNS, [(LIMITED, GUARDED), (GUARDED_CONTROL, GUARDED)]),
+    )
+    for is_of_guard, variants, comparisons in tables:
+        rows = _metrics(plan, names, is_of_guard=is_of_guard)
+        if rows:
+            out.write(f"{report.table(results, rows, variants, comparisons)}\n")
     out.write("Columns: medians of all samples. Ratios: min - **median** - max over the rounds;\n")
     out.write("above 1 is better where more is better, below 1 where less is better.\n\n")
-    out.write("Shares of the server's core, and of the load generator's:\n\n")
-    out.write(f"{report.busy_table(results)}\n")
+    if any(key.endswith(":busy") for key in results.samples):
+        out.write("Shares of the server's core, and of the load generator's (echo-100x50: 100 B,\n")
+        out.write("50 clients; broadcast-500: to 500):\n\n")
+        out.write(f"{report.busy_table(results)}\n")
     for note in results.notes + report.unsaturated(results):
-        out.write(f"Note: {note}.\n")
+        out.write(f"Note: {note}.\n\n")
+    if GUARDED in columns:
+        found = verdicts(results, _metrics(plan, names, is_of_guard=False))
+        if found:
+            out.write(f"{verdicts_text(found)}\n")
+
+
+def _metrics(plan: Plan, names: list[str], *, is_of_guard: bool) -> list[report.Metric]:
+    """Return the rows of the table that compares guarded with guarded, or of the other one."""
+    chosen = [SCENARIOS[name] for name in names if SCENARIOS[name].is_of_guard is is_of_guard]
+    return [metric for scenario in chosen for metric in scenario.metrics(plan)]
 
 
 def _parse() -> argparse.Namespace:
@@ -95,10 +129,10 @@ def _parse() -> argparse.Namespace:
         metavar="NAME",
         help=f"one of {', '.join(SCENARIOS)}; may be repeated",
     )
-    parser.add_argument("--rounds", type=int, metavar="N", help="default: 3")
+    parser.add_argument("--rounds", type=int, metavar="N", help="default: 3, or 1 with --quick")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every sample there")
     parser.add_argument(
-        "--stock-only", action="store_true", help="leave the guard out: shows the noise alone"
+        "--stock-only", action="store_true", help="stock and stock again: shows the noise alone"
     )
     options = parser.parse_args()
     if options.rounds is not None and options.rounds < 1:
@@ -108,10 +142,20 @@ def _parse() -> argparse.Namespace:
     return options
 
 
-def _allow_many_files() -> None:
+def _allow_many_files(plan: Plan, names: list[str], columns: list[report.Column]) -> None:
     """Raise the limit of open files as far as it goes; the servers inherit it."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    columns_at_once = len(columns) if "broadcast" in names else 2
+    needed = columns_at_once * max(*plan.broadcast_clients, plan.idle_clients) + SPARE_FILES
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        sys.exit(f"this user may open {hard} files, {needed} are needed: see ulimit -Hn")
+
+
+def _note(results: report.Results, what: str) -> None:
+    """Say *what* now, and again in the report."""
+    _say(what)
+    results.notes.append(what)
 
 
 def _say(what: str) -> None:
@@ -119,4 +163,11 @@ def _say(what: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("interrupted")
+    except StartError as exc:
+        sys.exit(str(exc))
+    except WrongAnswerError as exc:
+        sys.exit(f"the run ends here, its numbers would be worth nothing: {exc}")

@@ -1,4 +1,4 @@
-"""The application under measurement; the same code serves every column.
+"""The application under measurement; the same code serves every column but Node's.
 
 Environment variables:
     GUARD: ``1`` protects the application with the guard; ``0`` does not even import the package.
@@ -55,14 +55,15 @@ def stats(collect: bool) -> dict[str, Any]:
         collect: Run the garbage collector first.
 
     Returns:
-        ``{"pid": int, "cpu": seconds of CPU so far, "guarded": bool, "limited": bool,
-        "sessions": int}``
+        ``{"pid": int, "cpu": seconds of CPU so far, "runtime": "python", "guarded": bool,
+        "limited": bool, "sessions": int}``
     """
     if collect:
         gc.collect()
     return {
         "pid": os.getpid(),
         "cpu": time.process_time(),
+        "runtime": "python",
         "guarded": "flask_socketio_guard" in sys.modules,
         "limited": is_limited,
         "sessions": len(socketio.server.eio.sockets),
@@ -121,7 +122,7 @@ def emit_many(count: int) -> dict[str, float]:
 def burst(room: str, count: int) -> None:
     """Emit *count* numbered events to *room* as fast as they go."""
     for number in range(count):
-        socketio.emit("tick", (number, 0.0, PAYLOAD), to=room)
+        socketio.emit("tick", (number, 0, PAYLOAD), to=room)
 
 
 @socketio.on("stream")

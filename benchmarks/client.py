@@ -29,6 +29,7 @@ _CLOSE = 0x88
 _PING = 0x89
 _PONG = 0x8A
 _CHUNK = 64 * 1024
+_READABLE = select.EPOLLIN
 _SEND_BUFFER = 1024 * 1024  # holds the largest frame, so that one call sends it
 
 _HANDSHAKE = (
@@ -160,10 +161,11 @@ class Client:
 
     def ready(self, events: int) -> None:
         """Do what *events* of ``epoll`` allow."""
-        if events & select.EPOLLOUT:
-            self._send_rest()
-        if not events & ~select.EPOLLOUT:
-            return
+        if events != _READABLE:
+            if events & select.EPOLLOUT:
+                self._send_rest()
+            if not events & ~select.EPOLLOUT:
+                return
         try:
             data = self._recv(_CHUNK)
         except BlockingIOError:  # the event was for another socket with this descriptor
@@ -268,7 +270,11 @@ class Client:
         self.send_frame(request_frame(b"42" + json.dumps([event, *args]).encode()))
 
     def call(self, event: str, *args: Any) -> Any:
-        """Send an event and return the first argument of its acknowledgement."""
+        """Send an event and return the first argument of its acknowledgement.
+
+        Raises:
+            WrongAnswerError: The handler failed.
+        """
         self._call_count += 1
         number = b"9%09d" % self._call_count  # apart from the numbers that measurements use
         self._call_number = number
@@ -276,7 +282,10 @@ class Client:
         self.send_frame(request_frame(packet))
         while self._call_number:
             self._loop.run()
-        return self._answer
+        answer = self._answer
+        if isinstance(answer, dict) and "error" in answer:
+            raise WrongAnswerError(f"the handler of {event!r} failed: {answer['error']}")
+        return answer
 
     def leave(self) -> None:
         """Ask for the end; the server's agreement is told to :attr:`on_closed`."""

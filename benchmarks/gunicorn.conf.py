@@ -1,4 +1,4 @@
-"""gunicorn settings of the servers under measurement: one worker on one core."""
+"""gunicorn settings of the servers under measurement: one worker each."""
 
 from __future__ import annotations
 
@@ -11,10 +11,6 @@ worker_connections = 10_000
 graceful_timeout = 1
 keepalive = 2
 loglevel = "warning"
-
-# The master sets its own affinity; workers inherit it.
-if os.environ.get("BENCH_CORE"):
-    os.sched_setaffinity(0, {int(os.environ["BENCH_CORE"])})
 
 if os.environ.get("GUARD") == "1":
 

@@ -40,16 +40,19 @@ class Column:
         name: For people, and in the JSON file.
         is_guarded: Whether the application has the guard.
         is_limited: Whether its echo also has a rate, an order and a schema.
+        is_node: Whether it is Node's Socket.IO instead of Flask-SocketIO.
     """
 
     name: str
     is_guarded: bool
     is_limited: bool = False
+    is_node: bool = False
 
 
 STOCK = Column("stock", is_guarded=False)
 GUARDED = Column("guarded", is_guarded=True)
 CONTROL = Column("stock again", is_guarded=False)
+NODE = Column("node", is_guarded=False, is_node=True)
 LIMITED = Column("with limits", is_guarded=True, is_limited=True)
 GUARDED_CONTROL = Column("guarded again", is_guarded=True)
 
@@ -63,14 +66,23 @@ class Metric:
         title: For people.
         unit: Of the values.
         is_less_better: Whether the smaller value is the better one.
-        target: What the ratio guarded / stock should be, for people; empty where none was set.
+        target: What the ratio guarded / stock must reach, from the better side; None: whatever.
+        node_target: The same of guarded / node.
     """
 
     key: str
     title: str
     unit: str
     is_less_better: bool = False
-    target: str = ""
+    target: float | None = None
+    node_target: float | None = None
+
+    @property
+    def targets(self) -> str:
+        """The targets for people; empty where there is none."""
+        sign = "<=" if self.is_less_better else ">="
+        bounds = ((self.target, ""), (self.node_target, " x node"))
+        return ", ".join(f"{sign} {bound:.1f}{of}" for bound, of in bounds if bound is not None)
 
 
 class Results:
@@ -100,13 +112,14 @@ class Results:
         return statistics.median(itertools.chain(*self.samples[key][column.name]))
 
     def ratios(self, key: str, column: Column, reference: Column) -> list[float]:
-        """Return *column* / *reference* for each round: the median over its slices.
+        """Return *column* / *reference* for each round that has both: the median over its slices.
 
         Slices are short and their pairs adjacent in time, so that both sides of most pairs meet
         the machine in the same mood; the median drops the pairs that do not.
         """
-        column_rounds = self.samples[key][column.name]
-        reference_rounds = self.samples[key][reference.name]
+        columns: dict[str, list[list[float]]] = self.samples.get(key, {})
+        column_rounds = columns.get(column.name, [])
+        reference_rounds = columns.get(reference.name, [])
         return [
             statistics.median(value / base for value, base in zip(*pair, strict=True))
             for pair in zip(column_rounds, reference_rounds, strict=True)
@@ -125,7 +138,10 @@ def percentile(values: list[float], percent: float) -> float:
 
 
 def machine() -> dict[str, Any]:
-    """Return what the numbers depend on: processor, cores, load, Python and packages."""
+    """Return what the numbers depend on: processor, cores, load, Python and packages.
+
+    The versions of Redis and of Node's packages are for the caller to add.
+    """
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -139,7 +155,9 @@ def machine() -> dict[str, Any]:
         "load average": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
+        "redis": "",
         "versions": {name: _version(name) for name in DISTRIBUTIONS},
+        "node versions": {},
     }
 
 
@@ -151,35 +169,57 @@ def _version(distribution: str) -> str:
 
 
 def header(facts: dict[str, Any]) -> str:
-    """Return *facts* of :func:`machine` as Markdown."""
-    versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
-    return (
+    """Return *facts* of :func:`machine`, with the versions added since, as Markdown."""
+    paragraphs = [
         f"{facts['cpu']}, {facts['cores']} cores (load average before: {facts['load average']}), "
-        f"{facts['system']}, Python {facts['python']}\n\n{versions}\n"
-    )
+        f"{facts['system']}, Python {facts['python']}, Redis {facts['redis']}"
+    ]
+    paragraphs += [
+        ", ".join(f"{name} {version}" for name, version in facts[versions].items())
+        for versions in ("versions", "node versions")
+        if facts[versions]
+    ]
+    return "".join(f"{paragraph}\n\n" for paragraph in paragraphs)
 
 
-def table(results: Results, metrics: list[Metric], columns: list[Column]) -> str:
+def table(
+    results: Results,
+    metrics: list[Metric],
+    columns: list[Column],
+    comparisons: list[tuple[Column, Column]],
+) -> str:
     """Return the rows of *metrics* as a Markdown table: medians, then ratios as min-median-max.
 
     Args:
         results: The samples.
         metrics: The rows; those without a sample are left out.
-        columns: The variants; ratios are those of the others to the first.
+        columns: The variants.
+        comparisons: The ratios, each of the one column to the other; those of columns that are
+            not there are left out.
     """
-    reference, *others = columns
+    comparisons = [pair for pair in comparisons if set(pair) <= set(columns)]
+    has_targets = (GUARDED, STOCK) in comparisons
     head = ["metric", "unit", "better", *(column.name for column in columns)]
-    head += [f"{column.name} / {reference.name}" for column in others]
-    head.append("target")
-    rows = [head, ["---"] * 3 + ["---:"] * (len(head) - 4) + ["---"]]
+    head += [f"{column.name} / {reference.name}" for column, reference in comparisons]
+    rules = ["---"] * 3 + ["---:"] * (len(head) - 3)
+    if has_targets:
+        head.append("target")
+        rules.append("---")
+    rows = [head, rules]
     for metric in metrics:
         if metric.key not in results.samples:
             continue
         row = [metric.title, metric.unit, "less" if metric.is_less_better else "more"]
         row += [_number(results.median(metric.key, column)) for column in columns]
-        row += [_spread(results.ratios(metric.key, column, reference)) for column in others]
-        row.append(metric.target if GUARDED in others else "")
+        row += [spread_text(results.ratios(metric.key, *pair)) for pair in comparisons]
+        if has_targets:
+            row.append(metric.targets)
         rows.append(row)
+    return rows_text(rows)
+
+
+def rows_text(rows: list[list[str]]) -> str:
+    """Return *rows*, of which the second is the rule, as a Markdown table."""
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
@@ -189,7 +229,7 @@ def busy_table(results: Results) -> str:
     rows = [head, ["---"] * 2 + ["---:"] * 3]
     for case, column, shares in _watched(results):
         rows.append([case, column, *(f"{share:.0%}" for share in shares)])
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    return rows_text(rows)
 
 
 def unsaturated(results: Results) -> list[str]:
@@ -197,8 +237,10 @@ def unsaturated(results: Results) -> list[str]:
 
     With one event in flight a server always waits, so that case is left out.
     """
-    by_cause: dict[str, list[str]] = {}
+    causes: dict[str, dict[str, list[str]]] = {}  # columns by case, by cause
+    columns: dict[str, int] = {}
     for case, column, (busy, idle, load) in _watched(results):
+        columns[case] = columns.get(case, 0) + 1
         if busy >= SATURATED or case.endswith("x1"):
             continue
         if load >= SATURATED:
@@ -206,9 +248,16 @@ def unsaturated(results: Results) -> list[str]:
         elif idle >= 1 - SATURATED:
             cause = "the server waited"
         else:
-            cause = "other programs used its core"
-        by_cause.setdefault(cause, []).append(f"{case} {column} {busy:.0%}")
-    return [f"not saturated, {cause}: {', '.join(them)}" for cause, them in by_cause.items()]
+            cause = "other programs used its core (repeat the run on an idle machine)"
+        causes.setdefault(cause, {}).setdefault(case, []).append(column)
+    return [
+        f"not saturated, {cause}: "
+        + ", ".join(
+            case if len(them) == columns[case] else f"{case} {' and '.join(them)}"
+            for case, them in cases.items()
+        )
+        for cause, cases in causes.items()
+    ]
 
 
 def _watched(results: Results) -> Iterator[tuple[str, str, tuple[float, float, float]]]:
@@ -221,7 +270,8 @@ def _watched(results: Results) -> Iterator[tuple[str, str, tuple[float, float, f
                     statistics.median(itertools.chain(*results.samples[f"{case}:{what}"][column]))
                     for what in ("busy", "idle", "load")
                 )
-                yield case, column, (busy, idle, load)
+                # The system counts idle time in ticks of 10 ms: never more than the server left.
+                yield case, column, (busy, min(idle, max(0.0, 1 - busy)), load)
 
 
 def size_text(size: int) -> str:
@@ -235,6 +285,14 @@ def _number(value: float) -> str:
     return f"{value:.3g}" if value < 100 else f"{value:.0f}"
 
 
-def _spread(ratios: list[float]) -> str:
+def ratio_text(ratio: float) -> str:
+    """Return *ratio* with two decimals, or three where it is small."""
+    return f"{ratio:.3f}" if ratio < 0.2 else f"{ratio:.2f}"
+
+
+def spread_text(ratios: list[float]) -> str:
+    """Return the lowest of *ratios*, their median and the highest; one ratio alone as it is."""
     low, middle, high = min(ratios), statistics.median(ratios), max(ratios)
-    return f"{low:.2f} - **{middle:.2f}** - {high:.2f}"
+    if len(ratios) == 1:
+        return f"**{ratio_text(middle)}**"
+    return f"{ratio_text(low)} - **{ratio_text(middle)}** - {ratio_text(high)}"

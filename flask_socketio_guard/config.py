@@ -78,6 +78,10 @@ class GuardConfig:
             ``None``: never.
         log_fold_interval: Repeats of one warning are counted for so long and
             then told in one line, > 0.
+        fast_contexts: Whether route and session of a connection are worked out
+            once, and not for each event. For diagnosis, as all that follow.
+        fast_json: Whether JSON encoders and decoders are kept.
+        fast_tasks: Whether events whose handlers do not wait share a greenlet.
     """
 
     callback_timeout: float = 60.0
@@ -116,6 +120,9 @@ class GuardConfig:
     drain_window: float = 1.0
     blocking_timeout: float | None = 0.4
     log_fold_interval: float = 60.0
+    fast_contexts: bool = True
+    fast_json: bool = True
+    fast_tasks: bool = True
 
     def __post_init__(self) -> None:
         for name, (is_met, wanted) in _RULES.items():
@@ -228,6 +235,7 @@ def _one_of(*choices: str) -> _Rule:
     return choices.__contains__, " or ".join(repr(choice) for choice in choices)
 
 
+_FLAG: _Rule = (lambda value: isinstance(value, bool), "True or False")
 _POSITIVE: _Rule = (_is_seconds, "> 0")
 _NOT_NEGATIVE: _Rule = (partial(_is_seconds, is_zero_allowed=True), ">= 0")
 _COUNT: _Rule = (partial(_is_whole, least=1), "an integer >= 1")
@@ -270,11 +278,14 @@ _RULES: Mapping[str, _Rule] = {
     "send_queue_max_bytes": _COUNT,
     "slow_consumer": _one_of("disconnect", "drop_oldest", "drop_volatile"),
     "close_timeout": _POSITIVE,
-    "websocket_compression": (lambda value: isinstance(value, bool), "True or False"),
+    "websocket_compression": _FLAG,
     "drain_delay": _NOT_NEGATIVE,
     "drain_window": _NOT_NEGATIVE,
     "blocking_timeout": _or_none(_POSITIVE),
     "log_fold_interval": _POSITIVE,
+    "fast_contexts": _FLAG,
+    "fast_json": _FLAG,
+    "fast_tasks": _FLAG,
 }
 _SECRETS = ("health_details", "rate_storage")
 _WORDS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}

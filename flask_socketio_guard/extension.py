@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from .supervisor import TaskHandle
 
 F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
 
 _KEY = "socketio_guard"
 
@@ -295,7 +296,7 @@ class SocketIOGuard:
             guard.ordered.add((entry.namespace or "/", entry.message))
         guard.socketio.on_event(entry.message, target, namespace=entry.namespace)
 
-    def before_event(self, hook: Callable[[Event], F]) -> Callable[[Event], F]:
+    def before_event(self, hook: Callable[[Event], T]) -> Callable[[Event], T]:
         """Call *hook* before every handler, connect and disconnect handlers included.
 
         It runs in the handler's request context, with an :class:`Event`. It may
@@ -305,7 +306,7 @@ class SocketIOGuard:
         self._before_event.append(hook)
         return hook
 
-    def on_failure(self, hook: Callable[[Failure], F]) -> Callable[[Failure], F]:
+    def on_failure(self, hook: Callable[[Failure], T]) -> Callable[[Failure], T]:
         """Call *hook* once for every failure, of handlers, callbacks and tasks alike.
 
         It gets a :class:`Failure`, and must not block.

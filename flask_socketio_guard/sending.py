@@ -59,9 +59,9 @@ class SendQueue:
     lock of the socket.
 
     A message is taken whole or not at all, and one that is larger than the
-    bound passes when nothing else waits. What is being written does not count:
-    a client that reads a large message is not slow. Memory for one client is the
-    bound, what is being written, and one message.
+    bound passes when nothing else waits. What was taken to be written does not
+    count any more: a client that reads a large message is not slow. Memory for
+    one client is the bound, what is being written, and one message.
 
     Args:
         max_packets: Messages that may wait, >= 1.
@@ -69,45 +69,28 @@ class SendQueue:
         policy: What gives way when it is full.
     """
 
-    __slots__ = (
-        "_items",
-        "_max_bytes",
-        "_max_packets",
-        "_policy",
-        "_taken",
-        "_taken_bytes",
-        "size",
-    )
+    __slots__ = ("_items", "_max_bytes", "_max_packets", "_policy", "size")
 
     def __init__(self, *, max_packets: int, max_bytes: int, policy: SlowConsumer) -> None:
         self._max_packets = max_packets
         self._max_bytes = max_bytes
         self._policy = policy
         self._items: deque[Outgoing] = deque()
-        self._taken = 0
-        self._taken_bytes = 0
         self.size = 0
-        """Bytes that wait or are being written."""
+        """Bytes that wait."""
 
     def __len__(self) -> int:
-        return len(self._items) + self._taken
-
-    @property
-    def has_waiting(self) -> bool:
-        """Whether anything waits to be taken."""
-        return bool(self._items)
+        return len(self._items)
 
     @property
     def is_full(self) -> bool:
         """Whether a bound is reached."""
-        size = self.size - self._taken_bytes
-        return size >= self._max_bytes or len(self._items) >= self._max_packets
+        return self.size >= self._max_bytes or len(self._items) >= self._max_packets
 
     @property
     def is_filling(self) -> bool:
         """Whether half of a bound is reached."""
-        size = self.size - self._taken_bytes
-        return 2 * size >= self._max_bytes or 2 * len(self._items) >= self._max_packets
+        return 2 * self.size >= self._max_bytes or 2 * len(self._items) >= self._max_packets
 
     def put(self, item: Outgoing) -> None:
         """Append *item*, whatever the bounds; for who has looked at :attr:`is_full`."""
@@ -125,7 +108,7 @@ class SendQueue:
             return None
         is_volatile_only = self._policy is SlowConsumer.DROP_VOLATILE
         kept: deque[Outgoing] = deque()
-        size, count = self.size - self._taken_bytes, len(self._items)
+        size, count = self.size, len(self._items)
         for item in self._items:
             is_full = size >= self._max_bytes or count >= self._max_packets
             if is_full and item.is_event and (item.is_volatile or not is_volatile_only):
@@ -137,15 +120,11 @@ class SendQueue:
             return None
         dropped = len(self._items) - count
         self._items = kept
-        self.size = size + self._taken_bytes
+        self.size = size
         return dropped
 
     def take(self, max_bytes: int) -> list[Outgoing]:
-        """Take the oldest messages to write them: at least one, if any, up to *max_bytes*.
-
-        What was taken before is done with.
-        """
-        self.done()
+        """Take the oldest messages to write them: at least one, if any, up to *max_bytes*."""
         items = self._items
         batch: list[Outgoing] = []
         size = 0
@@ -153,14 +132,8 @@ class SendQueue:
             item = items.popleft()
             size += item.size
             batch.append(item)
-        self._taken = len(batch)
-        self._taken_bytes = size
+        self.size -= size
         return batch
-
-    def done(self) -> None:
-        """Forget what was taken: it is written."""
-        self.size -= self._taken_bytes
-        self._taken = self._taken_bytes = 0
 
     def clear(self) -> int:
         """Drop everything that waits.
@@ -170,7 +143,7 @@ class SendQueue:
         """
         count = sum(item.is_event for item in self._items)
         self._items.clear()
-        self.size = self._taken_bytes
+        self.size = 0
         return count
 
 

@@ -68,6 +68,10 @@ class ThreadRuntime:
         """Start *target* in a daemon thread."""
         return ThreadJob(target, name, on_exit)
 
+    def start(self, target: Callable[[], object]) -> ThreadJob:
+        """Start *target*, which must not raise, in a daemon thread."""
+        return ThreadJob(target, "socketio-guard:event", None)
+
     def call_later(self, delay: float, target: Callable[[], object]) -> threading.Timer:
         """Call *target* in a daemon thread, in *delay* seconds."""
         timer = threading.Timer(delay, target)

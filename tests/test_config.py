@@ -45,6 +45,7 @@ COUNTS = (
 )
 OPTIONAL_COUNTS = ("max_connections", "max_connections_per_address")
 RATES = ("connection_rate", "event_rate")
+FLAGS = ("websocket_compression", "fast_contexts", "fast_json", "fast_tasks")
 SECRETS = ("health_details", "rate_storage")
 PATHS = ("healthz_path", "livez_path", "readyz_path")
 NO_SECONDS: list[Any] = ["1", None, True, [], float("nan"), float("inf"), -0.1, -1]
@@ -77,7 +78,8 @@ WRONG: list[tuple[str, Any, str]] = [
         if value is not None
     ),
     *(
-        ("websocket_compression", value, "True or False")
+        (name, value, "True or False")
+        for name in FLAGS
         for value in (0, 1, "true", "False", None, [])
     ),
     *(
@@ -103,7 +105,7 @@ RIGHT: list[tuple[str, Any]] = [
     *(("max_waiting_events", value) for value in (0, 1, 10**9)),
     *((name, value) for name in RATES for value in (None, "20/second", "5 per 10 minutes")),
     *(("blocking_timeout", value) for value in (None, 0.001, 1, 2.5)),
-    *(("websocket_compression", value) for value in (True, False)),
+    *((name, value) for name in FLAGS for value in (True, False)),
     *(("slow_consumer", value) for value in ("disconnect", "drop_oldest", "drop_volatile")),
     *(("rate_storage", value) for value in ("memory://", "redis://:secret@localhost:6380/0")),
     *(("outbox_overflow", value) for value in ("raise", "drop_oldest")),
@@ -155,6 +157,9 @@ def test_defaults_are_the_documented_ones() -> None:
         drain_window=1.0,
         blocking_timeout=0.4,
         log_fold_interval=60.0,
+        fast_contexts=True,
+        fast_json=True,
+        fast_tasks=True,
     )
 
 

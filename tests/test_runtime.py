@@ -15,6 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import gevent
+import gevent.local
 import greenlet
 import pytest
 
@@ -1060,3 +1061,122 @@ def test_no_trace_function_is_installed(settled: GeventRuntime) -> None:
     watch = Watch(settled)
     assert greenlet.gettrace() is None
     watch.stop()
+
+
+# Short tasks
+
+
+def test_tasks_that_do_not_wait_share_a_greenlet(gevent_runtime: GeventRuntime) -> None:
+    greenlets: list[object] = []
+    for _ in range(100):
+        gevent_runtime.start(lambda: greenlets.append(gevent.getcurrent()))
+    assert greenlets == [], "it has to be the next turn"
+    wait_for(gevent_runtime, lambda: len(greenlets) == 100)
+    assert len(set(greenlets)) == 1
+    gevent_runtime.start(lambda: greenlets.append(gevent.getcurrent()))
+    wait_for(gevent_runtime, lambda: len(greenlets) == 101)
+    assert len(set(greenlets)) == 1, "it waits for more"
+
+
+def test_tasks_are_started_in_order_and_a_task_that_waits_keeps_none(runtime: Runtime) -> None:
+    release = runtime.event()
+    began: list[int] = []
+    ended: list[int] = []
+
+    def task(number: int) -> None:
+        began.append(number)
+        if number % 3 == 0:
+            release.wait(10.0)
+        ended.append(number)
+
+    for number in range(30):
+        runtime.start(partial(task, number))
+    wait_for(runtime, lambda: len(began) == 30 and len(ended) == 20)
+    if isinstance(runtime, GeventRuntime):
+        assert began == list(range(30))
+        assert ended == [number for number in range(30) if number % 3]
+    release.set()
+    wait_for(runtime, lambda: sorted(ended) == list(range(30)))
+
+
+def test_a_task_that_has_waited_ends_with_its_greenlet(gevent_runtime: GeventRuntime) -> None:
+    greenlets: list[gevent.Greenlet] = []
+
+    def task() -> None:
+        greenlets.append(gevent.getcurrent())
+        gevent.sleep(0)
+
+    for _ in range(3):
+        gevent_runtime.start(task)
+    wait_for(gevent_runtime, lambda: len(greenlets) == 3 and all(one.dead for one in greenlets))
+    assert len(set(greenlets)) == 3
+
+
+def test_tasks_share_nothing_that_belongs_to_a_greenlet(gevent_runtime: GeventRuntime) -> None:
+    """A database session is often kept per thread, and so per greenlet."""
+    local = gevent.local.local()
+    found: list[object] = []
+
+    def task() -> None:
+        found.append(getattr(local, "mine", None))
+        local.mine = True
+
+    for _ in range(3):
+        gevent_runtime.start(task)
+    wait_for(gevent_runtime, lambda: len(found) == 3)
+    assert found == [None] * 3
+
+
+def test_a_task_has_a_copy_of_the_context_of_who_started_it(runtime: Runtime) -> None:
+    variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="none")
+    found: list[str] = []
+
+    def task() -> None:
+        found.append(variable.get())
+        variable.set("of a task")
+
+    token = variable.set("of the starter")
+    for _ in range(3):
+        runtime.start(task)
+    variable.reset(token)
+    wait_for(runtime, lambda: len(found) == 3)
+    assert found == ["of the starter" if isinstance(runtime, GeventRuntime) else found[0]] * 3
+
+
+def test_a_greenlet_that_is_killed_costs_no_other_task(gevent_runtime: GeventRuntime) -> None:
+    greenlets: list[gevent.Greenlet] = []
+    began: list[int] = []
+
+    def task(number: int) -> None:
+        greenlets.append(gevent.getcurrent())
+        began.append(number)
+
+    gevent_runtime.start(partial(task, 0))
+    wait_for(gevent_runtime, lambda: began == [0])
+    greenlets[0].kill()
+    for number in (1, 2):
+        gevent_runtime.start(partial(task, number))
+    wait_for(gevent_runtime, lambda: began == [0, 1, 2])
+
+
+def test_many_tasks_let_others_have_their_turn(gevent_runtime: GeventRuntime) -> None:
+    """Sockets too, which the loop looks at only after all that is ready."""
+    done: list[int] = []
+    seen: list[int] = []
+
+    def task() -> None:
+        deadline = clock() + 0.001
+        while clock() < deadline:
+            pass
+        done.append(1)
+
+    def look() -> None:
+        gevent.sleep(0.001)
+        seen.append(len(done))
+
+    looker = gevent.spawn(look)
+    for _ in range(200):
+        gevent_runtime.start(task)
+    looker.join(10.0)
+    assert seen[0] < 100
+    wait_for(gevent_runtime, lambda: len(done) == 200)

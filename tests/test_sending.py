@@ -99,7 +99,7 @@ def test_an_empty_queue_has_room() -> None:
     queue = make(packets=1, size=1)
     assert not queue.is_full
     assert not queue.is_filling
-    assert not queue.has_waiting
+    assert not queue
     assert (len(queue), queue.size) == (0, 0)
     assert queue.take(100) == []
 
@@ -107,7 +107,7 @@ def test_an_empty_queue_has_room() -> None:
 def test_what_came_first_is_taken_first() -> None:
     queue = make(*(event(str(number)) for number in range(20)))
     taken: list[str] = []
-    while queue.has_waiting:
+    while queue:
         taken += names(queue.take(30))
     assert taken == [str(number) for number in range(20)]
 
@@ -127,23 +127,10 @@ def test_at_least_one_is_taken(max_bytes: int) -> None:
     assert names(queue.take(max_bytes)) == ["a"]
 
 
-def test_what_is_being_written_counts_until_it_is_written() -> None:
+def test_what_was_taken_counts_no_more() -> None:
     queue = make(event("a", 10), event("b", 20), event("c", 30))
     queue.take(30)
-    assert (len(queue), queue.size, queue.has_waiting) == (3, 60, True)
-    queue.done()
-    assert (len(queue), queue.size, queue.has_waiting) == (1, 30, True)
-    queue.done()
     assert (len(queue), queue.size) == (1, 30)
-
-
-def test_who_takes_more_has_written_what_was_taken_before() -> None:
-    queue = make(event("a", 10), event("b", 20), event("c", 30))
-    queue.take(10)
-    queue.take(20)
-    assert (len(queue), queue.size) == (2, 50)
-    queue.take(30)
-    assert (len(queue), queue.size, queue.has_waiting) == (1, 30, False)
     queue.take(30)
     assert (len(queue), queue.size) == (0, 0)
 
@@ -170,7 +157,7 @@ def test_a_client_that_reads_a_large_message_is_not_slow() -> None:
     """Pings and events are put behind it, and are not what is too much."""
     queue = make(event("huge", 5000), size=100, packets=2)
     queue.take(10)
-    assert (queue.size, queue.is_full, queue.is_filling) == (5000, False, False)
+    assert (queue.size, queue.is_full, queue.is_filling) == (0, False, False)
     queue.put(event("a", 99))
     assert not queue.is_full
     queue.put(event("b", 1))
@@ -208,18 +195,8 @@ def test_who_must_be_heard_is_put_whatever_the_bounds() -> None:
 def test_a_queue_that_is_cleared_tells_how_many_events_were_in_it() -> None:
     queue = make(event("a"), control("ack"), volatile("v"), event("b"))
     assert queue.clear() == 3
-    assert (len(queue), queue.size, queue.has_waiting) == (0, 0, False)
-    assert queue.clear() == 0
-
-
-def test_what_is_being_written_is_not_cleared() -> None:
-    """It is on its way already, and its memory is in use."""
-    queue = make(event("a", 10), event("b", 20), event("c", 30))
-    queue.take(30)
-    assert queue.clear() == 1
-    assert (len(queue), queue.size) == (2, 30)
-    queue.done()
     assert (len(queue), queue.size) == (0, 0)
+    assert queue.clear() == 0
 
 
 def test_messages_of_the_server_fit() -> None:
@@ -291,8 +268,6 @@ def test_what_is_being_written_does_not_give_way() -> None:
     assert names(queue.take(10)) == ["a"]
     assert queue.make_room() == 1
     assert waiting(queue) == ["c"]
-    assert (len(queue), queue.size) == (2, 20)
-    queue.done()
     assert (len(queue), queue.size) == (1, 10)
 
 
@@ -456,7 +431,6 @@ class QueueWalk(RuleBasedStateMachine):
 
     @rule()
     def write(self) -> None:
-        self.queue.done()
         self.written += self.taken
         self.taken = []
 
@@ -469,12 +443,10 @@ class QueueWalk(RuleBasedStateMachine):
 
     @invariant()
     def the_books_are_right(self) -> None:
-        held = [*self.taken, *self.waiting]
-        assert list(self.queue._items) == self.waiting
-        assert len(self.queue) == len(held)
-        assert self.queue.size == sum(item.size for item in held) >= 0
-        assert self.queue.has_waiting == bool(self.waiting)
         size = sum(item.size for item in self.waiting)
+        assert list(self.queue._items) == self.waiting
+        assert len(self.queue) == len(self.waiting)
+        assert self.queue.size == size
         is_full = size >= self.max_bytes or len(self.waiting) >= self.max_packets
         assert self.queue.is_full == is_full
 

@@ -393,7 +393,7 @@ def test_the_engine_sends_what_upstreams_sends(
     served.engine.send(sid, b"\x00")
     assert peer.read() == b"\x00"
     served.engine.send("unknown", "x")
-    packet = Message.of_socketio("2[]").packets[0]
+    packet = Message.of_socketio("2[]").packets()[0]
     assert served.engine.send_packet("unknown", packet) is SendOutcome.DROPPED_CLOSED
     assert served.engine.send_packet(sid, packet) is SendOutcome.QUEUED
     assert peer.read() == "42[]"
@@ -1212,7 +1212,7 @@ class Slow:
         if self.transport == "websocket":
             self.served.engine.put(self.socket.sid, Message.of_socketio(b"x" * 20_000_000))
             self.served.wait_for(lambda: self.socket._wire.is_stuck)
-            self.served.wait_for(lambda: not self.socket.queue.has_waiting)
+            self.served.wait_for(lambda: not self.socket.queue)
 
     def emit(self, count: int = 1, *, size: int = 10, volatile: bool = False) -> list[SendOutcome]:
         """Emit numbers and return what became of them."""

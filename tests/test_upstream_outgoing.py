@@ -44,7 +44,7 @@ def decoded(data: bytes) -> list[str | bytes]:
 
 def polled(message: Message) -> str:
     """Return what a client receives that polls."""
-    return str(Payload(packets=message.polled()).encode())
+    return str(Payload(packets=message.packets()).encode())
 
 
 def encoded(data: Any) -> Any:
@@ -108,7 +108,7 @@ def test_packets_of_engineio_are_messages_too() -> None:
         (EnginePacket(eio_packets.OPEN, {"sid": "x"}), '0{"sid":"x"}'),
         (EnginePacket(eio_packets.MESSAGE, {"a": 1}), '4{"a":1}'),
     ):
-        message = Message((packet,))
+        message = Message.of_engineio(packet)
         assert decoded(message.frames()) == [text]
         assert message.plain() == [text]
         assert polled(message) == text

@@ -12,7 +12,9 @@ from websockets.frames import CloseCode
 
 from ..errors import ConfigError
 from .engine_server import GuardedEngineServer
+from .event_context import EventContexts
 from .flask_socketio import GuardedSocketIO
+from .kept_json import keep_json
 from .managers import GuardedManager, GuardedPubSubManager
 from .queue_transport import QueueTransport
 from .redis_transport import RedisTransport
@@ -61,6 +63,10 @@ def adopt(socketio: SocketIO, hooks: Hooks) -> None:
     server.eio.on("disconnect", server._handle_eio_disconnect)
     if not isinstance(socketio, GuardedSocketIO):
         _guard(socketio, GuardedSocketIO)
+    guarded: Any = socketio
+    guarded.event_contexts = EventContexts(guarded, is_fast=hooks.config.fast_contexts)
+    if hooks.config.fast_json:
+        keep_json(server)
 
 
 def _guard_engine(engine: Any, hooks: Hooks) -> None:

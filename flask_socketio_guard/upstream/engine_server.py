@@ -108,7 +108,7 @@ class GuardedEngineServer(_Server):
 
     def send_packet(self, sid: str, pkt: Any) -> SendOutcome:
         """Queue one Engine.IO packet for a client; as upstream's."""
-        return self.put(sid, Message((pkt,)))
+        return self.put(sid, Message.of_engineio(pkt))
 
     def put(self, eio_sid: str | None, message: Message) -> SendOutcome:
         """Queue *message* for a client."""

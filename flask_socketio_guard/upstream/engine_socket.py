@@ -31,6 +31,7 @@ else:
 _UPGRADE_TIMEOUT = (
     10.0  # between the two messages of a client that changes to WebSocket, in seconds
 )
+_MESSAGE = str(packets.MESSAGE)
 _PROBE = "2probe"
 _PROBE_ANSWER = "3probe"
 _UPGRADE = "5"
@@ -103,7 +104,7 @@ class GuardedSocket(_Socket):
         """
         if self.closed:
             return SendOutcome.DROPPED_CLOSED
-        queue = self.queue
+        queue, wire = self.queue, self._wire
         if message.is_volatile and self._is_behind():
             self._guard.facts.send_lost(1, "volatile")
             return SendOutcome.DROPPED_SLOW
@@ -112,7 +113,6 @@ class GuardedSocket(_Socket):
             return SendOutcome.DROPPED_SLOW
         with self.server.queue_lock:
             queue.put(message)
-        wire = self._wire
         if wire is not None:
             wire.wake()
         elif self._poll is not None:
@@ -144,26 +144,25 @@ class GuardedSocket(_Socket):
 
     def send(self, pkt: Any) -> None:
         """Queue one Engine.IO packet; as upstream's ``send``."""
-        self.put(Message((pkt,)))
+        self.put(Message.of_engineio(pkt))
 
     def poll(self) -> list[Any]:
         """Wait for packets for the answer to a polling request."""
-        if not self.queue.has_waiting and not self.closed:
+        if not self.queue and not self.closed:
             if self._poll is not None:
                 # Source: Engine.IO protocol v4, "a client sends no second GET while one waits".
                 raise ProtocolViolation("payload", "two polling requests at a time")
             poll = self._poll = self._guard.event()
             try:
-                if not self.queue.has_waiting and not self.closed:
+                if not self.queue and not self.closed:
                     poll.wait(self.server.ping_interval + self.server.ping_timeout)
             finally:
                 self._poll = None
         with self.server.queue_lock:
             messages = cast("list[Message]", self.queue.take(self.server.max_http_buffer_size))
-            self.queue.done()
         if not messages and self.closed:
             raise EngineIOError("the session is over")
-        return [packet for message in messages for packet in message.polled()]
+        return [packet for message in messages for packet in message.packets()]
 
     # Heartbeat
 
@@ -222,10 +221,11 @@ class GuardedSocket(_Socket):
             ProtocolViolation: It has no place here.
         """
         kind = pkt.packet_type
-        self._is_heard = True
         if kind == packets.MESSAGE:
-            self.server.handlers["message"](self.sid, pkt.data)
-        elif kind == packets.PONG:
+            self._take_message(pkt.data)
+            return
+        self._is_heard = True
+        if kind == packets.PONG:
             self._pong()
         elif kind == packets.CLOSE:
             self.close(abort=True, reason=self.server.reason.CLIENT_DISCONNECT)
@@ -233,6 +233,10 @@ class GuardedSocket(_Socket):
             self.send(Packet(packets.NOOP))
         elif kind != packets.NOOP:
             raise ProtocolViolation("packet", f"an Engine.IO packet of type {kind}")
+
+    def _take_message(self, data: Any) -> None:
+        self._is_heard = True
+        self.server.handlers["message"](self.sid, data)
 
     def submit(
         self, run: Callable[[], object], size: int, lane: object, lose: Callable[[], object]
@@ -244,7 +248,9 @@ class GuardedSocket(_Socket):
                 IntakeBounds(
                     config.max_in_flight, config.max_waiting_events, config.max_waiting_bytes
                 ),
-                spawn=self.server.start_background_task,
+                spawn=self._guard.runtime.start
+                if config.fast_tasks
+                else self.server.start_background_task,
                 spawn_later=partial(self._guard.runtime.call_later, 0.0),
                 lock=self.server.queue_lock,
             )
@@ -397,7 +403,11 @@ class GuardedSocket(_Socket):
             if self.closed:
                 continue  # until the client has seen that
             try:
-                self.receive(_decoded(message))
+                if isinstance(message, str) and message[:1] == _MESSAGE and message[1:2].isdigit():
+                    # What upstream's packet would find out as well, by an exception.
+                    self._take_message(message[1:])
+                else:
+                    self.receive(_decoded(message))
             except ProtocolViolation as exc:
                 self.violated(exc)
 
@@ -463,7 +473,7 @@ class GuardedSocket(_Socket):
         # After a CLOSE a client stays away. One that is to come back, to this process
         # or the next, must not be sent it.
         with self.server.queue_lock:
-            self.queue.put(Message((Packet(kind),)))
+            self.queue.put(Message.of_engineio(Packet(kind)))
 
 
 def _messages_of(wire: Wire) -> Iterator[str | bytes]:

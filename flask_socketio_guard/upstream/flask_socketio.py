@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import flask
 
+from .event_context import EventContexts, untie_route_error
+from .server import GuardedServer
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -18,6 +21,8 @@ else:
 class GuardedSocketIO(_SocketIO):
     """Goes in front of ``SocketIO``; every handler passes through here."""
 
+    event_contexts: EventContexts
+
     def _handle_event(
         self,
         handler: Callable[..., object],
@@ -27,14 +32,21 @@ class GuardedSocketIO(_SocketIO):
         *args: object,
     ) -> object:
         server: Any = self.server
+        if not isinstance(server, GuardedServer):
+            # It was initialised for another application, which has no guard.
+            return super()._handle_event(handler, message, namespace, sid, *args)
         protected = server.guard.handlers.protect(handler, message)
-        if message is None and not server.get_environ(sid, namespace=namespace):
+        environ = server.get_environ(sid, namespace=namespace)
+        if not environ and message is None:
             # The callback of a client that has left: upstream would drop it in
             # silence. It has no request any more, but its answer came.
             return protected(*args)
+        contexts = self.event_contexts
+        if environ and contexts.is_fast:
+            return contexts.call(protected, message, namespace, sid, args, environ)
 
         def in_context(*arguments: object) -> object:
-            _untie_route_error()
+            untie_route_error(flask.request)
             return protected(*arguments)
 
         return super()._handle_event(in_context, message, namespace, sid, *args)
@@ -58,18 +70,6 @@ class GuardedSocketIO(_SocketIO):
         Takes and returns what ``SocketIO.start_background_task`` does.
         """
         server: Any = self.server
-        recorded = server.guard.handlers.recording(target)
-        return super().start_background_task(recorded, *args, **kwargs)
-
-
-def _untie_route_error() -> None:
-    """Drop the traceback of the route that was not found.
-
-    No route leads to the Socket.IO path, and Flask keeps the error on the
-    request. Its traceback leads through every frame of the event back to the
-    request: a cycle of some sixty objects for each event, payload included, that
-    only the garbage collector can free, at a twentieth of the event's time.
-    """
-    error = flask.request.routing_exception
-    if error is not None:
-        error.__traceback__ = error.__context__ = None
+        if isinstance(server, GuardedServer):
+            target = server.guard.handlers.recording(target)
+        return super().start_background_task(target, *args, **kwargs)

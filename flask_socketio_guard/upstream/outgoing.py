@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from engineio import packet as packets
 from engineio.packet import Packet
-from engineio.packet import packet_names as _packet_names
 from websockets.frames import Frame, Opcode
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_MESSAGE = _packet_names.index("MESSAGE")
+_MESSAGE = str(packets.MESSAGE)
 _OVERHEAD = 100  # bytes that a waiting message costs besides its text
 
 
@@ -20,36 +20,52 @@ class Message:
 
     One object serves every recipient of a broadcast: each form is made once.
 
+    Args:
+        encoded: Engine.IO packets as they are on a WebSocket, in order.
+
     Attributes:
-        packets: The Engine.IO packets, in order.
         is_event: Whether it may be dropped for a client that is slow.
         is_volatile: Whether it is worth nothing later.
     """
 
-    __slots__ = ("_frames", "is_event", "is_volatile", "packets")
+    __slots__ = ("_encoded", "_frames", "_size", "is_event", "is_volatile")
 
     def __init__(
-        self, packets: Sequence[Any], *, is_event: bool = False, is_volatile: bool = False
+        self, encoded: Sequence[str | bytes], *, is_event: bool = False, is_volatile: bool = False
     ) -> None:
-        self.packets = packets
+        self._encoded = encoded
         self.is_event = is_event
         self.is_volatile = is_volatile
         self._frames: bytes | None = None
+        self._size = 0
+
+    @classmethod
+    def of_engineio(cls, packet: Any) -> Message:
+        """Make a message of an Engine.IO packet."""
+        return cls([packet.encode()])
 
     @classmethod
     def of_socketio(
         cls, encoded: str | bytes | list[Any], *, is_event: bool = False, is_volatile: bool = False
     ) -> Message:
-        """Make a message of an encoded Socket.IO packet."""
+        """Make a message of an encoded Socket.IO packet.
+
+        Source:
+            Engine.IO protocol v4: a message is its text behind a ``4``, or its bytes.
+        """
         parts = encoded if isinstance(encoded, list) else (encoded,)
         return cls(
-            [Packet(_MESSAGE, part) for part in parts], is_event=is_event, is_volatile=is_volatile
+            [_MESSAGE + part if isinstance(part, str) else part for part in parts],
+            is_event=is_event,
+            is_volatile=is_volatile,
         )
 
     @property
     def size(self) -> int:
         """Bytes that it costs while it waits."""
-        return len(self.frames()) + _OVERHEAD
+        if not self._size:
+            self._size = len(self.frames()) + _OVERHEAD
+        return self._size
 
     def frames(self) -> bytes:
         """Return it as WebSocket frames.
@@ -58,23 +74,23 @@ class Message:
             Engine.IO protocol v4: text in text frames, binary data in binary frames.
         """
         if self._frames is None:
-            encoded = [_frame(packet.encode()) for packet in self.packets]
-            self._frames = encoded[0] if len(encoded) == 1 else b"".join(encoded)
+            encoded = self._encoded
+            self._frames = (
+                _frame(encoded[0]) if len(encoded) == 1 else b"".join(map(_frame, encoded))
+            )
         return self._frames
 
-    def plain(self) -> list[str | bytes]:
+    def plain(self) -> Sequence[str | bytes]:
         """Return what each frame would hold, for a WebSocket that makes its own frames."""
-        return [packet.encode() for packet in self.packets]
+        return self._encoded
 
-    def polled(self) -> list[Any]:
-        """Return Engine.IO packets for the answer to a polling request.
-
-        New ones for binary data: a packet keeps the first form it is encoded to,
-        and base64 would then reach clients over WebSocket too.
-        """
+    def packets(self) -> list[Any]:
+        """Return Engine.IO packets, new ones: each keeps the first form it is encoded to."""
         return [
-            Packet(packet.packet_type, packet.data) if packet.binary else packet
-            for packet in self.packets
+            Packet(int(part[0]), part[1:])
+            if isinstance(part, str)
+            else Packet(packets.MESSAGE, part)
+            for part in self._encoded
         ]
 
 

@@ -203,7 +203,7 @@ class GuardedServer(_Server):
         if not self.has_test_client:
             outcome: SendOutcome = self.eio.put(eio_sid, message)
             return outcome
-        for packet in message.packets:
+        for packet in message.packets():
             self._send_eio_packet(eio_sid, packet)
         return SendOutcome.QUEUED
 

@@ -251,11 +251,9 @@ class ProtocolWire:
         if not self._can_flush:
             self._wait_for_room()
             return
-        send = self._sock.send
-        data: memoryview | bytes
         while data := self._take():
             try:
-                sent = send(data, 0, 0.0)
+                sent = self._sock.send(data, 0, 0.0)
             except BlockingIOError:
                 sent = 0
             except OSError:
@@ -264,6 +262,8 @@ class ProtocolWire:
             if sent < len(data):
                 self._rest = memoryview(data)[sent:]
                 self._wait_for_room()
+                return
+            if not (self._queue or self._farewell):
                 return
 
     def close(self, code: int, reason: str) -> None:
@@ -301,11 +301,10 @@ class ProtocolWire:
             if items:
                 if self._protocol.extensions:
                     return b"".join(self._compressed(item) for item in items)
-                return (
-                    items[0].frames()
-                    if len(items) == 1
-                    else b"".join([item.frames() for item in items])
-                )
+                if len(items) == 1:  # a broadcast's is not to be copied for each
+                    frames: bytes = items[0].frames()
+                    return frames
+                return b"".join([item.frames() for item in items])
         if self._farewell:
             farewell, self._farewell = self._farewell, b""
             return farewell

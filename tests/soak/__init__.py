@@ -1,0 +1,1 @@
+"""Many clients in all patterns at once, for half an hour: nothing lost, nothing kept."""

@@ -1,0 +1,99 @@
+"""A pytest plugin that runs somebody else's tests with every ``SocketIO`` guarded.
+
+``pytest -p tests.suite_plugin --guarded='{}'``; without ``--guarded`` nothing is guarded. For a
+pytest in a process of its own: the classes that it changes stay changed.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import wraps
+from typing import TYPE_CHECKING, Any
+
+import flask_socketio
+import pytest
+from flask_socketio.test_client import SocketIOTestClient
+
+from flask_socketio_guard import SocketIOGuard
+from flask_socketio_guard.upstream.flask_socketio import GuardedSocketIO
+from flask_socketio_guard.upstream.server import GuardedServer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from flask import Flask
+
+    from flask_socketio_guard import Failure
+
+GUARDED_COUNT = "guarded"
+"""The property of the JUnit report that says how often a ``SocketIO`` was guarded."""
+
+_guards: list[SocketIOGuard] = []
+_failures: list[Failure] = []
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the options."""
+    parser.addoption(
+        "--async-mode", help="the async_mode of each SocketIO that does not ask for one"
+    )
+    parser.addoption(
+        "--guarded",
+        metavar="SETTINGS",
+        type=json.loads,
+        help="guard every SocketIO, with these settings: a JSON object as for SocketIOGuard",
+    )
+    parser.addoption(
+        "--raise-failures",
+        action="store_true",
+        help="let the test client raise what failed in a handler, as it does without the guard",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Change ``SocketIO`` before the first test module makes one."""
+    mode: str | None = config.getoption("--async-mode")
+    settings: dict[str, Any] | None = config.getoption("--guarded")
+    stock_init_app = flask_socketio.SocketIO.init_app
+
+    @wraps(stock_init_app)
+    def init_app(self: flask_socketio.SocketIO, app: Flask | None, **options: Any) -> None:
+        self.server_options.setdefault("async_mode", mode)
+        stock_init_app(self, app, **options)
+        if settings is not None:
+            _guard(app, self, settings)
+
+    flask_socketio.SocketIO.init_app = init_app
+    if config.getoption("--raise-failures"):
+        _raise_failures()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _tell_how_many(record_testsuite_property: Callable[[str, object], None]) -> Iterator[None]:
+    yield
+    record_testsuite_property(GUARDED_COUNT, len(_guards))
+
+
+def _guard(app: Flask | None, socketio: flask_socketio.SocketIO, settings: dict[str, Any]) -> None:
+    if app is not None:
+        # A SocketIO that is initialised once more has a new server, and wants a new guard.
+        app.extensions.pop("socketio_guard", None)
+    guard = SocketIOGuard(app, socketio, **settings)
+    guard.on_failure(_failures.append)
+    _guards.append(guard)
+    assert isinstance(socketio, GuardedSocketIO)
+    assert isinstance(socketio.server, GuardedServer)
+
+
+def _raise_failures() -> None:
+    stock_emit = SocketIOTestClient.emit
+
+    @wraps(stock_emit)
+    def emit(self: SocketIOTestClient, *args: Any, **options: Any) -> object:
+        _failures.clear()
+        answer: object = stock_emit(self, *args, **options)
+        if _failures:
+            raise _failures[0].exception
+        return answer
+
+    SocketIOTestClient.emit = emit

@@ -1,0 +1,297 @@
+"""Request contexts of events: as upstream makes them, whatever is worked out once."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+import flask
+import pytest
+from flask import Flask, g, request, session
+from flask.ctx import RequestContext
+from flask.sessions import SecureCookieSessionInterface
+from flask_socketio import SocketIO
+from werkzeug.exceptions import NotFound
+from werkzeug.routing import RequestRedirect
+
+from flask_socketio_guard import SocketIOGuard
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+KINDS = ["stock", "slow", "fast"]
+
+
+class Recorder:
+    """An application that notes what its handlers see."""
+
+    def __init__(self, kind: str, app: Flask | None = None, **options: Any) -> None:
+        self.app = app or Flask(__name__)
+        self.app.secret_key = "secret"
+        self.seen: list[Any] = []
+        socketio_class = options.pop("socketio_class", SocketIO)
+        self.socketio = socketio_class(self.app, async_mode="threading", **options)
+        if kind != "stock":
+            SocketIOGuard(self.app, self.socketio, fast_contexts=kind == "fast")
+
+    @property
+    def is_fast(self) -> bool:
+        """Whether the contexts of events are not upstream's."""
+        contexts: Any = self.socketio.event_contexts
+        return bool(contexts.is_fast)
+
+    def run(self, see: Callable[[], object], events: int = 3, **options: Any) -> list[Any]:
+        """Return what *see* returns in connect, so many events and disconnect of one client."""
+
+        def note(*_args: object) -> None:
+            self.seen.append(see())
+
+        for name in ("connect", "event", "disconnect"):
+            self.socketio.on_event(name, note)
+        client = self.socketio.test_client(self.app, **options)
+        for number in range(events):
+            client.emit("event", number)
+        client.disconnect()
+        return self.seen
+
+
+def beside_stock(see: Callable[[], object], **options: Any) -> list[Any]:
+    """Return what is seen, and make sure that it is the same without the guard."""
+    stock, slow, fast = (Recorder(kind).run(see, **options) for kind in KINDS)
+    assert stock == slow == fast
+    return fast
+
+
+def test_the_request_is_the_one_of_the_connection() -> None:
+    def see() -> object:
+        return (
+            request.method,
+            request.url,
+            request.base_url,
+            request.path,
+            request.args.to_dict(),
+            sorted(request.headers.items()),
+            request.cookies.to_dict(),
+            request.remote_addr,
+            request.host,
+            request.is_secure,
+            request.get_data(),
+            request.endpoint,
+            request.view_args,
+            request.blueprints,
+            request.namespace,  # type: ignore[attr-defined]
+            request.event["message"],  # type: ignore[attr-defined]
+            type(request.routing_exception),
+            type(flask.globals.request_ctx.url_adapter),
+        )
+
+    seen = beside_stock(see, query_string="a=1&b=2", headers={"X-Custom": "yes", "Cookie": "c=d"})
+    assert len(seen) == 5
+    assert seen[1][4] == {"a": "1", "b": "2"}
+
+
+def test_each_event_has_a_request_and_a_g_of_its_own() -> None:
+    """What a handler leaves on them is not there for the next."""
+
+    def see() -> object:
+        left = [vars(request._get_current_object()).pop("mine", None), g.get("mine")]  # type: ignore[attr-defined]
+        request.mine = g.mine = True  # type: ignore[attr-defined]
+        request.args  # noqa: B018 - worked out on demand, and kept on the request
+        return left, request.environ["werkzeug.request"] is request._get_current_object()  # type: ignore[attr-defined]
+
+    assert beside_stock(see) == [([None, None], True)] * 5
+
+
+def test_urls_are_built_as_in_any_request() -> None:
+    def see() -> object:
+        return flask.url_for("page", number=3), flask.url_for("page", number=3, _external=True)
+
+    apps = []
+    for kind in KINDS:
+        app = Flask(__name__)
+        app.add_url_rule("/page/<int:number>", "page", lambda number: str(number))
+        apps.append(Recorder(kind, app).run(see))
+    assert apps[0] == apps[1] == apps[2]
+    assert apps[2][1] == ("/page/3", "http://localhost/page/3")
+
+
+@pytest.mark.parametrize("rule", ["/<path:where>", "/socket.io/"])
+def test_a_route_that_leads_to_the_path_is_seen(rule: str) -> None:
+    def see() -> object:
+        error = type(request.routing_exception)
+        found = (request.endpoint, dict(request.view_args or {}), error)
+        if request.view_args is not None:
+            request.view_args["mine"] = 1
+        return found
+
+    seen = []
+    for kind in KINDS:
+        app = Flask(__name__)
+        app.add_url_rule(rule, "caught", lambda **_: "")
+        seen.append(Recorder(kind, app).run(see))
+    assert seen[0] == seen[1] == seen[2]
+    assert seen[2][2] == (
+        ("caught", {"where": "socket.io"}, type(None))
+        if rule == "/<path:where>"
+        else (None, {}, RequestRedirect)
+    )
+
+
+def test_a_route_error_that_is_raised_keeps_nothing_alive() -> None:
+    recorder = Recorder("fast")
+    recorder.run(lambda: type(request.routing_exception))
+    assert set(recorder.seen) == {NotFound}
+
+
+@pytest.mark.parametrize("is_managed", [True, False])
+def test_the_session_is_kept_as_upstream_keeps_it(is_managed: bool) -> None:
+    """Managed by Flask-SocketIO it is one for the connection; else it is Flask's each time."""
+
+    def see() -> object:
+        session["count"] = session.get("count", 0) + 1
+        return session["count"], session.modified, type(session._get_current_object()).__name__  # type: ignore[attr-defined]
+
+    seen = [Recorder(kind, manage_session=is_managed).run(see) for kind in KINDS]
+    assert seen[0] == seen[1] == seen[2]
+    assert [count for count, _, _ in seen[2]] == ([1, 2, 3, 4, 5] if is_managed else [1] * 5)
+
+
+class CountingSessions(SecureCookieSessionInterface):
+    """Counts what is asked of it."""
+
+    def __init__(self) -> None:
+        self.opened = self.saved = 0
+
+    def open_session(self, app: Flask, request: flask.Request) -> Any:
+        self.opened += 1
+        return super().open_session(app, request)
+
+    def save_session(self, *args: Any) -> None:
+        self.saved += 1
+        super().save_session(*args)
+
+
+@pytest.mark.parametrize(
+    ("kind", "is_managed", "opened", "saved"),
+    [("stock", True, 5, 0), ("fast", True, 1, 0), ("stock", False, 5, 2), ("fast", False, 5, 2)],
+)
+def test_sessions_of_an_interface_are_opened_and_saved(
+    kind: str, is_managed: bool, opened: int, saved: int
+) -> None:
+    """Where Flask manages them, a server-side session may have changed between two events."""
+    app = Flask(__name__)
+    app.session_interface = sessions = CountingSessions()
+    recorder = Recorder(kind, app, manage_session=is_managed)
+    numbers = iter(range(10))
+
+    def see() -> None:
+        if next(numbers) in (1, 3):
+            session["changed"] = True
+
+    recorder.run(see)
+    assert (sessions.opened, sessions.saved) == (opened, saved)
+
+
+def test_teardown_functions_run_for_each_event_with_what_was_raised() -> None:
+    seen = []
+    for kind in KINDS:
+        app = Flask(__name__)
+        ran: list[object] = []
+        app.teardown_request(lambda exc, ran=ran: ran.append(("request", repr(exc))))
+        app.teardown_appcontext(lambda exc, ran=ran: ran.append(("app", repr(exc))))
+        app.before_request(lambda ran=ran: ran.append("before"))
+        recorder = Recorder(kind, app)
+        recorder.socketio.on_error_default(lambda exc: None)
+
+        def fail() -> None:
+            if request.event["message"] == "event":  # type: ignore[attr-defined]
+                raise LookupError("x")
+
+        recorder.run(fail)
+        seen.append(ran)
+    assert seen[0] == seen[1] == seen[2]
+    assert seen[2] == [("request", "None"), ("app", "None")] * 5
+
+
+class OwnRequest(flask.Request):
+    """A request that needs its constructor."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.tenant = self.args.get("tenant")
+
+
+class OwnFlask(Flask):
+    """Makes requests of its own kind."""
+
+    request_class = OwnRequest
+
+
+def test_a_request_class_of_the_applications_own_is_used() -> None:
+    seen = [
+        Recorder(kind, OwnFlask(__name__)).run(
+            lambda: (request.tenant, type(request._get_current_object()).__name__),  # type: ignore[attr-defined]
+            query_string="tenant=a",
+        )
+        for kind in KINDS
+    ]
+    assert seen == [[("a", "OwnRequest")] * 5] * 3
+
+
+class OwnContext(RequestContext):
+    """A context of the application's own."""
+
+    mine = True
+
+
+class OwnContexts(Flask):
+    """Makes contexts of its own kind."""
+
+    def request_context(self, environ: Any) -> RequestContext:
+        return OwnContext(self, environ)
+
+
+class OwnHandling(SocketIO):
+    """Handles events in its own way."""
+
+    def _handle_event(self, handler: Any, *args: Any) -> Any:
+        return super()._handle_event(handler, *args)
+
+
+@pytest.mark.parametrize(
+    ("app_class", "socketio_class", "reason"),
+    [
+        (OwnContexts, SocketIO, "the application makes request contexts of its own"),
+        (Flask, OwnHandling, "SocketIO._handle_event is overridden"),
+    ],
+)
+def test_what_is_not_known_is_left_to_upstream_and_told_once(
+    caplog: pytest.LogCaptureFixture, app_class: Any, socketio_class: Any, reason: str
+) -> None:
+    caplog.set_level(logging.INFO)
+    recorder = Recorder("fast", app_class(__name__), socketio_class=socketio_class)
+    recorder.run(lambda: getattr(flask.globals.request_ctx, "mine", False))
+    assert recorder.seen == [app_class is OwnContexts] * 5
+    assert not recorder.is_fast
+    assert [record.getMessage() for record in caplog.records if "contexts" in record.msg] == [
+        f"events have request contexts as without the guard: {reason}"
+    ]
+
+
+def test_one_socketio_may_serve_several_applications() -> None:
+    """Each as it was configured; one that has no guard as upstream does."""
+    socketio = SocketIO()
+    socketio.on_event("event", lambda: request.namespace)  # type: ignore[attr-defined]
+    for is_fast in (True, False):
+        app = Flask(__name__)
+        socketio.init_app(app, async_mode="threading")
+        SocketIOGuard(app, socketio, fast_contexts=is_fast)
+        contexts: Any = socketio.event_contexts
+        assert contexts.is_fast is is_fast
+        assert socketio.test_client(app).emit("event", callback=True) == "/"
+    bare = Flask(__name__)
+    socketio.init_app(bare, async_mode="threading")
+    assert socketio.test_client(bare).emit("event", callback=True) == "/"
+    done: list[bool] = []
+    socketio.start_background_task(done.append, True).join(5.0)
+    assert done == [True]

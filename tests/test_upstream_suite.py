@@ -1,0 +1,131 @@
+"""Flask-SocketIO's own tests, stock and with every ``SocketIO`` guarded."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from flask_socketio_guard.config import GuardConfig
+from tests.support.upstream_suite import SuiteUnavailable, UpstreamSuite
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from tests.support.upstream_suite import SuiteRun
+
+pytestmark = pytest.mark.timeout(300)  # a download and up to two runs
+
+DISTRIBUTION = "Flask-SocketIO"
+MODES = ("gevent", "threading")
+SWITCHES = [field.name for field in fields(GuardConfig) if field.default is True]
+SETTINGS: list[dict[str, Any]] = [{}, *({switch: False} for switch in SWITCHES)]
+
+DELIBERATE = {
+    # Wants the test client's emit() to raise what the handler raised, or what could not be
+    # encoded of its answer. With the guard a failure does not leave its handler: it is recorded,
+    # and the client gets an error acknowledgement. See docs/testing.md.
+    "test_socketio.TestSocketIO.test_encode_decode_2": r"DID NOT RAISE|TypeError not raised",
+}
+"""Tests that must fail when guarded, and what each failure must say."""
+
+
+def identify(settings: dict[str, Any]) -> str:
+    return "-".join(f"no_{name}" for name in settings) or "default"
+
+
+@pytest.fixture(scope="module")
+def suite(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> UpstreamSuite:
+    """The tests; where they cannot be had, the reason."""
+    cache = getattr(request.config, "cache", None)
+    downloads = (
+        tmp_path_factory.mktemp("downloads") if cache is None else cache.mkdir("upstream-suites")
+    )
+    try:
+        return UpstreamSuite(DISTRIBUTION, cache=downloads, folder=tmp_path_factory.mktemp("suite"))
+    except SuiteUnavailable as exc:
+        reason = str(exc)
+    if os.environ.get("CI"):
+        pytest.fail(reason, pytrace=False)
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="module")
+def stock_run(suite: UpstreamSuite) -> Callable[[str], SuiteRun]:
+    """Return a function that returns the run without the guard, the control, in one mode."""
+    runs: dict[str, SuiteRun] = {}
+
+    def control(mode: str) -> SuiteRun:
+        if mode not in runs:
+            runs[mode] = suite.run(mode)
+        return runs[mode]
+
+    return control
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_suite_passes_without_the_guard(
+    stock_run: Callable[[str], SuiteRun], mode: str
+) -> None:
+    run = stock_run(mode)
+    assert run.names, run.output
+    assert run.failures == {}, run.output
+    assert run.guarded_count == 0
+    assert run.names >= DELIBERATE.keys()
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=identify)
+@pytest.mark.parametrize("mode", MODES)
+def test_the_suite_passes_guarded_but_for_deliberate_differences(
+    suite: UpstreamSuite,
+    stock_run: Callable[[str], SuiteRun],
+    mode: str,
+    settings: dict[str, Any],
+) -> None:
+    control = stock_run(mode)
+    run = suite.run(mode, guarded=settings)
+    assert run.names == control.names, run.output
+    assert run.guarded_count > 0
+    differences = run.failures_beyond(control)
+    surprises = differences.keys() - DELIBERATE.keys()
+    assert not surprises, run.output
+    agreements = DELIBERATE.keys() - differences.keys()
+    assert not agreements, "these pass now: take them off the list"
+    for name, because in DELIBERATE.items():
+        assert re.search(because, differences[name]), differences[name]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_nothing_else_differs_behind_the_deliberate_differences(
+    suite: UpstreamSuite, mode: str
+) -> None:
+    """Where the test client raises what failed, the tests on the list go on to their end."""
+    run = suite.run(mode, guarded={}, is_raising=True, only=DELIBERATE)
+    assert run.names == DELIBERATE.keys(), run.output
+    assert run.failures == {}, run.output
+
+
+def test_the_suite_fails_where_the_guard_lets_no_event_pass(
+    suite: UpstreamSuite, stock_run: Callable[[str], SuiteRun]
+) -> None:
+    """That the guard is in the way of the events, and that a difference is seen."""
+    run = suite.run("threading", guarded={"event_rate": "1/hour"})
+    assert run.names == stock_run("threading").names, run.output
+    assert "test_socketio.TestSocketIO.test_room" in run.failures_beyond(stock_run("threading"))
+
+
+def test_a_suite_that_cannot_be_downloaded_is_said_to_be(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
+    with pytest.raises(SuiteUnavailable, match=r"Flask-SocketIO==.* cannot be downloaded"):
+        UpstreamSuite(DISTRIBUTION, cache=tmp_path, folder=tmp_path)
+    assert list(tmp_path.iterdir()) == []
