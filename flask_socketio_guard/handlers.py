@@ -260,9 +260,13 @@ def fit(handler: Callable[..., object], args: tuple[object, ...]) -> tuple[objec
     Connect handlers are written with and without the client's authentication,
     disconnect handlers with and without the reason.
     """
-    return args[: _capacity(handler)]
+    try:
+        return args[: _capacity(handler)]
+    except TypeError:  # not hashable
+        return args[: _capacity.__wrapped__(handler)]
 
 
+@lru_cache(maxsize=1024)
 def _capacity(function: Callable[..., object]) -> int | None:
     """Return how many positional arguments *function* takes; ``None``: any, or unknown."""
     # A decorator's own signature counts, unless it passes on whatever it gets.

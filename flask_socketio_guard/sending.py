@@ -92,6 +92,19 @@ class SendQueue:
         """Whether half of a bound is reached."""
         return 2 * self.size >= self._max_bytes or 2 * len(self._items) >= self._max_packets
 
+    def offer(self, item: Outgoing) -> bool:
+        """Append *item*, unless a bound is reached.
+
+        Returns:
+            Whether there was room.
+        """
+        items = self._items
+        if self.size >= self._max_bytes or len(items) >= self._max_packets:
+            return False
+        items.append(item)
+        self.size += item.size
+        return True
+
     def put(self, item: Outgoing) -> None:
         """Append *item*, whatever the bounds; for who has looked at :attr:`is_full`."""
         self._items.append(item)
@@ -126,6 +139,9 @@ class SendQueue:
     def take(self, max_bytes: int) -> list[Outgoing]:
         """Take the oldest messages to write them: at least one, if any, up to *max_bytes*."""
         items = self._items
+        if len(items) == 1:
+            self.size = 0
+            return [items.popleft()]
         batch: list[Outgoing] = []
         size = 0
         while items and (not batch or size + items[0].size <= max_bytes):

@@ -206,7 +206,7 @@ def test_messages_of_the_server_fit() -> None:
     for message in messages:
         queue.put(message)
     assert queue.size == sum(message.size for message in messages)
-    assert queue.size > sum(len(message.frames()) for message in messages) > 0
+    assert queue.size > sum(len(message.frames) for message in messages) > 0
     assert queue.take(messages[0].size * 2) == messages[:2]
     assert queue.clear() == 1
 

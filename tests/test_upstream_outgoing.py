@@ -61,14 +61,14 @@ def test_one_object_serves_polling_and_websocket_recipients(is_polled_first: boo
     message = Message.of_socketio(encoded(TEXT_AND_BINARY))
     if is_polled_first:
         polled(message)
-    text, *attachments = decoded(message.frames())
+    text, *attachments = decoded(message.frames)
     assert attachments == [b"\x00\xff", b"", b"x" * 70_000]
     assert message.plain() == [text, *attachments]
     assert polled(message).split("\x1e") == [
         text,
         *("b" + base64.b64encode(part).decode() for part in attachments if isinstance(part, bytes)),
     ]
-    assert decoded(message.frames()) == [text, *attachments]
+    assert decoded(message.frames) == [text, *attachments]
     assert polled(message) == polled(message)
 
 
@@ -91,14 +91,14 @@ def test_every_transport_carries_what_upstream_would(data: Any) -> None:
 
     plain = [packet.encode() for packet in stock()]
     assert message.plain() == plain
-    assert decoded(message.frames()) == plain
+    assert decoded(message.frames) == plain
     assert polled(message) == Payload(packets=stock()).encode()
 
 
 @pytest.mark.parametrize("size", [0, 1, 124, 125, 126, 65_534, 65_535, 65_536, 100_000])
 def test_frames_of_every_size_are_whole(size: int) -> None:
-    assert decoded(Message.of_socketio("x" * size).frames()) == ["4" + "x" * size]
-    assert decoded(Message.of_socketio(b"x" * size).frames()) == [b"x" * size]
+    assert decoded(Message.of_socketio("x" * size).frames) == ["4" + "x" * size]
+    assert decoded(Message.of_socketio(b"x" * size).frames) == [b"x" * size]
 
 
 def test_packets_of_engineio_are_messages_too() -> None:
@@ -109,7 +109,7 @@ def test_packets_of_engineio_are_messages_too() -> None:
         (EnginePacket(eio_packets.MESSAGE, {"a": 1}), '4{"a":1}'),
     ):
         message = Message.of_engineio(packet)
-        assert decoded(message.frames()) == [text]
+        assert decoded(message.frames) == [text]
         assert message.plain() == [text]
         assert polled(message) == text
         assert not message.is_event
@@ -119,14 +119,14 @@ def test_packets_of_engineio_are_messages_too() -> None:
 def test_frames_are_made_once() -> None:
     """A broadcast must not encode for each of its recipients."""
     message = Message.of_socketio(encoded(TEXT_AND_BINARY))
-    assert message.frames() is message.frames()
+    assert message.frames is message.frames
 
 
 def test_a_message_costs_what_its_frames_do_and_a_bit() -> None:
     """Without the bit a flood of empty messages would cost nothing."""
     for part in ("", "x" * 1000, [b"x" * 1000, "y"]):
         message = Message.of_socketio(part)
-        assert message.size == len(message.frames()) + 100
+        assert message.size == len(message.frames) + 100
 
 
 @pytest.mark.parametrize("is_event", [False, True])

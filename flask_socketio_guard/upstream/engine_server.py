@@ -54,7 +54,8 @@ class GuardedEngineServer(_Server):
         self, environ: WSGIEnvironment, start_response: StartResponse
     ) -> Iterable[bytes]:
         """Serve one request; as upstream's."""
-        if wants_websocket(environ):
+        # The mended handler of gevent-websocket has looked before it answered.
+        if wants_websocket(environ) and "wsgi.websocket" not in environ:
             problem = upgrade_problem(environ)
             if problem is not None:
                 self.guard.facts.handshake_refused("upgrade", problem)

@@ -87,6 +87,7 @@ class GuardedSocket(_Socket):
             policy=SlowConsumer(config.slow_consumer),
         )
         self._guard = guard
+        self._lock = server.queue_lock
         self._intake: Intake | None = None
         self._wire: Wire | None = None
         self._candidate: Wire | None = None  # while the client changes over to it
@@ -104,17 +105,19 @@ class GuardedSocket(_Socket):
         """
         if self.closed:
             return SendOutcome.DROPPED_CLOSED
-        queue, wire = self.queue, self._wire
         if message.is_volatile and self._is_behind():
             self._guard.facts.send_lost(1, "volatile")
             return SendOutcome.DROPPED_SLOW
         # Answers too: who asks and never reads must not be owed without bound.
-        if queue.is_full and not self._make_room():
-            return SendOutcome.DROPPED_SLOW
-        with self.server.queue_lock:
-            queue.put(message)
-        if wire is not None:
-            wire.wake()
+        with self._lock:
+            is_taken = self.queue.offer(message)
+        if not is_taken:
+            if not self._make_room():
+                return SendOutcome.DROPPED_SLOW
+            with self._lock:
+                self.queue.put(message)
+        if self._wire is not None:
+            self._wire.wake()
         elif self._poll is not None:
             self._poll.set()
         return SendOutcome.QUEUED
@@ -123,13 +126,13 @@ class GuardedSocket(_Socket):
         """Say whether the queue, which is full, can take one more."""
         if self._wire is not None:
             self._wire.flush()  # it may only not have had its turn yet
-        with self.server.queue_lock:
+        with self._lock:
             dropped = self.queue.make_room() if self.queue.is_full else 0
         if dropped is not None:
             if dropped:
                 self._guard.facts.send_lost(dropped, "slow")
             return True
-        with self.server.queue_lock:
+        with self._lock:
             lost = self.queue.clear()
         self._guard.facts.send_lost(lost + 1, "slow")
         self.close(
@@ -158,7 +161,7 @@ class GuardedSocket(_Socket):
                     poll.wait(self.server.ping_interval + self.server.ping_timeout)
             finally:
                 self._poll = None
-        with self.server.queue_lock:
+        with self._lock:
             messages = cast("list[Message]", self.queue.take(self.server.max_http_buffer_size))
         if not messages and self.closed:
             raise EngineIOError("the session is over")
@@ -252,7 +255,7 @@ class GuardedSocket(_Socket):
                 if config.fast_tasks
                 else self.server.start_background_task,
                 spawn_later=partial(self._guard.runtime.call_later, 0.0),
-                lock=self.server.queue_lock,
+                lock=self._lock,
             )
         self._intake.submit(run, size=size, lane=lane, lose=lose)
 
@@ -348,7 +351,7 @@ class GuardedSocket(_Socket):
                 websocket,
                 self.queue,
                 self._guard,
-                lock=self.server.queue_lock,
+                lock=self._lock,
                 max_size=self.server.max_http_buffer_size,
             )
         )
@@ -434,7 +437,7 @@ class GuardedSocket(_Socket):
             text: WebSocket close reason.
         """
         del wait
-        with self.server.queue_lock:
+        with self._lock:
             if self.closed:
                 return
             self.closing = self.closed = True
@@ -463,7 +466,7 @@ class GuardedSocket(_Socket):
         if code == CloseCode.NORMAL_CLOSURE:
             self._put_last(packets.NOOP if abort else packets.CLOSE)
         else:
-            with self.server.queue_lock:
+            with self._lock:
                 self.queue.clear()  # the answer is an error then, see poll()
         if self._poll is not None:
             with suppress(Exception):
@@ -472,7 +475,7 @@ class GuardedSocket(_Socket):
     def _put_last(self, kind: int) -> None:
         # After a CLOSE a client stays away. One that is to come back, to this process
         # or the next, must not be sent it.
-        with self.server.queue_lock:
+        with self._lock:
             self.queue.put(Message.of_engineio(Packet(kind)))
 
 

@@ -129,8 +129,9 @@ class GuardedManager(_Manager):
         message = None
         skipped = skip_sid if isinstance(skip_sid, list) else [skip_sid]
         find = self.guard.connections.find
-        put = server.put if server.has_test_client else server.eio.put
-        outcomes = set()
+        put = server.put if server.has_test_client else None
+        sockets = server.eio.sockets
+        best = SendOutcome.DROPPED_CLOSED
         for sid, eio_sid in self.get_participants(namespace, room):
             if sid in skipped:
                 continue
@@ -152,11 +153,15 @@ class GuardedManager(_Manager):
                 message = Message.of_socketio(
                     encoded, is_event=callback is None, is_volatile=options.is_volatile
                 )
-            outcomes.add(put(eio_sid, message))
-        for outcome in (SendOutcome.QUEUED, SendOutcome.DROPPED_SLOW):
-            if outcome in outcomes:
-                return outcome
-        return SendOutcome.DROPPED_CLOSED
+            if put is not None:
+                outcome = put(eio_sid, message)
+            elif (socket := sockets.get(eio_sid)) is not None:
+                outcome = socket.put(message)
+            else:
+                continue
+            if outcome is SendOutcome.QUEUED or best is SendOutcome.DROPPED_CLOSED:
+                best = outcome
+        return best
 
     def enter_room(self, sid: str, namespace: str, room: Any, eio_sid: str | None = None) -> None:
         """Add a client to a room; from any thread."""

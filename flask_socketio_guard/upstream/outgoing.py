@@ -24,11 +24,14 @@ class Message:
         encoded: Engine.IO packets as they are on a WebSocket, in order.
 
     Attributes:
+        frames: It as WebSocket frames. Source: Engine.IO protocol v4, text in text
+            frames, binary data in binary frames.
+        size: Bytes that it costs while it waits.
         is_event: Whether it may be dropped for a client that is slow.
         is_volatile: Whether it is worth nothing later.
     """
 
-    __slots__ = ("_encoded", "_frames", "_size", "is_event", "is_volatile")
+    __slots__ = ("_encoded", "frames", "is_event", "is_volatile", "size")
 
     def __init__(
         self, encoded: Sequence[str | bytes], *, is_event: bool = False, is_volatile: bool = False
@@ -36,8 +39,8 @@ class Message:
         self._encoded = encoded
         self.is_event = is_event
         self.is_volatile = is_volatile
-        self._frames: bytes | None = None
-        self._size = 0
+        self.frames = _frame(encoded[0]) if len(encoded) == 1 else b"".join(map(_frame, encoded))
+        self.size = len(self.frames) + _OVERHEAD
 
     @classmethod
     def of_engineio(cls, packet: Any) -> Message:
@@ -59,26 +62,6 @@ class Message:
             is_event=is_event,
             is_volatile=is_volatile,
         )
-
-    @property
-    def size(self) -> int:
-        """Bytes that it costs while it waits."""
-        if not self._size:
-            self._size = len(self.frames()) + _OVERHEAD
-        return self._size
-
-    def frames(self) -> bytes:
-        """Return it as WebSocket frames.
-
-        Source:
-            Engine.IO protocol v4: text in text frames, binary data in binary frames.
-        """
-        if self._frames is None:
-            encoded = self._encoded
-            self._frames = (
-                _frame(encoded[0]) if len(encoded) == 1 else b"".join(map(_frame, encoded))
-            )
-        return self._frames
 
     def plain(self) -> Sequence[str | bytes]:
         """Return what each frame would hold, for a WebSocket that makes its own frames."""

@@ -96,6 +96,7 @@ class ProtocolWire:
         self._read = raw.read_first
         self._queue = queue
         self._guard = guard
+        self._flusher = guard.flusher
         self._protocol = WebSocketProtocol(SERVER, max_size=max_size, logger=_logger)
         self._protocol.extensions = raw.extensions
         # TLS may have to read before it can write, and so cannot be written to in passing.
@@ -241,7 +242,7 @@ class ProtocolWire:
         """Have it written in the next turn of the event loop."""
         if not self._is_due and not self.is_stuck:
             self._is_due = True
-            self._guard.flusher.add(self)
+            self._flusher.add(self)
 
     def flush(self) -> None:
         """Write what the kernel takes without waiting; the rest gets a task."""
@@ -302,9 +303,9 @@ class ProtocolWire:
                 if self._protocol.extensions:
                     return b"".join(self._compressed(item) for item in items)
                 if len(items) == 1:  # a broadcast's is not to be copied for each
-                    frames: bytes = items[0].frames()
+                    frames: bytes = items[0].frames
                     return frames
-                return b"".join([item.frames() for item in items])
+                return b"".join([item.frames for item in items])
         if self._farewell:
             farewell, self._farewell = self._farewell, b""
             return farewell
