@@ -81,7 +81,9 @@ class Holdings:
         (pid,) = server.worker_pids()
         self._process = psutil.Process(pid)
         # Whatever the first client brings about for good is there from here on.
-        RawWebSocket(server.port).open().join().close()
+        first = RawWebSocket(server.port).open().join()
+        first.send('42["anything"]')
+        first.close()
         self._wait_until_nobody_is_here()
         self.greenlets_before = self.greenlets()
         self.descriptors_before = self._resting_descriptors()
