@@ -261,6 +261,7 @@ def test_call_ends_at_once_when_the_client_is_known_to_be_gone(
     assert "ConnectionClosed" in outcome
 
 
+@pytest.mark.alone  # a thousand answers have to come within the deadline
 @pytest.mark.faults(
     CALLBACKS_STAY,
     stock="3,000 entries stay for ever; one dict per remote sid even after an ack",
@@ -273,7 +274,7 @@ def test_callbacks_that_nobody_answers_are_dropped_after_their_deadline(
     measured: Measured,
 ) -> None:
     """Callbacks wait for recipients that do not exist, or never answer."""
-    fleet = make_fleet(config={"SOCKETIO_GUARD_CALLBACK_TIMEOUT": 2.0})
+    fleet = make_fleet(config={"SOCKETIO_GUARD_CALLBACK_TIMEOUT": 8.0})
     foreign, silent = sio_client(fleet.b), raw_client(fleet.a)
     wait_until_delivering(fleet.a, foreign)
     before = runs(fleet.a, "callback:return")
@@ -294,7 +295,7 @@ def test_callbacks_that_nobody_answers_are_dropped_after_their_deadline(
 
     answered_at = time.monotonic()
     try:
-        wait_until(lambda: remembered() == (0, 0), timeout=5, interval=0.1)
+        wait_until(lambda: remembered() == (0, 0), timeout=20, interval=0.1)
     except DeadlineExceeded:
         entries, recipients = remembered()
         measured("left", f"{entries} entries for {recipients} recipients")
