@@ -30,8 +30,7 @@ MAX_HANDED_OVER: Final = 10_000
 
 _HAND_OVER = "socketio-guard:hand-over"
 _NEXT_TURN = 1e-6  # seconds; any timer is due in a later turn
-_TURN_TIME = 0.005  # seconds of short tasks before others get their turn
-_DRAIN_TIME = 0.005  # seconds of running what was handed over before others get their turn
+_TURN_TIME = 0.005  # seconds of one task after the other before others get their turn
 
 # Those of the standard library, in a patched process too.
 _get_ident = monkey.get_original("_thread", "get_ident")
@@ -411,7 +410,7 @@ class _Home:
             target = self._targets.popleft()
             with contextlib.suppress(BaseException):  # told to nobody; the next are to be called
                 contextvars.Context().run(target)
-            if clock() - began_at > _DRAIN_TIME:
+            if clock() - began_at > _TURN_TIME:
                 gevent.sleep(0)
                 began_at = clock()
 

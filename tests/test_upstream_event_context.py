@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import logging
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import flask
@@ -223,6 +225,29 @@ def test_teardown_functions_run_for_each_event_with_what_was_raised() -> None:
         seen.append(ran)
     assert seen[0] == seen[1] == seen[2]
     assert seen[2] == [("request", "None"), ("app", "None")] * 5
+
+
+class Marker:
+    """Something in an environ whose end can be seen."""
+
+
+@pytest.mark.parametrize("kind", ["slow", "fast"])
+def test_nothing_of_a_connection_is_left_to_the_garbage_collector(kind: str) -> None:
+    """Stock leaves all of it: an error on the request holds the frames of the event."""
+    markers: list[weakref.ref[Marker]] = []
+
+    def see() -> None:
+        if not markers:
+            request.environ["marker"] = marker = Marker()
+            markers.append(weakref.ref(marker))
+
+    gc.collect()
+    gc.disable()
+    try:
+        Recorder(kind).run(see)
+        assert markers[0]() is None
+    finally:
+        gc.enable()
 
 
 class OwnRequest(flask.Request):

@@ -14,6 +14,7 @@ from flask import Flask
 from flask.ctx import RequestContext
 from flask_socketio import SocketIO, _ManagedSession
 from socketio.exceptions import ConnectionRefusedError as ConnectionRefused
+from werkzeug.datastructures import EnvironHeaders
 
 from ..signals import logger
 
@@ -50,13 +51,12 @@ class _Route:
         context: Of that event, pushed.
     """
 
-    __slots__ = ("_class", "_environ", "_fields", "_is_plain", "_view_args", "adapter")
+    __slots__ = ("_class", "_fields", "_is_plain", "_view_args", "adapter")
 
     def __init__(self, context: RequestContext) -> None:
         first = context.request
         self.adapter = context.url_adapter
         self._class = type(first)
-        self._environ = first.environ
         self._view_args = dict(first.view_args) if first.view_args is not None else None
         self._fields = {
             "json_module": first.json_module,
@@ -66,16 +66,21 @@ class _Route:
         self._is_plain = self._class.__init__ is flask.Request.__init__
         if self._is_plain:
             # Of one that nobody has used: what is worked out on demand is not in it.
-            self._fields = {**vars(self._class(self._environ)), **self._fields}
-            self._environ[_REQUEST] = first
+            environ = first.environ
+            self._fields = {**vars(self._class(environ)), **self._fields}
+            environ[_REQUEST] = first
+            # The environ holds this; held by it, it would be left to the garbage collector.
+            del self._fields["environ"], self._fields["headers"]
 
-    def request(self) -> flask.Request:
-        """Return a new request."""
+    def request(self, environ: WSGIEnvironment) -> flask.Request:
+        """Return a new request of the same connection."""
         if self._is_plain:
             request: flask.Request = self._class.__new__(self._class)
-            self._environ[_REQUEST] = request
+            request.environ = environ
+            request.headers = EnvironHeaders(environ)
+            environ[_REQUEST] = request
         else:
-            request = self._class(self._environ)
+            request = self._class(environ)
         vars(request).update(self._fields)
         if self._view_args is not None:
             request.view_args = self._view_args.copy()
@@ -87,14 +92,15 @@ class _EventContext(RequestContext):
 
     Args:
         app: The application.
+        environ: WSGI environ of the connection.
         route: Of the connection.
         session: Of the connection; ``None`` to have Flask open it.
     """
 
-    def __init__(self, app: Flask, route: _Route, session: Any) -> None:
+    def __init__(self, app: Flask, environ: WSGIEnvironment, route: _Route, session: Any) -> None:
         # Not Flask's, which binds the URL anew.
         self.app = app
-        self.request = route.request()
+        self.request = route.request(environ)
         self.url_adapter = route.adapter
         self.flashes = None
         self._after_request_functions = []
@@ -150,7 +156,9 @@ class EventContexts:
         session = environ.get(_SESSION) if is_managed else None
         route = environ.get(_ROUTE)
         context = (
-            app.request_context(environ) if route is None else _EventContext(app, route, session)
+            app.request_context(environ)
+            if route is None
+            else _EventContext(app, environ, route, session)
         )
         with context:
             if route is None:
