@@ -25,6 +25,7 @@ from .connections import Connections
 from .deadlines import Deadlines
 from .drain import Drain
 from .errors import ConfigError
+from .fan_out import FanOut
 from .handlers import HandlerGuard
 from .health import TICK_INTERVAL, Health, HealthEndpoints, Sources
 from .hooks import AckCallback
@@ -32,7 +33,7 @@ from .intake import Starter
 from .listener import LISTENER_TASK, Listener
 from .logs import LogLines
 from .metrics import Counters
-from .outbox import Outbox
+from .outbox import BATCH_MESSAGES, Outbox
 from .rates import Limit, RateLimiter
 from .runtime import Event, Runtime, clock, is_patched, runtime_for
 from .sending import Flusher
@@ -68,11 +69,13 @@ if TYPE_CHECKING:
 
     from .config import GuardConfig
     from .hooks import Connection
+    from .transport import Arrival
 
 _INTERNAL = RestartPolicy(restart=Restart.ALWAYS, first_delay=0.0, max_delay=1.0, max_restarts=None)
 _SUPERSEDED_STOP_TIMEOUT = 1.0  # holds up the start of the application that takes over, in seconds
 _WORKER_POLL_INTERVAL = 0.1  # seconds
 _SWEEP_TICKS = 5
+_MAX_DELIVERIES_AHEAD = 20_000
 
 
 class AppGuard:
@@ -161,6 +164,8 @@ class AppGuard:
         self._starter = Starter(partial(self.runtime.call_later, 0.0))
         self.deadlines = Deadlines(self.runtime, on_failure=self._deadline_failed)
         self.flusher = Flusher(self.runtime)
+        has_loop = self.runtime.can_kill
+        self.fan_out = FanOut(self.runtime) if config.fast_broadcasts and has_loop else None
         self.connections = Connections(
             on_change=self._connection_changed, on_failure=self._cleanup_failed
         )
@@ -213,6 +218,7 @@ class AppGuard:
             broker,
             max_messages=config.outbox_max_messages,
             max_bytes=config.outbox_max_bytes,
+            batch_messages=BATCH_MESSAGES if config.fast_queue else 1,
             is_dropping_oldest=config.outbox_overflow == "drop_oldest",
             reconnect_max_delay=config.reconnect_max_delay,
             resubscribe_timeout=config.resubscribe_timeout,
@@ -222,13 +228,12 @@ class AppGuard:
         )
         if self.app is None:
             return
-        manager: Any = self.server.manager
         self.listener = Listener(
             self.runtime,
             self.supervisor,
             broker,
             subscribe=transport.subscribe,
-            handle=manager.deliver,
+            handle=self._take_message,
             send_probe=outbox.put_probe,
             probe_interval=config.probe_interval,
             probe_timeout=config.probe_timeout,
@@ -609,6 +614,13 @@ class AppGuard:
     ) -> None:
         change = ConnectionChange(connection.sid, connection.namespace, old, new, connection.reason)
         signals.send(signals.connection_changed, self.sender, change)
+
+    def _take_message(self, arrival: Arrival) -> None:
+        self.server.manager.deliver(arrival)
+        if self.fan_out is not None:
+            # Broadcasts of others come as fast as they are written here, and no faster.
+            while len(self.fan_out) > _MAX_DELIVERIES_AHEAD:
+                self.runtime.give_way()
 
     def _message_failed(self, exc: BaseException) -> None:
         signals.send(signals.failed, self.sender, Failure("listener", exc, "queue message"))

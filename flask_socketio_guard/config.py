@@ -82,6 +82,11 @@ class GuardConfig:
             once, and not for each event. For diagnosis, as all that follow.
         fast_json: Whether JSON encoders and decoders are kept.
         fast_tasks: Whether events whose handlers do not wait share a greenlet.
+        fast_writes: Whether all that is sent to a client within one turn of the event
+            loop is written in one go.
+        fast_broadcasts: Whether broadcasts are written past the queues of those
+            clients for whom nothing waits.
+        fast_queue: Whether messages to and from other processes travel many at a time.
     """
 
     callback_timeout: float = 60.0
@@ -123,6 +128,9 @@ class GuardConfig:
     fast_contexts: bool = True
     fast_json: bool = True
     fast_tasks: bool = True
+    fast_writes: bool = True
+    fast_broadcasts: bool = True
+    fast_queue: bool = True
 
     def __post_init__(self) -> None:
         for name, (is_met, wanted) in _RULES.items():
@@ -286,6 +294,9 @@ _RULES: Mapping[str, _Rule] = {
     "fast_contexts": _FLAG,
     "fast_json": _FLAG,
     "fast_tasks": _FLAG,
+    "fast_writes": _FLAG,
+    "fast_broadcasts": _FLAG,
+    "fast_queue": _FLAG,
 }
 _SECRETS = ("health_details", "rate_storage")
 _WORDS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}

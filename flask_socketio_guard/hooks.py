@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from .config import GuardConfig
     from .errors import EventRejected
@@ -113,6 +113,15 @@ class Flusher(Protocol):
     def add(self, writer: Any) -> None: ...
 
 
+class FanOut(Protocol):
+    """Carries broadcasts to their recipients."""
+
+    @property
+    def is_busy(self) -> bool: ...
+    def add(self, message: Any, recipients: Iterable[Any]) -> None: ...
+    def settle(self, recipient: Any) -> None: ...
+
+
 class Callbacks(Protocol):
     """The table of callbacks that wait."""
 
@@ -167,6 +176,10 @@ class Hooks(Protocol):
     @property
     def flusher(self) -> Flusher:
         """Who writes, and when."""
+
+    @property
+    def fan_out(self) -> FanOut | None:
+        """Who carries broadcasts, if not the queues of their recipients."""
 
     @property
     def facts(self) -> Facts:

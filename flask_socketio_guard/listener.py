@@ -181,7 +181,7 @@ class Listener:
                     else:
                         self._hand_over(arrival)
                 if len(arrivals) > 1:
-                    self._runtime.sleep(0)  # reading never waits while there is something to read
+                    self._runtime.give_way()  # reading never waits while there is something to read
         finally:
             subscription.close()
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from .backoff import reconnect_delay
 from .errors import OutboxFull, PublishError, PublishRefused
@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
     from .broker import Broker
 
-_BATCH_MESSAGES = 512
+BATCH_MESSAGES: Final = 512
+"""Messages that are published in one go."""
+
 _BATCH_BYTES = 128 * 1024  # fits the socket buffers, so that one batch never blocks half sent
 _GATE_POLL_INTERVAL = 0.05
 _TURN_MESSAGES = 256  # a loop that emits gives way to the writer once in so many
@@ -41,6 +43,7 @@ class Outbox:
         broker: Told when the broker cannot be reached.
         max_messages: Messages that may wait, >= 1.
         max_bytes: Bytes that may wait, >= 1.
+        batch_messages: Most messages that are published in one go, >= 1.
         is_dropping_oldest: At the bound, drop the oldest instead of refusing the newest.
         reconnect_max_delay: Cap of the delay between attempts, in seconds.
         resubscribe_timeout: Longest wait for the other subscribers after an outage, in seconds.
@@ -57,6 +60,7 @@ class Outbox:
         *,
         max_messages: int,
         max_bytes: int,
+        batch_messages: int = BATCH_MESSAGES,
         is_dropping_oldest: bool,
         reconnect_max_delay: float,
         resubscribe_timeout: float,
@@ -85,7 +89,7 @@ class Outbox:
         self._turn_at = _TURN_MESSAGES
         self._acknowledged_at = clock()
         # Never all of a small outbox at once: what is in flight cannot be dropped.
-        self._batch_messages = max(1, min(_BATCH_MESSAGES, max_messages // 2))
+        self._batch_messages = max(1, min(batch_messages, max_messages // 2))
         self._batch_bytes = max(1, min(_BATCH_BYTES, max_bytes // 2))
         self._work: Event = runtime.event()
         self._empty: Event = runtime.event()
@@ -120,9 +124,12 @@ class Outbox:
         size = len(payload)
         if len(self._waiting) >= self._turn_at or self._is_full(size):
             self._give_turn(size)
+        dropped = 0
         with self._lock:
-            dropped = self._make_room(size) if self._is_full(size) else 0
-            is_refused = self._is_closed or self._is_full(size)
+            is_refused = self._is_closed
+            if self._is_full(size):
+                dropped = self._make_room(size)
+                is_refused = is_refused or self._is_full(size)
             if not is_refused:
                 self._sequence += 1
                 self._waiting.append(Message(self._sequence, payload))
@@ -142,7 +149,7 @@ class Outbox:
         if not self._is_getting_on() or not self._runtime.can_wait():
             return
         self._turn_at = len(self._waiting) + _TURN_MESSAGES
-        self._runtime.sleep(0)
+        self._runtime.give_way()
         while self._is_full(size) and self._is_getting_on():
             self._runtime.sleep(_ROOM_POLL_INTERVAL)
 
@@ -151,7 +158,8 @@ class Outbox:
         return self._broker.is_reachable and not is_silent and not self._is_closed
 
     def _is_full(self, size: int) -> bool:
-        return len(self) >= self.max_messages or self._bytes + size > self.max_bytes
+        waiting = len(self._waiting) + len(self._in_flight)
+        return waiting >= self.max_messages or self._bytes + size > self.max_bytes
 
     def _make_room(self, size: int) -> int:
         dropped = 0

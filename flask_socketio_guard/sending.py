@@ -6,10 +6,12 @@ from collections import deque
 from enum import Enum
 from typing import TYPE_CHECKING, Protocol
 
+from .runtime import clock
+
 if TYPE_CHECKING:
     from .runtime import Runtime
 
-_FLUSHES_PER_TURN = 256  # so that a broadcast to thousands lets others have their turn
+_TURN_TIME = 0.003  # seconds of one writer after the other before others get their turn
 
 
 class SendOutcome(str, Enum):
@@ -191,9 +193,12 @@ class Flusher:
 
     def _flush(self) -> None:
         due = self._due
-        for _ in range(min(len(due), _FLUSHES_PER_TURN)):
+        until = clock() + _TURN_TIME
+        for _ in range(len(due)):
             due.popleft().flush()
+            if clock() >= until:
+                break
+        self._is_scheduled = bool(due)
         if due:
-            self._runtime.call_soon(self._flush)
-        else:
-            self._is_scheduled = False
+            # A timer: sockets are looked at before it is due.
+            self._runtime.call_later(0.0, self._flush)

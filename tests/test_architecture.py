@@ -14,7 +14,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"states", "threads", "loop_monitor"}),
     frozenset({"config", "runtime", "signals"}),
     frozenset({"hooks", "transport", "intake", "sending", "folding"}),
-    frozenset({"supervisor", "broker"}),
+    frozenset({"supervisor", "broker", "fan_out"}),
     frozenset({"deadlines"}),
     frozenset({"upstream", "handlers", "callbacks", "tasks", "listener", "outbox"})
     | frozenset({"connections", "blocking", "rates", "schema", "admission"}),

@@ -45,7 +45,15 @@ COUNTS = (
 )
 OPTIONAL_COUNTS = ("max_connections", "max_connections_per_address")
 RATES = ("connection_rate", "event_rate")
-FLAGS = ("websocket_compression", "fast_contexts", "fast_json", "fast_tasks")
+FLAGS = (
+    "websocket_compression",
+    "fast_contexts",
+    "fast_json",
+    "fast_tasks",
+    "fast_writes",
+    "fast_broadcasts",
+    "fast_queue",
+)
 SECRETS = ("health_details", "rate_storage")
 PATHS = ("healthz_path", "livez_path", "readyz_path")
 NO_SECONDS: list[Any] = ["1", None, True, [], float("nan"), float("inf"), -0.1, -1]
@@ -160,6 +168,9 @@ def test_defaults_are_the_documented_ones() -> None:
         fast_contexts=True,
         fast_json=True,
         fast_tasks=True,
+        fast_writes=True,
+        fast_broadcasts=True,
+        fast_queue=True,
     )
 
 

@@ -53,6 +53,36 @@ def wait_for(
         runtime.sleep(0.005)
 
 
+@contextlib.contextmanager
+def busy_socket(note: Callable[[], object]) -> Iterator[None]:
+    """Have *note* called each time that gevent's loop looks at its sockets."""
+    here, there = gevent.socket.socketpair()
+
+    def read() -> None:
+        while True:
+            gevent.socket.wait_read(here.fileno())
+            note()
+
+    with here, there:
+        there.send(b"x")
+        reader = gevent.spawn(read)
+        try:
+            yield
+        finally:
+            reader.kill()
+
+
+def longest_run_without(log: list[object], mark: object) -> int:
+    """Return how many entries at most there are between two marks."""
+    runs = [0]
+    for entry in log:
+        if entry == mark:
+            runs.append(0)
+        else:
+            runs[-1] += 1
+    return max(runs)
+
+
 class FakeClock:
     """A clock that moves when it is told to."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import uuid
+from collections import OrderedDict
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +46,7 @@ def adopt(socketio: SocketIO, hooks: Hooks) -> None:
         raise ConfigError("this SocketIO is guarded already: create one SocketIO for each app")
     if isinstance(manager, PubSubManager):
         _guard(manager, GuardedPubSubManager)
+        manager._newest = OrderedDict()
     elif isinstance(manager, Manager):
         _guard(manager, GuardedManager)
     else:

@@ -87,6 +87,7 @@ class GuardedSocket(_Socket):
             policy=SlowConsumer(config.slow_consumer),
         )
         self._guard = guard
+        self._fan_out = guard.fan_out
         self._lock = server.queue_lock
         self._intake: Intake | None = None
         self._wire: Wire | None = None
@@ -103,6 +104,21 @@ class GuardedSocket(_Socket):
         Returns:
             What became of it.
         """
+        if self._fan_out is not None and self._fan_out.is_busy:
+            self._fan_out.settle(self)
+        return self._enqueue(message)
+
+    def write(self, messages: list[Message]) -> None:
+        """Write *messages* of broadcasts, or queue them behind what waits; never waits."""
+        # The bytes of a broadcast are not to be copied for each.
+        frames = messages[0].frames
+        if len(messages) > 1:
+            frames = b"".join([message.frames for message in messages])
+        if self._wire is None or not self._wire.write_now(frames):
+            for message in messages:
+                self._enqueue(message)
+
+    def _enqueue(self, message: Message) -> SendOutcome:
         if self.closed:
             return SendOutcome.DROPPED_CLOSED
         if message.is_volatile and self._is_behind():
@@ -437,6 +453,8 @@ class GuardedSocket(_Socket):
             text: WebSocket close reason.
         """
         del wait
+        if self._fan_out is not None and self._fan_out.is_busy and not abort:
+            self._fan_out.settle(self)
         with self._lock:
             if self.closed:
                 return

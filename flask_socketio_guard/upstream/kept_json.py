@@ -1,4 +1,4 @@
-"""JSON as upstream reads and writes it, with an encoder and a decoder that are kept.
+"""Packets as upstream reads and writes them, with an encoder and a decoder that are kept.
 
 The functions of the standard library make an object for every call whose options are
 not their defaults, and those of upstream never are.
@@ -10,10 +10,13 @@ from json import JSONDecoder, JSONEncoder
 from typing import Any, Final
 
 from engineio import json as upstream_json
+from socketio.packet import Packet
 
 _SEPARATORS: Final = (",", ":")
 _encode = JSONEncoder(separators=_SEPARATORS).encode
-_decode = JSONDecoder(parse_int=upstream_json._safe_int).decode
+_decoder: Any = JSONDecoder(parse_int=upstream_json._safe_int)
+_scan = _decoder.scan_once
+_NEVER_BINARY: Final = frozenset({str, int, float, bool, type(None)})
 
 
 class KeptJSON:
@@ -35,14 +38,49 @@ class KeptJSON:
         Raises:
             ValueError: It is none.
         """
-        if options or not isinstance(text, str):
+        if options:
             return upstream_json.loads(text, **options)
-        return _decode(text)
+        if isinstance(text, bytes) and text.isascii() and b"\0" not in text:
+            text = str(text, "ascii")  # upstream asks first which kind of Unicode it is
+        if not isinstance(text, str):
+            return upstream_json.loads(text)
+        try:
+            value, end = _scan(text, 0)
+        except StopIteration:
+            end = -1
+        # Space around it, and what else there may be, is for the decoder to look at.
+        return value if end == len(text) else _decoder.decode(text)
+
+
+class KeptPacket(Packet):
+    """Stands in for upstream's packet class."""
+
+    json = KeptJSON
+
+    @classmethod
+    def data_is_binary(cls, data: Any) -> bool:
+        """Say whether *data* holds bytes somewhere; as upstream's, which looks at all of it."""
+        kind = type(data)
+        if kind in _NEVER_BINARY:
+            return False
+        if kind is list:
+            values = data
+        elif kind is dict:
+            values = data.values()
+        else:
+            return bool(super().data_is_binary(data))
+        return any(
+            type(value) not in _NEVER_BINARY and cls.data_is_binary(value) for value in values
+        )
 
 
 def keep_json(server: Any) -> None:
-    """Have the packets of a ``socketio.Server`` use it, unless the application has its own."""
-    packet_class = server.packet_class
-    if packet_class.json is upstream_json:
+    """Have a ``socketio.Server`` and its manager use it, unless the application has its own."""
+    packet_class, manager = server.packet_class, server.manager
+    if manager.json is upstream_json:
+        manager.json = KeptJSON
+    if packet_class is Packet and Packet.json is upstream_json:
+        server.packet_class = KeptPacket
+    elif packet_class.json is upstream_json:
         # Upstream keeps the module on the class, which other servers use too.
         server.packet_class = type(packet_class.__name__, (packet_class,), {"json": KeptJSON})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-from collections import OrderedDict
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -11,11 +10,14 @@ from socketio import packet as packets
 from socketio.packet import Packet
 
 from ..errors import EventInvalid
+from ..fan_out import LEAST_RECIPIENTS
 from ..hooks import AckCallback, Hooks
 from ..sending import SendOutcome
+from .kept_json import KeptPacket
 from .outgoing import Message
 
 if TYPE_CHECKING:
+    from collections import OrderedDict
     from collections.abc import Callable
 
     from socketio import Manager as _Manager
@@ -124,44 +126,69 @@ class GuardedManager(_Manager):
         """Queue an event for those clients of this process that are in *room*."""
         if namespace not in self.rooms:
             return SendOutcome.DROPPED_CLOSED
-        server: Any = self.server
+        clients = self._clients(namespace, room, skip_sid, is_ready_only=options.is_ready_only)
         body = _body(event, data)
-        message = None
-        skipped = skip_sid if isinstance(skip_sid, list) else [skip_sid]
-        find = self.guard.connections.find
-        put = server.put if server.has_test_client else None
-        sockets = server.eio.sockets
-        best = SendOutcome.DROPPED_CLOSED
-        for sid, eio_sid in self.get_participants(namespace, room):
-            if sid in skipped:
-                continue
-            if options.is_ready_only:
-                connection = find(sid)
-                if connection is None or not connection.is_ready:
-                    continue
-            if message is None or callback is not None:
-                ack_id = None if callback is None else self._generate_ack_id(sid, callback)
-                packet = server.packet_class(
-                    packets.EVENT, namespace=namespace, data=body, id=ack_id
-                )
-                try:
-                    encoded = packet.encode()
-                except BaseException:
-                    if ack_id is not None:
-                        self.guard.callbacks.discard(ack_id, sid)
-                    raise
-                message = Message.of_socketio(
-                    encoded, is_event=callback is None, is_volatile=options.is_volatile
-                )
-            if put is not None:
-                outcome = put(eio_sid, message)
-            elif (socket := sockets.get(eio_sid)) is not None:
-                outcome = socket.put(message)
-            else:
-                continue
-            if outcome is SendOutcome.QUEUED or best is SendOutcome.DROPPED_CLOSED:
-                best = outcome
-        return best
+        if callback is not None:
+            outcomes = [
+                self._ask(sid, eio_sid, namespace, body, callback, options)
+                for sid, eio_sid in clients
+            ]
+            return _best(outcomes)
+        if not clients:
+            return SendOutcome.DROPPED_CLOSED
+        server: Any = self.server
+        packet = server.packet_class(packets.EVENT, namespace=namespace, data=body)
+        message = Message.of_socketio(
+            packet.encode(), is_event=True, is_volatile=options.is_volatile
+        )
+        if server.has_test_client:
+            return _best([server.put(eio_sid, message) for _, eio_sid in clients])
+        find = server.eio.sockets.get
+        sockets = [socket for _, eio_sid in clients if (socket := find(eio_sid)) is not None]
+        fan_out = self.guard.fan_out
+        if fan_out is None or len(sockets) < LEAST_RECIPIENTS:
+            return _best([socket.put(message) for socket in sockets])
+        fan_out.add(message, sockets)
+        return SendOutcome.QUEUED
+
+    def _clients(
+        self, namespace: str, room: Any, skip_sid: Any, *, is_ready_only: bool
+    ) -> list[tuple[str, str]]:
+        """Return who is in *room*, by the ids of both protocols."""
+        clients = list(self.get_participants(namespace, room))
+        if skip_sid is not None:
+            skipped = skip_sid if isinstance(skip_sid, list) else [skip_sid]
+            clients = [client for client in clients if client[0] not in skipped]
+        if is_ready_only:
+            find = self.guard.connections.find
+            clients = [
+                client
+                for client in clients
+                if (connection := find(client[0])) is not None and connection.is_ready
+            ]
+        return clients
+
+    def _ask(
+        self,
+        sid: str,
+        eio_sid: str,
+        namespace: str,
+        body: list[Any],
+        callback: Callable[..., object],
+        options: _Options,
+    ) -> SendOutcome:
+        """Queue an event for one client that is to answer it."""
+        server: Any = self.server
+        ack_id = self._generate_ack_id(sid, callback)
+        packet = server.packet_class(packets.EVENT, namespace=namespace, data=body, id=ack_id)
+        try:
+            encoded = packet.encode()
+        except BaseException:
+            self.guard.callbacks.discard(ack_id, sid)
+            raise
+        message = Message.of_socketio(encoded, is_volatile=options.is_volatile)
+        outcome: SendOutcome = server.put(eio_sid, message)
+        return outcome
 
     def enter_room(self, sid: str, namespace: str, room: Any, eio_sid: str | None = None) -> None:
         """Add a client to a room; from any thread."""
@@ -278,7 +305,7 @@ class GuardedPubSubManager(GuardedManager, _PubSubManager):
     ) -> dict[str, Any]:
         """Return what the other processes are told."""
         items = list(data) if isinstance(data, tuple) else [data]
-        is_binary = Packet.data_is_binary(items)
+        is_binary = KeptPacket.data_is_binary(items)
         if is_binary:
             items, attachments = Packet.deconstruct_binary(items)
             items = [items, *[base64.b64encode(part).decode() for part in attachments]]
@@ -328,7 +355,8 @@ class GuardedPubSubManager(GuardedManager, _PubSubManager):
 
     def _handle_emit(self, message: dict[str, Any]) -> None:
         # A packet that nobody here gets need not be built.
-        if not self._has_anyone_in(message["namespace"], message.get("room")):
+        room = message.get("room")
+        if not self._has_anyone_in(message["namespace"], room):
             return
         remote = message.get("callback")
         callback = None
@@ -344,10 +372,10 @@ class GuardedPubSubManager(GuardedManager, _PubSubManager):
             message["event"],
             data,
             message["namespace"],
-            message.get("room"),
+            room,
             message.get("skip_sid"),
             callback,
-            _Options(bool(message.get(_VOLATILE)), bool(message.get(_READY_ONLY))),
+            _Options(_VOLATILE in message, _READY_ONLY in message),
         )
 
     def _publish_with_callback(
@@ -404,7 +432,7 @@ class GuardedPubSubManager(GuardedManager, _PubSubManager):
         Args:
             arrival: JSON text or a dict, from anyone who can write to the channel.
         """
-        if isinstance(arrival, bytes) and self._is_own(arrival):
+        if isinstance(arrival, bytes) and self._is_own(arrival) and self.guard.config.fast_queue:
             return
         message: Any = arrival if isinstance(arrival, dict) else self._decode(arrival)
         if not isinstance(message, dict) or not isinstance(message.get("method"), str):
@@ -460,13 +488,20 @@ class GuardedPubSubManager(GuardedManager, _PubSubManager):
         sequence = message.get(SEQUENCE_KEY)
         if not isinstance(sequence, int) or not isinstance(host_id, str):
             return False
-        newest = self.__dict__.setdefault("_newest", OrderedDict())
+        newest = self._newest
         if sequence <= newest.get(host_id, 0):
             return True
         newest[host_id] = sequence
         if len(newest) > _MAX_KNOWN_HOSTS:
             newest.popitem(last=False)
         return False
+
+
+def _best(outcomes: list[SendOutcome]) -> SendOutcome:
+    """Return what became of a message for whom it went best."""
+    if SendOutcome.QUEUED in outcomes:
+        return SendOutcome.QUEUED
+    return outcomes[0] if outcomes else SendOutcome.DROPPED_CLOSED
 
 
 def _body(event: str, data: Any) -> list[Any]:

@@ -3,7 +3,7 @@
 redis-py's clients reconnect and resubscribe by themselves, out of sight; what
 went wrong, when, and whether the answer is still to come has to be known here.
 So this uses redis-py's ``Connection`` directly: it connects, authenticates,
-speaks TLS, finds the master behind Sentinel, and packs and parses.
+speaks TLS and finds the master behind Sentinel.
 """
 
 from __future__ import annotations
@@ -17,13 +17,12 @@ from redis.retry import Retry
 from ..errors import BrokerError, PublishError, PublishRefused
 from ..transport import Arrival, Message, Probe
 from .managers import SEQUENCE_MARK
+from .redis_link import RedisLink
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from socketio import RedisManager
-
-_READ_BATCH = 64
 
 
 class RedisTransport:
@@ -71,15 +70,16 @@ class RedisTransport:
         Raises:
             BrokerError: Redis cannot be reached or refused.
         """
-        connection = self.connect()
+        link = self.connect()
+        replies: list[Any] = []
         try:
-            connection.send_command("SUBSCRIBE", self.channel, self.probe_channel)
-            for _ in range(2):
-                connection.read_response(disable_decoding=True)
+            link.send([("SUBSCRIBE", self.channel, self.probe_channel)])
+            while len(replies) < 2:
+                replies += self._answers(link)
         except Exception as exc:
-            connection.disconnect()
+            link.close()
             raise BrokerError(describe(exc)) from exc
-        return RedisSubscription(connection, self.channel, self.probe_channel)
+        return RedisSubscription(link, self.channel, self.probe_channel, replies[2:])
 
     def check(self) -> str | None:
         """Send PING over a fresh connection.
@@ -88,33 +88,39 @@ class RedisTransport:
             ``None`` if it was answered, else the reason.
         """
         try:
-            connection = self.connect()
+            link = self.connect()
         except BrokerError as exc:
             return str(exc)
         try:
-            connection.send_command("PING")
-            connection.read_response(disable_decoding=True)
+            link.send([("PING",)])
+            self._answers(link)
         except Exception as exc:  # noqa: BLE001 - the reason is the result
             return describe(exc)
         finally:
-            connection.disconnect()
+            link.close()
         return None
 
-    def connect(self) -> Any:
+    def _answers(self, link: RedisLink) -> list[Any]:
+        replies = link.read(self._answer_timeout)
+        if not replies:
+            raise TimeoutError("Redis does not answer")
+        for reply in replies:
+            if isinstance(reply, Exception):
+                raise reply
+        return replies
+
+    def connect(self) -> RedisLink:
         """Return a new connection, authenticated and ready.
 
         Raises:
             BrokerError: It could not be made.
         """
         try:
-            pool = self._new_pool()
-            connection = pool.make_connection()
+            connection = self._new_pool().make_connection()
             connection.connect()
+            return RedisLink(connection)
         except Exception as exc:
             raise BrokerError(describe(exc)) from exc
-        # redis-py connects again, unsubscribed, whenever a closed connection is used.
-        connection.connect = connection.connect_check_health = _refuse_to_reconnect
-        return connection
 
     def _new_pool(self) -> Any:
         """Return a pool that knows where Redis is and how to speak to it; for one connection."""
@@ -155,7 +161,7 @@ class RedisPublisher:
         self._answer_timeout = answer_timeout
         self._is_answering = is_answering
         self._errors = transport.exceptions
-        self._connection: Any = None
+        self._link: RedisLink | None = None
         self._can_count = True
 
     def publish(self, messages: Sequence[Message], probe: int | None) -> int | None:
@@ -166,35 +172,50 @@ class RedisPublisher:
             PublishRefused: Redis answered a PUBLISH with an error.
         """
         transport = self._transport
+        channel = transport.channel
         commands: list[tuple[str | bytes, ...]] = [
-            ("PUBLISH", transport.channel, stamp(message)) for message in messages
+            ("PUBLISH", channel, stamp(message)) for message in messages
         ]
         if probe is not None:
             commands.append(("PUBLISH", transport.probe_channel, str(probe)))
         is_counting = self._can_count and (probe is not None or not messages)
         if is_counting:
-            commands.append(("PUBSUB", "NUMSUB", transport.channel))
-        published = 0
-        refused: list[Exception] = []
+            commands.append(("PUBSUB", "NUMSUB", channel))
         replies: list[Any] = []
         try:
-            connection = self._connected()
-            connection.send_packed_command(connection.pack_commands(commands))
-            for position in range(len(commands)):
-                self._await_reply(connection)
-                reply = self._read_reply(connection)
-                replies.append(reply)
-                if position < len(messages):
-                    if isinstance(reply, Exception):
-                        refused.append(reply)
-                    else:
-                        published += 1
+            if self._link is None:
+                self._link = transport.connect()
+            self._link.send(commands)
+            self._collect(replies, len(commands), self._link)
         except Exception as exc:
             self.close()
+            published, refused = self._sort(replies[: len(messages)])
             raise PublishError(describe(exc), published=published, refused=len(refused)) from exc
+        published, refused = self._sort(replies[: len(messages)])
         if refused:
             raise PublishRefused(describe(refused[0]), published=published, refused=len(refused))
         return self._subscribers(replies, len(messages), is_counting=is_counting)
+
+    def _collect(self, replies: list[Any], count: int, link: RedisLink) -> None:
+        """Add to *replies* what Redis answers, until there are *count*.
+
+        A broker that hangs and a connection that is half open look the same
+        from here. As long as the broker does not answer others either, this
+        connection may yet: to give it up would send again what may be on its way.
+        """
+        while len(replies) < count:
+            news = link.read(self._answer_timeout)
+            if not news and self._is_answering():
+                raise TimeoutError("the connection is half open: Redis answers, but not here")
+            for reply in news:
+                if isinstance(reply, self._errors.ConnectionError):  # "I am loading" is one
+                    raise reply
+                replies.append(reply)
+
+    @staticmethod
+    def _sort(replies: list[Any]) -> tuple[int, list[Exception]]:
+        refused = [reply for reply in replies if isinstance(reply, Exception)]
+        return len(replies) - len(refused), refused
 
     def _subscribers(self, replies: list[Any], messages: int, *, is_counting: bool) -> int | None:
         if is_counting:
@@ -203,45 +224,28 @@ class RedisPublisher:
             self._can_count = False  # an access list forbids PUBSUB
         return int(replies[messages - 1]) if messages else None
 
-    def _connected(self) -> Any:
-        if self._connection is None:
-            self._connection = self._transport.connect()
-        return self._connection
-
-    def _await_reply(self, connection: Any) -> None:
-        """Wait for the reply to the oldest command without one.
-
-        A broker that hangs and a connection that is half open look the same
-        from here. As long as the broker does not answer others either, this
-        connection may yet: to give it up would send again what may be on its way.
-        """
-        while not connection.can_read(timeout=self._answer_timeout):
-            if self._is_answering():
-                raise TimeoutError("the connection is half open: Redis answers, but not here")
-
-    def _read_reply(self, connection: Any) -> Any:
-        """Return the next reply; an error that Redis answered is returned, not raised."""
-        try:
-            return connection.read_response(disable_decoding=True)
-        except self._errors.ConnectionError:
-            raise
-        except self._errors.ResponseError as exc:
-            return exc
-
     def close(self) -> None:
         """Drop the connection."""
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.disconnect()
+        link, self._link = self._link, None
+        if link is not None:
+            link.close()
 
 
 class RedisSubscription:
-    """Reads both channels over one connection."""
+    """Reads both channels over one connection.
 
-    def __init__(self, connection: Any, channel: str, probe_channel: str) -> None:
-        self._connection = connection
+    Args:
+        link: Subscribed to them.
+        channel: Where messages come from.
+        probe_channel: Where this process's probes come from.
+        early: Replies that came right behind the subscription.
+    """
+
+    def __init__(self, link: RedisLink, channel: str, probe_channel: str, early: list[Any]) -> None:
+        self._link = link
         self._channel = channel.encode()
         self._probe_channel = probe_channel.encode()
+        self._early = early
 
     def read(self, timeout: float) -> list[Arrival]:
         """Return what has arrived, waiting up to *timeout* seconds for the first.
@@ -249,37 +253,25 @@ class RedisSubscription:
         Raises:
             BrokerError: The connection was lost.
         """
-        connection = self._connection
-        arrivals: list[Arrival] = []
+        replies, self._early = self._early, []
         try:
-            if not connection.can_read(timeout=timeout):
-                return arrivals
-            while True:
-                self._take(connection.read_response(disable_decoding=True), arrivals)
-                if len(arrivals) >= _READ_BATCH or not connection.can_read(timeout=0):
-                    return arrivals
+            replies = replies or self._link.read(timeout)
         except Exception as exc:
-            if arrivals:
-                return arrivals  # the next call raises
             raise BrokerError(describe(exc)) from exc
-
-    def _take(self, reply: Any, arrivals: list[Arrival]) -> None:
-        if not isinstance(reply, list) or len(reply) != 3 or reply[0] != b"message":
-            return
-        _, channel, data = reply
-        if channel == self._channel:
-            arrivals.append(data)
-        elif channel == self._probe_channel and data.isdigit() and len(data) < 20:
-            arrivals.append(Probe(int(data)))
+        arrivals: list[Arrival] = []
+        for reply in replies:
+            if not isinstance(reply, list) or len(reply) != 3 or reply[0] != b"message":
+                continue
+            _, channel, data = reply
+            if channel == self._channel:
+                arrivals.append(data)
+            elif channel == self._probe_channel and data.isdigit() and len(data) < 20:
+                arrivals.append(Probe(int(data)))
+        return arrivals
 
     def close(self) -> None:
         """Drop the connection; a read under way raises."""
-        self._connection.disconnect()
-
-
-def _refuse_to_reconnect(*args: object, **kwargs: object) -> None:
-    del args, kwargs
-    raise ConnectionError("the connection is closed")
+        self._link.close()
 
 
 def stamp(message: Message) -> bytes:

@@ -62,6 +62,13 @@ class Wire(Protocol):
     def wake(self) -> None:
         """Send what has been put into the queue; does not wait."""
 
+    def write_now(self, frames: bytes) -> bool:
+        """Send *frames* if nothing waits before them, and that needs no waiting.
+
+        Returns:
+            Whether they are on their way; if not, the queue is for them.
+        """
+
     def flush(self) -> None:
         """Send it now, as far as that needs no waiting."""
 
@@ -97,11 +104,13 @@ class ProtocolWire:
         self._queue = queue
         self._guard = guard
         self._flusher = guard.flusher
+        self._is_eager = not guard.config.fast_writes
         self._protocol = WebSocketProtocol(SERVER, max_size=max_size, logger=_logger)
         self._protocol.extensions = raw.extensions
         # TLS may have to read before it can write, and so cannot be written to in passing.
         self._can_flush = not hasattr(raw.sock, "_sslobj")
         self._is_started = False
+        self._is_direct = False
         self._is_due = False
         self._is_over = False
         self._rest: memoryview | bytes = b""
@@ -146,6 +155,7 @@ class ProtocolWire:
         if protocol.state is State.OPEN:
             return False
         self.is_leaving = protocol.close_expected() and self._farewell is None
+        self._is_direct = False
         return self.is_leaving or protocol.eof_sent
 
     def _recv(self) -> bytes:
@@ -236,13 +246,26 @@ class ProtocolWire:
     def start(self) -> None:
         """Begin to send what waits in the queue."""
         self._is_started = True
+        # Each client's compression has a state of its own.
+        self._is_direct = self._can_flush and not self._protocol.extensions
         self.wake()
 
     def wake(self) -> None:
         """Have it written in the next turn of the event loop."""
         if not self._is_due and not self.is_stuck:
             self._is_due = True
-            self._flusher.add(self)
+            if self._is_eager:
+                self.flush()
+            else:
+                self._flusher.add(self)
+
+    def write_now(self, frames: bytes) -> bool:
+        """Write *frames*, past the queue, if nothing waits; see :class:`Wire`."""
+        # Where anything waits in the queue, it is due or somebody is stuck with it.
+        if self._is_due or self.is_stuck or not self._is_direct:
+            return False
+        self._write(frames)
+        return True
 
     def flush(self) -> None:
         """Write what the kernel takes without waiting; the rest gets a task."""
@@ -253,19 +276,23 @@ class ProtocolWire:
             self._wait_for_room()
             return
         while data := self._take():
-            try:
-                sent = self._sock.send(data, 0, 0.0)
-            except BlockingIOError:
-                sent = 0
-            except OSError:
-                self.abort()
+            if not self._write(data) or not (self._queue or self._farewell):
                 return
-            if sent < len(data):
-                self._rest = memoryview(data)[sent:]
-                self._wait_for_room()
-                return
-            if not (self._queue or self._farewell):
-                return
+
+    def _write(self, data: bytes) -> bool:
+        """Write without waiting what the kernel takes; say whether that was all."""
+        try:
+            sent = self._sock.send(data, 0, 0.0)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            self.abort()
+            return False
+        if sent == len(data):
+            return True
+        self._rest = memoryview(data)[sent:]
+        self._wait_for_room()
+        return False
 
     def close(self, code: int, reason: str) -> None:
         """Send what waits, then a close frame; see :class:`Wire`."""
@@ -276,6 +303,7 @@ class ProtocolWire:
             self._protocol.send_close(code, reason)
             self._protocol.data_to_send()
         self._farewell = close_frame(code, reason)
+        self._is_direct = False
         self._guard.deadlines.call_later(self._guard.config.close_timeout, self.abort)
         self.wake()
 
@@ -283,6 +311,7 @@ class ProtocolWire:
         """End it now: whoever reads or writes finds it closed."""
         if not self._is_over:
             self._is_over = True
+            self._is_direct = False
             self._let_go()
             with contextlib.suppress(OSError):
                 self._sock.shutdown(sockets.SHUT_RDWR)
@@ -416,6 +445,11 @@ class LibraryWire:
     def wake(self) -> None:
         """Wake the writer."""
         self._work.set()
+
+    def write_now(self, frames: bytes) -> bool:
+        """Leave it to the writer: to send may mean to wait."""
+        del frames
+        return False
 
     def flush(self) -> None:
         """Do nothing: the writer is never far."""
