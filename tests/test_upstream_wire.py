@@ -587,6 +587,111 @@ def test_a_client_that_vanishes_while_something_is_sent_ends_it(
     line.wire.flush()
 
 
+# What is sent past the queue
+
+
+def frames_of(*messages: str | bytes) -> bytes:
+    return b"".join(Message.of_socketio(message).frames for message in messages)
+
+
+def test_a_broadcast_is_written_at_once_where_nothing_waits(line: Line) -> None:
+    line.wire.start()
+    line.inner.runtime.sleep(0)
+    assert line.wire.write_now(frames_of("now", "and then"))
+    line.peer.sock.setblocking(False)
+    assert [line.peer.read(), line.peer.read()] == ["4now", "4and then"]
+    line.peer.sock.settimeout(5.0)
+
+
+def test_a_broadcast_does_not_overtake_what_waits(line: Line) -> None:
+    assert not line.wire.write_now(frames_of("before the start"))
+    line.wire.start()
+    line.put("first")
+    assert not line.wire.write_now(frames_of("second"))
+    line.put("second")
+    line.inner.runtime.sleep(0)
+    assert line.wire.write_now(frames_of("third"))
+    assert [line.peer.read() for _ in range(3)] == ["4first", "4second", "4third"]
+
+
+def test_a_broadcast_does_not_overtake_an_answer_to_a_ping(line: Line) -> None:
+    line.wire.start()
+    line.inner.runtime.sleep(0)
+    line.wire.send_at_once("3probe")
+    assert not line.wire.write_now(frames_of("later"))
+
+
+def test_a_broadcast_waits_behind_one_that_the_client_does_not_read(
+    make_line: Callable[..., Line],
+) -> None:
+    line = make_line(ends=narrow_pair())
+    line.wire.start()
+    line.inner.runtime.sleep(0)
+    large = os.urandom(300_000)
+    assert line.wire.write_now(frames_of(large))
+    assert line.wire.is_stuck
+    assert not line.wire.write_now(frames_of("second"))
+    line.put("second")
+    assert [line.peer.read(), line.peer.read()] == [large, "4second"]
+    line.wait_for(lambda: not line.wire.is_stuck)
+    assert line.wire.write_now(frames_of("third"))
+    assert line.peer.read() == "4third"
+
+
+@pytest.mark.parametrize("how", ["close", "abort", "vanish", "leave"])
+def test_a_broadcast_is_not_written_to_who_leaves(line: Line, how: str) -> None:
+    line.wire.start()
+    line.inner.runtime.sleep(0)
+    if how == "close":
+        line.wire.close(1000, "")
+        line.inner.runtime.sleep(0.01)
+    elif how == "abort":
+        line.wire.abort()
+    elif how == "leave":
+        line.peer.send_close()
+        line.wait_for(lambda: line.wire.is_leaving)
+    else:
+        line.peer.vanish()
+        line.wait_for(lambda: line.has_ended)
+        # The first may still be taken by the kernel, which then learns that nobody is there.
+        line.wait_for(lambda: not line.wire.write_now(frames_of("anybody?")))
+    assert not line.wire.write_now(frames_of("late"))
+    if how == "close":
+        assert line.peer.read_rest() == []
+
+
+def test_a_broadcast_over_tls_takes_the_way_through_the_queue(
+    make_line: Callable[..., Line],
+) -> None:
+    line = make_line(ends=tls_pair())
+    line.wire.start()
+    line.inner.runtime.sleep(0.01)
+    assert not line.wire.write_now(frames_of("now"))
+
+
+def test_a_compressed_broadcast_takes_the_way_through_the_queue(
+    make_line: Callable[..., Line],
+) -> None:
+    """Each client's compression has a state of its own."""
+    line = make_line(**deflating())
+    line.wire.start()
+    line.inner.runtime.sleep(0)
+    assert not line.wire.write_now(frames_of("now"))
+
+
+@pytest.mark.parametrize("is_fast", [True, False])
+def test_writes_may_be_made_one_by_one(make_served: Callable[..., Served], is_fast: bool) -> None:
+    """For diagnosis: what is put is sent before anything else happens."""
+    served = make_served(close_timeout=CLOSE_TIMEOUT, fast_writes=is_fast)
+    served.inner.start()
+    line = Line(served, gevent.socket.socketpair())
+    line.wire.start()
+    line.put("now")
+    assert len(line.queue) == is_fast
+    assert line.peer.read() == "4now"
+    line.end()
+
+
 # TLS
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import functools
+import importlib
 import threading
 import time
 from collections import Counter, defaultdict
@@ -95,6 +96,10 @@ class SamenessApplication(Application):
     def __init__(self) -> None:
         super().__init__()
         self.plays: defaultdict[str, Play] = defaultdict(Play)
+        if self.guard is not None:
+            # There are three clients: each emit shall go the way of those to thousands.
+            managers = importlib.import_module("flask_socketio_guard.upstream.managers")
+            managers.LEAST_RECIPIENTS = 1
         self.app.secret_key = "sameness"
         if not self.socketio.manage_session:
             self.app.session_interface = StoredSessions(self)

@@ -28,13 +28,14 @@ import os
 import re
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from flask_socketio_guard.config import PREFIX, GuardConfig
 from tests.faults.fleet import Fleet, FleetOptions
 from tests.faults.sameness_app import (
     NAMESPACES,
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
 
 _DEFAULT_EXAMPLES = 30
 _EXAMPLES = int(os.environ.get("SAMENESS_EXAMPLES", _DEFAULT_EXAMPLES))
+_SWITCHES = [field.name for field in fields(GuardConfig) if field.name.startswith("fast_")]
 _SHRINKING = 400
 """Seconds in which Hypothesis, which takes 300 for it, finds the least program that fails."""
 _PROCESSES = (0, 1)
@@ -768,7 +770,7 @@ def _event(packet: Packet) -> str:
 class Pair:
     """A stock fleet and a guarded one."""
 
-    def __init__(self, *, manage_session: bool) -> None:
+    def __init__(self, *, manage_session: bool, config: dict[str, Any]) -> None:
         is_control = os.environ.get("SAMENESS_CONTROL") == "1"
         self._fleets = [
             Fleet(
@@ -776,7 +778,7 @@ class Pair:
                     app=SAMENESS_APP,
                     is_guarded=is_guarded and not is_control,
                     socketio=json.dumps({"manage_session": manage_session}),
-                    config=os.environ.get("SAMENESS_CONFIG", "{}"),
+                    config=json.dumps(config),
                 )
             )
             for is_guarded in (False, True)
@@ -831,8 +833,8 @@ def make_pair() -> Iterator[Callable[..., Pair]]:
     """Return a function that starts a pair of fleets."""
     started: list[Pair] = []
 
-    def make(*, manage_session: bool) -> Pair:
-        pair = Pair(manage_session=manage_session)
+    def make(*, manage_session: bool, config: dict[str, Any]) -> Pair:
+        pair = Pair(manage_session=manage_session, config=config)
         started.append(pair)
         pair.start()
         return pair
@@ -848,10 +850,23 @@ def test_clients_receive_what_stock_sends(
     make_pair: Callable[..., Pair], manage_session: bool
 ) -> None:
     """Whatever is done, guarded clients receive what stock ones do, in the same order."""
-    pair = make_pair(manage_session=manage_session)
+    config = json.loads(os.environ.get("SAMENESS_CONFIG", "{}"))
+    _compare(make_pair(manage_session=manage_session, config=config), _EXAMPLES)
 
+
+@pytest.mark.timeout(_SHRINKING + 2 * _EXAMPLES)
+@pytest.mark.parametrize("switch", _SWITCHES)
+def test_clients_receive_what_stock_sends_without(
+    make_pair: Callable[..., Pair], switch: str
+) -> None:
+    """What makes it fast can be switched off, and changes nothing but the speed."""
+    config = {f"{PREFIX}{switch.upper()}": False}
+    _compare(make_pair(manage_session=True, config=config), max(1, _EXAMPLES // 3))
+
+
+def _compare(pair: Pair, examples: int) -> None:
     @settings(
-        max_examples=_EXAMPLES,
+        max_examples=examples,
         deadline=None,
         derandomize="SAMENESS_EXAMPLES" not in os.environ,
         database=None,
