@@ -34,6 +34,7 @@ class Box:
     runtime: Runtime
     max_messages: int = 100
     max_bytes: int = 10_000
+    batch_messages: int = 512
     is_dropping_oldest: bool = False
     resubscribe_timeout: float = 60.0
     is_listening: bool = True
@@ -53,6 +54,7 @@ class Box:
             self.broker,
             max_messages=self.max_messages,
             max_bytes=self.max_bytes,
+            batch_messages=self.batch_messages,
             is_dropping_oldest=self.is_dropping_oldest,
             reconnect_max_delay=0.01,
             resubscribe_timeout=self.resubscribe_timeout,
@@ -173,6 +175,15 @@ def test_order_is_kept_over_many_failures(box: Box) -> None:
         box.runtime.sleep(0)
     assert box.outbox.flush(10.0)
     assert box.taken == [str(number) for number in range(60)]
+
+
+def test_messages_may_go_out_one_by_one(make_box: Callable[..., Box]) -> None:
+    box = make_box(start=False, batch_messages=1)
+    box.put(*map(str, range(10)))
+    box.start()
+    box.wait_for(lambda: len(box.taken) == 10)
+    assert box.taken == [str(number) for number in range(10)]
+    assert max(len(numbers) for numbers, _ in box.publisher.calls) == 1
 
 
 def test_messages_go_out_in_batches(make_box: Callable[..., Box]) -> None:

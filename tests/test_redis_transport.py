@@ -524,8 +524,9 @@ class ScriptedRedis:
     What no real server does on demand: answer some commands of a pipeline and die.
     """
 
-    def __init__(self, *replies: bytes) -> None:
+    def __init__(self, *replies: bytes, is_slow: bool = False) -> None:
         self._replies = list(replies)
+        self._piece = 1 if is_slow else 1 << 20
         self._server = socket.create_server(("127.0.0.1", 0))
         self.url = f"redis://127.0.0.1:{self._server.getsockname()[1]}/0"
         self._thread = threading.Thread(target=self._serve, daemon=True)
@@ -535,6 +536,7 @@ class ScriptedRedis:
             connection, _ = self._server.accept()
         except OSError:
             return
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         with connection, connection.makefile("rb") as stream:
             replies = list(self._replies)
             while replies:
@@ -546,7 +548,9 @@ class ScriptedRedis:
                     stream.readline()
                     words.append(stream.readline().strip())
                 if words[0].upper() in (b"PUBLISH", b"SUBSCRIBE"):
-                    connection.sendall(replies.pop(0))
+                    reply = replies.pop(0)
+                    for start in range(0, len(reply), self._piece):
+                        connection.sendall(reply[start : start + self._piece])
                 else:
                     connection.sendall(b"+OK\r\n")
 
@@ -560,6 +564,15 @@ class ScriptedRedis:
 
 
 OK, NO = b":2\r\n", b"-NOPERM no permission\r\n"
+GRANTED = b"*3\r\n$9\r\nsubscribe\r\n$1\r\nx\r\n:1\r\n" * 2
+
+
+def said(payload: bytes) -> bytes:
+    """Return a message of the channel as a subscriber gets it."""
+    return b"*3\r\n$7\r\nmessage\r\n$14\r\nflask-socketio\r\n$%d\r\n%b\r\n" % (
+        len(payload),
+        payload,
+    )
 
 
 @pytest.mark.parametrize(
@@ -618,9 +631,7 @@ def test_a_refusal_before_a_loss_is_counted(make_transport: Any) -> None:
 
 def test_what_arrived_before_a_loss_is_handed_over_first(make_transport: Any) -> None:
     """The connection breaks in the middle of the second message."""
-    message = b"*3\r\n$7\r\nmessage\r\n$14\r\nflask-socketio\r\n$2\r\n{}\r\n"
-    granted = b"*3\r\n$9\r\nsubscribe\r\n$1\r\nx\r\n:1\r\n" * 2
-    with ScriptedRedis(granted + message + message[:20]) as server:
+    with ScriptedRedis(GRANTED + said(b"{}") + said(b"{}")[:20]) as server:
         transport = make_transport(server.url, answer_timeout=0.5)
         with subscribed(transport) as subscription:
             assert read_once(subscription) == [b"{}"]
@@ -636,3 +647,52 @@ def read_once(subscription: RedisSubscription) -> list[Any]:
 def test_the_driver_is_the_one_that_socketio_uses(transport: RedisTransport) -> None:
     assert transport.exceptions is redis.exceptions
     assert transport.name == "redis"
+
+
+def test_replies_may_come_in_pieces(make_transport: Any) -> None:
+    with ScriptedRedis(OK, NO, OK, is_slow=True) as server:
+        transport = make_transport(server.url)
+        with publishing(transport) as publisher, pytest.raises(PublishRefused) as caught:
+            publisher.publish(messages(*[b'{"a":1}'] * 3), None)
+    assert (caught.value.published, caught.value.refused) == (2, 1)
+
+
+def test_messages_may_come_in_pieces(make_transport: Any) -> None:
+    payloads = [b"{}", b'{"a": "\r\n"}', b'{"a": 2}']
+    with ScriptedRedis(GRANTED + b"".join(map(said, payloads)), is_slow=True) as server:
+        transport = make_transport(server.url)
+        found: list[Any] = []
+        with subscribed(transport) as subscription:
+            while len(found) < len(payloads):
+                found += subscription.read(2.0)
+    assert found == payloads
+
+
+def test_a_server_that_is_loading_has_taken_nothing(make_transport: Any) -> None:
+    """It means the connection and not the message, which is to be sent again."""
+    with ScriptedRedis(OK, b"-LOADING Redis is loading the dataset in memory\r\n") as server:
+        transport = make_transport(server.url)
+        with publishing(transport) as publisher, pytest.raises(PublishError) as caught:
+            publisher.publish(messages(*[b'{"a":1}'] * 2), None)
+    assert not isinstance(caught.value, PublishRefused)
+    assert (caught.value.published, caught.value.refused) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    "noise",
+    [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\x00" * 100, b"*-7\r\n", b"*1\r\n" * 20],
+    ids=["http", "zeros", "length", "depth"],
+)
+def test_a_server_that_is_no_redis_is_an_error(make_transport: Any, noise: bytes) -> None:
+    with ScriptedRedis(noise) as server:
+        transport = make_transport(server.url, answer_timeout=0.5)
+        with publishing(transport) as publisher, pytest.raises(PublishError):
+            publisher.publish(messages(b"{}"), None)
+    with ScriptedRedis(noise) as server, pytest.raises(BrokerError):
+        make_transport(server.url, answer_timeout=0.5).subscribe()
+    with ScriptedRedis(GRANTED + said(b"{}") + noise) as server:
+        transport = make_transport(server.url, answer_timeout=0.5)
+        with subscribed(transport) as subscription:
+            assert read_once(subscription) == [b"{}"]
+            with pytest.raises(BrokerError):
+                subscription.read(0.5)

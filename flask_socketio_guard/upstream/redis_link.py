@@ -68,8 +68,13 @@ class RedisLink:
             if not data:
                 raise ConnectionError("Redis closed the connection")
             reader.feed(data)
-            while (reply := reader.gets()) is not False:
-                replies.append(reply)
+            try:
+                while (reply := reader.gets()) is not False:
+                    replies.append(reply)
+            except hiredis.ProtocolError:
+                self.close()  # the next call raises
+                if not replies:
+                    raise
         return replies
 
     def close(self) -> None:
