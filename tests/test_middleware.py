@@ -18,7 +18,7 @@ from werkzeug.wsgi import ClosingIterator, FileWrapper
 from flask_socketio_guard import signals
 from flask_socketio_guard.middleware import GuardMiddleware
 from tests import unit_support
-from tests.support.raw_clients import upgrade_bytes
+from tests.support.raw_websocket import upgrade_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

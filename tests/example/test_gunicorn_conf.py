@@ -16,7 +16,7 @@ import websocket
 from tests.example.deployed import DeployedServer
 from tests.example.farewell_app import FAREWELL, SLOW, SLOW_DURATION
 from tests.support import DeadlineExceeded, RawClient, wait_until
-from tests.support.raw_websocket import RawWebSocket
+from tests.support.raw_clients import RawWebSocket
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -204,18 +204,16 @@ def test_stopping_server_ends_requests_and_waits_for_nobody_who_is_idle(
     """Clients are told to come back elsewhere, a request is answered, and then it is over."""
     server = deploy(FAREWELL_APP, env={"REDIS_URL": make_redis().url})
     server.wait_until_serving(path="/readyz")
-    with requests.Session() as idle, RawWebSocket(server.url) as client:
+    with requests.Session() as idle, RawWebSocket(server.port) as client:
         assert idle.get(f"{server.url}/livez", timeout=5).status_code == 200
-        client.join()
+        client.open().join()
         with ThreadPoolExecutor() as pool:
             farewell = pool.submit(poll_to_the_end, server, enter_by_polling(server))
             answer = pool.submit(server.get, "/slow")
             wait_until(lambda: SLOW in server.log(), message="the request does not come")
             server.ask_to_stop()
             began_at = time.monotonic()
-            client.read_to_end()
-            assert client.close is not None
-            assert client.close.close_code == SERVICE_RESTART
+            assert client.read_to_end().code == SERVICE_RESTART
             # With a close packet it would stay away; after an error it comes back.
             assert farewell.result() == 400
             assert (answer.result().status_code, answer.result().text) == (200, "done")

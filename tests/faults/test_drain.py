@@ -12,7 +12,8 @@ import pytest
 from tests.faults.connection_app import CONNECTION_APP, WORKERS, happenings, worker_options
 from tests.faults.fleet import NOISE, HealthWatch
 from tests.support import DeadlineExceeded, wait_until
-from tests.support.raw_clients import Crowd, RawClients, ask, target
+from tests.support.raw_clients import Crowd, RawClients, ask
+from tests.support.raw_websocket import target
 from tests.support.servers import PROJECT_ROOT
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def test_server_with_a_thousand_clients_ends_soon_and_in_order(
 ) -> None:
     """Nearly all are idle; for one a handler runs, and one does not read."""
     busy = clients.websocket(server.port).open().join()
-    stuck = clients.websocket(server.port).open(receive_buffer=4096).join()
+    stuck = clients.websocket(server.port, receive_buffer=4096).open().join()
     with (
         Crowd(server.port, IDLE_CLIENTS) as crowd,
         HealthWatch(server, "/readyz", interval=0.05, timeout=1.0) as health,

@@ -19,7 +19,8 @@ from tests.faults.watches import (
     wait_for_empty_tables,
 )
 from tests.support import wait_until
-from tests.support.raw_websocket import CLOSE, RawWebSocket, text_frame
+from tests.support.raw_clients import RawWebSocket
+from tests.support.raw_websocket import text_frame
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -56,7 +57,7 @@ class Sleeper(RawWebSocket):
     """A client that reads only when it is told to, and the flood that is poured over it."""
 
     def __init__(self, server: GunicornServer) -> None:
-        super().__init__(server.url, receive_buffer=_KERNEL_BUFFER)
+        super().__init__(server.port, receive_buffer=_KERNEL_BUFFER)
         self._server = server
 
     def flood(self, witness: RawClient, megabytes: int, *, is_volatile: bool = False) -> int:
@@ -90,17 +91,17 @@ class Sleeper(RawWebSocket):
 def sleeper(server: GunicornServer) -> Iterator[Sleeper]:
     """A client that has joined, and reads no more from now on."""
     with Sleeper(server) as client:
-        client.join()
+        client.open().join()
         yield client
 
 
 def warm_up(server: GunicornServer, witness: RawClient) -> None:
     """Let the worker grow to the size that it takes to serve a client that reads."""
     with Sleeper(server) as client:
-        client.join()
+        client.open().join()
         count = client.flood(witness, 2)
         for number in range(count):
-            client.read_text(f'42["flood",{number},')
+            client.read_until(f'42["flood",{number},')
         client.wait_for_end()
     wait_for_numbers(witness, count)
     wait_until(lambda: server.state()["tables"]["clients"] <= 2)
@@ -152,7 +153,7 @@ def test_client_that_never_reads_costs_no_memory_and_is_told_why_it_is_closed(
             timeout=20,
             message="the disconnect handler did not run",
         )
-        frames = sleeper.read_to_end(timeout=4.0) if memory.growth < FLAT else []
+        farewell = sleeper.read_to_end(timeout=4.0) if memory.growth < FLAT else None
         outcomes = sleeper.wait_for_end()
         wait_for_numbers(witness, count)
         measured("growth", f"{memory.growth:.1f} MiB")
@@ -161,8 +162,8 @@ def test_client_that_never_reads_costs_no_memory_and_is_told_why_it_is_closed(
         assert not others.errors
         assert others.slowest() < _SLOWEST_ANSWER * crowding()
     measured("kept for it", f"{outcomes['queued'] * _EVENT / 1e6:.1f} MB")
-    assert frames[-1].opcode == CLOSE, "the client was not told anything"
-    assert (frames[-1].close_code, frames[-1].close_reason) == (1008, "slow consumer")
+    assert farewell is not None
+    assert (farewell.code, farewell.reason) == (1008, "slow consumer")
     # One for the client; the client that watched is gone as well by now.
     wait_until(lambda: runs(server, "disconnect") >= disconnects + 2)
     assert runs(server, "disconnect") == disconnects + 2
@@ -181,7 +182,7 @@ def test_client_that_reads_one_large_message_is_not_taken_for_slow(
     ).a
     witness = raw_client(server)
     with Sleeper(server) as client:
-        client.join()
+        client.open().join()
         size = 8 * 2**20
         request = {"to": client.sid, "witness": witness.sid, "count": 1}
         server.post("/flood", **request, size=size)
@@ -233,7 +234,7 @@ def test_client_that_reads_again_gets_the_newest_where_the_oldest_are_dropped(
     warm_up(server, witness)
     dropped = counter(server, "sends_dropped")
     with Sleeper(server) as sleeper, MemoryWatch(server) as memory:
-        sleeper.join()
+        sleeper.open().join()
         count = sleeper.flood(witness, 64)
         outcomes = sleeper.wait_for_end()
         assert memory.growth < FLAT, f"the worker grew by {memory.growth:.1f} MiB"
@@ -262,7 +263,7 @@ def test_volatile_events_are_dropped_before_a_slow_client_is(
     witness = raw_client(server)
     warm_up(server, witness)
     with Sleeper(server) as sleeper, MemoryWatch(server) as memory:
-        sleeper.join()
+        sleeper.open().join()
         count = sleeper.flood(witness, 64, is_volatile=True)
         outcomes = sleeper.wait_for_end()
         assert memory.growth < FLAT, f"the worker grew by {memory.growth:.1f} MiB"
@@ -288,7 +289,7 @@ def test_client_that_never_reads_is_closed_where_nothing_is_volatile(
     warm_up(server, witness)
     disconnects = runs(server, "disconnect")
     with Sleeper(server) as sleeper, MemoryWatch(server) as memory:
-        sleeper.join()
+        sleeper.open().join()
         sleeper.flood(witness, 64)
         wait_until(
             lambda: runs(server, "disconnect") > disconnects or sleeper.progress()["is_over"],
@@ -296,9 +297,9 @@ def test_client_that_never_reads_is_closed_where_nothing_is_volatile(
         )
         sleeper.wait_for_end() if memory.growth >= FLAT else None
         assert memory.growth < FLAT, f"the worker grew by {memory.growth:.1f} MiB"
-        frames = sleeper.read_to_end(timeout=4.0)
+        farewell = sleeper.read_to_end(timeout=4.0)
         measured("growth", f"{memory.growth:.1f} MiB")
-        assert (frames[-1].close_code, frames[-1].close_reason) == (1008, "slow consumer")
+        assert (farewell.code, farewell.reason) == (1008, "slow consumer")
 
 
 # Events in flight
@@ -327,7 +328,7 @@ def read_acks(client: RawWebSocket, count: int, *, timeout: float = 20.0) -> dic
             arguments = json.loads(bracket + rest)
             acks[int(number)] = arguments[0] if arguments else None
         elif kind == "42" and rest.startswith('"question"'):
-            client.send_text(f"43{number}{json.dumps(json.loads(bracket + rest)[1:])}")
+            client.send(f"43{number}{json.dumps(json.loads(bracket + rest)[1:])}")
     return acks
 
 
@@ -343,8 +344,8 @@ def codes(acks: dict[int, Any]) -> Counter[str]:
 def joined(server: GunicornServer) -> Iterator[RawWebSocket]:
     """A client that has joined, and gauges that show nothing yet."""
     server.post("/gauges/reset")
-    with RawWebSocket(server.url, timeout=20.0) as client:
-        client.join()
+    with RawWebSocket(server.port, timeout=20.0) as client:
+        client.open().join()
         yield client
 
 
@@ -365,7 +366,7 @@ def test_client_cannot_have_more_than_so_many_events_running(
     count = 2000
     with EchoWatch(server) as others:
         began_at = time.monotonic()
-        joined.send(burst("slow", count, 0.1))
+        joined.write(burst("slow", count, 0.1))
         acks = read_acks(joined, count)
         measured("took", time.monotonic() - began_at)
     gauge = server.get("/gauge/slow").json()
@@ -393,11 +394,11 @@ def test_events_that_wait_are_forgotten_when_their_client_leaves(
 ) -> None:
     """1,000 slow events in a burst, and their sender leaves at once."""
     count = 1000
-    joined.send(burst("slow", count, 0.3))
+    joined.write(burst("slow", count, 0.3))
     wait_until(
         lambda: server.get("/gauge/slow").json()["most"] >= MAX_IN_FLIGHT, message="nothing runs"
     )
-    joined.end()
+    joined.shut()
     wait_until(lambda: not server.get("/gauge/slow").json()["running"], timeout=10, interval=0.05)
     wait_for_empty_tables(server)
     handled = len(server.get("/gauge/slow").json()["began"])
@@ -414,7 +415,7 @@ def test_ordered_events_are_handled_one_after_another(
 ) -> None:
     """300 events whose handlers take different times, in a burst."""
     count = 300
-    joined.send(burst("ordered", count))
+    joined.write(burst("ordered", count))
     acks = read_acks(joined, count)
     gauge = server.get("/gauge/ordered").json()
     measured("at a time", gauge["most"])
@@ -434,7 +435,7 @@ def test_handlers_that_wait_for_answers_of_a_busy_client_get_them(
 ) -> None:
     """400 events whose handlers ask their sender: 64 wait for it while its events wait for them."""
     count = 400
-    joined.send(burst("asking", count))
+    joined.write(burst("asking", count))
     began_at = time.monotonic()
     acks = read_acks(joined, count)
     gauge = server.get("/gauge/asking").json()
@@ -453,7 +454,7 @@ def test_events_beyond_their_rate_are_refused(
 ) -> None:
     """100 events in a burst, to a handler that takes 20 per second."""
     count = 100
-    joined.send(burst("rated", count))
+    joined.write(burst("rated", count))
     acks = read_acks(joined, count)
     gauge = server.get("/gauge/rated").json()
     found = codes(acks)
@@ -463,8 +464,8 @@ def test_events_beyond_their_rate_are_refused(
     assert handled == found["done"] >= 20
     assert found["done"] + found["rate_limited"] == count
     # Another client has a rate of its own.
-    with RawWebSocket(server.url) as other:
-        other.join()
+    with RawWebSocket(server.port) as other:
+        other.open().join()
         assert other.call("rated", 1, ack_id=1) == [1]
     wait_until(
         lambda: "error" not in str(joined.call("rated", 1, ack_id=count)),

@@ -18,6 +18,7 @@ from tests.faults.watches import (
     milliseconds,
     wait_for_empty_tables,
 )
+from tests.support.raw_clients import RawWebSocket
 from tests.support.raw_websocket import (
     BINARY,
     CLOSE,
@@ -25,7 +26,6 @@ from tests.support.raw_websocket import (
     PING,
     PONG,
     TEXT,
-    RawWebSocket,
     encode_frame,
     text_frame,
 )
@@ -88,7 +88,7 @@ def server(make_fleet: Callable[..., Fleet], arguments: tuple[str, ...]) -> Guni
 @pytest.fixture
 def sender(server: GunicornServer) -> Iterator[RawWebSocket]:
     """A client that is yet to open its connection."""
-    with RawWebSocket(server.url, timeout=_CLOSE_TIMEOUT) as client:
+    with RawWebSocket(server.port, timeout=_CLOSE_TIMEOUT) as client:
         yield client
 
 
@@ -144,7 +144,7 @@ class Attack:
     def _send(self, pieces: Iterator[bytes]) -> None:
         with contextlib.suppress(OSError):  # the server may close before it has everything
             for piece in pieces:
-                self._sender.send(piece)
+                self._sender.write(piece)
                 self.sent += len(piece)
 
 
@@ -154,9 +154,7 @@ def test_legal_message_of_almost_a_megabyte_is_echoed_and_stalls_nobody(
 ) -> None:
     """A message of 0.9 MB, below the limit, is sent and echoed, three times."""
     text = "x" * 900_000
-    sender.open()
-    sender.send_text("40")
-    sender.read_text("40")
+    sender.open().join()
     echoed: list[Any] = []
 
     def read() -> None:
@@ -210,17 +208,16 @@ def test_sender_of_too_large_a_message_is_closed_and_stalls_nobody(
     closed_after: list[float] = []
 
     def read() -> None:
-        while sender.close is None and sender.read_frame() is not None:
-            pass
+        sender.read_farewell()
         closed_after.append(time.monotonic() - attack.began_at)
 
     attack.run(pieces(), until=read)
     attack.judge(measured, max_growth=8.0)
     measured("taken", f"{attack.sent / MEGABYTE:.0f} MB")
-    assert sender.close is not None, "the sender was not told why it was closed"
     measured("closed after", milliseconds(closed_after[0]))
-    assert sender.close.close_code == 1009
-    sender.end()
+    assert sender.farewell is not None
+    assert sender.farewell.code == 1009
+    sender.shut()
     wait_for_empty_tables(server)
 
 
@@ -267,8 +264,8 @@ def test_endless_fragments_stall_nobody_and_cost_no_memory(
 
     attack.run(send(), until=read)
     attack.judge(measured, max_growth=8.0)
-    measured("outcome", f"closed {sender.close.close_code}" if sender.close else "kept")
-    sender.end()
+    measured("outcome", f"closed {sender.farewell.code}" if sender.farewell else "kept")
+    sender.shut()
     wait_for_empty_tables(server)
 
 
@@ -287,9 +284,7 @@ def test_endless_tiny_frames_stall_nobody(
     frame: bytes, count: int, server: GunicornServer, sender: RawWebSocket, measured: Measured
 ) -> None:
     """Frames of a few bytes each, legal or refused one by one, as fast as they are taken."""
-    sender.open()
-    sender.send_text("40")
-    sender.read_text("40")
+    sender.open().join()
     attack = Attack(server, sender)
 
     def send() -> Iterator[bytes]:
@@ -306,7 +301,7 @@ def test_endless_tiny_frames_stall_nobody(
 
     attack.run(send(), until=read)
     attack.judge(measured, max_growth=8.0)
-    measured("outcome", f"closed {sender.close.close_code}" if sender.close else "kept")
+    measured("outcome", f"closed {sender.farewell.code}" if sender.farewell else "kept")
 
 
 @both_workers(
@@ -320,14 +315,9 @@ def test_close_is_answered_with_its_code_and_ends_the_connection(
     """A client closes as the protocol has it, and the server does its part."""
     sender.open()
     sent_at = time.monotonic()
-    sender.send(encode_frame(CLOSE, b"\x03\xe8bye"))
-    try:
-        sender.read_to_end(timeout=2.0)
-    except TimeoutError:
-        raise AssertionError("the connection was not ended") from None
+    sender.write(encode_frame(CLOSE, b"\x03\xe8bye"))
+    code = sender.read_to_end(timeout=2.0).code
     measured("ended after", milliseconds(time.monotonic() - sent_at))
-    assert sender.close is not None
-    code = sender.close.close_code
     assert code == 1000, f"answered with code {code}"
     wait_for_empty_tables(server)
 
@@ -341,10 +331,8 @@ def test_legal_frames_of_every_shape_are_taken(
     server: GunicornServer, sender: RawWebSocket, measured: Measured
 ) -> None:
     """Fragments, also amid a character; pings between them; binary; lengths of every form."""
-    sender.open()
-    sender.send_text("40")
-    sender.read_text("40")
-    sender.send(
+    sender.open().join()
+    sender.write(
         encode_frame(TEXT, '421["echo","gr\u00fc'.encode()[:-1], is_final=False, mask=b"mask")
         + encode_frame(PING, b"between")
         + encode_frame(CONTINUATION, is_final=False)
@@ -356,17 +344,14 @@ def test_legal_frames_of_every_shape_are_taken(
     assert sender.read_ack(1) == ["gr\u00fcn"]
     for size in (125, 126, 65535, 65536):
         assert sender.call("echo", "x" * size, ack_id=size) == ["x" * size]
-    sender.send_text('451-2["echo",{"_placeholder":true,"num":0}]')
-    sender.send(encode_frame(BINARY, b"\0\xff", mask=b"\x12\x34\x56\x78"))
-    sender.read_text("461-2[")
+    sender.send('451-2["echo",{"_placeholder":true,"num":0}]')
+    sender.write(encode_frame(BINARY, b"\0\xff", mask=b"\x12\x34\x56\x78"))
+    sender.read_until("461-2[")
     attachment = sender.read_frame()
     assert attachment is not None
     assert (attachment.opcode, attachment.payload) == (BINARY, b"\0\xff")
-    sender.send(encode_frame(PONG, b"unasked"))
-    sender.send(encode_frame(CLOSE, b"\x0f\xa0mine"))
-    with contextlib.suppress(TimeoutError):
-        sender.read_to_end(timeout=2.0)
-    assert sender.close is not None
-    code = sender.close.close_code
+    sender.write(encode_frame(PONG, b"unasked"))
+    sender.write(encode_frame(CLOSE, b"\x0f\xa0mine"))
+    code = sender.read_farewell(timeout=2.0).code
     measured("close", code)
     assert code == 4000, f"answered with code {code}"

@@ -200,7 +200,7 @@ def test_client_that_stops_reading_leaves_nothing_behind(
 ) -> None:
     """The task that writes to the client waits for a buffer that nobody empties."""
     holdings = Holdings(server)
-    client = clients.websocket(server.port).open(receive_buffer=4096).join()
+    client = clients.websocket(server.port, receive_buffer=4096).open().join()
     client.emit("fill", _LESS_THAN_THE_QUEUE)
     departed = wait_until_departed(server, {client.sid})
     holdings.assert_freed(departed_at=float(str(departed[client.sid]["at"])), measured=measured)
@@ -238,8 +238,7 @@ def test_kernel_looks_after_an_idle_connection(
 ) -> None:
     """The kernel keeps a timer for the server's end of an open WebSocket."""
     client = clients.websocket(server.port).open().join()
-    assert client.socket is not None
-    client_port = client.socket.getsockname()[1]
+    client_port = client.sock.getsockname()[1]
 
     def timer() -> int:
         return timer_of(server.port, client_port)

@@ -29,13 +29,13 @@ from tests.faults.watches import (
     milliseconds,
     wait_for_empty_tables,
 )
+from tests.support.raw_clients import RawWebSocket
 from tests.support.raw_websocket import (
     BINARY,
     CLOSE,
     CONTINUATION,
     PING,
     TEXT,
-    RawWebSocket,
     encode_frame,
     text_frame,
 )
@@ -253,22 +253,20 @@ def mark() -> str:
 def outcome_of(client: RawWebSocket, name: str) -> str:
     """Read until the server answers for the namespace *name* or closes; say which it was."""
     wanted = f"44{name},".encode()
-    while True:
-        frame = client.read_frame()
-        if frame is None or frame.opcode == CLOSE:
-            return f"{CLOSED} {frame.close_code if frame else 'without a code'}"
+    while (frame := client.read_frame()) is not None:
         if frame.payload.startswith(wanted):
             return KEPT
+    return f"{CLOSED} {client.read_farewell().code}"
 
 
 def send_hostile(server: GunicornServer, frames: bytes, *, timeout: float = 5.0) -> str:
     """Send *frames* from a client of their own, and say what became of the client."""
-    with RawWebSocket(server.url, timeout=timeout) as client:
-        client.join()
+    with RawWebSocket(server.port, timeout=timeout) as client:
+        client.open().join()
         name = mark()
         # Closed before everything was sent, it can still read why.
         with contextlib.suppress(ConnectionError):
-            client.send(frames + text_frame(f"40{name},"))
+            client.write(frames + text_frame(f"40{name},"))
         try:
             return outcome_of(client, name)
         except TimeoutError:
@@ -631,11 +629,11 @@ class Fuzzer:
         """Send both from a client of their own; say whether it survived the first."""
         between, after = mark(), mark()
         marks = text_frame(f"40{between},"), text_frame(f"40{after},")
-        with RawWebSocket(self._server.url) as client:
-            client.join()
+        with RawWebSocket(self._server.port) as client:
+            client.open().join()
             # Closed before everything was sent, it can still read why.
             with contextlib.suppress(ConnectionError):
-                client.send(first + marks[0] + second + marks[1])
+                client.write(first + marks[0] + second + marks[1])
             is_kept = outcome_of(client, between) == KEPT
             if is_kept:
                 outcome_of(client, after)

@@ -46,7 +46,7 @@ from tests.faults.sameness_app import (
 )
 from tests.soak.client import ACK, BINARY_ACK, BINARY_EVENT, EVENT, Client, Packet
 from tests.support import wait_until
-from tests.support.raw_clients import RawConnection, request_bytes
+from tests.support.raw_websocket import RawConnection, request_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -354,9 +354,8 @@ class Control:
 
     def visit(self, play: str, cookie: str) -> tuple[Any, str]:
         """Ask for the page; return what it says and the session's cookie, if one is set."""
-        self._dial()
         address = f"/visit?play={play}"
-        self._connection.write(request_bytes("GET", address, headers={"Cookie": cookie}))
+        self._connection.dial().write(request_bytes("GET", address, headers={"Cookie": cookie}))
         answer = self._connection.read_answer()
         assert answer.status == 200, answer
         cookie = answer.headers.get("set-cookie", "").partition(";")[0]
@@ -367,15 +366,10 @@ class Control:
         self._connection.shut()
 
     def _ask(self, method: str, path: str, headers: dict[str, str | None], body: bytes) -> Any:
-        self._dial()
-        self._connection.write(request_bytes(method, path, headers=headers, body=body))
+        self._connection.dial().write(request_bytes(method, path, headers=headers, body=body))
         answer = self._connection.read_answer()
         assert answer.status == 200, answer
         return json.loads(answer.body)
-
-    def _dial(self) -> None:
-        if self._connection.socket is None:
-            self._connection.dial()
 
 
 @dataclass

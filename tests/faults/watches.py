@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import psutil
 
 from tests.support import wait_until
-from tests.support.raw_websocket import RawWebSocket
+from tests.support.raw_clients import RawWebSocket
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -179,14 +179,14 @@ class EchoWatch(Watch):
 
     def __init__(self, server: GunicornServer, *, interval: float = 0.005) -> None:
         super().__init__(interval)
-        self._client = RawWebSocket(server.url, timeout=60.0)
+        self._client = RawWebSocket(server.port, timeout=60.0)
         self._asked_at: float | None = None
         self._latencies: list[float] = []
         self.errors: list[str] = []
 
     def __enter__(self) -> Self:
         """Connect, and begin to ask."""
-        self._client.join()
+        self._client.open().join()
         return super().__enter__()
 
     def look(self) -> None:
@@ -214,9 +214,9 @@ class EchoWatch(Watch):
         """Stop asking, also if the server does not answer."""
         self._is_over.set()
         if error is not None:
-            self._client.end()
+            self._client.hang_up()
         super().__exit__(kind, error, traceback)
-        self._client.end()
+        self._client.shut()
 
     def latencies(self) -> list[float]:
         """Return seconds for each answer, slowest last; one that is awaited counts, too."""

@@ -9,20 +9,19 @@ import base64
 import contextlib
 import json
 import re
-import socket
 import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tests.support.raw_clients import (
+from tests.support.raw_clients import RawWebSocket, prefix_of
+from tests.support.raw_websocket import (
     BINARY,
+    SEPARATOR,
     TEXT,
     RawConnection,
-    RawWebSocket,
-    frame_bytes,
+    encode_frame,
     request_bytes,
     target,
-    upgrade_bytes,
 )
 
 if TYPE_CHECKING:
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
 CONNECT, DISCONNECT, EVENT, ACK, CONNECT_ERROR, BINARY_EVENT, BINARY_ACK = range(7)
 
 _WAIT_TIMEOUT = 5.0
-_SEPARATOR = "\x1e"
 _PACKET = re.compile(
     r"(?P<kind>\d)(?:(?P<count>\d+)-)?(?P<namespace>/[^,]*,)?(?P<id>\d+)?(?P<data>.*)", re.DOTALL
 )
@@ -101,7 +99,7 @@ class Client:
         """Join a namespace; return whether the server let this client in."""
         before = len(self.packets)
         content = "" if auth is None else json.dumps(auth)
-        self._send([f"4{CONNECT}{_prefix(namespace)}{content}"])
+        self._send([f"4{CONNECT}{prefix_of(namespace)}{content}"])
 
         def answer() -> Packet | None:
             wanted = (CONNECT, CONNECT_ERROR)
@@ -120,7 +118,7 @@ class Client:
 
     def leave(self, namespace: str) -> None:
         """Leave a namespace."""
-        self._send([f"4{DISCONNECT}{_prefix(namespace)}"])
+        self._send([f"4{DISCONNECT}{prefix_of(namespace)}"])
 
     def emit(self, namespace: str, *events: tuple[str, list[Any], int | None]) -> None:
         """Send events at once: name, arguments, number of the wanted answer."""
@@ -157,9 +155,7 @@ class Client:
         """Leave nothing behind."""
         self.has_ended = True
         for connection in (self._websocket, self._gets, self._posts):
-            if connection.socket is not None:
-                with contextlib.suppress(OSError):
-                    connection.socket.shutdown(socket.SHUT_RDWR)
+            connection.hang_up()
         if self._reader is not None:
             self._reader.join(self._timeout)
         for connection in (self._websocket, self._gets, self._posts):
@@ -180,10 +176,7 @@ class Client:
             self._changed.notify_all()
 
     def _shake_hands(self, session: str | None) -> None:
-        address = target("websocket", session=session, query=self._query)
-        self._websocket.dial()
-        self._websocket.write(upgrade_bytes(address, headers=self._encoded_headers()))
-        self._websocket.finish_opening(is_new=session is None)
+        self._websocket.open(query=self._query, session=session, headers=self._encoded_headers())
 
     def _encoded_headers(self) -> dict[str, str | None]:
         # Bytes of UTF-8 in a header, each as the character that Latin-1 has for it.
@@ -192,12 +185,11 @@ class Client:
         }
 
     def _request(self, connection: RawConnection, method: str, body: str = "") -> list[str]:
-        if connection.socket is None:
-            connection.dial()
-        address = target("polling", session=self._session or None, query=self._query)
-        connection.write(
-            request_bytes(method, address, headers=self._encoded_headers(), body=body.encode())
+        address = target("polling", session=self._session, query=self._query)
+        request = request_bytes(
+            method, address, headers=self._encoded_headers(), body=body.encode()
         )
+        connection.dial().write(request)
         answer = connection.read_answer()
         if answer.status != 200:
             raise ConnectionError(f"{answer.status}: {answer.text}")
@@ -214,13 +206,13 @@ class Client:
                     packet if isinstance(packet, str) else "b" + base64.b64encode(packet).decode()
                     for packet in packets
                 ]
-                self._request(self._posts, "POST", _SEPARATOR.join(texts))
+                self._request(self._posts, "POST", SEPARATOR.join(texts))
             else:
                 self._websocket.write(
                     b"".join(
-                        frame_bytes(TEXT, packet.encode())
+                        encode_frame(TEXT, packet.encode())
                         if isinstance(packet, str)
-                        else frame_bytes(BINARY, packet)
+                        else encode_frame(BINARY, packet)
                         for packet in packets
                     )
                 )
@@ -243,14 +235,11 @@ class Client:
                 self._take(base64.b64decode(packet[1:]) if packet[0] == "b" else packet)
 
     def _listen(self) -> None:
-        while True:
-            opcode, payload = self._websocket.read_frame()
-            if opcode == TEXT:
-                self._take(payload.decode())
-            elif opcode == BINARY:
-                self._take(payload)
-            else:
-                raise ConnectionError("the server closes")
+        while (frame := self._websocket.receive_frame()) is not None:
+            if frame.opcode not in (TEXT, BINARY):
+                break
+            self._take(frame.text if frame.opcode == TEXT else frame.payload)
+        raise ConnectionError("the server closes")
 
     def _take(self, packet: str | bytes) -> None:
         if isinstance(packet, bytes):
@@ -282,10 +271,6 @@ class Client:
             self._send(_encoded(ACK, packet.namespace, packet.number, packet.content[1:]))
 
 
-def _prefix(namespace: str) -> str:
-    return "" if namespace == "/" else f"{namespace},"
-
-
 def _encoded(kind: int, namespace: str, number: int | None, content: Any) -> list[str | bytes]:
     """Return the Engine.IO packets of a Socket.IO packet."""
     attachments: list[bytes] = []
@@ -303,7 +288,7 @@ def _encoded(kind: int, namespace: str, number: int | None, content: Any) -> lis
     text = json.dumps(without_bytes(content))
     head = str(kind) if not attachments else f"{kind + 3}{len(attachments)}-"
     number_text = "" if number is None else str(number)
-    return [f"4{head}{_prefix(namespace)}{number_text}{text}", *attachments]
+    return [f"4{head}{prefix_of(namespace)}{number_text}{text}", *attachments]
 
 
 def _filled(value: Any, attachments: list[bytes]) -> Any:

@@ -1,7 +1,6 @@
-"""Clients that speak HTTP, WebSocket and Engine.IO by hand, byte by byte where need be.
+"""Clients that speak Engine.IO and Socket.IO by hand, one at a time or many.
 
-They do nothing by themselves: no thread, no answer to a ping unless they are reading. So a test
-decides at which byte of a conversation a client stops, goes or breaks.
+They answer pings while they read, and not otherwise.
 """
 
 from __future__ import annotations
@@ -9,263 +8,78 @@ from __future__ import annotations
 import contextlib
 import json
 import selectors
-import socket
-import struct
 import threading
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from tests.support.raw_websocket import (
+    CLOSE,
+    PING,
+    PONG,
+    SEPARATOR,
+    TEXT,
+    TIMEOUT,
+    Answer,
+    Farewell,
+    Frame,
+    RawConnection,
+    close_frame,
+    encode_frame,
+    request_bytes,
+    target,
+    text_frame,
+    upgrade_bytes,
+)
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
     from types import TracebackType
 
     from typing_extensions import Self
 
-PATH = "/socket.io/"
-TEXT, BINARY, CLOSE, PING, PONG = 0x1, 0x2, 0x8, 0x9, 0xA
-UNKNOWN_SESSION = "AAAAAAAAAAAAAAAAAAAA"
+    from tests.support.raw_websocket import Headers
 
-_TIMEOUT = 5.0
-_CHUNK = 65_536
 _BATCH = 50
-_SEPARATOR = "\x1e"
-"""Between the packets of one polling payload (Engine.IO protocol 4)."""
-_KEY = "AAAAAAAAAAAAAAAAAAAAAA=="
-_UPGRADE_HEADERS = {
-    "Upgrade": "websocket",
-    "Connection": "Upgrade",
-    "Sec-WebSocket-Version": "13",
-    "Sec-WebSocket-Key": _KEY,
-}
 
 
-@dataclass(frozen=True)
-class Answer:
-    """The answer to one HTTP request; names of headers are in lower case."""
-
-    status: int
-    headers: Mapping[str, str]
-    body: bytes = b""
-
-    @property
-    def text(self) -> str:
-        """The body as text."""
-        return self.body.decode(errors="replace")
-
-    @property
-    def packets(self) -> list[str]:
-        """The Engine.IO packets of a polling answer."""
-        return self.text.split(_SEPARATOR) if self.body else []
-
-
-@dataclass(frozen=True)
-class Farewell:
-    """How the server ended a WebSocket, and when (monotonic, seconds).
-
-    Attributes:
-        code: Of its close frame; ``None`` where the connection ended without one.
-        reason: Of its close frame.
-        at: When the close frame, or without one the end of the connection, was there.
-    """
-
-    code: int | None
-    reason: str
-    at: float
-
-
-def target(
-    transport: str, *, session: str | None = None, query: str = "", version: str = "4"
-) -> str:
-    """Return the address of an Engine.IO request."""
-    parts = [f"EIO={version}", f"transport={transport}"]
-    if session is not None:
-        parts.append(f"sid={session}")
-    if query:
-        parts.append(query)
-    return f"{PATH}?{'&'.join(parts)}"
-
-
-def request_bytes(
-    method: str,
-    address: str,
-    *,
-    headers: Mapping[str, str | None] | None = None,
-    body: bytes = b"",
-    protocol: str = "HTTP/1.1",
-) -> bytes:
-    """Return one HTTP request as it goes over the wire; headers that are ``None`` are left out."""
-    wanted: dict[str, str | None] = {"Host": "127.0.0.1", **(headers or {})}
-    if body or method == "POST":
-        wanted["Content-Length"] = str(len(body))
-    lines = [f"{name}: {value}" for name, value in wanted.items() if value is not None]
-    head = "\r\n".join([f"{method} {address} {protocol}", *lines, "", ""])
-    return head.encode("latin-1") + body
-
-
-def upgrade_bytes(
-    address: str,
-    *,
-    headers: Mapping[str, str | None] | None = None,
-    protocol: str = "HTTP/1.1",
-) -> bytes:
-    """Return the request for a WebSocket; *headers* replace, or with ``None`` remove, its own."""
-    return request_bytes(
-        "GET", address, headers={**_UPGRADE_HEADERS, **(headers or {})}, protocol=protocol
-    )
-
-
-class RawConnection:
-    """One TCP connection to a port on the loopback interface."""
-
-    def __init__(self, port: int, *, timeout: float = _TIMEOUT) -> None:
-        self.port = port
-        self.timeout = timeout
-        self.socket: socket.socket | None = None
-        self._buffer = bytearray()
-
-    def dial(self, *, receive_buffer: int | None = None) -> Self:
-        """Connect; a small *receive_buffer* makes the server feel early that nobody reads."""
-        dialled = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-        if receive_buffer is not None:
-            dialled.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-        dialled.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        dialled.settimeout(self.timeout)
-        dialled.connect(("127.0.0.1", self.port))
-        self.socket = dialled
-        return self
-
-    def write(self, data: bytes) -> None:
-        """Send bytes as they are."""
-        assert self.socket is not None
-        self.socket.sendall(data)
-
-    def read_answer(self) -> Answer:
-        """Read one HTTP answer.
-
-        Raises:
-            ConnectionError: The server closed the connection before it was whole.
-        """
-        while b"\r\n\r\n" not in self._buffer:
-            self._fill()
-        head, _, rest = bytes(self._buffer).partition(b"\r\n\r\n")
-        self._buffer = bytearray(rest)
-        status, *lines = head.decode("latin-1").split("\r\n")
-        headers = {}
-        for line in lines:
-            name, _, value = line.partition(":")
-            headers[name.strip().lower()] = value.strip()
-        return Answer(int(status.split()[1]), headers, self._read_body(headers, status))
-
-    def is_ended_within(self, timeout: float) -> bool:
-        """Whether the server ends the connection in time; what it still sends is thrown away."""
-        assert self.socket is not None
-        deadline = time.monotonic() + timeout
-        try:
-            while True:
-                self.socket.settimeout(max(deadline - time.monotonic(), 0.001))
-                if not self.socket.recv(_CHUNK):
-                    return True
-        except TimeoutError:
-            return False
-        except OSError:
-            return True
-        finally:
-            self.socket.settimeout(self.timeout)
-
-    def shut(self) -> None:
-        """End the connection with a FIN and no other good-bye."""
-        if self.socket is not None:
-            self.socket.close()
-            self.socket = None
-
-    def reset(self) -> None:
-        """End the connection with a RST, as a process that crashes with unread data does."""
-        if self.socket is not None:
-            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            self.shut()
-
-    def __enter__(self) -> Self:
-        """Connect."""
-        return self.dial()
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """End the connection."""
-        self.shut()
-
-    def _fill(self) -> None:
-        assert self.socket is not None
-        data = self.socket.recv(_CHUNK)
-        if not data:
-            raise ConnectionError("the server closed the connection")
-        self._buffer += data
-
-    def _take(self, size: int) -> bytes:
-        while len(self._buffer) < size:
-            self._fill()
-        taken = bytes(self._buffer[:size])
-        del self._buffer[:size]
-        return taken
-
-    def _read_body(self, headers: Mapping[str, str], status: str) -> bytes:
-        if " 101 " in f"{status} ":
-            return b""
-        if headers.get("transfer-encoding", "").lower() == "chunked":
-            return b"".join(self._read_chunks())
-        if "content-length" in headers:
-            return self._take(int(headers["content-length"]))
-        with contextlib.suppress(ConnectionError):
-            while True:
-                self._fill()
-        return self._take(len(self._buffer))
-
-    def _read_chunks(self) -> Iterator[bytes]:
-        while True:
-            while b"\r\n" not in self._buffer:
-                self._fill()
-            line = self._take(self._buffer.index(b"\r\n") + 2)
-            size = int(line, 16)
-            data = self._take(size + 2)[:-2]
-            if not size:
-                return
-            yield data
+def prefix_of(namespace: str) -> str:
+    """Return what names *namespace* in a packet."""
+    return "" if namespace == "/" else f"{namespace},"
 
 
 class RawWebSocket(RawConnection):
-    """A WebSocket that does only what it is told to.
+    """A Socket.IO client on a WebSocket that does only what it is told to."""
 
-    Pings of Engine.IO and of WebSocket are answered while it reads, and not otherwise.
-    """
+    session = ""
+    """The session id of Engine.IO."""
+    sid = ""
+    """The session id of the namespace that was joined last."""
 
-    def __init__(self, port: int, *, timeout: float = _TIMEOUT) -> None:
-        super().__init__(port, timeout=timeout)
-        self.session = ""
-        self.sid = ""
+    def __init__(self, port: int, **options: Any) -> None:
+        super().__init__(port, **options)
         self.received: list[str] = []
+        """What :meth:`read_until` has come across."""
 
     def open(
-        self, *, query: str = "", session: str | None = None, receive_buffer: int | None = None
+        self, *, query: str = "", session: str | None = None, headers: Headers | None = None
     ) -> Self:
-        """Open the WebSocket, and without a *session* read which one the server made."""
-        self.dial(receive_buffer=receive_buffer)
-        self.write(upgrade_bytes(target("websocket", session=session, query=query)))
-        self.finish_opening(is_new=session is None)
-        if session is not None:
-            self.session = session
+        """Open the WebSocket, and without a *session* read which one the server made.
+
+        Raises:
+            AssertionError: The server refused.
+        """
+        address = target("websocket", session=session, query=query)
+        self.dial().write(upgrade_bytes(address, headers=headers))
+        self.finish_opening(session)
         return self
 
-    def finish_opening(self, *, is_new: bool = True) -> None:
+    def finish_opening(self, session: str | None = None) -> None:
         """Read the answer to an upgrade request that has been sent."""
         answer = self.read_answer()
-        if answer.status != 101:
-            raise ConnectionError(f"the upgrade was answered {answer.status}: {answer.text}")
-        if is_new:
-            self.session = json.loads(self.read_until("0{")[1:])["sid"]
+        assert answer.status == 101, (
+            f"the WebSocket handshake was answered with {answer.status}: {answer.text}"
+        )
+        self.session = session or json.loads(self.read_until("0{")[1:])["sid"]
 
     def join(self, namespace: str = "/") -> Self:
         """Join a namespace, and remember the session id in it."""
@@ -275,41 +89,32 @@ class RawWebSocket(RawConnection):
 
     def send_join(self, namespace: str = "/") -> None:
         """Ask to join a namespace."""
-        self.send(f"40{_prefix(namespace)}")
+        self.send(f"40{prefix_of(namespace)}")
 
     def finish_joining(self, namespace: str = "/") -> None:
         """Wait until the server has let this client into the namespace."""
-        prefix = f"40{_prefix(namespace)}"
+        prefix = f"40{prefix_of(namespace)}"
         self.sid = json.loads(self.read_until(prefix + "{")[len(prefix) :])["sid"]
-
-    def upgrade(self) -> Self:
-        """Say what takes a polling session over to this WebSocket."""
-        self.send("2probe")
-        self.read_until("3probe")
-        self.send("5")
-        return self
 
     def send(self, text: str) -> None:
         """Send one text frame."""
-        self.write(frame_bytes(TEXT, text.encode()))
+        self.write(text_frame(text))
 
     def emit(self, event: str, *args: Any, ack_id: int | None = None, namespace: str = "/") -> None:
         """Send an event, with a request for an acknowledgement if *ack_id* is given."""
         number = "" if ack_id is None else str(ack_id)
-        self.send(f"42{_prefix(namespace)}{number}{json.dumps([event, *args])}")
+        self.send(f"42{prefix_of(namespace)}{number}{json.dumps([event, *args])}")
 
-    def call(self, event: str, *args: Any, ack_id: int, namespace: str = "/") -> Any:
-        """Send an event and return what it was acknowledged with, one value or a list."""
+    def call(self, event: str, *args: Any, ack_id: int, namespace: str = "/") -> list[Any]:
+        """Send an event and return the arguments of its acknowledgement."""
         self.emit(event, *args, ack_id=ack_id, namespace=namespace)
-        prefix = f"43{_prefix(namespace)}{ack_id}"
-        values = json.loads(self.read_until(prefix + "[")[len(prefix) :])
-        return values[0] if len(values) == 1 else values
+        return self.read_ack(ack_id, namespace=namespace)
 
-    def read_frame(self) -> tuple[int, bytes]:
-        """Return opcode and payload of the next frame."""
-        while (frame := self._parse_frame()) is None:
-            self._fill()
-        return frame
+    def read_ack(self, ack_id: int, *, namespace: str = "/") -> list[Any]:
+        """Return the arguments of the acknowledgement with that number; skip what comes before."""
+        prefix = f"43{prefix_of(namespace)}{ack_id}"
+        answer: list[Any] = json.loads(self.read_until(prefix + "[")[len(prefix) :])
+        return answer
 
     def read_until(self, *prefixes: str, timeout: float | None = None) -> str:
         """Read until a text begins with one of *prefixes*, and return it.
@@ -317,84 +122,79 @@ class RawWebSocket(RawConnection):
         Raises:
             AssertionError: It did not come before the server closed or the time was up.
         """
-        deadline = time.monotonic() + (timeout or self.timeout)
-        while time.monotonic() < deadline:
-            try:
-                opcode, payload = self.read_frame()
-            except TimeoutError:
-                break
-            except ConnectionError as error:
-                raise AssertionError(f"{error} before {prefixes} came") from None
-            if opcode == CLOSE:
-                raise AssertionError(f"the server closed before {prefixes} came: {payload!r}")
-            text = self.take(opcode, payload)
-            if text.startswith(prefixes):
-                return text
+        deadline = time.monotonic() + (self.timeout if timeout is None else timeout)
+        with contextlib.suppress(TimeoutError):
+            while (frame := self.read_frame(deadline - time.monotonic())) is not None:
+                if frame.opcode == TEXT:
+                    self.received.append(frame.text)
+                    if frame.text.startswith(prefixes):
+                        return frame.text
+            raise AssertionError(f"the server closed before {prefixes} came: {self.farewell}")
         raise AssertionError(f"{prefixes} did not come; received: {self.received}")
 
-    def take(self, opcode: int, payload: bytes) -> str:
-        """Answer a ping; return a text, empty for all other frames."""
-        if opcode == PING:
-            self.write(frame_bytes(PONG, payload))
-        if opcode != TEXT:
-            return ""
-        text = payload.decode()
-        if text == "2":
-            self.send("3")
-        else:
-            self.received.append(text)
-        return text
+    def read_frame(self, timeout: float | None = None) -> Frame | None:
+        """Return the next frame that is no ping, or ``None`` when the server has closed.
 
-    def read_farewell(self, *, timeout: float = _TIMEOUT) -> Farewell:
-        """Read until the server ends the connection, and return how it did.
+        Raises:
+            TimeoutError: Nothing came in time.
+        """
+        deadline = time.monotonic() + (self.timeout if timeout is None else timeout)
+        while (frame := self.receive_frame(deadline - time.monotonic())) is not None:
+            if frame.opcode == PING:
+                self._answer(encode_frame(PONG, frame.payload))
+            elif frame == (TEXT, b"2"):
+                self._answer(text_frame("3"))
+            else:
+                return None if frame.opcode == CLOSE else frame
+        return None
+
+    def read_farewell(self, *, timeout: float | None = None) -> Farewell:
+        """Read until the server says or makes an end, and return how it did.
 
         Raises:
             AssertionError: It did not in time.
         """
-        assert self.socket is not None
+        timeout = self.timeout if timeout is None else timeout
         deadline = time.monotonic() + timeout
-        while True:
-            self.socket.settimeout(max(deadline - time.monotonic(), 0.001))
-            try:
-                opcode, payload = self.read_frame()
-                if opcode == CLOSE:
-                    return farewell(payload)
-                self.take(opcode, payload)
-            except TimeoutError:
-                raise AssertionError(f"not closed within {timeout:g} s") from None
-            except OSError:
-                return Farewell(None, "", time.monotonic())
+        try:
+            while self.farewell is None:
+                self.read_frame(deadline - time.monotonic())
+        except TimeoutError:
+            raise AssertionError(f"not closed within {timeout:g} s") from None
+        return self.farewell
 
-    def _parse_frame(self) -> tuple[int, bytes] | None:
-        buffer = self._buffer
-        if len(buffer) < 2:
-            return None
-        size, begin = buffer[1] & 0x7F, 2
-        if size >= 126:
-            begin = 4 if size == 126 else 10
-            if len(buffer) < begin:
-                return None
-            size = int.from_bytes(buffer[2:begin], "big")
-        if len(buffer) < begin + size:
-            return None
-        payload = bytes(buffer[begin : begin + size])
-        opcode = buffer[0] & 0x0F
-        del buffer[: begin + size]
-        return opcode, payload
+    def read_to_end(self, *, timeout: float | None = None) -> Farewell:
+        """Read the farewell and, behind it, the end of the connection.
+
+        Raises:
+            AssertionError: The connection has not ended in time, or the farewell was not the last.
+        """
+        timeout = self.timeout if timeout is None else timeout
+        deadline = time.monotonic() + timeout
+        farewell = self.read_farewell(timeout=timeout)
+        try:
+            after = self.receive_frame(deadline - time.monotonic())
+        except TimeoutError:
+            raise AssertionError(f"the connection was not ended within {timeout:g} s") from None
+        assert after is None, f"a frame came after the farewell: {after}"
+        return farewell
 
     def close(self) -> None:
         """Leave as a browser does: close frame, its answer, end of the connection."""
-        if self.socket is not None:
-            with contextlib.suppress(OSError, AssertionError):
-                self.write(frame_bytes(CLOSE, struct.pack("!H", 1000)))
-                self.read_farewell(timeout=1.0)
-            self.shut()
+        with contextlib.suppress(OSError, AssertionError):
+            self.write(close_frame(1000))
+            self.read_farewell(timeout=1.0)
+        self.shut()
+
+    def _answer(self, frame: bytes) -> None:
+        with contextlib.suppress(OSError):  # what the server has sent can still be read
+            self.write(frame)
 
 
 class PollingClient:
     """A client that polls: each request is sent when it is told to, on a connection of its own."""
 
-    def __init__(self, port: int, *, timeout: float = _TIMEOUT, query: str = "") -> None:
+    def __init__(self, port: int, *, timeout: float = TIMEOUT, query: str = "") -> None:
         self.port = port
         self.session = ""
         self.sid = ""
@@ -411,7 +211,7 @@ class PollingClient:
 
     def join(self, namespace: str = "/") -> Self:
         """Join a namespace, and remember the session id in it."""
-        prefix = f"40{_prefix(namespace)}"
+        prefix = f"40{prefix_of(namespace)}"
         assert self.post(prefix).status == 200
         deadline = time.monotonic() + self._timeout
         while time.monotonic() < deadline:
@@ -423,7 +223,7 @@ class PollingClient:
 
     def post(self, *packets: str) -> Answer:
         """Send packets and wait for the answer."""
-        return self.request("POST", _SEPARATOR.join(packets))
+        return self.request("POST", SEPARATOR.join(packets))
 
     def get(self) -> Answer:
         """Poll once, as long as it takes; answer a ping that comes."""
@@ -445,15 +245,9 @@ class PollingClient:
         """Send one request and do not wait for its answer."""
         connection = RawConnection(self.port, timeout=self._timeout).dial()
         self._pending.append(connection)
-        address = target("polling", session=self.session or None, query=self._query)
-        connection.write(
-            request_bytes(
-                method,
-                address,
-                headers={"Connection": "close", "Content-Type": "text/plain;charset=UTF-8"},
-                body=body.encode(),
-            )
-        )
+        address = target("polling", session=self.session, query=self._query)
+        headers = {"Connection": "close", "Content-Type": "text/plain;charset=UTF-8"}
+        connection.write(request_bytes(method, address, headers=headers, body=body.encode()))
         return connection
 
     def vanish(self) -> None:
@@ -483,11 +277,10 @@ class Crowd:
     _is_over: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
 
-    def open(self, *, query: str = "") -> None:
+    def open(self) -> None:
         """Let all of them in, and begin to answer their pings."""
         while len(self._clients) < self.count:
-            size = min(_BATCH, self.count - len(self._clients))
-            self._clients += open_many(self.port, size, query=query)
+            self._clients += open_many(self.port, min(_BATCH, self.count - len(self._clients)))
         self._thread = threading.Thread(target=self._attend, daemon=True)
         self._thread.start()
 
@@ -495,7 +288,7 @@ class Crowd:
         """End what is left of them."""
         self._is_over.set()
         if self._thread is not None:
-            self._thread.join(_TIMEOUT)
+            self._thread.join(TIMEOUT)
         for client in self._clients:
             client.shut()
 
@@ -516,9 +309,7 @@ class Crowd:
     def _attend(self) -> None:
         with selectors.DefaultSelector() as selector:
             for client in self._clients:
-                assert client.socket is not None
-                client.socket.setblocking(False)
-                selector.register(client.socket, selectors.EVENT_READ, client)
+                selector.register(client.sock, selectors.EVENT_READ, client)
             while selector.get_map() and not self._is_over.is_set():
                 for key, _ in selector.select(timeout=0.1):
                     seen = self._read(key.data)
@@ -531,17 +322,14 @@ class Crowd:
     def _read(client: RawWebSocket) -> Farewell | None:
         """Read what is there; return how the server ended the connection, if it did."""
         try:
-            while True:
-                opcode, payload = client.read_frame()
-                if opcode == CLOSE:
-                    with contextlib.suppress(OSError):
-                        client.write(frame_bytes(CLOSE, payload[:2]))
-                    return farewell(payload)
-                client.take(opcode, payload)
-        except BlockingIOError:
+            while client.read_frame(0.0) is not None:
+                pass
+        except TimeoutError:
             return None
-        except OSError:
-            return Farewell(None, "", time.monotonic())
+        assert client.farewell is not None
+        with contextlib.suppress(OSError):
+            client.write(close_frame(client.farewell.code))
+        return client.farewell
 
 
 class RawClients:
@@ -551,25 +339,23 @@ class RawClients:
         self._connections: list[RawConnection] = []
         self._polling: list[PollingClient] = []
 
-    def connection(self, port: int, *, timeout: float = _TIMEOUT) -> RawConnection:
+    def connection(self, port: int, **options: Any) -> RawConnection:
         """Return a connection that is not dialled yet."""
-        return self._keep(RawConnection(port, timeout=timeout))
+        return self._keep(RawConnection(port, **options))
 
-    def websocket(self, port: int, *, timeout: float = _TIMEOUT) -> RawWebSocket:
+    def websocket(self, port: int, **options: Any) -> RawWebSocket:
         """Return a WebSocket that is not opened yet."""
-        return self._keep(RawWebSocket(port, timeout=timeout))
+        return self._keep(RawWebSocket(port, **options))
 
-    def many(
-        self, port: int, count: int, *, query: str = "", namespace: str = "/"
-    ) -> list[RawWebSocket]:
-        """Let *count* clients into a namespace."""
-        clients = open_many(port, count, query=query, namespace=namespace)
+    def many(self, port: int, count: int, *, query: str = "") -> list[RawWebSocket]:
+        """Let *count* clients in."""
+        clients = open_many(port, count, query=query)
         self._connections += clients
         return clients
 
-    def polling(self, port: int, *, query: str = "", timeout: float = _TIMEOUT) -> PollingClient:
+    def polling(self, port: int, *, query: str = "") -> PollingClient:
         """Return a client that polls and has no session yet."""
-        client = PollingClient(port, query=query, timeout=timeout)
+        client = PollingClient(port, query=query)
         self._polling.append(client)
         return client
 
@@ -585,61 +371,22 @@ class RawClients:
         return connection
 
 
-def open_many(
-    port: int, count: int, *, query: str = "", namespace: str = "/"
-) -> list[RawWebSocket]:
-    """Let *count* clients into a namespace, all at the same time."""
-    clients = [RawWebSocket(port, timeout=4 * _TIMEOUT).dial() for _ in range(count)]
-    request = upgrade_bytes(target("websocket", query=query))
+def open_many(port: int, count: int, *, query: str = "") -> list[RawWebSocket]:
+    """Let *count* clients in, all at the same time."""
+    clients = [RawWebSocket(port, timeout=4 * TIMEOUT).dial() for _ in range(count)]
     for client in clients:
-        client.write(request)
+        client.write(upgrade_bytes(target("websocket", query=query)))
     for client in clients:
         client.finish_opening()
-        client.send_join(namespace)
+        client.send_join()
     for client in clients:
-        client.finish_joining(namespace)
+        client.finish_joining()
     return clients
 
 
-def frame_bytes(opcode: int, payload: bytes, *, is_final: bool = True) -> bytes:
-    """Return one frame as a client sends it.
-
-    Its mask consists of zeros, which is legal and leaves the payload as it is.
-    """
-    first = opcode | (0x80 if is_final else 0)
-    size = len(payload)
-    if size < 126:
-        head = struct.pack("!BB", first, 0x80 | size)
-    elif size < 65_536:
-        head = struct.pack("!BBH", first, 0x80 | 126, size)
-    else:
-        head = struct.pack("!BBQ", first, 0x80 | 127, size)
-    return head + bytes(4) + payload
-
-
-def farewell(payload: bytes) -> Farewell:
-    """Return what the payload of a close frame says."""
-    code = struct.unpack("!H", payload[:2])[0] if len(payload) >= 2 else None
-    return Farewell(code, payload[2:].decode(errors="replace"), time.monotonic())
-
-
-def ask(
-    port: int,
-    method: str,
-    address: str,
-    *,
-    headers: Mapping[str, str | None] | None = None,
-    body: bytes = b"",
-) -> Answer:
+def ask(port: int, method: str, address: str, *, body: bytes = b"") -> Answer:
     """Send one HTTP request on a connection of its own and return the answer."""
     with RawConnection(port) as connection:
-        connection.write(
-            request_bytes(
-                method, address, headers={"Connection": "close", **(headers or {})}, body=body
-            )
-        )
+        request = request_bytes(method, address, headers={"Connection": "close"}, body=body)
+        connection.dial().write(request)
         return connection.read_answer()
-
-
-def _prefix(namespace: str) -> str:
-    return "" if namespace == "/" else f"{namespace},"

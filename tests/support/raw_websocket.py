@@ -1,67 +1,120 @@
-"""A WebSocket client that says exactly what it is told to, right or wrong.
+"""One raw connection to a server, which speaks HTTP and then WebSocket, right or wrong.
 
-It sits on a plain socket and has no thread of its own: nothing is read, and no ping is answered,
-unless a test asks for it.
+It has no thread of its own and does nothing by itself: nothing is read or answered unless a test
+asks for it. So a test decides at which byte of a conversation it stops, goes or breaks.
 """
 
 from __future__ import annotations
 
-import base64
 import contextlib
-import json
 import os
 import socket
 import struct
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
     from types import TracebackType
 
     from typing_extensions import Self
 
+    Headers = Mapping[str, str | None]
+
 CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
 NO_MASK = b"\0\0\0\0"
 """A mask that leaves the payload as it is: large frames cost their sender nothing."""
+SEPARATOR = "\x1e"
+"""Between the packets of one polling payload (Engine.IO protocol 4)."""
+TIMEOUT = 5.0
 
-_DEFAULT_TIMEOUT = 5.0
-_CHUNK = 65536
+_CHUNK = 65_536
 _FIN, _MASKED = 0x80, 0x80
-
-
-class HandshakeRefused(AssertionError):
-    """The server answered a WebSocket handshake with something other than 101."""
-
-    def __init__(self, status: int, head: str) -> None:
-        super().__init__(f"the WebSocket handshake was answered with {status}")
-        self.status = status
-        self.head = head
+_UPGRADE_HEADERS = {
+    "Upgrade": "websocket",
+    "Connection": "Upgrade",
+    "Sec-WebSocket-Version": "13",
+    "Sec-WebSocket-Key": "AAAAAAAAAAAAAAAAAAAAAA==",
+}
 
 
 @dataclass(frozen=True)
-class Frame:
+class Answer:
+    """The answer to one HTTP request; names of headers are in lower case."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes = b""
+
+    @property
+    def text(self) -> str:
+        """The body as text."""
+        return self.body.decode(errors="replace")
+
+    @property
+    def packets(self) -> list[str]:
+        """The Engine.IO packets of a polling answer."""
+        return self.text.split(SEPARATOR) if self.body else []
+
+
+class Frame(NamedTuple):
     """One frame that was received."""
 
     opcode: int
     payload: bytes
-    is_final: bool = True
 
     @property
     def text(self) -> str:
         """The payload as text."""
         return self.payload.decode()
 
-    @property
-    def close_code(self) -> int | None:
-        """The status code of a close frame, if it has one."""
-        return struct.unpack("!H", self.payload[:2])[0] if len(self.payload) >= 2 else None
 
-    @property
-    def close_reason(self) -> str:
-        """The reason in a close frame."""
-        return self.payload[2:].decode()
+@dataclass(frozen=True)
+class Farewell:
+    """How the server ended a WebSocket, and when (monotonic, seconds).
+
+    Attributes:
+        code: Of its close frame; ``None`` where the connection ended without one.
+        reason: Of its close frame.
+        at: When the close frame, or without one the end of the connection, was there.
+    """
+
+    code: int | None
+    reason: str
+    at: float
+
+
+def target(transport: str, *, session: str | None = None, query: str = "") -> str:
+    """Return the address of an Engine.IO request."""
+    parts = ["EIO=4", f"transport={transport}", f"sid={session}" if session else "", query]
+    return f"/socket.io/?{'&'.join(filter(None, parts))}"
+
+
+def request_bytes(
+    method: str,
+    address: str,
+    *,
+    headers: Headers | None = None,
+    body: bytes = b"",
+    protocol: str = "HTTP/1.1",
+) -> bytes:
+    """Return one HTTP request as it goes over the wire; headers that are ``None`` are left out."""
+    wanted: dict[str, str | None] = {"Host": "127.0.0.1", **(headers or {})}
+    if body or method == "POST":
+        wanted["Content-Length"] = str(len(body))
+    lines = [f"{name}: {value}" for name, value in wanted.items() if value is not None]
+    head = "\r\n".join([f"{method} {address} {protocol}", *lines, "", ""])
+    return head.encode("latin-1") + body
+
+
+def upgrade_bytes(
+    address: str, *, headers: Headers | None = None, protocol: str = "HTTP/1.1"
+) -> bytes:
+    """Return the request for a WebSocket; *headers* replace, or with ``None`` remove, its own."""
+    return request_bytes(
+        "GET", address, headers={**_UPGRADE_HEADERS, **(headers or {})}, protocol=protocol
+    )
 
 
 def encode_frame(
@@ -105,170 +158,112 @@ def text_frame(text: str) -> bytes:
     return encode_frame(TEXT, text.encode(), mask=os.urandom(4))
 
 
-class RawWebSocket:
-    """One WebSocket to the Socket.IO server at *url* (``http://host:port``).
+def close_frame(code: int | None) -> bytes:
+    """Return a close frame with that status code, or without one."""
+    return encode_frame(CLOSE, b"" if code is None else struct.pack("!H", code))
+
+
+class RawConnection:
+    """One TCP connection to a port on the loopback interface.
 
     Args:
-        url: Of the server.
-        query: Added to the query string.
-        receive_buffer: Size of the kernel's buffer for what is received, in bytes; the system's
-            default if ``None``. For clients that do not read.
+        port: Where the server listens.
         timeout: Longest wait of every method, in seconds.
+        receive_buffer: Size of the kernel's buffer for what is received, in bytes; the system's
+            default if ``None``. A small one makes the server feel early that nobody reads.
     """
 
     def __init__(
-        self,
-        url: str,
-        *,
-        query: str = "",
-        receive_buffer: int | None = None,
-        timeout: float = _DEFAULT_TIMEOUT,
+        self, port: int, *, timeout: float = TIMEOUT, receive_buffer: int | None = None
     ) -> None:
-        address = urlsplit(url)
-        self._host = f"{address.hostname}:{address.port}"
-        self._path = f"/socket.io/?EIO=4&transport=websocket{'&' if query else ''}{query}"
-        self._address = (address.hostname, address.port)
+        self.port = port
+        self.timeout = timeout
+        self.farewell: Farewell | None = None
+        """How the server ended the WebSocket, once that was read."""
         self._receive_buffer = receive_buffer
-        self._timeout = timeout
+        self._socket: socket.socket | None = None
         self._buffer = bytearray()
-        self.sock = socket.socket()
-        self.eio_sid = ""
-        self.sid = ""
-        self.close: Frame | None = None
-        """The close frame of the server, once it was read."""
-        self.has_ended = False
-        """Whether the server has ended the TCP connection, as far as was read."""
 
-    def open(self, headers: dict[str, str] | None = None) -> None:
-        """Connect and shake hands; the server's first Engine.IO packet is read too.
-
-        Args:
-            headers: Replace or add to those of the request.
+    @property
+    def sock(self) -> socket.socket:
+        """The socket.
 
         Raises:
-            HandshakeRefused: The answer is not 101.
+            ConnectionError: It was not dialled, or is shut.
         """
-        self.shake_hands(headers)
-        frame = self.read_frame()
-        assert frame is not None, "the server sent no OPEN packet"
-        assert frame.text.startswith("0{"), f"the server began with {frame.text!r}"
-        self.eio_sid = json.loads(frame.text[1:])["sid"]
+        if self._socket is None:
+            raise ConnectionError("this connection is not open")
+        return self._socket
 
-    def shake_hands(self, headers: dict[str, str] | None = None) -> None:
-        """Connect and shake hands; read nothing more.
+    def dial(self) -> Self:
+        """Connect, unless that is done."""
+        if self._socket is None:
+            self._socket = dialled = socket.socket()
+            if self._receive_buffer is not None:
+                dialled.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self._receive_buffer)
+            dialled.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            dialled.settimeout(self.timeout)
+            dialled.connect(("127.0.0.1", self.port))
+        return self
+
+    def write(self, data: bytes) -> None:
+        """Send bytes as they are."""
+        self.sock.settimeout(self.timeout)
+        self.sock.sendall(data)
+
+    def read_answer(self) -> Answer:
+        """Read one HTTP answer.
 
         Raises:
-            HandshakeRefused: The answer is not 101.
+            ConnectionError: The server closed the connection before it was whole.
         """
-        if self._receive_buffer is not None:
-            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self._receive_buffer)
-        self.sock.settimeout(self._timeout)
-        self.sock.connect(self._address)
-        self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        fields = {
-            "Host": self._host,
-            "Upgrade": "websocket",
-            "Connection": "Upgrade",
-            "Sec-WebSocket-Key": base64.b64encode(os.urandom(16)).decode(),
-            "Sec-WebSocket-Version": "13",
-            **(headers or {}),
-        }
-        lines = [f"GET {self._path} HTTP/1.1", *(f"{key}: {fields[key]}" for key in fields)]
-        self.sock.sendall("\r\n".join([*lines, "", ""]).encode())
-        while b"\r\n\r\n" not in self._buffer:
-            if not self._receive():
-                raise HandshakeRefused(0, self._buffer.decode(errors="replace"))
-        head, _, rest = bytes(self._buffer).partition(b"\r\n\r\n")
-        self._buffer[:] = rest
-        status = int(head.split(maxsplit=2)[1])
-        if status != 101:
-            raise HandshakeRefused(status, head.decode(errors="replace"))
+        status, *lines = self._take_until(b"\r\n\r\n").decode("latin-1").split("\r\n")
+        headers = {}
+        for line in lines:
+            name, _, value = line.partition(":")
+            headers[name.strip().lower()] = value.strip()
+        code = int(status.split()[1])
+        return Answer(code, headers, b"" if code == 101 else self._read_body(headers))
 
-    def join(self, namespace: str = "/") -> None:
-        """Open the connection and join *namespace*."""
-        self.open()
-        prefix = "40" if namespace == "/" else f"40{namespace},"
-        self.send_text(prefix)
-        self.sid = json.loads(self.read_text(prefix)[len(prefix) :])["sid"]
-
-    def send(self, frames: bytes) -> None:
-        """Send bytes as they are; see :func:`encode_frame`."""
-        self.sock.sendall(frames)
-
-    def send_text(self, text: str) -> None:
-        """Send one text frame."""
-        self.send(text_frame(text))
-
-    def emit(self, event: str, *args: Any, ack_id: int | None = None) -> None:
-        """Send an event in the namespace ``/``."""
-        number = "" if ack_id is None else str(ack_id)
-        self.send_text(f"42{number}{json.dumps([event, *args])}")
-
-    def call(self, event: str, *args: Any, ack_id: int) -> list[Any]:
-        """Send an event and return the arguments of its acknowledgement."""
-        self.emit(event, *args, ack_id=ack_id)
-        return self.read_ack(ack_id)
-
-    def read_ack(self, ack_id: int) -> list[Any]:
-        """Return the arguments of the acknowledgement with that number; skip what comes before."""
-        prefix = f"43{ack_id}["
-        answer: list[Any] = json.loads(self.read_text(prefix)[len(prefix) - 1 :])
-        return answer
-
-    def read_text(self, prefix: str) -> str:
-        """Return the next text that begins with *prefix*; skip everything else."""
-        wanted = prefix.encode()
-        while True:
-            frame = self.read_frame()
-            assert frame is not None, f"the server closed, and no {prefix!r} had come"
-            if frame.payload.startswith(wanted):
-                return frame.text
-
-    def read_frame(self, timeout: float | None = None) -> Frame | None:
+    def receive_frame(self, timeout: float | None = None) -> Frame | None:
         """Return the next frame, or ``None`` when the connection has ended.
-
-        Engine.IO pings are answered and skipped.
 
         Raises:
             TimeoutError: Nothing came in time.
         """
-        deadline = time.monotonic() + (self._timeout if timeout is None else timeout)
-        while True:
-            frame = self._parse()
-            if frame is None:
-                self.sock.settimeout(max(deadline - time.monotonic(), 0.001))
-                if not self._receive():
-                    return None
-            elif frame.payload == b"2" and frame.opcode == TEXT:
-                with contextlib.suppress(OSError):
-                    self.send_text("3")
-            else:
-                if frame.opcode == CLOSE:
-                    self.close = frame
-                return frame
+        deadline = time.monotonic() + (self.timeout if timeout is None else timeout)
+        while (frame := self._parse_frame()) is None:
+            if not self._receive(deadline):
+                self.farewell = self.farewell or Farewell(None, "", time.monotonic())
+                return None
+        if frame.opcode == CLOSE:
+            code = struct.unpack("!H", frame.payload[:2])[0] if len(frame.payload) >= 2 else None
+            reason = frame.payload[2:].decode(errors="replace")
+            self.farewell = Farewell(code, reason, time.monotonic())
+        return frame
 
-    def read_to_end(self, timeout: float | None = None) -> list[Frame]:
-        """Return all frames up to the end of the connection.
+    def hang_up(self) -> None:
+        """End the connection with a FIN, also for another thread that reads or writes."""
+        if self._socket is not None:
+            with contextlib.suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)
 
-        Raises:
-            TimeoutError: It has not ended in time.
-        """
-        deadline = time.monotonic() + (self._timeout if timeout is None else timeout)
-        frames: list[Frame] = []
-        while True:
-            frame = self.read_frame(max(deadline - time.monotonic(), 0.0))
-            if frame is None:
-                return frames
-            frames.append(frame)
+    def shut(self) -> None:
+        """End the connection with a FIN and no other good-bye; once more does nothing."""
+        if self._socket is not None:
+            self.hang_up()
+            self._socket.close()
+            self._socket = None
 
-    def end(self) -> None:
-        """Close the socket; calling it again does nothing."""
-        with contextlib.suppress(OSError):
-            self.sock.shutdown(socket.SHUT_RDWR)
-        self.sock.close()
+    def reset(self) -> None:
+        """End the connection with a RST, as a process that crashes with unread data does."""
+        if self._socket is not None:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self._socket.close()
+            self._socket = None
 
     def __enter__(self) -> Self:
-        """Return the client; nothing is opened yet."""
+        """Return the connection; nothing is dialled yet."""
         return self
 
     def __exit__(
@@ -277,31 +272,68 @@ class RawWebSocket:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Close the socket."""
-        self.end()
+        """End the connection."""
+        self.shut()
 
-    def _receive(self) -> bool:
+    def _receive(self, deadline: float) -> bool:
+        """Add to the buffer; return whether the connection goes on."""
+        sock = self.sock
         try:
-            received = self.sock.recv(_CHUNK)
-        except (ConnectionResetError, BrokenPipeError):
+            sock.settimeout(max(deadline - time.monotonic(), 0.0))
+            received = sock.recv(_CHUNK)
+        except BlockingIOError:
+            raise TimeoutError("timed out") from None
+        except ConnectionError:
             received = b""
-        self.has_ended = self.has_ended or not received
         self._buffer += received
         return bool(received)
 
-    def _parse(self) -> Frame | None:
+    def _fill(self) -> None:
+        if not self._receive(time.monotonic() + self.timeout):
+            raise ConnectionError("the server closed the connection")
+
+    def _take(self, size: int) -> bytes:
+        while len(self._buffer) < size:
+            self._fill()
+        taken = bytes(self._buffer[:size])
+        del self._buffer[:size]
+        return taken
+
+    def _take_until(self, end: bytes) -> bytes:
+        """Take what comes before *end*, and *end* itself, which is not returned."""
+        while end not in self._buffer:
+            self._fill()
+        return self._take(self._buffer.index(end) + len(end))[: -len(end)]
+
+    def _read_body(self, headers: Mapping[str, str]) -> bytes:
+        if headers.get("transfer-encoding", "").lower() == "chunked":
+            return b"".join(self._read_chunks())
+        if "content-length" in headers:
+            return self._take(int(headers["content-length"]))
+        with contextlib.suppress(ConnectionError):
+            while True:
+                self._fill()
+        return self._take(len(self._buffer))
+
+    def _read_chunks(self) -> Iterator[bytes]:
+        while size := int(self._take_until(b"\r\n"), 16):
+            yield self._take(size + 2)[:-2]
+        self._take(2)
+
+    def _parse_frame(self) -> Frame | None:
         """Take the first frame from the buffer; servers do not mask."""
         buffer = self._buffer
         if len(buffer) < 2:
             return None
         size, start = buffer[1] & 0x7F, 2
-        if size == 126:
-            size, start = int.from_bytes(buffer[2:4], "big"), 4
-        elif size == 127:
-            size, start = int.from_bytes(buffer[2:10], "big"), 10
+        if size >= 126:
+            start = 4 if size == 126 else 10
+            if len(buffer) < start:
+                return None
+            size = int.from_bytes(buffer[2:start], "big")
         if len(buffer) < start + size:
             return None
-        frame = Frame(buffer[0] & 0x0F, bytes(buffer[start : start + size]), bool(buffer[0] & _FIN))
+        frame = Frame(buffer[0] & 0x0F, bytes(buffer[start : start + size]))
         del buffer[: start + size]
         return frame
 
