@@ -11,10 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.faults.connections import CONNECTION_APP, JOIN_TIMEOUT, QUICK, worker_options
 from tests.faults.fleet import Fleet, FleetOptions
+from tests.faults.watches import tables
+from tests.support import wait_until
+from tests.support.raw_clients import RawClients
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from tests.support import GunicornServer
 
 
 class FleetPool:
@@ -93,6 +99,45 @@ def make_fleet(
     if is_stock or has_failed():
         for fleet in used:
             _fleet_pool.discard(fleet)
+
+
+@pytest.fixture
+def worker() -> str:
+    """The worker of gunicorn, unless a test is parametrised with others."""
+    return "gevent-websocket"
+
+
+@pytest.fixture
+def make_connection_server(
+    make_fleet: Callable[..., Fleet], worker: str, is_stock: bool
+) -> Callable[..., GunicornServer]:
+    """Return a function that provides one process that remembers no client.
+
+    It takes options of ``SocketIO``.
+    """
+
+    def make(**socketio: Any) -> GunicornServer:
+        options = worker_options(worker, is_stock=is_stock)
+        options["config"]["SOCKETIO_GUARD_JOIN_TIMEOUT"] = JOIN_TIMEOUT
+        server = make_fleet(
+            app=CONNECTION_APP,
+            processes=1,
+            has_queue=False,
+            socketio=QUICK | socketio,
+            **options,
+        ).a
+        wait_until(lambda: not any(tables(server).values()), timeout=10)
+        return server
+
+    return make
+
+
+@pytest.fixture
+def clients() -> Iterator[RawClients]:
+    """The raw clients of one test."""
+    of_this_test = RawClients()
+    yield of_this_test
+    of_this_test.close()
 
 
 @pytest.fixture

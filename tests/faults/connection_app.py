@@ -32,31 +32,12 @@ if TYPE_CHECKING:
 
     from flask import Flask
 
-    from tests.support import GunicornServer
-
-CONNECTION_APP = "tests.faults.connection_app:create_app()"
-WORKERS: dict[str, tuple[str, ...]] = {
-    "gevent-websocket": (),
-    "gevent": ("--worker-class", "gevent"),
-}
-"""Arguments of gunicorn for each of its workers under which clients may come by WebSocket."""
 EVENTS = "tests.connections"
 """Name of the logger to which goes what happens to connections."""
-ACCESS_LOG = "geventwebsocket.handler"
-"""Name of the logger to which goes one line for each request, under one of the workers."""
+HIDE = "WITHOUT_GEVENT_WEBSOCKET"
+"""The setting that hides gevent-websocket."""
 
-_HIDE = "WITHOUT_GEVENT_WEBSOCKET"
 _log = logging.getLogger(EVENTS)
-
-
-def worker_options(worker: str, *, is_stock: bool) -> dict[str, Any]:
-    """Return how a fleet is made for one of the :data:`WORKERS`.
-
-    Without the guard, who runs the plain gevent worker has simple-websocket instead of
-    gevent-websocket, which fails under it.
-    """
-    config = {_HIDE: True} if is_stock and worker == "gevent" else {}
-    return {"arguments": WORKERS[worker], "config": config}
 
 
 class ConnectionApplication(Application):
@@ -133,24 +114,6 @@ class LegacyNamespace(Namespace):
         self.application.depart(self.namespace)
 
 
-def happenings(
-    server: GunicornServer, what: str = "", *, sids: set[str] | None = None
-) -> list[dict[str, Any]]:
-    """Return what a server's application noted of its connections, for the tests.
-
-    Each has ``what``, ``sid``, mostly ``namespace``, and ``at``, an instant of the wall clock.
-    """
-    noted = [
-        {**json.loads(record.message), "at": record.time}
-        for record in server.records(matching=lambda record: record.logger == EVENTS)
-    ]
-    return [
-        seen
-        for seen in noted
-        if (not what or seen["what"] == what) and (sids is None or seen["sid"] in sids)
-    ]
-
-
 def note(what: str, namespace: str, **facts: Any) -> None:
     """Log what happened to the connection that is being handled."""
     sid = request.sid  # type: ignore[attr-defined]
@@ -164,7 +127,7 @@ def note_of(sid: str, what: str, **facts: Any) -> None:
 
 def create_app() -> Flask:
     """Return the application, guarded or not, as the environment says."""
-    if json.loads(os.environ.get("APP_CONFIG", "{}")).get(_HIDE):
+    if json.loads(os.environ.get("APP_CONFIG", "{}")).get(HIDE):
         sys.modules["geventwebsocket"] = None  # type: ignore[assignment]
     _log_to_file()
     application = ConnectionApplication()

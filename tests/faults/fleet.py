@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-import threading
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,6 @@ from tests.faults.app import HEALTH_TOKEN
 from tests.support import DeadlineExceeded, GunicornServer, RedisServer, TcpProxy, wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from types import TracebackType
 
     from typing_extensions import Self
@@ -282,78 +280,6 @@ class Flow:
         except requests.RequestException:
             if error is None:
                 raise
-
-
-@dataclass(frozen=True)
-class Observation:
-    """One answer of a health address."""
-
-    at: float
-    path: str
-    status: int
-    listener: str
-
-
-class HealthWatch:
-    """Asks a server for its health again and again, in threads of its own.
-
-    The status is 0 where no answer came in time.
-    """
-
-    def __init__(
-        self, server: GunicornServer, *paths: str, interval: float = 0.05, timeout: float = 2.0
-    ) -> None:
-        self._server = server
-        self._interval = interval
-        self._timeout = timeout
-        self._is_over = threading.Event()
-        self._observations: list[Observation] = []
-        self._threads = [
-            threading.Thread(target=self._watch, args=(path,), daemon=True) for path in paths
-        ]
-
-    def observations(self, path: str, *, since: float = 0.0) -> list[Observation]:
-        """Return what *path* answered to requests sent after the instant *since*."""
-        return [seen for seen in list(self._observations) if seen.path == path and seen.at >= since]
-
-    def first(
-        self, path: str, condition: Callable[[Observation], bool], *, since: float
-    ) -> Observation | None:
-        """Return the first answer of *path* for which *condition* holds."""
-        return next(filter(condition, self.observations(path, since=since)), None)
-
-    def __enter__(self) -> Self:
-        """Begin to ask."""
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Stop asking."""
-        self._is_over.set()
-        for thread in self._threads:
-            thread.join(self._timeout + 1.0)
-
-    def _watch(self, path: str) -> None:
-        while not self._is_over.wait(self._interval):
-            at = time.monotonic()
-            status, listener = self._ask(path)
-            self._observations.append(Observation(at, path, status, listener))
-
-    def _ask(self, path: str) -> tuple[int, str]:
-        try:
-            answer = self._server.get(path, timeout=self._timeout)
-        except requests.RequestException:
-            return 0, ""
-        try:
-            return answer.status_code, str(answer.json().get("listener", ""))
-        except requests.JSONDecodeError:
-            return answer.status_code, ""
 
 
 def health_details(server: GunicornServer) -> dict[str, Any]:

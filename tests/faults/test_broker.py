@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.faults.fleet import NOISE, Fleet, Flow, HealthWatch, sleep_until, wait_until_delivering
+from tests.faults.fleet import NOISE, Fleet, Flow, sleep_until, wait_until_delivering
+from tests.faults.watches import HealthWatch
 from tests.support import wait_until
 
 if TYPE_CHECKING:

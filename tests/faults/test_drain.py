@@ -9,18 +9,20 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.faults.connection_app import CONNECTION_APP, WORKERS, happenings, worker_options
-from tests.faults.fleet import NOISE, HealthWatch
+from tests.faults.connections import CONNECTION_APP, WORKERS, happenings, worker_options
+from tests.faults.fleet import NOISE
+from tests.faults.watches import HealthWatch, tables
 from tests.support import DeadlineExceeded, wait_until
-from tests.support.raw_clients import Crowd, RawClients, ask
+from tests.support.raw_clients import Crowd, ask
 from tests.support.raw_websocket import target
 from tests.support.servers import PROJECT_ROOT
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from tests.faults.fleet import Fleet
     from tests.support import GunicornServer
+    from tests.support.raw_clients import RawClients
 
     Measured = Callable[[str, object], None]
 
@@ -58,14 +60,6 @@ def server(make_fleet: Callable[..., Fleet], worker: str, is_stock: bool) -> Gun
         ),
     )
     return make_fleet(app=CONNECTION_APP, processes=1, has_queue=False, **options).a
-
-
-@pytest.fixture
-def clients() -> Iterator[RawClients]:
-    """The clients of one test."""
-    of_this_test = RawClients()
-    yield of_this_test
-    of_this_test.close()
 
 
 @pytest.mark.faults(
@@ -141,4 +135,4 @@ def test_draining_process_sends_clients_away_and_takes_no_more(
     assert drained["seconds"] < _PROMISED
     sids = {client.sid for client in opened} | {polling.sid}
     assert sorted(seen["sid"] for seen in happenings(server, "departed")) == sorted(sids)
-    assert set(server.get("/tables").json().values()) == {0}
+    assert not any(tables(server).values())

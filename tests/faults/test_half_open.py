@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
-from tests.faults.connection_app import CONNECTION_APP, WORKERS, happenings, worker_options
+from tests.faults.connections import both_workers, happenings
 from tests.faults.fleet import NOISE
+from tests.faults.watches import tables
 from tests.support import DeadlineExceeded, TcpProxy, wait_until
 from tests.support.raw_clients import RawClients, RawWebSocket
 
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
     Measured = Callable[[str, object], None]
 
 pytestmark = pytest.mark.timeout(60)
-
-both_workers = pytest.mark.parametrize("worker", WORKERS)
 
 VANISHES = "client vanishes without FIN"
 
@@ -40,22 +39,9 @@ _KEEPALIVE_TIMER = 2
 
 
 @pytest.fixture
-def worker() -> str:
-    """The worker of gunicorn, unless a test is parametrised with others."""
-    return "gevent-websocket"
-
-
-@pytest.fixture
-def server(make_fleet: Callable[..., object], worker: str, is_stock: bool) -> GunicornServer:
+def server(make_connection_server: Callable[..., GunicornServer]) -> GunicornServer:
     """One process that notices soon when a client does not answer."""
-    fleet = make_fleet(
-        app=CONNECTION_APP,
-        processes=1,
-        has_queue=False,
-        socketio={"ping_interval": PING_INTERVAL, "ping_timeout": PING_TIMEOUT},
-        **worker_options(worker, is_stock=is_stock),
-    )
-    return fleet.a  # type: ignore[attr-defined,no-any-return]
+    return make_connection_server(ping_interval=PING_INTERVAL, ping_timeout=PING_TIMEOUT)
 
 
 @pytest.fixture
@@ -63,14 +49,6 @@ def proxy(server: GunicornServer) -> Iterator[TcpProxy]:
     """A proxy in front of the process."""
     with TcpProxy(server.port) as running:
         yield running
-
-
-@pytest.fixture
-def clients() -> Iterator[RawClients]:
-    """The clients of one test."""
-    of_this_test = RawClients()
-    yield of_this_test
-    of_this_test.close()
 
 
 class Holdings:
@@ -126,17 +104,13 @@ class Holdings:
         kept = self.greenlets() - self.greenlets_before
         measured("greenlets kept", kept)
         assert kept <= 0, f"{kept} greenlets are kept"
-        assert set(self._tables().values()) == {0}, f"remembered: {self._tables()}"
-
-    def _tables(self) -> dict[str, int]:
-        tables: dict[str, int] = self._server.get("/tables").json()
-        return tables
+        assert not any(tables(self._server).values()), f"remembered: {tables(self._server)}"
 
     def _wait_until_nobody_is_here(self) -> None:
         # Earlier tests' clients, and greenlets that sleep until their next ping.
         time_to_forget = _DEPARTURE_TIMEOUT + PING_INTERVAL
         wait_until(
-            lambda: set(self._tables().values()) == {0},
+            lambda: not any(tables(self._server).values()),
             timeout=time_to_forget,
             message="earlier clients are still here",
         )

@@ -11,11 +11,11 @@ from tests.faults.fleet import (
     NOISE,
     Fleet,
     Flow,
-    HealthWatch,
     counter,
     sleep_until,
     wait_until_delivering,
 )
+from tests.faults.watches import HealthWatch
 from tests.support import wait_until
 
 if TYPE_CHECKING:

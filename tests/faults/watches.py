@@ -9,15 +9,20 @@ import re
 import socket
 import threading
 import time
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import psutil
+import requests
 
+from tests.faults.connection_app import EVENTS
 from tests.support import wait_until
 from tests.support.raw_clients import RawWebSocket
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
 
     from typing_extensions import Self
@@ -32,16 +37,20 @@ _ASKERS = 5
 _ASK_INTERVAL = 0.1
 _SAMPLE_INTERVAL = 0.01
 _JOIN_TIMEOUT = 3.0
+_ERROR = re.compile(r"\[(ERROR|CRITICAL)\]|^(ERROR|CRITICAL) ")
 _ACCESS = re.compile(r'"[A-Z]+ \S+ HTTP/1\.[01]" \d{3} ')
 
 
 class Watch:
     """Something that looks again and again, in a thread of its own, until the block ends."""
 
-    def __init__(self, interval: float) -> None:
+    def __init__(self, interval: float, *looks: Callable[[], None]) -> None:
         self._interval = interval
         self._is_over = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._threads = [
+            threading.Thread(target=self._run, args=(look,), daemon=True)
+            for look in looks or [self.look]
+        ]
 
     def look(self) -> None:
         """Look once."""
@@ -49,7 +58,8 @@ class Watch:
 
     def __enter__(self) -> Self:
         """Begin to look."""
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
         return self
 
     def __exit__(
@@ -60,11 +70,55 @@ class Watch:
     ) -> None:
         """Stop looking."""
         self._is_over.set()
-        self._thread.join(_JOIN_TIMEOUT)
+        for thread in self._threads:
+            thread.join(_JOIN_TIMEOUT)
 
-    def _run(self) -> None:
+    def _run(self, look: Callable[[], None]) -> None:
         while not self._is_over.wait(self._interval):
-            self.look()
+            look()
+
+
+@dataclass(frozen=True)
+class Observation:
+    """One answer of a health address."""
+
+    at: float
+    path: str
+    status: int
+    listener: str
+
+
+class HealthWatch(Watch):
+    """Asks a server for its health at each of *paths*; no *path* waits for another.
+
+    The status is 0 where no answer came in time.
+    """
+
+    def __init__(
+        self, server: GunicornServer, *paths: str, interval: float = 0.05, timeout: float = 2.0
+    ) -> None:
+        super().__init__(interval, *(partial(self._ask, path) for path in paths))
+        self._server = server
+        self._timeout = timeout
+        self._observations: list[Observation] = []
+
+    def observations(self, path: str, *, since: float = 0.0) -> list[Observation]:
+        """Return what *path* answered to requests sent after the instant *since*."""
+        return [seen for seen in list(self._observations) if seen.path == path and seen.at >= since]
+
+    def first(
+        self, path: str, condition: Callable[[Observation], bool], *, since: float
+    ) -> Observation | None:
+        """Return the first answer of *path* for which *condition* holds."""
+        return next(filter(condition, self.observations(path, since=since)), None)
+
+    def _ask(self, path: str) -> None:
+        at, status, listener = time.monotonic(), 0, ""
+        with contextlib.suppress(requests.RequestException):
+            answer = self._server.get(path, timeout=self._timeout)
+            status = answer.status_code
+            listener = str(answer.json().get("listener", ""))
+        self._observations.append(Observation(at, path, status, listener))
 
 
 class _Asker(Watch):
@@ -264,7 +318,8 @@ class MemoryWatch(Watch):
 class LogWatch:
     """Counts what a server writes from now on, to its log records and to its output.
 
-    The access log does not count: it has its line for each request, friendly or not.
+    The access log does not count: it has its line for each request, friendly or not. What the
+    application notes of its connections does not count, either.
     """
 
     def __init__(self, server: GunicornServer) -> None:
@@ -277,13 +332,17 @@ class LogWatch:
 
         A line that also is a record counts once.
         """
-        records = self._server.records(since=self._since)
+        records = self._server.records(since=self._since, matching=lambda it: it.logger != EVENTS)
         known = {record.message for record in records}
         output = self._server.log()[self._offset :].splitlines()
         lines = [line for line in output if line and line not in known] + [
             f"{record.level} {record.message}" for record in records
         ]
         return [line for line in lines if not _ACCESS.search(line)]
+
+    def errors(self) -> list[str]:
+        """Return the lines of level ERROR and above."""
+        return [line for line in self.lines() if _ERROR.search(line)]
 
     def tracebacks(self) -> list[str]:
         """Return the last line of each traceback."""
@@ -309,12 +368,17 @@ def milliseconds(seconds: float) -> str:
     return f"{seconds * 1000:.1f} ms"
 
 
+def tables(server: GunicornServer) -> dict[str, int]:
+    """Return how much the server remembers of connections."""
+    found: dict[str, int] = server.get("/tables").json()
+    return found
+
+
 def wait_for_empty_tables(server: GunicornServer, *, timeout: float = 5.0) -> None:
     """Wait until the server remembers nobody."""
 
     def left() -> dict[str, int]:
-        tables: dict[str, int] = server.get("/tables").json()
-        return {name: count for name, count in tables.items() if count}
+        return {name: count for name, count in tables(server).items() if count}
 
     try:
         wait_until(lambda: not left(), timeout=timeout, interval=0.05)
