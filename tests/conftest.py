@@ -63,11 +63,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
     """Wait for the turn of a test, outside its timeout."""
-    is_alone = item.get_closest_marker("alone") is not None
-    with item.config.stash[_turns].taken(is_alone=is_alone):
+    turns = item.config.stash[_turns]
+    with turns.taken(is_alone=_is_alone(item), is_next_alone=_is_alone(nextitem)):
         return (yield)
+
+
+def _is_alone(item: pytest.Item | None) -> bool:
+    return item is not None and item.get_closest_marker("alone") is not None
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -190,8 +194,6 @@ def make_server() -> Iterator[Callable[..., GunicornServer]]:
         return server
 
     yield make
-    for server in started:
-        server.ask_to_stop()
     for server in started:
         server.close()
 

@@ -61,9 +61,10 @@ def test_the_hooks_start_and_stop_every_guard_of_the_worker(
 
 
 def test_a_worker_that_is_told_to_stop_ends_its_tasks_and_goes_on_serving(
-    guarded: Guarded, monkeypatch: pytest.MonkeyPatch
+    make_guarded: Callable[..., Guarded], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Gunicorn leaves it its clients for a while; load balancers should look elsewhere."""
+    guarded = make_guarded(stop_timeout=2.0)  # the client stays until it is cut off
     monkeypatch.setattr(app_guard, "TICK_INTERVAL", 0.05)
     slept: list[bool] = []
     guarded.guard.task(lambda: slept.append(guarded.guard.sleep(60.0)), name="steady")

@@ -28,6 +28,4 @@ def deploy() -> Iterator[Callable[..., DeployedServer]]:
 
     yield deploy
     for server in started:
-        server.ask_to_stop()
-    for server in started:
         server.close()

@@ -107,8 +107,6 @@ def exchange(browser: Browser, _client_for_javascript: None) -> Iterator[Exchang
         for server in servers:
             server.wait_until_serving(path="/readyz")
         yield Exchange(redis, *servers)
-        for server in servers:
-            server.ask_to_stop()
 
 
 @pytest.fixture

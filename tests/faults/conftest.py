@@ -48,8 +48,6 @@ class FleetPool:
 
     def close(self) -> None:
         """Stop all fleets."""
-        for fleet in self._fleets.values():
-            fleet.ask_to_stop()
         for fleet in list(self._fleets.values()):
             self.discard(fleet)
 

@@ -99,14 +99,8 @@ class Fleet:
             return False
         return self.redis.pid is not None or not self.options.has_queue
 
-    def ask_to_stop(self) -> None:
-        """Let the servers begin to stop."""
-        for server in self.servers:
-            server.ask_to_stop()
-
     def close(self) -> None:
         """Stop everything."""
-        self.ask_to_stop()
         for server in self.servers:
             server.close()
         for proxy in self.proxies:

@@ -92,8 +92,6 @@ class Soak:
             self._judge()
         finally:
             for process in self._processes:
-                process.server.ask_to_stop()
-            for process in self._processes:
                 process.server.close()
             self._redis.close()
         return self._print()
