@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from typing import TYPE_CHECKING, Any
@@ -28,11 +29,19 @@ _turns = pytest.StashKey[Turns]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add ``--stock``."""
+    """Add ``--stock`` and ``--guard-config``."""
     parser.addoption(
         "--stock",
         action="store_true",
         help="run only the fault tests, without the guard; each must fail for its stated reason",
+    )
+    parser.addoption(
+        "--guard-config",
+        type=json.loads,
+        default={},
+        metavar="JSON",
+        help="settings of the guard for the servers of the fault tests, without their prefix, "
+        """such as '{"FAST_JSON": false}'; what a test sets itself goes before""",
     )
 
 
@@ -121,6 +130,13 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 def is_stock(request: pytest.FixtureRequest) -> bool:
     """Whether the guard is to be left out."""
     return bool(request.config.getoption("--stock"))
+
+
+@pytest.fixture(scope="session")
+def guard_config(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """What the servers of the fault tests have in ``app.config`` beside their own."""
+    given = request.config.getoption("--guard-config")
+    return {f"SOCKETIO_GUARD_{name}": value for name, value in given.items()}
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -67,7 +67,11 @@ def async_mode() -> str:
 
 @pytest.fixture
 def make_fleet(
-    _fleet_pool: FleetPool, is_stock: bool, async_mode: str, has_failed: Callable[[], bool]
+    _fleet_pool: FleetPool,
+    is_stock: bool,
+    async_mode: str,
+    guard_config: dict[str, Any],
+    has_failed: Callable[[], bool],
 ) -> Iterator[Callable[..., Fleet]]:
     """Return a function that provides a fleet.
 
@@ -86,7 +90,7 @@ def make_fleet(
                 async_mode=async_mode,
                 is_guarded=not is_stock,
                 socketio=json.dumps(socketio or {}),
-                config=json.dumps(config or {}),
+                config=json.dumps(guard_config | (config or {})),
                 **options,
             )
         )

@@ -15,7 +15,6 @@ for, so that what is left open is what stock leaves open:
 
 Environment:
     SAMENESS_EXAMPLES: Programs for each of the tests; with it they are new ones in each run.
-    SAMENESS_CONFIG: Settings of the guard, a JSON object.
     SAMENESS_CONTROL: With ``1`` both fleets are stock: what differs is the test's own fault.
 """
 
@@ -764,7 +763,7 @@ def _event(packet: Packet) -> str:
 class Pair:
     """A stock fleet and a guarded one."""
 
-    def __init__(self, *, manage_session: bool, config: dict[str, Any]) -> None:
+    def __init__(self, *, manage_session: bool, guard_config: dict[str, Any]) -> None:
         is_control = os.environ.get("SAMENESS_CONTROL") == "1"
         self._fleets = [
             Fleet(
@@ -772,7 +771,7 @@ class Pair:
                     app=SAMENESS_APP,
                     is_guarded=is_guarded and not is_control,
                     socketio=json.dumps({"manage_session": manage_session}),
-                    config=json.dumps(config),
+                    config=json.dumps(guard_config),
                 )
             )
             for is_guarded in (False, True)
@@ -823,12 +822,12 @@ def _difference(stock: list[str], guarded: list[str]) -> str:
 
 
 @pytest.fixture
-def make_pair() -> Iterator[Callable[..., Pair]]:
+def make_pair(guard_config: dict[str, Any]) -> Iterator[Callable[..., Pair]]:
     """Return a function that starts a pair of fleets."""
     started: list[Pair] = []
 
-    def make(*, manage_session: bool, config: dict[str, Any]) -> Pair:
-        pair = Pair(manage_session=manage_session, config=config)
+    def make(*, manage_session: bool, **config: Any) -> Pair:
+        pair = Pair(manage_session=manage_session, guard_config=guard_config | config)
         started.append(pair)
         pair.start()
         return pair
@@ -844,8 +843,7 @@ def test_clients_receive_what_stock_sends(
     make_pair: Callable[..., Pair], manage_session: bool
 ) -> None:
     """Whatever is done, guarded clients receive what stock ones do, in the same order."""
-    config = json.loads(os.environ.get("SAMENESS_CONFIG", "{}"))
-    _compare(make_pair(manage_session=manage_session, config=config), _EXAMPLES)
+    _compare(make_pair(manage_session=manage_session), _EXAMPLES)
 
 
 @pytest.mark.timeout(_SHRINKING + 2 * _EXAMPLES)
@@ -854,8 +852,8 @@ def test_clients_receive_what_stock_sends_without(
     make_pair: Callable[..., Pair], switch: str
 ) -> None:
     """What makes it fast can be switched off, and changes nothing but the speed."""
-    config = {f"{PREFIX}{switch.upper()}": False}
-    _compare(make_pair(manage_session=True, config=config), max(1, _EXAMPLES // 3))
+    switched_off = {f"{PREFIX}{switch.upper()}": False}
+    _compare(make_pair(manage_session=True, **switched_off), max(1, _EXAMPLES // 3))
 
 
 def _compare(pair: Pair, examples: int) -> None:

@@ -30,13 +30,24 @@ def main() -> None:
     if os.environ.get("GUARD") == "1":
         from flask_socketio_guard import SocketIOGuard
 
-        guard = SocketIOGuard(socketio=socketio)
+        guard = SocketIOGuard(socketio=socketio, **_settings())
     numbers = itertools.count()
     for line in sys.stdin:
         command = json.loads(line)
         answer = _obey(command, socketio, guard, numbers)
         sys.stdout.write(json.dumps(answer) + "\n")
         sys.stdout.flush()
+
+
+def _settings() -> dict[str, Any]:
+    """Return the guard's settings among those of the application."""
+    config = json.loads(os.environ.get("APP_CONFIG", "{}"))
+    prefix = "SOCKETIO_GUARD_"
+    return {
+        name.removeprefix(prefix).lower(): value
+        for name, value in config.items()
+        if name.startswith(prefix)
+    }
 
 
 def _obey(command: dict[str, Any], socketio: SocketIO, guard: Any, numbers: Any) -> Any:
