@@ -265,7 +265,6 @@ def test_call_ends_at_once_when_the_client_is_known_to_be_gone(
     assert "ConnectionClosed" in outcome
 
 
-@pytest.mark.alone  # a thousand answers have to come within the deadline
 @pytest.mark.faults(
     CALLBACKS_STAY,
     stock="3,000 entries stay for ever; one dict per remote sid even after an ack",
@@ -278,7 +277,8 @@ def test_callbacks_that_nobody_answers_are_dropped_after_their_deadline(
     measured: Measured,
 ) -> None:
     """Callbacks wait for recipients that do not exist, or never answer."""
-    fleet = make_fleet(config={"SOCKETIO_GUARD_CALLBACK_TIMEOUT": 8.0})
+    # A thousand answers have to come within the deadline, also on a busy machine.
+    fleet = make_fleet(config={"SOCKETIO_GUARD_CALLBACK_TIMEOUT": 12.0})
     foreign, silent = sio_client(fleet.b), raw_client(fleet.a)
     wait_until_delivering(fleet.a, foreign)
     before = runs(fleet.a, "callback:return")
@@ -286,7 +286,7 @@ def test_callbacks_that_nobody_answers_are_dropped_after_their_deadline(
         fleet.a.post("/ask", to=recipient, count=1000)
     wait_until(
         lambda: runs(fleet.a, "callback:return") == before + 1000,
-        timeout=10,
+        timeout=12,
         message="the answers of the remote client did not all come back",
     )
     assert len(silent.events("question")) == 1000
@@ -299,7 +299,7 @@ def test_callbacks_that_nobody_answers_are_dropped_after_their_deadline(
 
     answered_at = time.monotonic()
     try:
-        wait_until(lambda: remembered() == (0, 0), timeout=20, interval=0.1)
+        wait_until(lambda: remembered() == (0, 0), timeout=24, interval=0.1)
     except DeadlineExceeded:
         entries, recipients = remembered()
         measured("left", f"{entries} entries for {recipients} recipients")

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 pytestmark = [
     pytest.mark.timeout(90),
-    pytest.mark.alone,
     pytest.mark.parametrize("worker", WORKERS),
 ]
 
@@ -62,6 +61,7 @@ def server(make_fleet: Callable[..., Fleet], worker: str, is_stock: bool) -> Gun
     return make_fleet(app=CONNECTION_APP, processes=1, has_queue=False, **options).a
 
 
+@pytest.mark.alone
 @pytest.mark.faults(
     "SIGTERM with 1,000 idle clients",
     stock="clients go on until they are cut off after the whole graceful timeout",
