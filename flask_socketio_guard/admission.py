@@ -5,7 +5,7 @@ Pure, but for a limit that counts in Redis.
 
 from __future__ import annotations
 
-import threading
+from _thread import RLock
 from typing import TYPE_CHECKING, Protocol
 
 from .errors import RateLimited
@@ -55,7 +55,7 @@ class Admission:
         self._max_per_address = max_per_address
         self._count_open = count_open
         self._limit = limit
-        self._lock = threading.Lock()
+        self._lock = RLock()  # not gevent's: nobody waits while holding it
         self._counts: dict[str, int] = {}
 
     def refusal(self, address: str) -> str | None:
@@ -85,12 +85,12 @@ class Admission:
     def opened(self, address: str) -> None:
         """Count a client from *address* that is in."""
         with self._lock:
-            self._counts[address] = self.count(address) + 1
+            self._counts[address] = self._counts.get(address, 0) + 1
 
     def closed(self, address: str) -> None:
         """Count a client from *address* as gone; of more than came, nothing is counted."""
         with self._lock:
-            count = self.count(address) - 1
+            count = self._counts.get(address, 0) - 1
             if count > 0:
                 self._counts[address] = count
             else:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import heapq
 import itertools
-import threading
+from _thread import RLock
 from collections import deque
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .errors import TooManyInFlight
 from .signals import logger
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
+    from contextlib import AbstractContextManager
 
 _STARTS_PER_TURN = 16
 
@@ -72,7 +73,7 @@ class Intake:
         *,
         spawn: Callable[[Callable[[], object]], object],
         spawn_later: Callable[[Callable[[], object]], object],
-        lock: threading.Lock,
+        lock: AbstractContextManager[Any],
     ) -> None:
         self._bounds = bounds
         self._spawn = spawn
@@ -186,7 +187,7 @@ class Starter:
 
     def __init__(self, spawn_later: Callable[[Callable[[], object]], object]) -> None:
         self._spawn_later = spawn_later
-        self._lock = threading.Lock()
+        self._lock = RLock()  # not gevent's: nobody waits while holding it
         self._waiting: deque[Callable[[], object]] = deque()
         self._is_scheduled = False
 

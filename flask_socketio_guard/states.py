@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 class _Named(Enum):
     """An enum that prints as its value."""
 
+    # Members are singletons; Enum's own is a function, called twice for each look at a table.
+    __hash__ = object.__hash__
+
     def __str__(self) -> str:
         return str(self.value)
 

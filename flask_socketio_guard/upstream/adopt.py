@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 import uuid
+from _thread import RLock
 from collections import OrderedDict
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from socketio import Manager, PubSubManager, RedisManager
@@ -76,9 +76,8 @@ def _guard_engine(engine: Any, hooks: Hooks) -> None:
     engine.guard = hooks
     engine.departing = {}
     engine.wires = set()
-    # Greenlets do not change places while it is held.
-    is_threaded = engine.async_mode == "threading"
-    engine.queue_lock = threading.Lock() if is_threaded else nullcontext()
+    # Greenlets do not change places while it is held, and so need none that they could wait for.
+    engine.queue_lock = threading.Lock() if engine.async_mode == "threading" else RLock()
     # Upstream's monitor looks for silent clients; here each has its own deadline.
     engine.start_service_task = False
     mend_gevent_websocket()
