@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections import Counter
 from collections.abc import ItemsView, Iterator, Mapping, ValuesView
 from typing import TYPE_CHECKING
 
@@ -16,6 +15,7 @@ if TYPE_CHECKING:
     from .hooks import Timer
 
 _LIVING = (ConnectionState.OPEN, ConnectionState.READY)
+_ENDING = (ConnectionState.CLOSING, ConnectionState.CLOSED)
 
 
 class Connection:
@@ -40,6 +40,7 @@ class Connection:
         "_handshake",
         "_lock",
         "_machine",
+        "_on_change",
         "_on_failure",
         "eio_sid",
         "is_accepted",
@@ -69,12 +70,11 @@ class Connection:
         self.is_left_to_connect = False
         self._lock = lock
         self._machine: StateMachine[ConnectionState, ConnectionEvent] = StateMachine(
-            ConnectionState.CONNECTING,
-            CONNECTION_TRANSITIONS,
-            on_change=lambda old, new, _reason: on_change(self, old, new),
+            ConnectionState.CONNECTING, CONNECTION_TRANSITIONS
         )
         self._cleanups: list[Callable[[], object]] | None = None
         self._handshake: Timer | None = None
+        self._on_change = on_change
         self._on_failure = on_failure
 
     def __repr__(self) -> str:
@@ -121,18 +121,16 @@ class Connection:
         """
         with self._lock:
             self.is_accepted = True
-            return self._machine.send(ConnectionEvent.ACCEPTED) is ConnectionState.OPEN
+            return self._move(ConnectionEvent.ACCEPTED) is ConnectionState.OPEN
 
     def refuse(self) -> None:
         """Note that the connect handler did not let it in."""
-        with self._lock:
-            self._machine.send(ConnectionEvent.REFUSED)
-        self._release_all()
+        self._end(ConnectionEvent.REFUSED)
 
     def expect_handshake(self, timer: Timer) -> None:
         """Keep *timer*, which closes it, until its handshake or its end."""
         with self._lock:
-            if self.state in (ConnectionState.CONNECTING, ConnectionState.OPEN):
+            if self._machine.state in (ConnectionState.CONNECTING, ConnectionState.OPEN):
                 self._handshake = timer
                 return
         timer.cancel()
@@ -146,7 +144,7 @@ class Connection:
         with self._lock:
             if not self.is_open:
                 return False
-            self._machine.send(ConnectionEvent.HANDSHAKE)
+            self._move(ConnectionEvent.HANDSHAKE)
             self._forget_handshake()
         return True
 
@@ -157,29 +155,37 @@ class Connection:
             Whether this call is the first to say so.
         """
         with self._lock:
-            is_first = self.state not in (ConnectionState.CLOSING, ConnectionState.CLOSED)
+            is_first = self._machine.state not in _ENDING
             if is_first:
                 self.reason = reason
                 self.is_left_to_connect = not self.is_accepted
-            self._machine.send(ConnectionEvent.CLOSE, reason)
+            self._move(ConnectionEvent.CLOSE)
             self._forget_handshake()
         return is_first
 
     def finish(self) -> None:
         """Note that everything about its end is done, and release what was deferred."""
+        self._end(ConnectionEvent.FINISHED)
+
+    def _move(self, event: ConnectionEvent) -> ConnectionState:
+        """Apply *event*, tell of a new state, and return it; with the lock held."""
+        old = self._machine.state
+        new = self._machine.send(event)
+        if new is not old:
+            self._on_change(self, old, new)
+        return new
+
+    def _end(self, event: ConnectionEvent) -> None:
         with self._lock:
-            self._machine.send(ConnectionEvent.FINISHED, self.reason)
-        self._release_all()
+            self._move(event)
+            cleanups, self._cleanups = self._cleanups, None
+        if cleanups:
+            self._release(cleanups)
 
     def _forget_handshake(self) -> None:
         if self._handshake is not None:
             self._handshake.cancel()
             self._handshake = None
-
-    def _release_all(self) -> None:
-        with self._lock:
-            cleanups, self._cleanups = self._cleanups, None
-        self._release(cleanups or [])
 
     def _release(self, cleanups: list[Callable[[], object]]) -> None:
         for cleanup in reversed(cleanups):
@@ -212,7 +218,7 @@ class Connections(Mapping[str, Connection]):
         self._lock = threading.RLock()
         self._by_sid: dict[str, Connection] = {}
         self._by_eio_sid: dict[str, tuple[Connection, ...]] = {}
-        self._counts: Counter[tuple[str, ConnectionState]] = Counter()
+        self._counts: dict[tuple[str, ConnectionState], int] = {}
 
     def __getitem__(self, sid: str) -> Connection:
         return self._by_sid[sid]
@@ -277,28 +283,32 @@ class Connections(Mapping[str, Connection]):
         with self._lock:
             self._by_sid[sid] = connection
             self._by_eio_sid[eio_sid] = (*self.of(eio_sid), connection)
-            self._counts[namespace, connection.state] += 1
-            self._on_change(connection, None, connection.state)
+            self._count(namespace, ConnectionState.CONNECTING, +1)
+            self._on_change(connection, None, ConnectionState.CONNECTING)
         return connection
 
     def _changed(self, connection: Connection, old: ConnectionState, new: ConnectionState) -> None:
-        with self._lock:
-            self._count(connection.namespace, old, -1)
-            if new is ConnectionState.CLOSED:
-                self._forget(connection)
-            else:
-                self._count(connection.namespace, new, +1)
+        # Called with the lock held, which all the connections share.
+        self._count(connection.namespace, old, -1)
+        if new is ConnectionState.CLOSED:
+            self._forget(connection)
+        else:
+            self._count(connection.namespace, new, +1)
         self._on_change(connection, old, new)
 
     def _count(self, namespace: str, state: ConnectionState, step: int) -> None:
-        self._counts[namespace, state] += step
-        if not self._counts[namespace, state]:
-            del self._counts[namespace, state]
+        key = namespace, state
+        count = self._counts.get(key, 0) + step
+        if count:
+            self._counts[key] = count
+        else:  # clients may choose the names
+            self._counts.pop(key, None)
 
     def _forget(self, connection: Connection) -> None:
         self._by_sid.pop(connection.sid, None)
-        rest = tuple(other for other in self.of(connection.eio_sid) if other is not connection)
-        if rest:
+        others = self.of(connection.eio_sid)
+        if len(others) > 1:
+            rest = tuple(other for other in others if other is not connection)
             self._by_eio_sid[connection.eio_sid] = rest
-        else:
-            self._by_eio_sid.pop(connection.eio_sid, None)
+        elif others == (connection,):
+            del self._by_eio_sid[connection.eio_sid]

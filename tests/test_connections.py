@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import random
 import sys
@@ -131,6 +132,18 @@ def test_a_connection_that_is_let_in_lives_and_ends(registry: Registry) -> None:
         ("sid", "closing", "closed", CLIENT),
     ]
     assert len(registry.connections) == 0
+
+
+def test_a_connection_is_no_garbage(registry: Registry) -> None:
+    """Nothing of it is left to the garbage collector, which would have much to do."""
+    gc.collect()
+    gc.disable()
+    try:
+        registry.open()
+        registry.close("sid")
+        assert gc.collect() == 0
+    finally:
+        gc.enable()
 
 
 def test_a_connection_that_is_refused_was_never_open(registry: Registry) -> None:
