@@ -90,6 +90,17 @@ def test_a_subscription_ends_when_its_owner_drops_it() -> None:
     assert len(heard) == 1
 
 
+def test_a_sender_without_weak_references_has_subscribers_too() -> None:
+    sender = object()
+    heard: list[object] = []
+    subscription = signals.subscribe(signals.outbox_lost, sender, heard.append)
+    signals.send(signals.outbox_lost, sender, OutboxLoss(1, "overflow"))
+    signals.send(signals.outbox_lost, object(), OutboxLoss(1, "overflow"))
+    del subscription
+    signals.send(signals.outbox_lost, sender, OutboxLoss(1, "overflow"))
+    assert len(heard) == 1
+
+
 def test_a_signal_does_not_keep_its_sender() -> None:
     sender = Sender()
     reference = weakref.ref(sender)
