@@ -35,6 +35,10 @@ _MESSAGE = str(packets.MESSAGE)
 _PROBE = "2probe"
 _PROBE_ANSWER = "3probe"
 _UPGRADE = "5"
+# One for all clients: a message is made once.
+_CLOSE = Message.of_engineio(Packet(packets.CLOSE))
+_NOOP = Message.of_engineio(Packet(packets.NOOP))
+_PING = Message.of_engineio(Packet(packets.PING))
 
 
 class ProtocolViolation(EngineIOError):
@@ -200,7 +204,7 @@ class GuardedSocket(_Socket):
         self._heartbeat = self._guard.deadlines.call_later(
             self.server.ping_timeout, self._ping_overdue
         )
-        self.send(Packet(packets.PING))
+        self.put(_PING)
 
     def _ping_overdue(self) -> None:
         if self._is_heard and not self.closed:
@@ -249,7 +253,7 @@ class GuardedSocket(_Socket):
         elif kind == packets.CLOSE:
             self.close(abort=True, reason=self.server.reason.CLIENT_DISCONNECT)
         elif kind == packets.UPGRADE:
-            self.send(Packet(packets.NOOP))
+            self.put(_NOOP)
         elif kind != packets.NOOP:
             raise ProtocolViolation("packet", f"an Engine.IO packet of type {kind}")
 
@@ -408,7 +412,7 @@ class GuardedSocket(_Socket):
                 return False
             wire.send_at_once(_PROBE_ANSWER)
             if self._poll is not None:
-                self.send(Packet(packets.NOOP))  # ends it
+                self.put(_NOOP)  # ends it
             return next(messages, None) == _UPGRADE
         except OSError:
             return False
@@ -471,7 +475,7 @@ class GuardedSocket(_Socket):
             self._wire.abort()
         else:
             if code == CloseCode.NORMAL_CLOSURE:
-                self._put_last(packets.CLOSE)
+                self._put_last(_CLOSE)
             self._wire.close(code, text)
         if self._intake is not None:
             self._intake.close()
@@ -482,7 +486,7 @@ class GuardedSocket(_Socket):
 
     def _close_polling(self, *, abort: bool, code: int) -> None:
         if code == CloseCode.NORMAL_CLOSURE:
-            self._put_last(packets.NOOP if abort else packets.CLOSE)
+            self._put_last(_NOOP if abort else _CLOSE)
         else:
             with self._lock:
                 self.queue.clear()  # the answer is an error then, see poll()
@@ -490,11 +494,11 @@ class GuardedSocket(_Socket):
             with suppress(Exception):
                 self._poll.set()
 
-    def _put_last(self, kind: int) -> None:
+    def _put_last(self, message: Message) -> None:
         # After a CLOSE a client stays away. One that is to come back, to this process
         # or the next, must not be sent it.
         with self._lock:
-            self.queue.put(Message.of_engineio(Packet(kind)))
+            self.queue.put(message)
 
 
 def _messages_of(wire: Wire) -> Iterator[str | bytes]:

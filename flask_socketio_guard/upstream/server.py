@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +19,8 @@ from .engine_socket import ProtocolViolation
 from .outgoing import Message
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from socketio import Server as _Server
 else:
     _Server = object
@@ -29,6 +30,7 @@ _MAX_ATTACHMENTS = 64
 _MAX_ATTACHMENT_MESSAGES = 8  # the attachments of one packet, in messages of the largest size
 _MAX_NAMESPACES = 100  # of one client at a time
 _MAX_DEPTH = 100
+_CONNECT = packets.Packet(encoded_packet="0")  # to "/" and with no more to say; most are
 _MARKS = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]')
 
 RESERVED_EVENTS = frozenset({"connect", "disconnect", "*"})
@@ -53,7 +55,9 @@ class GuardedServer(_Server):
     guard: Hooks
 
     def _trigger_event(self, event: str, namespace: str, *args: Any) -> object:
-        call = partial(self._dispatch, event, namespace, args)
+        call = self._call_for(event, namespace, args)
+        if call is None:
+            return self.not_handled
         if event == "connect":
             call = partial(
                 self.guard.runtime.call_with_timeout, call, self.guard.config.connect_timeout
@@ -65,19 +69,21 @@ class GuardedServer(_Server):
             raise ConnectionRefused("Connection rejected by server", result.error)
         return result.reply
 
-    def _dispatch(self, event: str, namespace: str, args: tuple[Any, ...]) -> object:
-        """Call the handler of *event*, once.
+    def _call_for(
+        self, event: str, namespace: str, args: tuple[Any, ...]
+    ) -> Callable[[], object] | None:
+        """Return a call of the handler of *event*, if there is one.
 
-        Upstream calls a disconnect handler a second time, without the reason,
-        after any TypeError.
+        To be called once: upstream calls a disconnect handler a second time,
+        without the reason, after any TypeError.
         """
         handler, handler_args = self._get_event_handler(event, namespace, args)
         if handler is not None:
-            return handler(*handler_args)
+            return partial(handler, *handler_args)
         handler, handler_args = self._get_namespace_handler(namespace, args)
         if handler is not None:
-            return handler.trigger_event(event, *handler_args)
-        return self.not_handled
+            return partial(handler.trigger_event, event, *handler_args)
+        return None
 
     # Packets
 
@@ -224,13 +230,13 @@ class GuardedServer(_Server):
         try:
             environ = self.environ.get(eio_sid)
             success = self._trigger_event("connect", namespace, sid, environ, data or None)
-            reason = ConnectionRefused().error_args
+            reason = None
         except ConnectionRefused as exc:
             success, reason = False, exc.error_args
         except ConnectionRefusedError:
             success, reason = False, {"message": "Connection refused by server"}
         if success is False:
-            self._refuse(connection, reason)
+            self._refuse(connection, reason or ConnectionRefused().error_args)
         else:
             self._accept(connection)
 
@@ -349,8 +355,10 @@ class GuardedServer(_Server):
     def _finish(self, connection: Connection) -> None:
         """Run the disconnect handler, once, and leave nothing behind."""
         sid, namespace = connection.sid, connection.namespace
-        with suppress(KeyError):  # the manager may have lost it
+        try:
             self.manager.pre_disconnect(sid, namespace=namespace)
+        except KeyError:
+            logger.debug("disconnect: the manager had lost the client")
         self._trigger_event("disconnect", namespace, sid, connection.reason)
         self.manager.disconnect(sid, namespace, ignore_queue=True)
         connection.finish()
@@ -458,6 +466,8 @@ def decode(packet_class: Any, data: Any) -> Any:
     """
     if not data:
         raise ProtocolViolation("packet", "empty")
+    if data == "0" and packet_class.decode is packets.Packet.decode:
+        return _CONNECT
     if packet_class.uses_binary_events and not isinstance(data, str):
         raise ProtocolViolation("attachments", "nobody announced one")
     try:
