@@ -49,7 +49,8 @@ class GuardMiddleware:
         engineio_path: str = guard.socketio.sockio_mw.engineio_path
         if not path.startswith(engineio_path):
             return self._serve_http(environ, start_response)
-        if not _has_session(environ.get("QUERY_STRING", "")):
+        # Requests that carry a session id belong to a connection that was let in.
+        if "sid" not in parse_qs(environ.get("QUERY_STRING", "")):
             reason = guard.admission.refusal(environ.get("REMOTE_ADDR", ""))
             if reason is not None:
                 guard.facts.handshake_refused(reason)
@@ -71,12 +72,6 @@ class GuardMiddleware:
             guard.requests -= 1  # the server knows it by its type, and may send it in its own way
             return answer
         return _Answer(answer, guard)
-
-
-def _has_session(query: str) -> bool:
-    """Say whether a request carries a session id: its connection was let in, then."""
-    is_possible = "sid" in query or "%" in query  # most handshakes need no parsing
-    return is_possible and "sid" in parse_qs(query)
 
 
 class _Answer:

@@ -7,7 +7,6 @@ against an application without the guard and gets the same packets.
 from __future__ import annotations
 
 import contextlib
-import io
 import itertools
 import json
 import logging
@@ -307,87 +306,6 @@ def test_the_first_packet_says_what_is_configured(
     assert {key: told[key] for key in content} == content
     peer = served.websocket()
     assert json.loads(peer.read_until("0")[1:])["upgrades"] == []
-
-
-def test_the_first_packet_says_what_holds_now(served: Served) -> None:
-    """Its text is kept between clients; what it says may change, and ids may be of any kind."""
-    ids = iter(["plain", 'odd"\\', "last"])
-    served.engine.generate_id = lambda: next(ids)
-    for timeout, sid in ((20.0, "plain"), (20.0, 'odd"\\'), (3.0, "last")):
-        served.engine.ping_timeout = timeout
-        told = json.loads(served.websocket().read_until("0")[1:])
-        assert (told["sid"], told["pingTimeout"]) == (sid, 1000 * timeout)
-
-
-@pytest.mark.parametrize("origin", [None, "http://test", "http://elsewhere"])
-@pytest.mark.parametrize("query", ["", "&x=y", "&EIO=3"])
-@pytest.mark.parametrize("allowed", [None, "http://test", "*", []], ids=repr)
-def test_a_plain_handshake_is_taken_as_upstream_takes_it(
-    make_served: Callable[..., Served], origin: str | None, query: str, allowed: object
-) -> None:
-    headers = {} if origin is None else {"Origin": origin}
-    outcomes = []
-    for is_guarded in (False, True):
-        served = make_served(
-            "threads",
-            is_guarded=is_guarded,
-            options={"monitor_clients": False, "cors_allowed_origins": allowed},
-        )
-        peer = Peer(served.connect())
-        peer.shake_hands(f"/socket.io/?EIO=4&transport=websocket{query}", headers)
-        assert peer.response is not None
-        outcomes.append(peer.response.status_code)
-        peer.vanish()
-    assert outcomes[0] == outcomes[1]
-
-
-@pytest.mark.parametrize("kind", ["gevent-websocket", "gevent"])
-def test_a_connection_keeps_of_its_environ_what_handlers_may_use(
-    make_served: Callable[..., Served], kind: str
-) -> None:
-    """All but the reader of the request, whose buffer is larger than the rest together."""
-    served = make_served(kind)
-    seen: list[Any] = []
-
-    @served.socketio.on("look")
-    def look() -> None:
-        seen.append(
-            (
-                request.headers["X-Custom"],
-                request.args.to_dict(),
-                request.cookies.to_dict(),
-                request.remote_addr,
-                request.host,
-                request.url,
-                request.method,
-                request.get_data(),
-                request.environ["wsgi.input"].read(),
-            )
-        )
-        seen.append(request.environ)
-
-    peer = served.websocket("&a=b", headers={"X-Custom": "yes", "Cookie": "c=d"})
-    peer.join()
-    for _ in range(2):
-        peer.send('42["look"]')
-    served.wait_for(lambda: len(seen) == 4)
-    url = "http://test/socket.io/?EIO=4&transport=websocket&a=b"
-    arguments = {"EIO": "4", "transport": "websocket", "a": "b"}
-    wanted = ("yes", arguments, {"c": "d"}, LOOPBACK, "test", url, "GET", b"", b"")
-    assert seen[0] == seen[2] == wanted
-    environ = seen[1]
-    assert environ.keys() >= {
-        "flask.app",
-        "REMOTE_PORT",
-        "SERVER_NAME",
-        "SERVER_PORT",
-        "wsgi.errors",
-        "wsgi.url_scheme",
-        "HTTP_SEC_WEBSOCKET_KEY",
-    }
-    assert type(environ["wsgi.input"]) is io.BytesIO
-    assert "eventlet.input" not in environ
-    peer.vanish()
 
 
 @both_modes

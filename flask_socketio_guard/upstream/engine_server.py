@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import re
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
-from engineio import Server
-from engineio import json as upstream_json
 from engineio import packet as packets
 from engineio.packet import Packet
 
@@ -40,9 +37,6 @@ _REASONS = {
 }
 """Upstream's keys of what it refuses, in the words of ``HandshakeRefusal``."""
 
-_PLAIN_HANDSHAKES = frozenset({"EIO=4&transport=websocket", "transport=websocket&EIO=4"})
-_PLAIN_SID = re.compile(r"[\w-]+", re.ASCII)
-_SID = "<sid>"
 _FOR_DEVELOPERS = frozenset({"bad-origin", "bad-version"})
 
 
@@ -55,8 +49,6 @@ class GuardedEngineServer(_Server):
     """Sessions that have ended and whose disconnect handlers run."""
     wires: set[Wire]
     """WebSockets that are served, until the last word is said."""
-    _open_facts: tuple[object, ...] | None = None
-    _open_text = ""
 
     def handle_request(
         self, environ: WSGIEnvironment, start_response: StartResponse
@@ -70,31 +62,7 @@ class GuardedEngineServer(_Server):
                 answer = self._bad_request()
                 start_response(answer["status"], answer["headers"])
                 return [answer["response"]]
-        if environ.get("QUERY_STRING") in _PLAIN_HANDSHAKES and self._may_connect(environ):
-            answer = self._handle_connect(environ, start_response, "websocket")
-            if type(answer) is not dict:
-                return cast("Iterable[bytes]", answer)
-            start_response(answer["status"], answer["headers"] + self._cors_headers(environ))
-            return [answer["response"]]
         return super().handle_request(environ, start_response)
-
-    def _may_connect(self, environ: WSGIEnvironment) -> bool:
-        """Say whether upstream, too, would connect a client that asks for a WebSocket at once.
-
-        For all others, and to say what is wrong, upstream is asked.
-        """
-        if (
-            super().handle_request.__func__ is not Server.handle_request
-            or environ["REQUEST_METHOD"] != "GET"
-            or environ.get("HTTP_UPGRADE", "").lower() != "websocket"
-            or "websocket" not in self.transports
-        ):
-            return False
-        origin = environ.get("HTTP_ORIGIN")
-        if not origin or self.cors_allowed_origins == []:
-            return True
-        allowed = self._cors_allowed_origins(environ)
-        return allowed is None or origin in allowed
 
     def _handle_connect(
         self,
@@ -107,7 +75,20 @@ class GuardedEngineServer(_Server):
         socket = GuardedSocket(self, sid, environ.get("REMOTE_ADDR", ""))
         self.sockets[sid] = socket
         self.guard.came(socket.address)
-        socket.put(self._open_message(sid, transport))
+        socket.send(
+            Packet(
+                packets.OPEN,
+                {
+                    "sid": sid,
+                    "upgrades": self._upgrades(sid, transport),
+                    "pingTimeout": int(self.ping_timeout * 1000),
+                    "pingInterval": int(
+                        (self.ping_interval + self.ping_interval_grace_period) * 1000
+                    ),
+                    "maxPayload": self.max_http_buffer_size,
+                },
+            )
+        )
         self.handlers["connect"](sid, environ)
         socket.schedule_ping()
         if transport == "websocket":
@@ -117,29 +98,6 @@ class GuardedEngineServer(_Server):
                 socket.close(abort=True, reason=self.reason.TRANSPORT_CLOSE)
         socket.connected = True
         return self._ok(socket.poll(), headers=self._cookies(sid), jsonp_index=jsonp_index)
-
-    def _open_message(self, sid: str, transport: str) -> Message:
-        facts = (
-            *self._upgrades(sid, transport),
-            int(self.ping_timeout * 1000),
-            int((self.ping_interval + self.ping_interval_grace_period) * 1000),
-            self.max_http_buffer_size,
-        )
-        *upgrades, timeout, interval, max_payload = facts
-        body = {
-            "sid": sid,
-            "upgrades": upgrades,
-            "pingTimeout": timeout,
-            "pingInterval": interval,
-            "maxPayload": max_payload,
-        }
-        if Packet.json is not upstream_json or not _PLAIN_SID.fullmatch(sid):
-            return Message.of_engineio(Packet(packets.OPEN, body))
-        # The same for all clients but for the id.
-        if facts != self._open_facts:
-            self._open_facts = facts
-            self._open_text = Packet(packets.OPEN, {**body, "sid": _SID}).encode()
-        return Message([self._open_text.replace(_SID, sid, 1)])
 
     def _cookies(self, sid: str) -> list[tuple[str, str]] | None:
         if not self.cookie:
