@@ -6,15 +6,12 @@ import base64
 import io
 import socket
 import struct
-from http.client import HTTPException
 from typing import TYPE_CHECKING, Any
 
 import gevent
 import gevent.socket
 import pytest
-from gevent.pywsgi import WSGIHandler, WSGIServer
 from geventwebsocket.handler import WebSocketHandler
-from geventwebsocket.websocket import WebSocket
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from websockets.extensions.permessage_deflate import ClientPerMessageDeflateFactory
@@ -437,103 +434,6 @@ def test_a_client_that_is_gone_can_be_refused() -> None:
     Handler.socket.close()
     refuse_websocket(WebSocket, "full")
     assert WebSocket.closed
-
-
-@pytest.mark.parametrize("base", ["plain", "answering"])
-def test_the_answer_is_gevent_websockets(server: GeventWebSocketServer, base: str) -> None:
-    """A handler that adds to its answers goes on to do so."""
-
-    class Handler(WebSocketHandler):  # type: ignore[misc]
-        pass
-
-    def start_response(handler: Any, status: str, headers: Any, exc_info: Any = None) -> Any:
-        headers = [*headers, ("X-Own", "yes")]
-        return WebSocketHandler.start_response(handler, status, headers, exc_info)
-
-    if base == "answering":
-        Handler.start_response = start_response
-    environs: list[dict[str, Any]] = []
-
-    def note(environ: dict[str, Any], _start_response: object) -> list[bytes]:
-        environs.append({**environ, "wsgi.websocket": type(environ["wsgi.websocket"]).__mro__})
-        return []
-
-    listener = WSGIServer(("127.0.0.1", 0), note, handler_class=Handler, log=None)
-    listener.start()
-    try:
-        sock = gevent.socket.create_connection(listener.address, timeout=5.0)
-        sock.sendall(GOOD_HEAD.replace("\n", "\r\n").encode() + b"\r\n\r\n")
-        answer = b""
-        while data := sock.recv(4096):
-            answer += data
-        sock.close()
-    finally:
-        listener.stop()
-    head, _, rest = answer.partition(b"\r\n\r\n")
-    lines = head.decode().split("\r\n")
-    assert lines[:3] == [
-        "HTTP/1.1 101 Switching Protocols",
-        "Upgrade: websocket",
-        "Connection: Upgrade",
-    ]
-    assert lines[3].startswith("Sec-WebSocket-Accept: ")
-    assert lines[4:] == (["X-Own: yes"] if base == "answering" else [])
-    assert rest == b"\x88\x00"  # it closes what nobody took
-    assert environs[0]["wsgi.websocket_version"] == "13"
-    assert WebSocket in environs[0]["wsgi.websocket"]
-
-
-names = st.text(st.characters(min_codepoint=33, max_codepoint=126), max_size=8)
-lines = st.one_of(
-    st.tuples(names, st.text(st.characters(max_codepoint=255), max_size=20)).map(": ".join),
-    st.tuples(names, names).map(":".join),
-    st.text(st.characters(max_codepoint=255), max_size=12),
-    st.sampled_from(["Host: test", "Cookie: a=b", "Cookie: c=d", " folded", "From x", "A: b "]),
-)
-
-
-@settings(max_examples=400, deadline=None)
-@given(st.lists(lines, max_size=6), st.sampled_from(["\r\n", "\r\n", "\n"]), st.binary(max_size=9))
-def test_headers_are_read_as_gevent_reads_them(head: list[str], ending: str, rest: bytes) -> None:
-    """The plain ones on a way of their own, from which nothing may differ."""
-    mend_gevent_websocket()
-    sent = "".join(line + ending for line in [*head, ""]).encode("latin-1") + rest
-    handler: Any = WebSocketHandler.__new__(WebSocketHandler)
-    readers = [io.BufferedReader(io.BytesIO(sent)), io.BytesIO(sent)]  # type: ignore[list-item]
-    quick = WebSocketHandler.MessageClass(handler, readers[0], 0)
-    gevents = WSGIHandler.MessageClass(handler, readers[1], 0)
-    assert quick.items() == gevents.items()
-    assert list(quick.headers) == list(gevents.headers)
-    assert (quick.status, quick.typeheader) == (gevents.status, gevents.typeheader)
-    assert readers[0].read() == readers[1].read()
-
-
-def test_most_headers_are_plain() -> None:
-    mend_gevent_websocket()
-    handler: Any = WebSocketHandler.__new__(WebSocketHandler)
-    head = "Host: test\r\nCookie: a=b; c=d\r\nUser-Agent: Mozilla/5.0 (X11; Linux)\r\n\r\n"
-    for unread in (b"", b"more"):
-        reader = io.BufferedReader(io.BytesIO(head.encode() + unread))  # type: ignore[arg-type]
-        headers = WebSocketHandler.MessageClass(handler, reader, 0)
-        assert headers.items()[1] == ("Cookie", "a=b; c=d")
-        assert handler.guard_unread == len(unread)
-
-
-@pytest.mark.parametrize("count", [99, 100, 101, 1000])
-def test_as_many_headers_are_read_as_gevent_reads(count: int) -> None:
-    mend_gevent_websocket()
-    handler: Any = WebSocketHandler.__new__(WebSocketHandler)
-    sent = b"A: b\r\n" * count + b"\r\n"
-    outcomes = []
-    for reader, cls in (
-        (io.BufferedReader(io.BytesIO(sent)), WebSocketHandler),  # type: ignore[arg-type]
-        (io.BytesIO(sent), WSGIHandler),
-    ):
-        try:
-            outcomes.append(len(cls.MessageClass(handler, reader, 0).items()))
-        except HTTPException as exc:
-            outcomes.append(str(exc))
-    assert outcomes[0] == outcomes[1]
 
 
 def test_gevent_websocket_is_mended_once() -> None:

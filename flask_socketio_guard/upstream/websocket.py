@@ -9,12 +9,9 @@ from __future__ import annotations
 import base64
 import binascii
 import contextlib
-import re
-from io import BufferedReader, BytesIO
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from geventwebsocket.handler import WebSocketHandler
-from geventwebsocket.websocket import Stream, WebSocket
 from websockets.exceptions import InvalidHeader, NegotiationError
 from websockets.extensions.permessage_deflate import ServerPerMessageDeflateFactory
 from websockets.frames import Close, CloseCode, Frame, Opcode
@@ -30,11 +27,8 @@ if TYPE_CHECKING:
     from websockets.extensions import Extension
 
 _VERSION = "13"
-_KEY = re.compile("[A-Za-z0-9+/]{22}==")  # 16 bytes
-_USUAL = frozenset({("websocket", "Upgrade"), ("websocket", "keep-alive, Upgrade")})
 _MAX_REASON = 123  # bytes; a control frame holds 125, and two are the code
 _EXTENSIONS = "guard.websocket_extensions"
-_UNREAD = "guard_unread"
 
 
 class RawSocket(NamedTuple):
@@ -64,27 +58,21 @@ def upgrade_problem(environ: WSGIEnvironment) -> str | None:
         return "the method is not GET"
     if environ.get("SERVER_PROTOCOL") != "HTTP/1.1":
         return "the protocol is not HTTP/1.1"
-    upgrade = environ.get("HTTP_UPGRADE", "")
-    connection = environ.get("HTTP_CONNECTION", "")
-    if (upgrade, connection) not in _USUAL:
-        try:
-            upgrades = [word.lower() for word in parse_upgrade(upgrade)]
-            connections = [word.lower() for word in parse_connection(connection)]
-        except InvalidHeader:
-            return "Upgrade or Connection cannot be read"
-        # A choice of protocols, which the RFC allows, is nothing that the servers understand.
-        if upgrades != ["websocket"] or "upgrade" not in connections:
-            return "Upgrade or Connection asks for no WebSocket"
+    try:
+        upgrade = [word.lower() for word in parse_upgrade(environ.get("HTTP_UPGRADE", ""))]
+        connection = [word.lower() for word in parse_connection(environ.get("HTTP_CONNECTION", ""))]
+    except InvalidHeader:
+        return "Upgrade or Connection cannot be read"
+    # A choice of protocols, which the RFC allows, is nothing that the servers understand.
+    if upgrade != ["websocket"] or "upgrade" not in connection:
+        return "Upgrade or Connection asks for no WebSocket"
     if environ.get("HTTP_SEC_WEBSOCKET_VERSION", "").strip() != _VERSION:
         return "Sec-WebSocket-Version is not 13"
-    key = environ.get("HTTP_SEC_WEBSOCKET_KEY", "").strip()
-    if _KEY.fullmatch(key):
-        return None
     try:
-        base64.b64decode(key, validate=True)
+        key = base64.b64decode(environ.get("HTTP_SEC_WEBSOCKET_KEY", "").strip(), validate=True)
     except (binascii.Error, ValueError):
         return "Sec-WebSocket-Key is not base64"
-    return "Sec-WebSocket-Key is not 16 bytes"
+    return None if len(key) == 16 else "Sec-WebSocket-Key is not 16 bytes"
 
 
 def wants_websocket(environ: WSGIEnvironment) -> bool:
@@ -104,38 +92,21 @@ def take_socket(environ: WSGIEnvironment, *, is_compressing: bool) -> RawSocket 
     if websocket is not None:
         handler = websocket.handler
         extensions = environ.get(_EXTENSIONS, [])
-        read_first = handler.rfile.read1
-        is_read = vars(handler).get(_UNREAD) == 0
-        if is_read:
-            # Its buffer is larger than all else that a connection keeps of its request.
-            handler.rfile.close()
-            read_first = handler.socket.recv
-        if is_read or not environ.get("CONTENT_LENGTH"):
-            environ["wsgi.input"] = BytesIO()
-        return RawSocket(handler.socket, read_first, extensions, websocket)
+        return RawSocket(handler.socket, handler.rfile.read1, extensions, websocket)
     sock = environ.get("gunicorn.socket")
     if sock is None:
         return None
     header, extensions = agree_on_extensions(environ, is_compressing=is_compressing)
-    environ.pop("eventlet.input", None)  # Engine.IO makes a class for it
-    if not environ.get("CONTENT_LENGTH"):
-        environ["wsgi.input"] = BytesIO()  # what follows are frames, and no handler's to read
-    sock.sendall(_acceptance(environ, header))
+    lines = [
+        "HTTP/1.1 101 Switching Protocols",
+        "Upgrade: websocket",
+        "Connection: Upgrade",
+        f"Sec-WebSocket-Accept: {accept_key(environ['HTTP_SEC_WEBSOCKET_KEY'].strip())}",
+    ]
+    if header is not None:
+        lines.append(f"Sec-WebSocket-Extensions: {header}")
+    sock.sendall("\r\n".join([*lines, "", ""]).encode("latin-1"))
     return RawSocket(sock, sock.recv, extensions, None)
-
-
-def _acceptance(environ: WSGIEnvironment, extensions: str | None) -> bytes:
-    """Return the answer to a handshake.
-
-    Source:
-        RFC 6455, section 4.2.2.
-    """
-    key = accept_key(environ["HTTP_SEC_WEBSOCKET_KEY"].strip())
-    more = "" if extensions is None else f"Sec-WebSocket-Extensions: {extensions}\r\n"
-    return (
-        "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-        f"Sec-WebSocket-Accept: {key}\r\n{more}\r\n"
-    ).encode("latin-1")
 
 
 def agree_on_extensions(
@@ -206,21 +177,17 @@ class _Reset(BaseException):
 
 
 def mend_gevent_websocket() -> None:
-    """Let gevent-websocket's handler bear clients that are odd or leave early, and be quick.
+    """Let gevent-websocket's handler bear clients that are odd or leave early.
 
     On a ``Sec-WebSocket-Key`` that is no base64, and on some other headers, it
     raises where it should answer 400. And gevent prints a traceback or two for each client
     that resets its connection within a request.
-
-    Half of what it costs to connect is spent before the application is called, most of
-    it on parsing the headers as if they were those of an e-mail.
     """
     if not _originals:
         for name, mended in (
             ("upgrade_websocket", _upgrade_websocket),
             ("read_request", _read_request),
             ("handle", _handle),
-            ("MessageClass", _read_headers),
         ):
             _originals[name] = getattr(WebSocketHandler, name)
             setattr(WebSocketHandler, name, mended)
@@ -253,94 +220,8 @@ def _upgrade_websocket(handler: Any) -> Any:
         return [b"Bad Request"]
     is_compressing = any(environ.get("PATH_INFO", "").startswith(p) for p in _compressing_paths)
     header, extensions = agree_on_extensions(environ, is_compressing=is_compressing)
-    if _is_plain(handler):
-        _accept(handler, header, extensions)
-        return None
     result = _originals["upgrade_websocket"](handler)
     if header is not None and environ.get("wsgi.websocket") is not None:
         handler.response_headers.append((b"Sec-WebSocket-Extensions", header.encode()))
         environ[_EXTENSIONS] = extensions
     return result
-
-
-_ANSWERING = ("upgrade_connection", "start_response", "write", "finalize_headers")
-
-
-def _is_plain(handler: Any) -> bool:
-    """Say whether the handler would add nothing of its own to the answer."""
-    cls = type(handler)
-    return "HTTP_SEC_WEBSOCKET_PROTOCOL" not in handler.environ and (
-        cls is WebSocketHandler
-        or all(getattr(cls, name) is getattr(WebSocketHandler, name) for name in _ANSWERING)
-    )
-
-
-def _accept(handler: Any, header: str | None, extensions: list[Extension]) -> None:
-    """Answer a handshake that has been looked at, and leave all as gevent-websocket does."""
-    environ = handler.environ
-    answer = _acceptance(environ, header)
-    handler.websocket = environ["wsgi.websocket"] = _WebSocket(environ, Stream(handler), handler)
-    environ["wsgi.websocket_version"] = _VERSION
-    if header is not None:
-        environ[_EXTENSIONS] = extensions
-    handler.status = b"101 Switching Protocols"
-    handler.code = 101
-    handler.response_headers = []
-    handler.provided_date = True
-    handler.provided_content_length = False
-    handler.connection_upgraded = True
-    handler.close_connection = True
-    handler.headers_sent = True
-    handler.response_length = len(answer)
-    handler.socket.sendall(answer)
-
-
-class _WebSocket(WebSocket):
-    """gevent-websocket's, which makes two classes to close what is closed already."""
-
-    __slots__ = ()
-
-    def __del__(self) -> None:
-        if not getattr(self, "closed", True):
-            super().__del__()
-
-
-_HEADERS = re.compile(r"(?:[A-Za-z0-9-]+: [!-~][ -~]*\r\n)+\r\n")
-_MAX_HEADERS = 100  # as http.client's
-
-_Headers: Any = type(WebSocketHandler.headers)
-
-
-def _read_headers(handler: Any, rfile: Any, *args: Any) -> Any:
-    """Read the headers of a request.
-
-    Those that have arrived as a whole, and in which there is nothing odd, are taken as
-    they are. All others are left to gevent.
-    """
-    setattr(handler, _UNREAD, None)
-    plain = _plain_lines(rfile)
-    if plain is None:
-        return _originals["MessageClass"](handler, rfile, *args)
-    lines, unread = plain
-    setattr(handler, _UNREAD, unread)
-    headers = _Headers()
-    for line in lines:
-        name, _, value = line.partition(": ")
-        headers.set_raw(name, value)
-    return headers
-
-
-def _plain_lines(rfile: Any) -> tuple[list[str], int] | None:
-    """Return the lines of headers, and how much has arrived after them."""
-    if type(rfile) is not BufferedReader:
-        return None
-    arrived = rfile.peek()
-    length = arrived.find(b"\r\n\r\n") + 4
-    head = arrived[:length].decode("latin-1")
-    if length < 4 or not _HEADERS.fullmatch(head):
-        return None
-    lines = head[:-4].split("\r\n")
-    if len(lines) >= _MAX_HEADERS:
-        return None
-    rfile.read(length)
-    return lines, len(arrived) - length
