@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import contextlib
+from io import BytesIO
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from geventwebsocket.handler import WebSocketHandler
@@ -92,11 +93,14 @@ def take_socket(environ: WSGIEnvironment, *, is_compressing: bool) -> RawSocket 
     if websocket is not None:
         handler = websocket.handler
         extensions = environ.get(_EXTENSIONS, [])
+        _forget_body(environ)
         return RawSocket(handler.socket, handler.rfile.read1, extensions, websocket)
     sock = environ.get("gunicorn.socket")
     if sock is None:
         return None
     header, extensions = agree_on_extensions(environ, is_compressing=is_compressing)
+    environ.pop("eventlet.input", None)  # Engine.IO makes a class of its own for it
+    _forget_body(environ)
     lines = [
         "HTTP/1.1 101 Switching Protocols",
         "Upgrade: websocket",
@@ -107,6 +111,15 @@ def take_socket(environ: WSGIEnvironment, *, is_compressing: bool) -> RawSocket 
         lines.append(f"Sec-WebSocket-Extensions: {header}")
     sock.sendall("\r\n".join([*lines, "", ""]).encode("latin-1"))
     return RawSocket(sock, sock.recv, extensions, None)
+
+
+def _forget_body(environ: WSGIEnvironment) -> None:
+    """Keep nothing of what a request's body is read with, unless it has one.
+
+    A connection keeps its environ as long as it lives, and what follows are frames.
+    """
+    if not environ.get("CONTENT_LENGTH"):
+        environ["wsgi.input"] = BytesIO()
 
 
 def agree_on_extensions(
