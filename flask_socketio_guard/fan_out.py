@@ -7,12 +7,12 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
 from .runtime import clock
+from .sending import Outgoing
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from .runtime import Runtime
-    from .sending import Outgoing
 
 LEAST_RECIPIENTS: Final = 16
 """For fewer it is not worth the while; what they get may be written with other messages."""
@@ -26,14 +26,41 @@ _LOOK_AHEAD = 8  # broadcasts
 _MAX_TOGETHER = 64 * 1024  # bytes that are written in one go for being small
 
 
+class Broadcast(Outgoing, Protocol):
+    """A message to many."""
+
+    @property
+    def frames(self) -> bytes:
+        """It as it is written."""
+
+
+class Batch:
+    """Messages that are written in one piece; made once for many clients.
+
+    Attributes:
+        messages: In order.
+        frames: All of them, as they are written.
+    """
+
+    __slots__ = ("frames", "messages")
+
+    def __init__(self, messages: Sequence[Broadcast]) -> None:
+        self.messages: Sequence[Any] = messages
+        self.frames = (
+            messages[0].frames
+            if len(messages) == 1
+            else b"".join([message.frames for message in messages])
+        )
+
+
 class Recipient(Protocol):
     """A client of a broadcast; hashable by identity."""
 
-    def write(self, messages: list[Any]) -> None:
-        """Write *messages* now, or queue them behind what waits; does not wait, never raises."""
+    def write(self, batch: Batch) -> None:
+        """Write *batch* now, or queue it behind what waits; does not wait, never raises."""
 
 
-_Broadcast: TypeAlias = "tuple[Outgoing, dict[Recipient, None]]"  # and who has yet to get it
+_Missing: TypeAlias = "dict[Recipient, None]"  # who has yet to get it
 
 
 class FanOut:
@@ -54,7 +81,7 @@ class FanOut:
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
-        self._broadcasts: deque[_Broadcast] = deque()
+        self._broadcasts: deque[tuple[Broadcast, _Missing]] = deque()
         self._deliveries = 0
         self._bytes = 0
         self._is_due = False
@@ -64,7 +91,7 @@ class FanOut:
     def __len__(self) -> int:
         return self._deliveries
 
-    def add(self, message: Outgoing, recipients: Iterable[Recipient]) -> None:
+    def add(self, message: Broadcast, recipients: Iterable[Recipient]) -> None:
         """Have *message* written to *recipients*, each once."""
         missing = dict.fromkeys(recipients)
         self._broadcasts.append((message, missing))
@@ -76,8 +103,7 @@ class FanOut:
         ):
             self._work(clock() + _TURN_TIME)
         if not self._is_due:
-            self._is_due = True
-            self._runtime.call_soon(self._take_turn)
+            self._schedule()
 
     def settle(self, recipient: Recipient) -> None:
         """Write to *recipient* all that it has yet to get."""
@@ -85,30 +111,46 @@ class FanOut:
             if recipient in missing:
                 del missing[recipient]
                 self._deliveries -= 1
-                recipient.write([message])
+                recipient.write(Batch([message]))
 
     def _take_turn(self) -> None:
+        self._is_due = False
         self._work(clock() + _TURN_TIME)
-        self._is_due = self.is_busy
-        if self._is_due:
-            # A timer: sockets are looked at before it is due.
-            self._runtime.call_later(0.0, self._take_turn)
+        if self.is_busy and not self._is_due:
+            self._schedule()
+
+    def _schedule(self) -> None:
+        # A timer: sockets are looked at before it is due, the first time too. What has
+        # arrived with the cause of a broadcast may be the cause of the next one.
+        self._is_due = True
+        self._runtime.call_later(0.0, self._take_turn)
 
     def _work(self, until: float) -> None:
         broadcasts = self._broadcasts
         while broadcasts:
             message, missing = broadcasts[0]
+            alone = Batch([message])
+            newest = None
             while missing:
-                next_ones = list(islice(broadcasts, 1, _LOOK_AHEAD))
+                if broadcasts[-1] is not newest:
+                    newest = broadcasts[-1]
+                    next_ones = self._next_ones(message)
+                    together = Batch([message, *(other for other, _ in next_ones)])
                 for _ in range(_DELIVERIES):
                     if not missing:
                         break
                     recipient, _ = missing.popitem()
-                    self._deliveries -= 1
-                    messages = [message]
+                    batch = alone
                     if next_ones:
-                        self._look_ahead(recipient, messages, next_ones)
-                    recipient.write(messages)
+                        ahead = [one for one in next_ones if recipient in one[1]]
+                        for _, others in ahead:
+                            del others[recipient]
+                        if len(ahead) == len(next_ones):
+                            batch = together
+                        elif ahead:
+                            batch = Batch([message, *(other for other, _ in ahead)])
+                    self._deliveries -= len(batch.messages)
+                    recipient.write(batch)
                 if clock() >= until and missing:
                     return
             if broadcasts and broadcasts[0][1] is missing:
@@ -116,16 +158,13 @@ class FanOut:
                 self._bytes -= message.size
         self.is_busy = False
 
-    def _look_ahead(
-        self, recipient: Recipient, messages: list[Outgoing], broadcasts: list[_Broadcast]
-    ) -> None:
-        """Add to *messages* what *broadcasts*, the next ones, have for *recipient*."""
-        size = messages[0].size
-        for message, missing in broadcasts:
-            if recipient in missing:
-                size += message.size
-                if size > _MAX_TOGETHER:
-                    return
-                del missing[recipient]
-                self._deliveries -= 1
-                messages.append(message)
+    def _next_ones(self, first: Broadcast) -> list[tuple[Broadcast, _Missing]]:
+        """Return the broadcasts behind the first that are small enough to go out with it."""
+        next_ones = []
+        size = first.size
+        for broadcast in islice(self._broadcasts, 1, _LOOK_AHEAD):
+            size += broadcast[0].size
+            if size > _MAX_TOGETHER:
+                break
+            next_ones.append(broadcast)
+        return next_ones

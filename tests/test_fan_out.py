@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flask_socketio_guard import fan_out as fan_out_module
-from flask_socketio_guard.fan_out import MAX_BYTES, MAX_DELIVERIES, FanOut
+from flask_socketio_guard.fan_out import MAX_BYTES, MAX_DELIVERIES, Batch, FanOut
 from flask_socketio_guard.runtime import GeventRuntime
 from tests import unit_support
 from tests.unit_support import longest_run_without, wait_for
@@ -63,6 +63,7 @@ class Text:
     def __init__(self, name: object, size: int = 100) -> None:
         self.name = name
         self.size = size
+        self.frames = str(name).encode()
 
 
 class Client:
@@ -74,8 +75,9 @@ class Client:
         self.then: Callable[[], object] = lambda: None
         self._turns = turns
 
-    def write(self, messages: list[Text]) -> None:
-        self.got += [message.name for message in messages]
+    def write(self, batch: Batch) -> None:
+        self.got += [message.name for message in batch.messages]
+        assert batch.frames == b"".join(message.frames for message in batch.messages)
         self.writes += 1
         self._turns.now += WRITE_TIME
         self.then()
@@ -127,6 +129,18 @@ def test_what_several_broadcasts_have_for_a_client_goes_out_in_one_piece(turns: 
     turns.take_all()
     assert all(client.got == [0, 1, 2, 3, 4] for client in clients)
     assert all(client.writes == 1 for client in clients)
+
+
+def test_what_some_have_got_already_goes_out_with_the_rest_for_the_others(turns: Turns) -> None:
+    fan_out, clients = make(turns, 60)
+    fan_out.add(Text(0), clients)
+    turns.take()
+    assert 0 < sum(client.writes for client in clients) < 60
+    fan_out.add(Text(1), clients[::2])
+    fan_out.add(Text(2), clients)
+    turns.take_all()
+    assert [client.got for client in clients] == [[0, 1, 2], [0, 2]] * 30
+    assert sum(client.writes for client in clients) < 90
 
 
 def test_large_messages_go_out_one_by_one(turns: Turns) -> None:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
     from engineio.socket import Socket as _Socket
 
+    from ..fan_out import Batch
     from ..hooks import Hooks, Timer
 else:
     from engineio.socket import Socket as _Socket
@@ -112,14 +113,11 @@ class GuardedSocket(_Socket):
             self._fan_out.settle(self)
         return self._enqueue(message)
 
-    def write(self, messages: list[Message]) -> None:
-        """Write *messages* of broadcasts, or queue them behind what waits; never waits."""
-        # The bytes of a broadcast are not to be copied for each.
-        frames = messages[0].frames
-        if len(messages) > 1:
-            frames = b"".join([message.frames for message in messages])
-        if self._wire is None or not self._wire.write_now(frames):
-            for message in messages:
+    def write(self, batch: Batch) -> None:
+        """Write a batch of broadcasts, or queue them behind what waits; never waits."""
+        wire = self._wire
+        if wire is None or not wire.write_now(batch.frames):
+            for message in batch.messages:
                 self._enqueue(message)
 
     def _enqueue(self, message: Message) -> SendOutcome:

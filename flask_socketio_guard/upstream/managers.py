@@ -18,7 +18,7 @@ from .outgoing import Message
 
 if TYPE_CHECKING:
     from collections import OrderedDict
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Iterator
 
     from socketio import Manager as _Manager
     from socketio import PubSubManager as _PubSubManager
@@ -126,7 +126,9 @@ class GuardedManager(_Manager):
         """Queue an event for those clients of this process that are in *room*."""
         if namespace not in self.rooms:
             return SendOutcome.DROPPED_CLOSED
-        clients = self._clients(namespace, room, skip_sid, is_ready_only=options.is_ready_only)
+        clients: Iterable[tuple[str, str]] = self.get_participants(namespace, room)
+        if skip_sid is not None or options.is_ready_only:
+            clients = self._chosen(clients, skip_sid, is_ready_only=options.is_ready_only)
         body = _body(event, data)
         if callback is not None:
             outcomes = [
@@ -134,39 +136,35 @@ class GuardedManager(_Manager):
                 for sid, eio_sid in clients
             ]
             return _best(outcomes)
-        if not clients:
-            return SendOutcome.DROPPED_CLOSED
         server: Any = self.server
-        packet = server.packet_class(packets.EVENT, namespace=namespace, data=body)
-        message = Message.of_socketio(
-            packet.encode(), is_event=True, is_volatile=options.is_volatile
-        )
         if server.has_test_client:
-            return _best([server.put(eio_sid, message) for _, eio_sid in clients])
+            encode = partial(self._encoded, namespace, body, options)
+            return _best([server.put(eio_sid, encode()) for _, eio_sid in clients])
         find = server.eio.sockets.get
         sockets = [socket for _, eio_sid in clients if (socket := find(eio_sid)) is not None]
+        if not sockets:
+            return SendOutcome.DROPPED_CLOSED
+        message = self._encoded(namespace, body, options)
         fan_out = self.guard.fan_out
         if fan_out is None or len(sockets) < LEAST_RECIPIENTS:
             return _best([socket.put(message) for socket in sockets])
         fan_out.add(message, sockets)
         return SendOutcome.QUEUED
 
-    def _clients(
-        self, namespace: str, room: Any, skip_sid: Any, *, is_ready_only: bool
-    ) -> list[tuple[str, str]]:
-        """Return who is in *room*, by the ids of both protocols."""
-        clients = list(self.get_participants(namespace, room))
-        if skip_sid is not None:
-            skipped = skip_sid if isinstance(skip_sid, list) else [skip_sid]
-            clients = [client for client in clients if client[0] not in skipped]
-        if is_ready_only:
-            find = self.guard.connections.find
-            clients = [
-                client
-                for client in clients
-                if (connection := find(client[0])) is not None and connection.is_ready
-            ]
-        return clients
+    def _chosen(
+        self, clients: Iterable[tuple[str, str]], skip_sid: Any, *, is_ready_only: bool
+    ) -> Iterator[tuple[str, str]]:
+        """Yield those of *clients*, known by the ids of both protocols, who shall get it."""
+        skipped = skip_sid if isinstance(skip_sid, list) else [skip_sid]
+        find = self.guard.connections.find
+        for client in clients:
+            if client[0] in skipped:
+                continue
+            if is_ready_only:
+                connection = find(client[0])
+                if connection is None or not connection.is_ready:
+                    continue
+            yield client
 
     def _ask(
         self,
@@ -178,17 +176,24 @@ class GuardedManager(_Manager):
         options: _Options,
     ) -> SendOutcome:
         """Queue an event for one client that is to answer it."""
-        server: Any = self.server
         ack_id = self._generate_ack_id(sid, callback)
-        packet = server.packet_class(packets.EVENT, namespace=namespace, data=body, id=ack_id)
         try:
-            encoded = packet.encode()
+            message = self._encoded(namespace, body, options, ack_id)
         except BaseException:
             self.guard.callbacks.discard(ack_id, sid)
             raise
-        message = Message.of_socketio(encoded, is_volatile=options.is_volatile)
+        server: Any = self.server
         outcome: SendOutcome = server.put(eio_sid, message)
         return outcome
+
+    def _encoded(
+        self, namespace: str, body: list[Any], options: _Options, ack_id: int | None = None
+    ) -> Message:
+        server: Any = self.server
+        packet = server.packet_class(packets.EVENT, namespace=namespace, data=body, id=ack_id)
+        return Message.of_socketio(
+            packet.encode(), is_event=ack_id is None, is_volatile=options.is_volatile
+        )
 
     def enter_room(self, sid: str, namespace: str, room: Any, eio_sid: str | None = None) -> None:
         """Add a client to a room; from any thread."""

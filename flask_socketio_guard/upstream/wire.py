@@ -100,6 +100,8 @@ class ProtocolWire:
         self.is_stuck = False
         self.is_leaving = False
         self._sock = raw.sock
+        # gevent's way around it looks at timeouts, which matter to those who wait.
+        self._send = getattr(raw.sock, "_sock", raw.sock).send
         self._read = raw.read_first
         self._queue = queue
         self._guard = guard
@@ -282,7 +284,7 @@ class ProtocolWire:
     def _write(self, data: bytes) -> bool:
         """Write without waiting what the kernel takes; say whether that was all."""
         try:
-            sent = self._sock.send(data, 0, 0.0)
+            sent = self._send(data)
         except BlockingIOError:
             sent = 0
         except OSError:
