@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from .runtime import clock
 from .sending import Outgoing
@@ -22,7 +22,7 @@ MAX_BYTES: Final = 16 * 1024 * 1024
 
 _TURN_TIME = 0.003  # seconds of one broadcast after the other before others get their turn
 _DELIVERIES = 8  # between two looks at the clock
-_LOOK_AHEAD = 8  # broadcasts
+_LOOK_AHEAD = 8  # jobs
 _MAX_TOGETHER = 64 * 1024  # bytes that are written in one go for being small
 
 
@@ -60,7 +60,23 @@ class Recipient(Protocol):
         """Write *batch* now, or queue it behind what waits; does not wait, never raises."""
 
 
-_Missing: TypeAlias = "dict[Recipient, None]"  # who has yet to get it
+class _Job:
+    """Messages on their way to the same clients.
+
+    Attributes:
+        messages: In order.
+        missing: Who has yet to get them.
+        size: Of the messages, in bytes.
+        is_begun: Whether somebody has got them, so that no more may be added.
+    """
+
+    __slots__ = ("is_begun", "messages", "missing", "size")
+
+    def __init__(self, message: Broadcast, missing: dict[Recipient, None]) -> None:
+        self.messages = [message]
+        self.missing = missing
+        self.size = message.size
+        self.is_begun = False
 
 
 class FanOut:
@@ -81,7 +97,7 @@ class FanOut:
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
-        self._broadcasts: deque[tuple[Broadcast, _Missing]] = deque()
+        self._jobs: deque[_Job] = deque()
         self._deliveries = 0
         self._bytes = 0
         self._is_due = False
@@ -94,12 +110,22 @@ class FanOut:
     def add(self, message: Broadcast, recipients: Iterable[Recipient]) -> None:
         """Have *message* written to *recipients*, each once."""
         missing = dict.fromkeys(recipients)
-        self._broadcasts.append((message, missing))
-        self._deliveries += len(missing)
         self._bytes += message.size
         self.is_busy = True
+        last = self._jobs[-1] if self._jobs else None
+        if (
+            last is not None
+            and not last.is_begun
+            and last.size + message.size <= _MAX_TOGETHER
+            and last.missing == missing
+        ):
+            last.messages.append(message)
+            last.size += message.size
+        else:
+            self._jobs.append(_Job(message, missing))
+            self._deliveries += len(missing)
         while self._deliveries > MAX_DELIVERIES or (
-            self._bytes > MAX_BYTES and len(self._broadcasts) > 1
+            self._bytes > MAX_BYTES and len(self._jobs) > 1
         ):
             self._work(clock() + _TURN_TIME)
         if not self._is_due:
@@ -107,17 +133,20 @@ class FanOut:
 
     def settle(self, recipient: Recipient) -> None:
         """Write to *recipient* all that it has yet to get."""
-        for message, missing in self._broadcasts:
-            if recipient in missing:
-                del missing[recipient]
+        for job in self._jobs:
+            if recipient in job.missing:
+                job.is_begun = True
+                del job.missing[recipient]
                 self._deliveries -= 1
-                recipient.write(Batch([message]))
+                recipient.write(Batch(job.messages))
 
     def _take_turn(self) -> None:
         self._is_due = False
-        self._work(clock() + _TURN_TIME)
-        if self.is_busy and not self._is_due:
-            self._schedule()
+        try:
+            self._work(clock() + _TURN_TIME)
+        finally:  # whatever it was, the others are waiting
+            if self.is_busy and not self._is_due:
+                self._schedule()
 
     def _schedule(self) -> None:
         # A timer: sockets are looked at before it is due, the first time too. What has
@@ -126,45 +155,52 @@ class FanOut:
         self._runtime.call_later(0.0, self._take_turn)
 
     def _work(self, until: float) -> None:
-        broadcasts = self._broadcasts
-        while broadcasts:
-            message, missing = broadcasts[0]
-            alone = Batch([message])
+        jobs = self._jobs
+        while jobs:
+            job = jobs[0]
+            missing = job.missing
+            batch = together = Batch(job.messages)
             newest = None
+            next_ones: list[_Job] = []
             while missing:
-                if broadcasts[-1] is not newest:
-                    newest = broadcasts[-1]
-                    next_ones = self._next_ones(message)
-                    together = Batch([message, *(other for other, _ in next_ones)])
+                if jobs[-1] is not newest:
+                    newest = jobs[-1]
+                    next_ones = self._begin_together()
+                    together = _joined([job, *next_ones])
                 for _ in range(_DELIVERIES):
                     if not missing:
                         break
                     recipient, _ = missing.popitem()
-                    batch = alone
-                    if next_ones:
-                        ahead = [one for one in next_ones if recipient in one[1]]
-                        for _, others in ahead:
-                            del others[recipient]
-                        if len(ahead) == len(next_ones):
-                            batch = together
-                        elif ahead:
-                            batch = Batch([message, *(other for other, _ in ahead)])
-                    self._deliveries -= len(batch.messages)
-                    recipient.write(batch)
+                    self._deliveries -= 1
+                    if not next_ones:
+                        recipient.write(batch)
+                        continue
+                    ahead = [one for one in next_ones if recipient in one.missing]
+                    for one in ahead:
+                        del one.missing[recipient]
+                    self._deliveries -= len(ahead)
+                    is_all = len(ahead) == len(next_ones)
+                    recipient.write(together if is_all else _joined([job, *ahead]))
                 if clock() >= until and missing:
                     return
-            if broadcasts and broadcasts[0][1] is missing:
-                broadcasts.popleft()
-                self._bytes -= message.size
+            if jobs and jobs[0] is job:
+                jobs.popleft()
+                self._bytes -= job.size
         self.is_busy = False
 
-    def _next_ones(self, first: Broadcast) -> list[tuple[Broadcast, _Missing]]:
-        """Return the broadcasts behind the first that are small enough to go out with it."""
+    def _begin_together(self) -> list[_Job]:
+        """Return the jobs behind the first that are small enough to go out with it."""
+        self._jobs[0].is_begun = True
         next_ones = []
-        size = first.size
-        for broadcast in islice(self._broadcasts, 1, _LOOK_AHEAD):
-            size += broadcast[0].size
+        size = self._jobs[0].size
+        for job in islice(self._jobs, 1, _LOOK_AHEAD):
+            size += job.size
             if size > _MAX_TOGETHER:
                 break
-            next_ones.append(broadcast)
+            job.is_begun = True
+            next_ones.append(job)
         return next_ones
+
+
+def _joined(jobs: list[_Job]) -> Batch:
+    return Batch([message for job in jobs for message in job.messages])
