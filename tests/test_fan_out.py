@@ -212,6 +212,25 @@ def test_a_write_may_cause_the_next_broadcast(turns: Turns) -> None:
     assert (len(fan_out), fan_out._bytes, fan_out.is_busy) == (0, 0, False)
 
 
+def test_a_write_may_cause_a_broadcast_to_just_those_who_are_left(turns: Turns) -> None:
+    """It does not join what is being written: some of that is out already."""
+    fan_out, clients = make(turns, 20)
+    told = []
+
+    def tell() -> None:
+        if not told:
+            told.append([client for client in clients if not client.got])
+            fan_out.add(Text("more"), told[0])
+
+    for client in clients:
+        client.then = tell
+    fan_out.add(Text("news"), clients)
+    turns.take_all()
+    assert len(told[0]) == 19
+    for client in clients:
+        assert client.got == (["news", "more"] if client in told[0] else ["news"])
+
+
 def test_a_write_may_work_off_everything(turns: Turns) -> None:
     fan_out, clients = make(turns, 40)
     told = []

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from flask_socketio import join_room
 
 from flask_socketio_guard import SendOutcome
-from flask_socketio_guard.fan_out import LEAST_RECIPIENTS
+from flask_socketio_guard.fan_out import LEAST_RECIPIENTS, Batch
+from flask_socketio_guard.upstream.outgoing import Message
 from tests import unit_support, unit_websocket
 
 if TYPE_CHECKING:
@@ -167,6 +169,36 @@ def test_everybody_leaving_at_once_leaves_nothing(make_served: Callable[..., Ser
     assert served.inner.fan_out is not None
     served.wait_for(lambda: not served.inner.fan_out.is_busy)
     assert len(served.inner.fan_out) == 0
+
+
+class Patient:
+    """A recipient that takes its time."""
+
+    def write(self, batch: Batch) -> None:
+        del batch
+        time.sleep(0.00001)
+
+
+def test_broadcasts_of_others_come_as_fast_as_they_are_written(
+    make_served: Callable[..., Served],
+) -> None:
+    """What the listener reads ahead is bounded, and Redis keeps the rest."""
+    served = make_served()
+    inner = served.inner
+    fan_out = inner.fan_out
+    assert fan_out is not None
+    message = Message.of_socketio("2[]", is_event=True)
+    everybody = [Patient() for _ in range(15_000)]
+    left = []
+    served.socketio.server.manager.deliver = lambda arrival: fan_out.add(
+        message, everybody[arrival:]
+    )
+    for number in range(4):  # one after the other, for none has the same recipients
+        inner._take_message(number)  # type: ignore[arg-type]
+        left.append(len(fan_out))
+    assert left[0] == 15_000
+    assert 0 < max(left[1:]) <= 20_000
+    served.wait_for(lambda: not fan_out.is_busy)
 
 
 @pytest.mark.parametrize("kind", ["gevent-websocket", "threads"])

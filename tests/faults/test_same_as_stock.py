@@ -14,7 +14,8 @@ for, so that what is left open is what stock leaves open:
   wrong ones in a form that they cannot read.
 
 Environment:
-    SAMENESS_EXAMPLES: Programs for each of the tests; with it they are new ones in each run.
+    SAMENESS_EXAMPLES: Programs for each of the tests; with it they are new ones in each run, and
+        one that fails is made as short as may be, which takes minutes.
     SAMENESS_CONTROL: With ``1`` both fleets are stock: what differs is the test's own fault.
 """
 
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
 
 _DEFAULT_EXAMPLES = 30
 _EXAMPLES = int(os.environ.get("SAMENESS_EXAMPLES", _DEFAULT_EXAMPLES))
+_IS_SEARCHING = "SAMENESS_EXAMPLES" in os.environ
 _SWITCHES = [field.name for field in fields(GuardConfig) if field.name.startswith("fast_")]
 _SHRINKING = 400
 """Seconds in which Hypothesis, which takes 300 for it, finds the least program that fails."""
@@ -860,10 +862,10 @@ def _compare(pair: Pair, examples: int) -> None:
     @settings(
         max_examples=examples,
         deadline=None,
-        derandomize="SAMENESS_EXAMPLES" not in os.environ,
+        derandomize=not _IS_SEARCHING,
         database=None,
         suppress_health_check=list(HealthCheck),
-        phases=(Phase.generate, Phase.shrink),
+        phases=(Phase.generate, Phase.shrink) if _IS_SEARCHING else (Phase.generate,),
     )
     @given(program=_programs)
     def compare(program: Any) -> None:
