@@ -617,7 +617,7 @@ class AppGuard:
 
     def _take_message(self, arrival: Arrival) -> None:
         self.server.manager.deliver(arrival)
-        if self.fan_out is not None:
+        if self.fan_out is not None and self.fan_out.is_busy:
             # Broadcasts of others come as fast as they are written here, and no faster.
             while len(self.fan_out) > _MAX_DELIVERIES_AHEAD:
                 self.runtime.give_way()

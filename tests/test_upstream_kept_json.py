@@ -11,11 +11,12 @@ from flask import Flask
 from flask_socketio import SocketIO
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from socketio import packet as packets
 from socketio.packet import Packet
 
 from flask_socketio_guard import SocketIOGuard
 from flask_socketio_guard.app_guard import all_guards
-from flask_socketio_guard.upstream.kept_json import KeptJSON
+from flask_socketio_guard.upstream.kept_json import KeptJSON, KeptPacket, encoded
 from tests import unit_support
 
 if TYPE_CHECKING:
@@ -63,6 +64,28 @@ def test_it_refuses_what_upstream_refuses(text: str) -> None:
         upstream_json.loads(text)
     with pytest.raises((ValueError, RecursionError)):
         KeptJSON.loads(text)
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    kind=st.sampled_from([packets.EVENT, packets.ACK]),
+    data=st.lists(values | st.binary(max_size=4) | st.lists(st.binary(max_size=4)), max_size=4),
+    namespace=st.sampled_from(["/", "/chat", "/größe"]),
+    id=st.none() | st.integers(0, 2**40),
+)
+def test_packets_are_encoded_as_upstream_encodes_them(
+    kind: int, data: list[Any], namespace: str, id: int | None
+) -> None:
+    wanted = Packet(kind, data=data, namespace=namespace, id=id).encode()
+    for packet_class in (KeptPacket, Packet):
+        assert encoded(packet_class, kind, data, namespace, id) == wanted
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.recursive(values | st.binary(), lambda inner: st.lists(inner), max_leaves=10))
+def test_what_is_binary_is_known_as_upstream_knows_it(value: Any) -> None:
+    assert KeptPacket.data_is_binary(value) == Packet.data_is_binary(value)
+    assert KeptPacket.data_is_binary({"a": [value]}) == Packet.data_is_binary({"a": [value]})
 
 
 def test_it_raises_what_upstream_raises_for_what_json_cannot_hold() -> None:

@@ -74,6 +74,21 @@ class KeptPacket(Packet):
         )
 
 
+def encoded(
+    packet_class: Any, kind: int, data: list[Any], namespace: str, id: int | None
+) -> str | bytes | list[Any]:
+    """Return an EVENT or ACK packet as *packet_class* encodes it.
+
+    Source:
+        Socket.IO protocol v5, "Packet encoding".
+    """
+    if packet_class is not KeptPacket or KeptPacket.data_is_binary(data):
+        encoded: Any = packet_class(kind, data=data, namespace=namespace, id=id).encode()
+        return encoded
+    head = f"{kind}{namespace}," if namespace != "/" else str(kind)
+    return f"{head}{_encode(data)}" if id is None else f"{head}{id}{_encode(data)}"
+
+
 def keep_json(server: Any) -> None:
     """Have a ``socketio.Server`` and its manager use it, unless the application has its own."""
     packet_class, manager = server.packet_class, server.manager

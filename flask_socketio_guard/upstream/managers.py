@@ -13,7 +13,7 @@ from ..errors import EventInvalid
 from ..fan_out import LEAST_RECIPIENTS
 from ..hooks import AckCallback, Hooks
 from ..sending import SendOutcome
-from .kept_json import KeptPacket
+from .kept_json import KeptPacket, encoded
 from .outgoing import Message
 
 if TYPE_CHECKING:
@@ -190,10 +190,8 @@ class GuardedManager(_Manager):
         self, namespace: str, body: list[Any], options: _Options, ack_id: int | None = None
     ) -> Message:
         server: Any = self.server
-        packet = server.packet_class(packets.EVENT, namespace=namespace, data=body, id=ack_id)
-        return Message.of_socketio(
-            packet.encode(), is_event=ack_id is None, is_volatile=options.is_volatile
-        )
+        packet = encoded(server.packet_class, packets.EVENT, body, namespace, ack_id)
+        return Message.of_socketio(packet, is_event=ack_id is None, is_volatile=options.is_volatile)
 
     def enter_room(self, sid: str, namespace: str, room: Any, eio_sid: str | None = None) -> None:
         """Add a client to a room; from any thread."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from engineio import packet as packets
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _MESSAGE = str(packets.MESSAGE)
+_MAX_KNOWN_HEAD = 2048  # bytes of data
 _OVERHEAD = 100  # bytes that a waiting message costs besides its text
 
 
@@ -78,6 +80,16 @@ class Message:
 
 
 def _frame(data: str | bytes) -> bytes:
-    if isinstance(data, str):
-        return Frame(Opcode.TEXT, data.encode()).serialize(mask=False)
-    return Frame(Opcode.BINARY, data).serialize(mask=False)
+    opcode, body = (
+        (Opcode.TEXT, data.encode()) if isinstance(data, str) else (Opcode.BINARY, bytes(data))
+    )
+    if len(body) > _MAX_KNOWN_HEAD:
+        return Frame(opcode, body).serialize(mask=False)
+    return _head(opcode, len(body)) + body
+
+
+@lru_cache(maxsize=2 * (_MAX_KNOWN_HEAD + 1))
+def _head(opcode: Opcode, size: int) -> bytes:
+    """Return what stands before the data of a frame of *size* bytes."""
+    frame = Frame(opcode, bytes(size)).serialize(mask=False)
+    return frame[: len(frame) - size]

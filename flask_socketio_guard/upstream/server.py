@@ -16,6 +16,7 @@ from ..hooks import AckCallback, Connection, Hooks, Refusal
 from ..sending import SendOutcome
 from ..signals import logger
 from .engine_socket import ProtocolViolation
+from .kept_json import encoded
 from .outgoing import Message
 
 if TYPE_CHECKING:
@@ -193,8 +194,8 @@ class GuardedServer(_Server):
             data = list(reply)
         else:
             data = [reply]
-        packet = self.packet_class(packets.ACK, namespace=namespace, id=id, data=data)
-        self._send_packet(eio_sid, packet)
+        packet = encoded(self.packet_class, packets.ACK, data, namespace, id)
+        self.put(eio_sid, Message.of_socketio(packet))
 
     def _send_packet(self, eio_sid: str | None, pkt: Any) -> None:
         self.eio.put(eio_sid, Message.of_socketio(pkt.encode()))
