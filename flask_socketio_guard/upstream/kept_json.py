@@ -69,9 +69,10 @@ class KeptPacket(Packet):
             values = data.values()
         else:
             return bool(super().data_is_binary(data))
-        return any(
-            type(value) not in _NEVER_BINARY and cls.data_is_binary(value) for value in values
-        )
+        for value in values:
+            if type(value) not in _NEVER_BINARY and cls.data_is_binary(value):
+                return True
+        return False
 
 
 def encoded(

@@ -458,8 +458,9 @@ class GuardedPubSubManager(GuardedManager, _PubSubManager):
         Upstream puts the host id last, and the sequence number goes behind it.
         What is written differently is decoded, and then found out.
         """
-        head, found, _ = payload.rpartition(SEQUENCE_MARK)
-        return bool(found) and head.endswith(b'"host_id": "%s"' % self.host_id.encode())
+        end = payload.rfind(SEQUENCE_MARK)
+        mark = b'"host_id": "%s"' % self.host_id.encode()
+        return end > 0 and payload.endswith(mark, 0, end)
 
     def _act(self, method: str, message: dict[str, Any]) -> None:
         if method == "emit":

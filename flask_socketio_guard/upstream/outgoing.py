@@ -58,12 +58,13 @@ class Message:
         Source:
             Engine.IO protocol v4: a message is its text behind a ``4``, or its bytes.
         """
-        parts = encoded if isinstance(encoded, list) else (encoded,)
-        return cls(
-            [_MESSAGE + part if isinstance(part, str) else part for part in parts],
-            is_event=is_event,
-            is_volatile=is_volatile,
-        )
+        if isinstance(encoded, str):
+            parts: Sequence[str | bytes] = (_MESSAGE + encoded,)
+        elif isinstance(encoded, list):
+            parts = [_MESSAGE + part if isinstance(part, str) else part for part in encoded]
+        else:
+            parts = (encoded,)
+        return cls(parts, is_event=is_event, is_volatile=is_volatile)
 
     def plain(self) -> Sequence[str | bytes]:
         """Return what each frame would hold, for a WebSocket that makes its own frames."""
