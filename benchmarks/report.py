@@ -27,6 +27,7 @@ DISTRIBUTIONS = (
     "websockets",
     "gunicorn",
     "redis",
+    "hiredis",
     "limits",
     "pydantic",
 )

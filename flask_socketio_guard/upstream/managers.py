@@ -50,6 +50,9 @@ class _Options(NamedTuple):
     is_ready_only: bool = False
 
 
+_NO_OPTIONS = _Options()
+
+
 class GuardedManager(_Manager):
     """Goes in front of ``Manager``: callbacks wait in a table with deadlines.
 
@@ -353,8 +356,11 @@ class GuardedPubSubManager(GuardedManager, _PubSubManager):
 
     def _has_anyone_in(self, namespace: object, room: object) -> bool:
         rooms = self.rooms.get(namespace)
-        names = room if isinstance(room, list | tuple) else (room,)
-        return bool(rooms) and any(name in rooms for name in names)
+        if not rooms:
+            return False
+        if not isinstance(room, list | tuple):
+            return room in rooms
+        return any(name in rooms for name in room)
 
     def _handle_emit(self, message: dict[str, Any]) -> None:
         # A packet that nobody here gets need not be built.
@@ -378,7 +384,9 @@ class GuardedPubSubManager(GuardedManager, _PubSubManager):
             room,
             message.get("skip_sid"),
             callback,
-            _Options(_VOLATILE in message, _READY_ONLY in message),
+            _NO_OPTIONS
+            if _VOLATILE not in message and _READY_ONLY not in message
+            else _Options(_VOLATILE in message, _READY_ONLY in message),
         )
 
     def _publish_with_callback(

@@ -13,6 +13,7 @@ from io import BytesIO
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from geventwebsocket.handler import WebSocketHandler
+from geventwebsocket.websocket import WebSocket
 from websockets.exceptions import InvalidHeader, NegotiationError
 from websockets.extensions.permessage_deflate import ServerPerMessageDeflateFactory
 from websockets.frames import Close, CloseCode, Frame, Opcode
@@ -47,6 +48,18 @@ class RawSocket(NamedTuple):
     read_first: Callable[[int], bytes]
     extensions: list[Extension]
     websocket: Any
+
+
+class _TakenWebSocket(WebSocket):
+    """One whose socket is served by us; there is nothing to close.
+
+    gevent-websocket would make two classes and two exceptions to find that out.
+    """
+
+    __slots__ = ()
+
+    def __del__(self) -> None:
+        pass
 
 
 def upgrade_problem(environ: WSGIEnvironment) -> str | None:
@@ -94,6 +107,8 @@ def take_socket(environ: WSGIEnvironment, *, is_compressing: bool) -> RawSocket 
         handler = websocket.handler
         extensions = environ.get(_EXTENSIONS, [])
         _forget_body(environ)
+        if type(websocket) is WebSocket:
+            websocket.__class__ = _TakenWebSocket
         return RawSocket(handler.socket, handler.rfile.read1, extensions, websocket)
     sock = environ.get("gunicorn.socket")
     if sock is None:
