@@ -159,9 +159,7 @@ class FanOut:
         while jobs:
             job = jobs[0]
             missing = job.missing
-            batch = together = Batch(job.messages)
             newest = None
-            next_ones: list[_Job] = []
             while missing:
                 if jobs[-1] is not newest:
                     newest = jobs[-1]
@@ -173,7 +171,7 @@ class FanOut:
                     recipient, _ = missing.popitem()
                     self._deliveries -= 1
                     if not next_ones:
-                        recipient.write(batch)
+                        recipient.write(together)
                         continue
                     ahead = [one for one in next_ones if recipient in one.missing]
                     for one in ahead:

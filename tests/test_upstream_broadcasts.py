@@ -10,6 +10,7 @@ from flask_socketio import join_room
 
 from flask_socketio_guard import SendOutcome
 from flask_socketio_guard.fan_out import LEAST_RECIPIENTS, Batch
+from flask_socketio_guard.upstream import managers
 from flask_socketio_guard.upstream.outgoing import Message
 from tests import unit_support, unit_websocket
 
@@ -212,6 +213,17 @@ def test_broadcasts_may_take_the_way_through_the_queues(
         served.socketio.emit("news", str(number))
     for peer in peers:
         assert [peer.read() for _ in range(5)] == [text(str(number)) for number in range(5)]
+
+
+def test_the_outcome_is_the_best_that_became_of_it() -> None:
+    closed, slow, queued = (
+        SendOutcome.DROPPED_CLOSED,
+        SendOutcome.DROPPED_SLOW,
+        SendOutcome.QUEUED,
+    )
+    assert managers._best([]) is closed
+    assert managers._best([closed, slow]) is managers._best([slow, closed]) is slow
+    assert managers._best([closed, slow, queued]) is queued
 
 
 def test_few_recipients_have_it_in_their_queues(make_served: Callable[..., Served]) -> None:

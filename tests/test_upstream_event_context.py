@@ -17,23 +17,14 @@ from werkzeug.exceptions import NotFound
 from werkzeug.routing import RequestRedirect
 
 from flask_socketio_guard import SocketIOGuard
-from flask_socketio_guard.app_guard import all_guards
 from tests import unit_support
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 nothing_left_behind = unit_support.nothing_left_behind
+stop_guards = unit_support.stop_guards
 KINDS = ["stock", "slow", "fast"]
-
-
-@pytest.fixture(autouse=True)
-def stop_guards(nothing_left_behind: None) -> Iterator[None]:
-    """Stop the guard of every application of a test."""
-    before = set(all_guards())
-    yield
-    for guard in set(all_guards()) - before:
-        guard.stop(2.0)
 
 
 class Recorder:

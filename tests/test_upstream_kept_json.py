@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from engineio import json as upstream_json
@@ -15,29 +15,17 @@ from socketio import packet as packets
 from socketio.packet import Packet
 
 from flask_socketio_guard import SocketIOGuard
-from flask_socketio_guard.app_guard import all_guards
 from flask_socketio_guard.upstream.kept_json import KeptJSON, KeptPacket, encoded
 from tests import unit_support
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
 nothing_left_behind = unit_support.nothing_left_behind
+stop_guards = unit_support.stop_guards
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
     max_leaves=10,
 )
-
-
-@pytest.fixture(autouse=True)
-def stop_guards(nothing_left_behind: None) -> Iterator[None]:
-    """Stop the guard of every application of a test."""
-    before = set(all_guards())
-    yield
-    for guard in set(all_guards()) - before:
-        guard.stop(2.0)
 
 
 @settings(deadline=None, max_examples=100)

@@ -325,6 +325,15 @@ def guarded(make_guarded: Callable[..., Guarded]) -> Guarded:
     return make_guarded()
 
 
+@pytest.fixture(autouse=True)
+def stop_guards(nothing_left_behind: None) -> Iterator[None]:
+    """Stop the guard of every application of a test."""
+    before = set(all_guards())
+    yield
+    for guard in set(all_guards()) - before:
+        guard.stop(2.0)
+
+
 @dataclass
 class PollingClient:
     """A Socket.IO client over Engine.IO's long polling, in this process, through WSGI."""

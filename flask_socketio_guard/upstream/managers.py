@@ -511,9 +511,10 @@ class GuardedPubSubManager(GuardedManager, _PubSubManager):
 
 def _best(outcomes: list[SendOutcome]) -> SendOutcome:
     """Return what became of a message for whom it went best."""
-    if SendOutcome.QUEUED in outcomes:
-        return SendOutcome.QUEUED
-    return outcomes[0] if outcomes else SendOutcome.DROPPED_CLOSED
+    for outcome in (SendOutcome.QUEUED, SendOutcome.DROPPED_SLOW):
+        if outcome in outcomes:
+            return outcome
+    return SendOutcome.DROPPED_CLOSED
 
 
 def _body(event: str, data: Any) -> list[Any]:
