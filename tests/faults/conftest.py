@@ -118,9 +118,9 @@ def make_connection_server(
     It takes options of ``SocketIO``.
     """
 
-    def make(**socketio: Any) -> GunicornServer:
+    def make(*, join_timeout: float = JOIN_TIMEOUT, **socketio: Any) -> GunicornServer:
         options = worker_options(worker, is_stock=is_stock)
-        options["config"]["SOCKETIO_GUARD_JOIN_TIMEOUT"] = JOIN_TIMEOUT
+        options["config"]["SOCKETIO_GUARD_JOIN_TIMEOUT"] = join_timeout
         server = make_fleet(
             app=CONNECTION_APP,
             processes=1,

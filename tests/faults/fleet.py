@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 APP = "tests.faults.app:create_app()"
 PATCHED_APP = "tests.faults.patched_app:create_app()"
-NOISE = 0.5
+NOISE = 1.5
 """Seconds that a busy machine may add to a figure before a test takes it for a failure."""
 
 _flow_numbers = itertools.count()

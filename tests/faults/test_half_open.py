@@ -30,7 +30,7 @@ VANISHES = "client vanishes without FIN"
 PING_INTERVAL = 0.5
 PING_TIMEOUT = 0.5
 # Stock looks at each client once per ping timeout, and may just have done so.
-_DEPARTURE_TIMEOUT = PING_INTERVAL + 4 * PING_TIMEOUT + 1.0
+_DEPARTURE_TIMEOUT = PING_INTERVAL + 4 * PING_TIMEOUT + 3.0
 _FREED_WITHIN = 1.0
 _LESS_THAN_THE_QUEUE = 900_000
 """Bytes: more than the kernel takes for who does not read, and less than makes a slow consumer."""

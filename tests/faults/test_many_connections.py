@@ -45,7 +45,7 @@ def test_ten_thousand_connections_leave_nothing_behind(
     make_connection_server: MakeServer, measured: Measured
 ) -> None:
     """Clients come, ask something and leave in one of four ways."""
-    server = make_connection_server(ping_interval=300)
+    server = make_connection_server(ping_interval=300, join_timeout=30.0)
     (pid,) = server.worker_pids()
     process = psutil.Process(pid)
 
