@@ -12,10 +12,10 @@ from socketio import Manager, PubSubManager, RedisManager
 from websockets.frames import CloseCode
 
 from ..errors import ConfigError
+from .encoding import keep_json
 from .engine_server import GuardedEngineServer
 from .event_context import EventContexts
 from .flask_socketio import GuardedSocketIO
-from .kept_json import keep_json
 from .managers import GuardedManager, GuardedPubSubManager
 from .queue_transport import QueueTransport
 from .redis_transport import RedisTransport

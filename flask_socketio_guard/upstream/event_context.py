@@ -8,6 +8,7 @@ half of what a small event costs.
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
+from weakref import WeakKeyDictionary
 
 import flask
 from flask import Flask
@@ -65,12 +66,10 @@ class _Route:
         }
         self._is_plain = self._class.__init__ is flask.Request.__init__
         if self._is_plain:
-            # Of one that nobody has used: what is worked out on demand is not in it.
-            environ = first.environ
-            self._fields = {**vars(self._class(environ)), **self._fields}
-            environ[_REQUEST] = first
-            # The environ holds this; held by it, it would be left to the garbage collector.
-            del self._fields["environ"], self._fields["headers"]
+            names = _names_of(first)
+            for name, value in vars(first).items():
+                if name in names:
+                    self._fields[name] = value
 
     def request(self, environ: WSGIEnvironment) -> flask.Request:
         """Return a new request of the same connection."""
@@ -85,6 +84,24 @@ class _Route:
         if self._view_args is not None:
             request.view_args = self._view_args.copy()
         return request
+
+
+_known_names: WeakKeyDictionary[type[flask.Request], frozenset[str]] = WeakKeyDictionary()
+
+
+def _names_of(request: flask.Request) -> frozenset[str]:
+    """Return the attributes of a request that nobody has used: nothing worked out on demand.
+
+    The environ is not among them: it will hold what is kept, and held by that it would be left
+    to the garbage collector.
+    """
+    request_class = type(request)
+    names = _known_names.get(request_class)
+    if names is None:
+        unused = request_class(request.environ)
+        request.environ[_REQUEST] = request
+        names = _known_names[request_class] = frozenset(vars(unused)) - {"environ", "headers"}
+    return names
 
 
 class _EventContext(RequestContext):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from functools import partial
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from socketio import packet as packets
@@ -13,12 +13,12 @@ from ..errors import EventInvalid
 from ..fan_out import LEAST_RECIPIENTS
 from ..hooks import AckCallback, Hooks
 from ..sending import SendOutcome
-from .kept_json import KeptPacket, encoded
+from .encoding import KeptPacket, encoded
 from .outgoing import Message
 
 if TYPE_CHECKING:
     from collections import OrderedDict
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from socketio import Manager as _Manager
     from socketio import PubSubManager as _PubSubManager
@@ -43,6 +43,7 @@ _VOLATILE = "guard_volatile"
 _READY_ONLY = "guard_ready_only"
 
 _MAX_KNOWN_HOSTS = 4096
+_LONGEST_TAIL = 24  # bytes: a sequence number, and the end of the message
 
 
 class _Options(NamedTuple):
@@ -127,9 +128,9 @@ class GuardedManager(_Manager):
         options: _Options,
     ) -> SendOutcome:
         """Queue an event for those clients of this process that are in *room*."""
-        if namespace not in self.rooms:
+        clients: Iterable[tuple[str, str]] = self._clients_in(namespace, room)
+        if not clients:
             return SendOutcome.DROPPED_CLOSED
-        clients: Iterable[tuple[str, str]] = self.get_participants(namespace, room)
         if skip_sid is not None or options.is_ready_only:
             clients = self._chosen(clients, skip_sid, is_ready_only=options.is_ready_only)
         body = _body(event, data)
@@ -153,6 +154,14 @@ class GuardedManager(_Manager):
             return _best([socket.put(message) for socket in sockets])
         fan_out.add(message, sockets)
         return SendOutcome.QUEUED
+
+    def _clients_in(self, namespace: str, room: Any) -> Sequence[tuple[str, str]]:
+        """Return who is in *room*, or in one of several, by the ids of both protocols."""
+        if isinstance(room, list | tuple):
+            return list(self.get_participants(namespace, room))
+        rooms = self.rooms.get(namespace)
+        clients = None if rooms is None else rooms.get(room)
+        return [] if clients is None else list(clients.items())
 
     def _chosen(
         self, clients: Iterable[tuple[str, str]], skip_sid: Any, *, is_ready_only: bool
@@ -346,11 +355,8 @@ class GuardedPubSubManager(GuardedManager, _PubSubManager):
         else:
             self._publish_with_callback(message, room, namespace, callback)
             callback = partial(self._return_callback, self.host_id, *message["callback"])
-        outcome = SendOutcome.DROPPED_CLOSED
-        if self._has_anyone_in(namespace, room):
-            outcome = self._emit_here(
-                event, data, namespace, room, message["skip_sid"], callback, options
-            )
+        skip_sid = message["skip_sid"]
+        outcome = self._emit_here(event, data, namespace, room, skip_sid, callback, options)
         is_here = isinstance(room, str) and room in self.guard.connections
         return outcome if is_here else SendOutcome.HANDED_TO_QUEUE
 
@@ -443,14 +449,14 @@ class GuardedPubSubManager(GuardedManager, _PubSubManager):
         Args:
             arrival: JSON text or a dict, from anyone who can write to the channel.
         """
-        if isinstance(arrival, bytes) and self._is_own(arrival) and self.guard.config.fast_queue:
+        if isinstance(arrival, bytes) and self._is_own(arrival):
             return
         message: Any = arrival if isinstance(arrival, dict) else self._decode(arrival)
-        if not isinstance(message, dict) or not isinstance(message.get("method"), str):
+        method = message.get("method") if isinstance(message, dict) else None
+        if not isinstance(method, str):
             error = EventInvalid("not a message of Socket.IO")
             self.guard.handlers.reject("<queue message>", "", None, error)
             return
-        method = message["method"]
         host_id = message.get("host_id")
         if method == "callback":
             self._handle_callback(message)
@@ -458,7 +464,10 @@ class GuardedPubSubManager(GuardedManager, _PubSubManager):
             if host_id == self.host_id:
                 self.guard.callbacks.lose(message.get("id"), message.get("sid"), "gone")
         elif host_id != self.host_id and not self._is_duplicate(host_id, message):
-            self._act(method, message)
+            if method == "emit":
+                self._handle_emit(message)
+            else:
+                self._act(method, message)
 
     def _is_own(self, payload: bytes) -> bool:
         """Say, without decoding it, whether this process published *payload*.
@@ -466,14 +475,12 @@ class GuardedPubSubManager(GuardedManager, _PubSubManager):
         Upstream puts the host id last, and the sequence number goes behind it.
         What is written differently is decoded, and then found out.
         """
-        end = payload.rfind(SEQUENCE_MARK)
-        mark = b'"host_id": "%s"' % self.host_id.encode()
-        return end > 0 and payload.endswith(mark, 0, end)
+        mark = _own_mark(self.host_id)
+        is_own = payload.find(mark, -len(mark) - _LONGEST_TAIL) >= 0
+        return is_own and self.guard.config.fast_queue
 
     def _act(self, method: str, message: dict[str, Any]) -> None:
-        if method == "emit":
-            self._handle_emit(message)
-        elif method == "disconnect":
+        if method == "disconnect":
             if self.is_connected(message.get("sid"), message.get("namespace")):
                 # runs the application's disconnect handler
                 self.guard.spawn("disconnect", partial(self._handle_disconnect, message))
@@ -507,6 +514,12 @@ class GuardedPubSubManager(GuardedManager, _PubSubManager):
         if len(newest) > _MAX_KNOWN_HOSTS:
             newest.popitem(last=False)
         return False
+
+
+@lru_cache(maxsize=16)
+def _own_mark(host_id: str) -> bytes:
+    """Return what stands between the body of a message of *host_id* and its number."""
+    return b'"host_id": "%s"%s' % (host_id.encode(), SEQUENCE_MARK)
 
 
 def _best(outcomes: list[SendOutcome]) -> SendOutcome:

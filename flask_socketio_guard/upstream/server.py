@@ -15,8 +15,8 @@ from ..errors import ConnectionClosed, EventInvalid, EventRejected, TooManyInFli
 from ..hooks import AckCallback, Connection, Hooks, Refusal
 from ..sending import SendOutcome
 from ..signals import logger
+from .encoding import encoded
 from .engine_socket import ProtocolViolation
-from .kept_json import encoded
 from .outgoing import Message
 
 if TYPE_CHECKING:

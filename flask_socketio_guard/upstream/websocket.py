@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import contextlib
+from functools import lru_cache
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from websockets.extensions import Extension
 
 _VERSION = "13"
+_LONGEST_USUAL = 64  # characters: what is remembered of strangers is not for them to choose
 _MAX_REASON = 123  # bytes; a control frame holds 125, and two are the code
 _EXTENSIONS = "guard.websocket_extensions"
 
@@ -72,14 +74,13 @@ def upgrade_problem(environ: WSGIEnvironment) -> str | None:
         return "the method is not GET"
     if environ.get("SERVER_PROTOCOL") != "HTTP/1.1":
         return "the protocol is not HTTP/1.1"
-    try:
-        upgrade = [word.lower() for word in parse_upgrade(environ.get("HTTP_UPGRADE", ""))]
-        connection = [word.lower() for word in parse_connection(environ.get("HTTP_CONNECTION", ""))]
-    except InvalidHeader:
-        return "Upgrade or Connection cannot be read"
-    # A choice of protocols, which the RFC allows, is nothing that the servers understand.
-    if upgrade != ["websocket"] or "upgrade" not in connection:
-        return "Upgrade or Connection asks for no WebSocket"
+    upgrade = environ.get("HTTP_UPGRADE", "")
+    connection = environ.get("HTTP_CONNECTION", "")
+    is_usual = len(upgrade) + len(connection) <= _LONGEST_USUAL
+    look = _upgrade_headers_problem if is_usual else _upgrade_headers_problem.__wrapped__
+    problem = look(upgrade, connection)
+    if problem is not None:
+        return problem
     if environ.get("HTTP_SEC_WEBSOCKET_VERSION", "").strip() != _VERSION:
         return "Sec-WebSocket-Version is not 13"
     try:
@@ -87,6 +88,20 @@ def upgrade_problem(environ: WSGIEnvironment) -> str | None:
     except (binascii.Error, ValueError):
         return "Sec-WebSocket-Key is not base64"
     return None if len(key) == 16 else "Sec-WebSocket-Key is not 16 bytes"
+
+
+@lru_cache(maxsize=64)
+def _upgrade_headers_problem(upgrade: str, connection: str) -> str | None:
+    """Look at two headers that are the same for nearly all clients."""
+    try:
+        protocols = [word.lower() for word in parse_upgrade(upgrade)]
+        options = [word.lower() for word in parse_connection(connection)]
+    except InvalidHeader:
+        return "Upgrade or Connection cannot be read"
+    # A choice of protocols, which the RFC allows, is nothing that the servers understand.
+    if protocols != ["websocket"] or "upgrade" not in options:
+        return "Upgrade or Connection asks for no WebSocket"
+    return None
 
 
 def wants_websocket(environ: WSGIEnvironment) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import socket as sockets
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol
 
 from websockets.exceptions import PayloadTooBig
@@ -380,19 +381,28 @@ def keep_alive(sock: Any, *, silence: float) -> None:
     Source:
         tcp(7): TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_KEEPCNT, TCP_USER_TIMEOUT; RFC 5482.
     """
-    seconds = max(1, round(silence))
-    options = {
+    with contextlib.suppress(OSError):
+        for level, option, value in _keepalive_options(max(1, round(silence))):
+            sock.setsockopt(level, option, value)
+
+
+@lru_cache(maxsize=16)
+def _keepalive_options(seconds: int) -> list[tuple[int, int, int]]:
+    """Return (level, option, value) of those that the platform has."""
+    wanted = {
         "TCP_KEEPIDLE": seconds,
         "TCP_KEEPINTVL": max(1, seconds // _KEEPALIVE_PROBES),
         "TCP_KEEPCNT": _KEEPALIVE_PROBES,
         "TCP_USER_TIMEOUT": seconds * 1000,
     }
-    with contextlib.suppress(OSError):
-        sock.setsockopt(sockets.SOL_SOCKET, sockets.SO_KEEPALIVE, 1)
-        for name, value in options.items():
-            option = getattr(sockets, name, None)
-            if option is not None:
-                sock.setsockopt(sockets.IPPROTO_TCP, option, value)
+    return [
+        (sockets.SOL_SOCKET, sockets.SO_KEEPALIVE, 1),
+        *(
+            (sockets.IPPROTO_TCP, getattr(sockets, name), value)
+            for name, value in wanted.items()
+            if hasattr(sockets, name)
+        ),
+    ]
 
 
 class LibraryWire:

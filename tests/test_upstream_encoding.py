@@ -15,7 +15,13 @@ from socketio import packet as packets
 from socketio.packet import Packet
 
 from flask_socketio_guard import SocketIOGuard
-from flask_socketio_guard.upstream.kept_json import KeptJSON, KeptPacket, encoded
+from flask_socketio_guard.upstream.encoding import (
+    KeptJSON,
+    KeptPacket,
+    QueueJSON,
+    _kept_encoder,
+    encoded,
+)
 from tests import unit_support
 
 nothing_left_behind = unit_support.nothing_left_behind
@@ -40,7 +46,15 @@ def test_it_writes_what_upstream_writes(value: Any) -> None:
 def test_it_reads_what_upstream_reads(value: Any) -> None:
     text = json.dumps(value)
     for form in (text, text.encode(), bytearray(text.encode())):
-        assert repr(KeptJSON.loads(form)) == repr(upstream_json.loads(form))
+        for kept in (KeptJSON, QueueJSON):
+            assert repr(kept.loads(form)) == repr(upstream_json.loads(form))
+
+
+@settings(deadline=None, max_examples=100)
+@given(values, st.sampled_from(["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32-be"]))
+def test_it_reads_every_unicode_that_json_may_come_in(value: Any, encoding: str) -> None:
+    text = json.dumps(value, ensure_ascii=False).encode(encoding, "surrogatepass")
+    assert repr(QueueJSON.loads(text)) == repr(upstream_json.loads(text))
 
 
 @pytest.mark.parametrize(
@@ -76,10 +90,40 @@ def test_what_is_binary_is_known_as_upstream_knows_it(value: Any) -> None:
     assert KeptPacket.data_is_binary({"a": [value]}) == Packet.data_is_binary({"a": [value]})
 
 
-def test_it_raises_what_upstream_raises_for_what_json_cannot_hold() -> None:
+@pytest.mark.parametrize("options", [{}, {"separators": (",", ":")}])
+def test_it_raises_what_upstream_raises_for_what_json_cannot_hold(options: dict[str, Any]) -> None:
+    itself: list[Any] = []
+    itself.append({"a": itself})
     for json_module in (upstream_json, KeptJSON):
         with pytest.raises(TypeError, match="not JSON serializable"):
-            json_module.dumps({"a": object()}, separators=(",", ":"))
+            json_module.dumps({"a": object()}, **options)
+        with pytest.raises(TypeError, match="keys must be"):
+            json_module.dumps({(): 1}, **options)
+        with pytest.raises(ValueError, match="Circular reference"):
+            json_module.dumps(itself, **options)
+        assert json_module.dumps([1], **options) == "[1]"
+
+
+def test_without_the_part_in_c_it_writes_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on PyPy, or where the standard library has changed."""
+    encoder = json.JSONEncoder()
+    make: Any = json.encoder.c_make_encoder  # type: ignore[attr-defined]
+
+    def make_another(markers: Any, *options: Any) -> Any:
+        return (lambda *_: ("something else",)) if markers is None else make(markers, *options)
+
+    for made_in_c in (None, make_another):
+        monkeypatch.setattr(json.encoder, "c_make_encoder", made_in_c)
+        assert _kept_encoder(encoder) == encoder.encode
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[1,]", "1" * 5000, "[1] 2", '"\x00"', "\x00", "[" * 100_000]
+)
+def test_what_other_processes_say_is_refused_as_upstream_refuses_it(text: str) -> None:
+    for json_module in (upstream_json, QueueJSON):
+        with pytest.raises((ValueError, RecursionError)):
+            json_module.loads(text.encode())
 
 
 class OwnJSON:

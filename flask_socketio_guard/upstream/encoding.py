@@ -1,0 +1,168 @@
+"""Packets as upstream reads and writes them, with an encoder and a decoder that are kept.
+
+The functions of the standard library make an object for every call whose options are
+not their defaults, and those of upstream never are.
+"""
+
+from __future__ import annotations
+
+from json import JSONDecoder, JSONEncoder
+from json import encoder as json_encoder
+from typing import TYPE_CHECKING, Any, Final
+
+from engineio import json as upstream_json
+from socketio.packet import Packet
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_SEPARATORS: Final = (",", ":")
+_NEVER_BINARY: Final = frozenset({str, int, float, bool, type(None)})
+_SHORT: Final = 4096  # characters; an integer of so many digits costs microseconds
+_decoder: Any = JSONDecoder(parse_int=upstream_json._safe_int)
+_scan = _decoder.scan_once
+_scan_short = JSONDecoder().scan_once  # type: ignore[attr-defined]
+
+
+def _kept_encoder(encoder: JSONEncoder) -> Callable[[object], str]:
+    """Return ``encode`` of *encoder*, but the part in C is made once.
+
+    The standard library makes one for each call, so that each has a memory of its own for
+    what refers to itself. Without one that is found by the depth, and then told as always.
+
+    Source:
+        CPython, ``Lib/json/encoder.py``, ``JSONEncoder.iterencode``. Where it is not what
+        it was in 3.10 to 3.14, the encoder itself is returned.
+    """
+    encode = encoder.encode
+    try:
+        iterate: Any = json_encoder.c_make_encoder(  # type: ignore[attr-defined]
+            None,
+            encoder.default,
+            json_encoder.c_encode_basestring_ascii,  # type: ignore[attr-defined]
+            None,
+            encoder.key_separator,
+            encoder.item_separator,
+            encoder.sort_keys,
+            encoder.skipkeys,
+            encoder.allow_nan,
+        )
+        if "".join(iterate(_SAMPLE, 0)) != encode(_SAMPLE):
+            return encode
+    except (AttributeError, TypeError, ValueError):
+        return encode
+
+    def encode_kept(value: object) -> str:
+        try:
+            return "".join(iterate(value, 0))
+        except RecursionError:
+            return encode(value)
+
+    return encode_kept
+
+
+_SAMPLE: Final = ['"\u00e4\n', 1, -1.5, float("inf"), True, None, {"a": [], "b": {}}, {1: "c"}]
+_encode = _kept_encoder(JSONEncoder(separators=_SEPARATORS))
+_encode_spaced = _kept_encoder(JSONEncoder())
+
+
+class KeptJSON:
+    """Stands in for ``engineio.json``, the module; see there."""
+
+    JSONDecodeError = upstream_json.JSONDecodeError
+
+    @staticmethod
+    def dumps(value: object, **options: Any) -> str:
+        """Return *value* as JSON text."""
+        if len(options) == 1 and options.get("separators") == _SEPARATORS:
+            return _encode(value)
+        return upstream_json.dumps(value, **options) if options else _encode_spaced(value)
+
+    @staticmethod
+    def loads(text: str | bytes | bytearray, **options: Any) -> Any:
+        """Return what JSON *text* holds.
+
+        Raises:
+            ValueError: It is none.
+        """
+        if isinstance(text, str) and not options:
+            try:
+                value, end = _scan(text, 0)
+            except StopIteration:
+                end = -1
+            # Space around it, and what else there may be, is for the decoder to look at.
+            return value if end == len(text) else _decoder.decode(text)
+        return upstream_json.loads(text, **options)
+
+
+class QueueJSON(KeptJSON):
+    """The same for what other processes of the fleet say: bytes, and short."""
+
+    @staticmethod
+    def loads(text: str | bytes | bytearray, **options: Any) -> Any:
+        """Return what JSON *text* holds; as upstream's, but for integers.
+
+        Upstream refuses one of more than 100 digits wherever it is.
+
+        Raises:
+            ValueError: It is none.
+        """
+        if isinstance(text, bytes) and len(text) <= _SHORT:
+            try:
+                ascii_text = str(text, "ascii")  # upstream asks which kind of Unicode it is
+                value, end = _scan_short(ascii_text, 0)
+                if end == len(ascii_text):
+                    return value
+            except (ValueError, StopIteration):
+                pass  # it says what is wrong, if anything is
+        return upstream_json.loads(text, **options)
+
+
+class KeptPacket(Packet):
+    """Stands in for upstream's packet class."""
+
+    json = KeptJSON
+
+    @classmethod
+    def data_is_binary(cls, data: Any) -> bool:
+        """Say whether *data* holds bytes somewhere; as upstream's, which looks at all of it."""
+        kind = type(data)
+        if kind in _NEVER_BINARY:
+            return False
+        if kind is list:
+            values = data
+        elif kind is dict:
+            values = data.values()
+        else:
+            return bool(super().data_is_binary(data))
+        for value in values:
+            if type(value) not in _NEVER_BINARY and cls.data_is_binary(value):
+                return True
+        return False
+
+
+def encoded(
+    packet_class: Any, kind: int, data: list[Any], namespace: str, id: int | None
+) -> str | bytes | list[Any]:
+    """Return an EVENT or ACK packet as *packet_class* encodes it.
+
+    Source:
+        Socket.IO protocol v5, "Packet encoding".
+    """
+    if packet_class is not KeptPacket or KeptPacket.data_is_binary(data):
+        encoded: Any = packet_class(kind, data=data, namespace=namespace, id=id).encode()
+        return encoded
+    head = f"{kind}{namespace}," if namespace != "/" else str(kind)
+    return f"{head}{_encode(data)}" if id is None else f"{head}{id}{_encode(data)}"
+
+
+def keep_json(server: Any) -> None:
+    """Have a ``socketio.Server`` and its manager use it, unless the application has its own."""
+    packet_class, manager = server.packet_class, server.manager
+    if manager.json is upstream_json:
+        manager.json = QueueJSON
+    if packet_class is Packet and Packet.json is upstream_json:
+        server.packet_class = KeptPacket
+    elif packet_class.json is upstream_json:
+        # Upstream keeps the module on the class, which other servers use too.
+        server.packet_class = type(packet_class.__name__, (packet_class,), {"json": KeptJSON})
