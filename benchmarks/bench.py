@@ -57,7 +57,7 @@ class Plan:
     broadcast_seconds: float = 0.25
     emit_count: int = 1000
     stream_rate: float = 200.0
-    stream_slices: int = 32
+    stream_slices: int = 64
     stream_count: int = 25
     burst_count: int = 5000
     connect_seconds: float = 0.4

@@ -7,7 +7,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from .runtime import clock
-from .sending import Outgoing
+from .sending import TURN_TIME, Outgoing
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -20,7 +20,6 @@ LEAST_RECIPIENTS: Final = 16
 MAX_DELIVERIES: Final = 50_000
 MAX_BYTES: Final = 16 * 1024 * 1024
 
-_TURN_TIME = 0.003  # seconds of one broadcast after the other before others get their turn
 _DELIVERIES = 8  # between two looks at the clock
 _LOOK_AHEAD = 8  # jobs
 _MAX_TOGETHER = 64 * 1024  # bytes that are written in one go for being small
@@ -127,7 +126,7 @@ class FanOut:
         while self._deliveries > MAX_DELIVERIES or (
             self._bytes > MAX_BYTES and len(self._jobs) > 1
         ):
-            self._work(clock() + _TURN_TIME)
+            self._work(clock() + TURN_TIME)
         if not self._is_due:
             self._schedule()
 
@@ -143,7 +142,7 @@ class FanOut:
     def _take_turn(self) -> None:
         self._is_due = False
         try:
-            self._work(clock() + _TURN_TIME)
+            self._work(clock() + TURN_TIME)
         finally:  # whatever it was, the others are waiting
             if self.is_busy and not self._is_due:
                 self._schedule()

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections import deque
 from enum import Enum
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from .runtime import clock
 
 if TYPE_CHECKING:
     from .runtime import Runtime
 
-_TURN_TIME = 0.003  # seconds of one writer after the other before others get their turn
+TURN_TIME: Final = 0.003
+"""Seconds of one write after the other before others get their turn."""
 
 
 class SendOutcome(str, Enum):
@@ -193,7 +194,7 @@ class Flusher:
 
     def _flush(self) -> None:
         due = self._due
-        until = clock() + _TURN_TIME
+        until = clock() + TURN_TIME
         for _ in range(len(due)):
             due.popleft().flush()
             if clock() >= until:
