@@ -680,8 +680,8 @@ def test_a_server_that_is_loading_has_taken_nothing(make_transport: Any) -> None
 
 @pytest.mark.parametrize(
     "noise",
-    [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\x00" * 100, b"*-7\r\n", b"*1\r\n" * 20],
-    ids=["http", "zeros", "length", "depth"],
+    [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\x00" * 100, b"*-7\r\n"],
+    ids=["http", "zeros", "length"],
 )
 def test_a_server_that_is_no_redis_is_an_error(make_transport: Any, noise: bytes) -> None:
     with ScriptedRedis(noise) as server:
@@ -690,7 +690,8 @@ def test_a_server_that_is_no_redis_is_an_error(make_transport: Any, noise: bytes
             publisher.publish(messages(b"{}"), None)
     with ScriptedRedis(noise) as server, pytest.raises(BrokerError):
         make_transport(server.url, answer_timeout=0.5).subscribe()
-    with ScriptedRedis(GRANTED + said(b"{}") + noise) as server:
+    # It waits for more, and does not close the connection.
+    with ScriptedRedis(GRANTED + said(b"{}") + noise, b"") as server:
         transport = make_transport(server.url, answer_timeout=0.5)
         with subscribed(transport) as subscription:
             assert read_once(subscription) == [b"{}"]

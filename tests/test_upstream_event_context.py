@@ -17,6 +17,7 @@ from werkzeug.exceptions import NotFound
 from werkzeug.routing import RequestRedirect
 
 from flask_socketio_guard import SocketIOGuard
+from flask_socketio_guard.upstream import event_context
 from tests import unit_support
 
 if TYPE_CHECKING:
@@ -65,6 +66,21 @@ def beside_stock(see: Callable[[], object], **options: Any) -> list[Any]:
     stock, slow, fast = (Recorder(kind).run(see, **options) for kind in KINDS)
     assert stock == slow == fast
     return fast
+
+
+def test_the_environ_knows_the_request_in_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also for the first connection, whose request is compared with one that nobody used."""
+    monkeypatch.setattr(event_context, "_known_names", weakref.WeakKeyDictionary())
+    own: list[object] = [None]
+
+    def see() -> object:
+        return request.environ["werkzeug.request"] is own[0]
+
+    def see_all() -> object:
+        own[0] = request._get_current_object()  # type: ignore[attr-defined]
+        return see()
+
+    assert beside_stock(see_all) == [True] * 5
 
 
 def test_the_request_is_the_one_of_the_connection() -> None:

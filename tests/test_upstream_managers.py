@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -374,6 +375,30 @@ def test_text_as_redis_carries_it_is_known_by_its_host(
     while not names or names[-1] != "end":
         names.append(json.loads(client.receive("42")[2:])[0])
     assert names == (["end"] if is_own else ["news", "more", "end"])
+
+
+@pytest.mark.parametrize("is_fast", [True, False])
+def test_ones_own_is_decoded_only_if_asked_for(
+    a: Guarded, is_fast: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[bytes] = []
+    decoded: list[object] = []
+    a.inner.publish = sent.append  # type: ignore[method-assign]
+    a.guard.emit("news")
+    loads = manager(a).json.loads
+
+    class Noting:
+        dumps = staticmethod(manager(a).json.dumps)
+
+        @staticmethod
+        def loads(text: Any) -> Any:
+            decoded.append(text)
+            return loads(text)
+
+    monkeypatch.setattr(manager(a), "json", Noting)
+    monkeypatch.setattr(a.inner, "config", replace(a.inner.config, fast_queue=is_fast))
+    hear(a, stamp(Message(5, sent[0])))
+    assert len(decoded) == (not is_fast)
 
 
 def test_messages_of_processes_without_the_guard_are_acted_on(a: Guarded) -> None:

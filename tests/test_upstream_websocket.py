@@ -109,6 +109,21 @@ def test_a_request_that_does_not_is_told_what_is_wrong(
     assert upgrade_problem(environ) == problem
 
 
+def test_only_usual_headers_are_remembered() -> None:
+    """What strangers send is not to fill the memory."""
+    look = websocket._upgrade_headers_problem
+    look.cache_clear()
+    for number in range(1000):
+        assert upgrade_problem(GOOD) is None
+        long = f"keep-alive, Upgrade, {number:060}"
+        assert upgrade_problem({**GOOD, "HTTP_CONNECTION": long}) is None
+        short = f"Upgrade, {number:010}"
+        assert upgrade_problem({**GOOD, "HTTP_CONNECTION": short}) is None
+    known = look.cache_info()
+    assert known.misses == 1001
+    assert known.currsize <= 64
+
+
 header_values = st.text(st.characters(max_codepoint=255), max_size=30) | st.sampled_from(
     [*GOOD.values(), ",", "websocket, ", ' "', "\x00", "upgrade, upgrade"]
 )
