@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from .backoff import reconnect_delay
 from .errors import BrokerError
 from .runtime import Event, Runtime, clock
+from .sending import TURN_TIME
 from .states import LISTENER_TRANSITIONS, ListenerEvent, ListenerState, StateMachine
 from .supervisor import Restart, RestartPolicy, Supervisor, TaskHandle, is_stopping, sleep
 from .transport import Probe, Subscription
@@ -173,7 +174,11 @@ class Listener:
             self._probe_now.set()
             while not is_stopping():
                 arrivals = subscription.read(_READ_TIMEOUT)
+                turn_ends_at = clock() + TURN_TIME
                 for arrival in arrivals:
+                    if clock() >= turn_ends_at:
+                        self._runtime.give_way()  # broadcasts to many, one behind the other
+                        turn_ends_at = clock() + TURN_TIME
                     if self._run is not run:
                         return  # replaced meanwhile; its successor reads from here on
                     if isinstance(arrival, Probe):

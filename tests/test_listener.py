@@ -15,11 +15,12 @@ from flask_socketio_guard.broker import Broker
 from flask_socketio_guard.errors import BrokerError
 from flask_socketio_guard.listener import LISTENER_TASK, PROBE_TASK, Listener
 from flask_socketio_guard.runtime import GeventRuntime, Runtime, clock
+from flask_socketio_guard.sending import TURN_TIME
 from flask_socketio_guard.states import ListenerState
 from flask_socketio_guard.supervisor import Supervisor
 from flask_socketio_guard.transport import Arrival, Probe
 from tests import unit_support
-from tests.unit_support import wait_for
+from tests.unit_support import longest_run_without, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -414,6 +415,28 @@ def test_a_flood_of_messages_lets_others_run(nothing_left_behind: None) -> None:
     queue.wires[0].news.set()
     queue.wait_for(lambda: len(queue.handled) == 5000)
     assert seen[0] < 1000
+    assert queue.supervisor.stop(3.0, is_internal=True) == []
+
+
+def test_messages_that_take_long_do_not_add_up_for_others(nothing_left_behind: None) -> None:
+    """Each may be a broadcast to thousands; many of them come in one piece."""
+    queue = Queue(GeventRuntime())
+    queue.listener.start()
+    queue.wait_until(ListenerState.RUNNING)
+    log: list[object] = []
+
+    def handle(message: object) -> None:
+        until = clock() + 2 * TURN_TIME / 3
+        while clock() < until:
+            pass
+        log.append(message)
+
+    queue.handle = handle
+    with unit_support.busy_socket(lambda: log.append("other")):
+        queue.wires[0].arrived.extend([b"x"] * 40)
+        queue.wires[0].news.set()
+        queue.wait_for(lambda: log.count(b"x") == 40)
+    assert longest_run_without(log, "other") <= 8
     assert queue.supervisor.stop(3.0, is_internal=True) == []
 
 
