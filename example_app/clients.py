@@ -9,6 +9,7 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import engineio
 import socketio
 import websocket
 
@@ -30,13 +31,29 @@ class Beat(NamedTuple):
     heard_at: float
 
 
+class _OrderedEngineClient(engineio.Client):
+    """Handles messages one after the other.
+
+    As it stands, each gets a thread of its own, and of two that come close together the second
+    may be handled first.
+    """
+
+    def _trigger_event(self, event: str, *args: Any, **kwargs: Any) -> Any:
+        return super()._trigger_event(event, *args, **{**kwargs, "run_async": False})
+
+
+class _OrderedClient(socketio.Client):
+    def _engineio_client_class(self) -> type[engineio.Client]:
+        return _OrderedEngineClient
+
+
 class Watcher:
     """The standard client. It hears the streams, and reconnects by itself."""
 
     def __init__(self, process: Process) -> None:
         self.process = process
         self.beats: list[Beat] = []
-        self.client = socketio.Client(reconnection_delay=0.2, reconnection_delay_max=1.0)
+        self.client = _OrderedClient(reconnection_delay=0.2, reconnection_delay_max=1.0)
         self.client.on("connect", self._watch)
         self.client.on("demo:beat", self._hear)
         self.client.on("demo:question", lambda: "yes")
