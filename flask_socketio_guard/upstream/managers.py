@@ -449,7 +449,7 @@ class GuardedPubSubManager(GuardedManager, _PubSubManager):
         Args:
             arrival: JSON text or a dict, from anyone who can write to the channel.
         """
-        if isinstance(arrival, bytes) and self._is_own(arrival):
+        if isinstance(arrival, bytes) and self._is_own(arrival) and self.guard.config.fast_queue:
             return
         message: Any = arrival if isinstance(arrival, dict) else self._decode(arrival)
         method = message.get("method") if isinstance(message, dict) else None
@@ -476,8 +476,7 @@ class GuardedPubSubManager(GuardedManager, _PubSubManager):
         What is written differently is decoded, and then found out.
         """
         mark = _own_mark(self.host_id)
-        is_own = payload.find(mark, -len(mark) - _LONGEST_TAIL) >= 0
-        return is_own and self.guard.config.fast_queue
+        return payload.find(mark, -len(mark) - _LONGEST_TAIL) >= 0
 
     def _act(self, method: str, message: dict[str, Any]) -> None:
         if method == "disconnect":
