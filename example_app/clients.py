@@ -42,7 +42,9 @@ class _OrderedEngineClient(engineio.Client):
         return super()._trigger_event(event, *args, **{**kwargs, "run_async": False})
 
 
-class _OrderedClient(socketio.Client):
+class OrderedClient(socketio.Client):
+    """python-socketio's client, with events handled in the order in which they come."""
+
     def _engineio_client_class(self) -> type[engineio.Client]:
         return _OrderedEngineClient
 
@@ -53,7 +55,7 @@ class Watcher:
     def __init__(self, process: Process) -> None:
         self.process = process
         self.beats: list[Beat] = []
-        self.client = _OrderedClient(reconnection_delay=0.2, reconnection_delay_max=1.0)
+        self.client = OrderedClient(reconnection_delay=0.2, reconnection_delay_max=1.0)
         self.client.on("connect", self._watch)
         self.client.on("demo:beat", self._hear)
         self.client.on("demo:question", lambda: "yes")

@@ -11,10 +11,9 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import engineio
-import socketio
 import websocket
 
+from example_app.clients import OrderedClient
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -34,22 +33,6 @@ class Received:
     event: str
     args: tuple[Any, ...]
     at: float
-
-
-class _OrderedEngineClient(engineio.Client):  # type: ignore[misc]
-    """Handles messages one after the other.
-
-    As it stands, each gets a thread of its own, and of two that come close together the second
-    may be handled first.
-    """
-
-    def _trigger_event(self, event: str, *args: Any, **kwargs: Any) -> Any:
-        return super()._trigger_event(event, *args, **{**kwargs, "run_async": False})
-
-
-class _OrderedClient(socketio.Client):  # type: ignore[misc]
-    def _engineio_client_class(self) -> type[engineio.Client]:
-        return _OrderedEngineClient
 
 
 class SocketIOClient:
@@ -73,7 +56,7 @@ class SocketIOClient:
         self.disconnected = threading.Event()
         self._url = url + (f"?{query}" if query else "")
         self._answer = answer or (lambda *_args: "ok")
-        self._client = _OrderedClient(reconnection=False)
+        self._client = OrderedClient(reconnection=False)
         self._client.on("*", self._take, namespace=namespace)
         self._client.on("disconnect", self._note_disconnect, namespace=namespace)
         self._client.on("connect_error", self._note_connect_error, namespace=namespace)
