@@ -583,9 +583,11 @@ class AppGuard:
                 return function(*arguments)
 
         name = getattr(function, "__qualname__", type(function).__qualname__)
-        self.runtime.spawn(
-            lambda: self.handlers.run_callback(call, name=name), name="socketio-guard:callback"
-        )
+        run = partial(self.handlers.run_callback, call, name=name)
+        if self.config.fast_tasks and self.runtime.is_home():
+            self.runtime.start(run)
+        else:
+            self.runtime.spawn(run, name="socketio-guard:callback")
 
     def _callback_lost(self, reason: str, recipient: object) -> None:
         signals.send(signals.callback_lost, self.sender, CallbackLoss(reason, recipient))

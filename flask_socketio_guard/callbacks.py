@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import threading
+import secrets
+from _thread import RLock
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,13 +14,13 @@ from .supervisor import is_stopping
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .hooks import AckCallback
+    from .hooks import Awaiting
 
 
 @dataclass(slots=True)
 class _Waiting:
     recipient: object
-    callback: AckCallback
+    callback: Awaiting
     timeout: float
     deadline: float
 
@@ -29,7 +30,9 @@ class CallbackTable:
 
     Ids are unique in the process and never reused, and an answer counts only
     from the recipient it was asked of, so no client can call what was meant
-    for another. Safe for threads and greenlets.
+    for another. They begin anywhere: a client in JavaScript that was asked by
+    one process may answer late, over its next connection, to another, and the
+    id must not be that of a question there. Safe for threads and greenlets.
 
     Args:
         runtime: For the sweeper's sleep.
@@ -51,8 +54,9 @@ class CallbackTable:
         self._timeout = timeout
         self._run = run
         self._on_lost = on_lost
-        self._ids = itertools.count(1)
-        self._lock = threading.Lock()
+        self._ids = itertools.count(1 + secrets.randbelow(_LARGEST_FIRST_ID))
+        # Not gevent's, which costs a dozen calls: nobody waits while holding it.
+        self._lock = RLock()
         self._waiting: dict[int, _Waiting] = {}
         # One queue for each length of timeout: in each the deadlines only grow,
         # so the sweeper looks at heads, and an answered callback leaves at once.
@@ -63,7 +67,7 @@ class CallbackTable:
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def add(self, recipient: object, callback: AckCallback) -> int:
+    def add(self, recipient: object, callback: Awaiting) -> int:
         """Register *callback* and return the id that its answer will carry.
 
         Args:
@@ -183,4 +187,5 @@ class CallbackTable:
             self._run(callback.on_lost, (reason,))
 
 
+_LARGEST_FIRST_ID = 2**40  # JavaScript counts to 2 ** 53
 _LONGEST_SLEEP = 5.0  # bounds how long a sweeper that missed a wake-up sleeps on, in seconds

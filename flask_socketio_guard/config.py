@@ -81,7 +81,7 @@ class GuardConfig:
         fast_contexts: Whether route and session of a connection are worked out
             once, and not for each event. For diagnosis, as all that follow.
         fast_json: Whether JSON encoders and decoders are kept.
-        fast_tasks: Whether events whose handlers do not wait share a greenlet.
+        fast_tasks: Whether events and callbacks that do not wait share a greenlet.
         fast_writes: Whether all that is sent to a client within one turn of the event
             loop is written in one go.
         fast_broadcasts: Whether broadcasts are written past the queues of those

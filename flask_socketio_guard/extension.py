@@ -68,6 +68,7 @@ class SocketIOGuard:
         self._settings = settings
         # An application holds its guard, through its middleware; nothing here holds either.
         self._guards: WeakKeyDictionary[Flask, ref[AppGuard]] = WeakKeyDictionary()
+        self._references: list[ref[AppGuard]] = []  # the same; every emit goes through them
         self._write_only: AppGuard | None = None
         self._handlers: list[_Handler] = []
         self._handshakes: dict[str, float] = {}
@@ -122,6 +123,7 @@ class SocketIOGuard:
         guard = AppGuard(app, socketio, config)
         self._set_up(guard)
         self._guards[app] = ref(guard)
+        self._references = list(self._guards.values())
         app.extensions[_KEY] = self
         app.wsgi_app = GuardMiddleware(app.wsgi_app, guard)  # type: ignore[method-assign]
         start_in_worker(guard)
@@ -622,7 +624,7 @@ class SocketIOGuard:
         return len(self._current().callbacks)
 
     def _all(self) -> list[AppGuard]:
-        guards = [reference() for reference in self._guards.values()]
+        guards = [reference() for reference in self._references]
         guards.append(self._write_only)
         return [guard for guard in guards if guard is not None and not guard.is_superseded]
 

@@ -27,7 +27,7 @@ class Refusal:
     reply: object
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True, eq=False)
 class AckCallback:
     """An acknowledgement callback with what there is to know of it.
 
@@ -48,6 +48,19 @@ class AckCallback:
     def __call__(self, *arguments: object) -> object:
         """Call the function, for upstream code that takes any callable."""
         return self.function(*arguments)
+
+
+class Awaiting(Protocol):
+    """What waits for an acknowledgement: an :class:`AckCallback`, or something like it."""
+
+    @property
+    def function(self) -> Callable[..., object]: ...
+    @property
+    def timeout(self) -> float | None: ...
+    @property
+    def on_lost(self) -> Callable[[str], object] | None: ...
+    @property
+    def is_inline(self) -> bool: ...
 
 
 class Timer(Protocol):
@@ -125,7 +138,7 @@ class FanOut(Protocol):
 class Callbacks(Protocol):
     """The table of callbacks that wait."""
 
-    def add(self, recipient: object, callback: AckCallback) -> int: ...
+    def add(self, recipient: object, callback: Awaiting) -> int: ...
     def resolve(self, ack_id: object, recipient: object, arguments: tuple[object, ...]) -> bool: ...
     def lose(self, ack_id: object, recipient: object, reason: str) -> bool: ...
     def discard(self, ack_id: int, recipient: object) -> None: ...

@@ -460,6 +460,5 @@ def is_patched() -> bool:
     return bool(monkey.is_module_patched("socket"))
 
 
-def clock() -> float:
-    """Return seconds that never go back; for intervals and deadlines."""
-    return time.monotonic()
+clock = time.monotonic
+"""Returns seconds that never go back; for intervals and deadlines."""

@@ -69,6 +69,16 @@ def is_empty(table: CallbackTable) -> bool:
     return not (len(table) or table._queues or table._by_recipient)
 
 
+def test_two_processes_do_not_ask_under_the_same_ids(runtime: Runtime) -> None:
+    """A client in JavaScript may answer one of them with the id of the other's question."""
+    ids = set()
+    for _ in range(20):
+        table = CallbackTable(runtime, timeout=1.0, run=lambda *_: None, on_lost=lambda *_: None)
+        ids.add(table.add("sid", AckCallback(print)))
+    assert len(ids) == 20
+    assert max(ids) < 2**53, "the largest that JavaScript can count to"
+
+
 def test_an_answer_calls_its_callback_once(clean: Table) -> None:
     ack_id = clean.add()
     assert len(clean.table) == 1

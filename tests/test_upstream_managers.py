@@ -621,7 +621,7 @@ def test_without_a_queue_callbacks_are_called_in_tasks_of_their_own(
 
     emit_and_answer(guarded, client, 1, callback=callback)
     wait_until(lambda: names)
-    assert names == ["socketio-guard:callback"]
+    assert names == ["socketio-guard:event"]
     assert client.call("echo", 1) == [1]
     release.set()
 
