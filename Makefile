@@ -8,7 +8,7 @@ PYTEST_ARGS ?=
 PARALLEL := -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help test test-stock test-oldest lint types bench demo soak format clean
+.PHONY: help test test-stock test-oldest lint types bench demo soak soak-deliveries format clean
 
 help:  ## Show what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -64,6 +64,9 @@ demo: $(VENV)/.installed-demo  ## Run the example application; CHECK=1 injects e
 
 soak: $(VENV)/.installed-test  ## Run 500 clients in all patterns for half an hour; SOAK_ARGS="--minutes 3"
 	@$(BIN)/python -m tests.soak --minutes 30 --clients 500 $(SOAK_ARGS)
+
+soak-deliveries: $(VENV)/.installed-test  ## Deliver 10,000 messages to 200 clients while everything fails
+	@CHAOS_MESSAGES=10000 CHAOS_CLIENTS=200 $(BIN)/python -m pytest tests/faults/test_delivery_chaos.py $(PYTEST_ARGS)
 
 clean:  ## Remove environments and caches
 	@rm -rf .venv .venv-oldest .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from .config import GuardConfig
 from .connections import Connection, Connections
+from .delivery.receipts import Receipt
+from .delivery.records import DeadLetter, Delivery, Retry
 from .errors import (
     BrokerError,
     ConfigError,
     ConnectionClosed,
+    DeliveryError,
+    DeliveryFormatError,
+    DeliveryInvalid,
+    DeliveryStoreError,
+    DeliveryStoreFull,
     DuplicateTask,
     EventInvalid,
     EventRejected,
@@ -21,22 +28,33 @@ from .errors import (
     RateLimited,
     TaskError,
     TooManyInFlight,
+    UnknownDelivery,
 )
 from .extension import SocketIOGuard
 from .handlers import Event
 from .sending import SendOutcome
 from .signals import Failure
-from .states import ConnectionState, ListenerState, TaskState
+from .states import ConnectionState, DeliveryState, ListenerState, TaskState
 from .supervisor import TaskHandle
+from .surveys import BroadcastAnswers
 from .version import __version__
 
 __all__ = [
+    "BroadcastAnswers",
     "BrokerError",
     "ConfigError",
     "Connection",
     "ConnectionClosed",
     "ConnectionState",
     "Connections",
+    "DeadLetter",
+    "Delivery",
+    "DeliveryError",
+    "DeliveryFormatError",
+    "DeliveryInvalid",
+    "DeliveryState",
+    "DeliveryStoreError",
+    "DeliveryStoreFull",
     "DuplicateTask",
     "Event",
     "EventInvalid",
@@ -52,11 +70,14 @@ __all__ = [
     "OutboxFull",
     "PublishError",
     "RateLimited",
+    "Receipt",
+    "Retry",
     "SendOutcome",
     "SocketIOGuard",
     "TaskError",
     "TaskHandle",
     "TaskState",
     "TooManyInFlight",
+    "UnknownDelivery",
     "__version__",
 ]

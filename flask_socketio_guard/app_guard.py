@@ -10,6 +10,7 @@ import itertools
 import logging
 import os
 import threading
+import time
 import weakref
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -23,6 +24,8 @@ from .callbacks import CallbackTable
 from .config import require_seconds
 from .connections import Connections
 from .deadlines import Deadlines
+from .delivery.records import DEAD, DeadLetter
+from .delivery.service import DeliveryService
 from .drain import Drain
 from .errors import ConfigError
 from .fan_out import FanOut
@@ -41,6 +44,7 @@ from .signals import (
     BrokerChange,
     CallbackLoss,
     ConnectionChange,
+    DeliveryEnd,
     Facts,
     Failure,
     ListenerChange,
@@ -58,17 +62,26 @@ from .supervisor import (
     is_stopping,
     sleep,
 )
+from .surveys import Surveys
 from .tasks import Tasks, TaskSpec
-from .upstream import Sweeper, adopt, new_host_id, offer_compression, transport_of
+from .upstream import (
+    Sweeper,
+    adopt,
+    encode_strict,
+    new_host_id,
+    offer_compression,
+    transport_of,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from flask import Flask
     from flask_socketio import SocketIO
 
     from .config import GuardConfig
-    from .hooks import Connection
+    from .delivery.records import Delivery
+    from .hooks import Awaiting, Connection
     from .transport import Arrival
 
 _INTERNAL = RestartPolicy(restart=Restart.ALWAYS, first_delay=0.0, max_delay=1.0, max_restarts=None)
@@ -76,6 +89,7 @@ _SUPERSEDED_STOP_TIMEOUT = 1.0  # holds up the start of the application that tak
 _WORKER_POLL_INTERVAL = 0.1  # seconds
 _SWEEP_TICKS = 5
 _MAX_DELIVERIES_AHEAD = 20_000
+_LISTENING_POLL_INTERVAL = 0.01  # seconds
 
 
 class AppGuard:
@@ -115,6 +129,7 @@ class AppGuard:
         self.rates = RateLimiter(config.rate_storage, on_storage_failure=self._rate_storage_failed)
         self.event_limit = self._limit(config.event_rate, "events")
         self.on_failure: list[Callable[[Failure], object]] = []
+        self.on_dead_letter: list[Callable[[DeadLetter], object]] = []
         self._specs: list[TaskSpec] = []
         self._names = itertools.count(1)
         self.runtime = self._new_runtime()
@@ -128,6 +143,7 @@ class AppGuard:
             for signal in (
                 signals.listener_changed,
                 signals.broker_changed,
+                signals.delivery_store_changed,
                 signals.task_changed,
             )
         ]
@@ -146,6 +162,8 @@ class AppGuard:
         self._is_started = False
         self._is_writing = False
         self._is_serving = False
+        self._is_hearing = False
+        self._is_told_of_memory = False
         self._jobs = 0
         self._stop_watching: Callable[[], None] = lambda: None
         self.stopping: Event = self.runtime.event()
@@ -188,6 +206,7 @@ class AppGuard:
             context=self._context,
             restart_max_delay=config.restart_max_delay,
         )
+        self._build_deliveries()
         self._build_queue()
         self.health = Health(
             config,
@@ -199,9 +218,35 @@ class AppGuard:
                 broker=self.broker,
                 outbox=self.outbox,
                 listener=self.listener,
+                is_store_reachable=lambda: self.delivery.is_store_reachable,
             ),
         )
         self.endpoints = HealthEndpoints(self.health, config, is_debug=self._is_debug)
+
+    def _build_deliveries(self) -> None:
+        recipients = _Recipients(self)
+        self.delivery = DeliveryService(
+            self.config,
+            self.runtime,
+            recipients,
+            present=self._present,
+            deadlines=self.deadlines,
+            channel=str(getattr(self.server.manager, "channel", "flask-socketio")),
+            encode=encode_strict,
+            run=self._run_callback,
+            on_end=self._delivery_ended,
+            on_failure=self._deadline_failed,
+            on_store_change=self._store_changed,
+        )
+        manager = self.server.manager
+        self.surveys = Surveys(
+            self.runtime,
+            recipients,
+            publish=getattr(manager, "tell_others", None),
+            spawn=self.spawn,
+            count_others=self._count_others,
+            host_id=lambda: str(manager.host_id),
+        )
 
     def _build_queue(self) -> None:
         config = self.config
@@ -226,8 +271,6 @@ class AppGuard:
             on_lost=self._outbox_lost,
             on_probe=self._probe_published,
         )
-        if self.app is None:
-            return
         self.listener = Listener(
             self.runtime,
             self.supervisor,
@@ -263,10 +306,11 @@ class AppGuard:
             if self.app is not None:
                 self._start_sweeping()
                 self._start_serving()
+            self.delivery.start(self._watch, leads=self.app is not None)
             self.supervisor.watch(
                 "socketio-guard:tick", self._tick, policy=_INTERNAL, is_internal=True
             )
-            if self.listener is not None:
+            if self.listener is not None and self.app is not None:
                 self.listener.start()
             for spec in self._specs:
                 self.tasks.start(spec)
@@ -287,11 +331,88 @@ class AppGuard:
 
     def connected(self, connection: Connection) -> None:
         """Note that the connect handler let a client in."""
+        # What was waiting for it comes after the packet that lets it in.
+        courier, namespace = self.delivery.courier, connection.namespace
+        for room in self.server.manager.get_rooms(connection.sid, namespace):
+            if isinstance(room, str) and room != connection.sid:
+                courier.came(room, namespace)
+        courier.opened(connection.sid, namespace)
         timeout = self._handshakes.get(connection.namespace)
         if timeout is not None:
             close = partial(self.server.disconnect, connection.sid, connection.namespace)
             connection.expect_handshake(
                 self.deadlines.call_later(timeout, partial(self.spawn, "handshake", close))
+            )
+
+    def entered(self, sid: str, room: object) -> None:
+        """Note that a client entered a room: something may wait for those in there."""
+        connection = self.connections.find(sid)
+        if connection is not None and connection.is_open and isinstance(room, str):
+            self.delivery.courier.came(room, connection.namespace)
+
+    def take_survey(self, message: dict[str, Any]) -> None:
+        """Act on a question to a room, or an answer to one, of another process."""
+        self.surveys.take(message)
+
+    def _count_others(self, timeout: float) -> int | None:
+        if self.outbox is None:
+            return 0
+        # What was published last has to be out: only then it is known who hears it.
+        is_out = self.outbox.flush(timeout)
+        heard = self.outbox.subscribers if is_out else None
+        return None if heard is None else heard - 1
+
+    def has_departed(self, sid: str) -> bool:
+        """Say whether a client was here and has left, as far as that is remembered."""
+        return self.delivery.courier.has_departed(sid)
+
+    def listen(self) -> None:
+        """See that answers of other processes are heard.
+
+        A process that only emits begins to listen when it asks for the first time, and
+        waits until it hears, so that no answer comes too early.
+        """
+        if self.app is not None or self.listener is None:
+            return
+        self.start()
+        with self._lock:
+            is_first, self._is_hearing = not self._is_hearing, True
+            if is_first and not self.stopping.is_set():
+                self.listener.start()
+        deadline = clock() + self.config.resubscribe_timeout
+        while self.listener.state is ListenerState.STARTING and clock() < deadline:
+            self.runtime.sleep(_LISTENING_POLL_INTERVAL)
+
+    def identify(self, sid: str, identity: str) -> bool:
+        """Note that a client is a device of *identity*; say whether it is here."""
+        connection = self.connections.find(sid)
+        if connection is None:
+            return False
+        identify = partial(self.delivery.courier.identify, sid, connection.namespace, identity)
+        if self.runtime.is_home():
+            identify()
+        else:
+            self.runtime.call_home(identify)
+        return True
+
+    def require_store(self) -> None:
+        """See that messages that must arrive can be stored where their recipients are.
+
+        Raises:
+            ConfigError: This process only emits, and its store is its own.
+        """
+        if self.delivery.store.is_shared or self.outbox is None:
+            return
+        if self.app is None:
+            raise ConfigError(
+                "a process that only emits needs a store that it shares with others: set "
+                "SOCKETIO_GUARD_DELIVERY_STORE in its environment, or pass delivery_store="
+            )
+        if not self._is_told_of_memory:
+            self._is_told_of_memory = True
+            signals.logger.warning(
+                "messages that must arrive stay in the memory of this process, although there is "
+                "a message queue: set SOCKETIO_GUARD_DELIVERY_STORE"
             )
 
     def require_handshake(self, namespace: str, timeout: float) -> None:
@@ -444,15 +565,27 @@ class AppGuard:
         if self.outbox is not None:
             self.outbox.close()
         self.callbacks.lose_all("stopped")
+        self.delivery.stop(min(timeout, self.config.exit_flush_timeout))
+        self._tell_of_abandoned(self.delivery.abandoned)
         self.health.stopped()
         self.rates.close()
         self._log_lines.close()
 
     def flush_at_exit(self) -> None:
         """Give what was emitted last a chance to get out before the process ends."""
-        if self.outbox is not None and len(self.outbox) and not self.stopping.is_set():
+        if self.stopping.is_set():
+            return
+        if self.outbox is not None and len(self.outbox):
             self.flush(self.config.exit_flush_timeout)
             self.outbox.close()
+        self._tell_of_abandoned(self.delivery.abandoned)
+
+    def _tell_of_abandoned(self, count: int) -> None:
+        if count:
+            self.counters.add("deliveries_abandoned", count)
+            signals.logger.warning(
+                "%d messages that must arrive were still in the memory of this process", count
+            )
 
     def after_fork(self) -> None:
         """Start afresh in a child process: tasks, connections and queue are the parent's."""
@@ -462,7 +595,9 @@ class AppGuard:
 
     def listener_state(self) -> ListenerState:
         """Return what is known of the listener."""
-        return ListenerState.ABSENT if self.listener is None else self.listener.state
+        if self.listener is None or (self.app is None and not self._is_hearing):
+            return ListenerState.ABSENT
+        return self.listener.state
 
     @property
     def is_superseded(self) -> bool:
@@ -496,6 +631,11 @@ class AppGuard:
             if self.app is None:
                 self._start_sweeping()
 
+    def _watch(
+        self, name: str, target: Callable[[], object], wake: Callable[[], object] | None
+    ) -> None:
+        self.supervisor.watch(name, target, policy=_INTERNAL, is_internal=True, wake=wake)
+
     def _start_sweeping(self) -> None:
         self.supervisor.watch(
             "socketio-guard:callbacks",
@@ -525,6 +665,7 @@ class AppGuard:
         ticks = 0
         next_tick_at = clock()
         while not is_stopping():
+            self.delivery.tick()
             if self._is_serving and not self.is_worker_alive():
                 self._is_serving = False
                 self.runtime.spawn(self._say_farewell, name="socketio-guard:drain")
@@ -565,7 +706,7 @@ class AppGuard:
         return self.app is not None and self.app.debug
 
     def _is_listening(self) -> bool:
-        return self.listener is None or self.listener.state is ListenerState.RUNNING
+        return self.listener_state() in (ListenerState.RUNNING, ListenerState.ABSENT)
 
     def _gauges(self) -> dict[str, int]:
         return {
@@ -573,6 +714,7 @@ class AppGuard:
             "connections:open": len(self.server.eio.sockets),
             "connections:closing": self.connections.count(ConnectionState.CLOSING),
             "handlers:running": self.handlers.running,
+            "deliveries:inFlight": self.delivery.courier.in_flight,
         }
 
     # Facts, on their way to the signals
@@ -616,6 +758,30 @@ class AppGuard:
     ) -> None:
         change = ConnectionChange(connection.sid, connection.namespace, old, new, connection.reason)
         signals.send(signals.connection_changed, self.sender, change)
+        if new is ConnectionState.CLOSED:
+            left = partial(self.delivery.courier.left, connection.sid, connection.namespace)
+            if self.runtime.can_kill:
+                left()
+            else:
+                # The lock of the connections is held, which a thread in the courier may want.
+                self.deadlines.call_later(0.0, left)
+
+    def _present(self) -> Iterable[tuple[str, str]]:
+        """Yield what the clients of this process can be reached by, with namespaces."""
+        for connection in self.connections.values():
+            namespace = connection.namespace
+            for room in self.server.manager.get_rooms(connection.sid, namespace):
+                if isinstance(room, str):
+                    yield room, namespace
+
+    def _delivery_ended(self, delivery: Delivery) -> None:
+        end = DeliveryEnd(
+            delivery.id, delivery.recipient, delivery.event, delivery.state, delivery.attempts
+        )
+        signals.send(signals.delivery_ended, self.sender, end)
+        if delivery.state in DEAD:
+            for hook in self.on_dead_letter:
+                self._run_callback(hook, (DeadLetter(delivery, time.time()),))
 
     def _take_message(self, arrival: Arrival) -> None:
         self.server.manager.deliver(arrival)
@@ -639,6 +805,10 @@ class AppGuard:
         change = BrokerChange(is_reachable, reason, duration)
         signals.send(signals.broker_changed, self.sender, change)
 
+    def _store_changed(self, is_reachable: bool, reason: str, duration: float) -> None:
+        change = BrokerChange(is_reachable, reason, duration)
+        signals.send(signals.delivery_store_changed, self.sender, change)
+
     def _outbox_lost(self, count: int, reason: str, detail: str) -> None:
         signals.send(signals.outbox_lost, self.sender, OutboxLoss(count, reason, detail))
 
@@ -658,6 +828,56 @@ class AppGuard:
     def _something_changed(self, record: object) -> None:
         del record
         self.health.refresh()
+
+
+class _Recipients:
+    """Who of this process's clients a message is for, and the way to them.
+
+    Args:
+        guard: Whose clients.
+    """
+
+    def __init__(self, guard: AppGuard) -> None:
+        self._find = guard.connections.find
+        self._manager = guard.server.manager
+        self._callbacks = guard.callbacks
+
+    def find(self, recipient: str, namespace: str) -> list[str]:
+        """Return those who have that session id or are in that room, and are let in."""
+        clients = self._manager.clients_in(namespace, recipient)
+        return [sid for sid, _ in clients if self.is_open(sid)]
+
+    def is_open(self, sid: str) -> bool:
+        """Say whether a client is let in, and not leaving."""
+        connection = self._find(sid)
+        return connection is not None and connection.is_open
+
+    def is_here(self, sid: str) -> bool:
+        """Say whether a client is here; it may not be let in yet, or be leaving."""
+        connection = self._find(sid)
+        return connection is not None and connection.state is not ConnectionState.CLOSED
+
+    def ask(
+        self,
+        sid: str,
+        namespace: str,
+        event: str,
+        arguments: str,
+        callback: Awaiting,
+        ack_id: int | None = None,
+    ) -> int | None:
+        """Send an event to a client that is to acknowledge it; see the manager's ``ask``."""
+        connection = self._find(sid)
+        if connection is None:
+            return None
+        asked: int | None = self._manager.ask(
+            sid, connection.eio_sid, namespace, event, arguments, callback, ack_id
+        )
+        return asked
+
+    def forget(self, ack_id: int, sid: str) -> None:
+        """Wait for that acknowledgement no longer."""
+        self._callbacks.discard(ack_id, sid)
 
 
 def _require_patched(*, is_write_only: bool) -> None:

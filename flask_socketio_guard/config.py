@@ -74,6 +74,23 @@ class GuardConfig:
         drain_delay: Seconds between turning unready and closing the first
             client, >= 0.
         drain_window: Seconds over which clients are closed, >= 0.
+        delivery_store: Where messages that must arrive are kept: ``None`` for the memory of this
+            process, or a URL of Redis, ``"redis://..."``, for all processes together. Or a
+            callable that returns a store of your own, a
+            :class:`~flask_socketio_guard.delivery.store.DeliveryStore`.
+        delivery_lease: Seconds after which others take over what a dead process did for such
+            messages, > 0.
+        delivery_ack_timeout: How long a client may take to acknowledge a message that must
+            arrive before it is sent again, > 0.
+        delivery_deadline: How long such a message is kept for its recipient, unless told
+            otherwise, > 0.
+        delivery_max_in_flight: Such messages to one recipient that may be unacknowledged at a
+            time, >= 1.
+        delivery_max_messages: Such messages that may wait in this process, >= 1.
+        delivery_max_bytes: Bytes that they may take, >= 1.
+        delivery_max_message_bytes: Bytes of JSON that the arguments of one may take, >= 1.
+        delivery_retention: How long receipts are good for after the message has ended, >= 0.
+        scripts_path: Below it ``deliveries.js`` is served to browsers; ``None`` for nowhere.
         blocking_timeout: A blocked event loop is reported after this time, > 0;
             ``None``: never.
         log_fold_interval: Repeats of one warning are counted for so long and
@@ -123,6 +140,16 @@ class GuardConfig:
     websocket_compression: bool = False
     drain_delay: float = 0.0
     drain_window: float = 1.0
+    delivery_store: str | Callable[[], Any] | None = None
+    delivery_lease: float = 5.0
+    delivery_ack_timeout: float = 10.0
+    delivery_deadline: float = 3600.0
+    delivery_max_in_flight: int = 16
+    delivery_max_messages: int = 100_000
+    delivery_max_bytes: int = 64 * 1024 * 1024
+    delivery_max_message_bytes: int = 256 * 1024
+    delivery_retention: float = 600.0
+    scripts_path: str | None = "/socketio-guard"
     blocking_timeout: float | None = 0.4
     log_fold_interval: float = 60.0
     fast_contexts: bool = True
@@ -249,6 +276,14 @@ _NOT_NEGATIVE: _Rule = (partial(_is_seconds, is_zero_allowed=True), ">= 0")
 _COUNT: _Rule = (partial(_is_whole, least=1), "an integer >= 1")
 _RATE: _Rule = (_is_text, 'a rate such as "20/second"')
 _PATH: _Rule = (partial(_is_text, beginning="/"), 'a path that begins with "/"')
+_STORE: _Rule = (
+    lambda value: (
+        value is None
+        or callable(value)
+        or (isinstance(value, str) and value.startswith(("redis://", "rediss://", "unix://")))
+    ),
+    "None, a URL of Redis or a callable",
+)
 _DETAILS: _Rule = (
     lambda value: value is None or callable(value) or _is_text(value),
     "None, a non-empty token or a callable",
@@ -289,6 +324,16 @@ _RULES: Mapping[str, _Rule] = {
     "websocket_compression": _FLAG,
     "drain_delay": _NOT_NEGATIVE,
     "drain_window": _NOT_NEGATIVE,
+    "delivery_store": _STORE,
+    "delivery_lease": _POSITIVE,
+    "delivery_ack_timeout": _POSITIVE,
+    "delivery_deadline": _POSITIVE,
+    "delivery_max_in_flight": _COUNT,
+    "delivery_max_messages": _COUNT,
+    "delivery_max_bytes": _COUNT,
+    "delivery_max_message_bytes": _COUNT,
+    "delivery_retention": _NOT_NEGATIVE,
+    "scripts_path": _or_none(_PATH),
     "blocking_timeout": _or_none(_POSITIVE),
     "log_fold_interval": _POSITIVE,
     "fast_contexts": _FLAG,
@@ -298,5 +343,5 @@ _RULES: Mapping[str, _Rule] = {
     "fast_broadcasts": _FLAG,
     "fast_queue": _FLAG,
 }
-_SECRETS = ("health_details", "rate_storage")
+_SECRETS = ("health_details", "rate_storage", "delivery_store")
 _WORDS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}

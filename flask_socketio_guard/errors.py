@@ -16,6 +16,12 @@ The tree::
     │   ├── PublishError
     │   │   └── PublishRefused
     │   └── OutboxFull
+    ├── DeliveryError
+    │   ├── DeliveryInvalid (also ValueError)
+    │   ├── DeliveryStoreFull
+    │   ├── DeliveryStoreError
+    │   │   └── DeliveryFormatError
+    │   └── UnknownDelivery (also LookupError)
     ├── TaskError
     │   └── DuplicateTask
     └── InvalidTransition
@@ -141,6 +147,38 @@ class OutboxFull(BrokerError):
         )
         self.messages = messages
         self.size = size
+
+
+class DeliveryError(GuardError):
+    """Something is wrong with a message that must arrive."""
+
+
+class DeliveryInvalid(DeliveryError, ValueError):
+    """A message cannot be stored: JSON cannot hold it, or it is too large."""
+
+
+class DeliveryStoreFull(DeliveryError):
+    """The store has reached its bound; the message was not stored."""
+
+
+class DeliveryStoreError(DeliveryError):
+    """The store did not answer. A message may be stored all the same."""
+
+
+class DeliveryFormatError(DeliveryStoreError):
+    """The store holds what this version of the guard did not write; it is left as it is."""
+
+
+class UnknownDelivery(DeliveryError, LookupError):
+    """There is no message with that id, or it ended too long ago.
+
+    Attributes:
+        id: What was asked for.
+    """
+
+    def __init__(self, id: str) -> None:
+        super().__init__(f"there is no message {id!r}, or it ended too long ago")
+        self.id = id
 
 
 class TaskError(GuardError):

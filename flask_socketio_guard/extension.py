@@ -12,10 +12,12 @@ from flask import Flask, current_app, has_app_context
 
 from .app_guard import AppGuard, stop_superseded
 from .config import GuardConfig, require_seconds
-from .errors import ConfigError, ConnectionClosed, DuplicateTask
+from .delivery.records import Retry, is_text
+from .errors import ConfigError, ConnectionClosed, DeliveryInvalid, DuplicateTask
 from .gunicorn import start_in_worker
 from .middleware import GuardMiddleware
 from .schema import validator
+from .scripts import SCRIPTS, blueprint
 from .sending import SendOutcome
 from .tasks import TaskSpec, restart_policy, task_name, task_spec
 from .upstream import check_versions
@@ -24,16 +26,23 @@ if TYPE_CHECKING:
     from flask_socketio import SocketIO
 
     from .connections import Connections
+    from .delivery.receipts import Receipt
+    from .delivery.records import DeadLetter
     from .handlers import Event
     from .rates import Limit
     from .signals import Failure
     from .states import ListenerState
     from .supervisor import TaskHandle
+    from .surveys import BroadcastAnswers
 
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
 
 _KEY = "socketio_guard"
+_REQUIREMENTS = ("any", "all")
+_RESERVED_EVENTS = frozenset(
+    ("connect", "connect_error", "disconnect", "disconnecting", "newListener", "removeListener")
+)
 
 
 class _Handler(NamedTuple):
@@ -75,6 +84,7 @@ class SocketIOGuard:
         self._specs: list[TaskSpec] = []
         self._before_event: list[Callable[[Event], object]] = []
         self._on_failure: list[Callable[[Failure], object]] = []
+        self._on_dead_letter: list[Callable[[DeadLetter], object]] = []
         if app is not None or socketio is not None:
             self.init_app(app, socketio)
 
@@ -125,6 +135,9 @@ class SocketIOGuard:
         self._guards[app] = ref(guard)
         self._references = list(self._guards.values())
         app.extensions[_KEY] = self
+        # A test suite may guard an application anew.
+        if config.scripts_path is not None and SCRIPTS not in app.blueprints:
+            app.register_blueprint(blueprint(config.scripts_path))
         app.wsgi_app = GuardMiddleware(app.wsgi_app, guard)  # type: ignore[method-assign]
         start_in_worker(guard)
 
@@ -162,6 +175,7 @@ class SocketIOGuard:
     def _set_up(self, guard: AppGuard) -> None:
         guard.handlers.before_event = self._before_event
         guard.on_failure = self._on_failure
+        guard.on_dead_letter = self._on_dead_letter
         for handler in self._handlers:
             self._register(guard, handler)
         for namespace, timeout in self._handshakes.items():
@@ -316,6 +330,18 @@ class SocketIOGuard:
         self._on_failure.append(hook)
         return hook
 
+    def on_dead_letter(self, hook: Callable[[DeadLetter], T]) -> Callable[[DeadLetter], T]:
+        """Call *hook* for every message of :meth:`deliver` that did not arrive.
+
+        It gets a :class:`DeadLetter`, in a task of its own, in the process that has given the
+        message up; at most once, as that process may end. All are listed by
+        :meth:`dead_letters`.
+        """
+        if not callable(hook):
+            raise TypeError(f"a hook must be callable, not {hook!r}")
+        self._on_dead_letter.append(hook)
+        return hook
+
     # Sending
 
     def emit(
@@ -401,6 +427,41 @@ class SocketIOGuard:
         """
         return self._current().socketio.call(event, *args, **kwargs)
 
+    def broadcast_call(
+        self,
+        event: str,
+        *args: Any,
+        room: str,
+        timeout: float = 10.0,
+        namespace: str | None = None,
+    ) -> BroadcastAnswers:
+        """Emit to everybody in a room, in all processes, and wait for their answers.
+
+        Args:
+            event: Event name.
+            args: At most one payload; a tuple becomes several arguments.
+            room: Session id or room.
+            timeout: Longest wait, in seconds, > 0. It ends as soon as everybody has answered,
+                where it is known how many processes there are, which Redis tells.
+            namespace: Socket.IO namespace; ``None`` is ``"/"``.
+
+        Returns:
+            The answers by session id, and who did not answer.
+
+        Raises:
+            ConfigError: *room* is no text, or *timeout* not > 0.
+            TypeError: JSON cannot hold the payload; nothing was sent.
+        """
+        require_seconds("timeout", timeout)
+        if not isinstance(room, str):
+            raise ConfigError(f"room must be a text, not {room!r}")
+        namespace = _namespace(namespace)
+        guard = self._current()
+        guard.listen()
+        return guard.surveys.ask(
+            event, _arguments(args), room=room, namespace=namespace, timeout=timeout
+        )
+
     def disconnect(self, sid: str, namespace: str | None = None) -> bool:
         """Disconnect a client of this or another process; idempotent, from any thread.
 
@@ -418,6 +479,144 @@ class SocketIOGuard:
         if namespace is None and known is not None:
             namespace = known.namespace
         return bool(guard.server.disconnect(sid, namespace=namespace))
+
+    # Messages that must arrive
+
+    def deliver(
+        self,
+        event: str,
+        *args: Any,
+        to: str,
+        deadline: float | None = None,
+        retry: Retry | None = None,
+        key: str | None = None,
+        ordered: bool = False,
+        require: str = "any",
+        with_id: bool = False,
+        namespace: str | None = None,
+        on_delivered: Callable[[Receipt], object] | None = None,
+        on_expired: Callable[[Receipt], object] | None = None,
+    ) -> Receipt:
+        """Send an event that must arrive: at least once, until it is acknowledged.
+
+        It is kept while its recipient is away, and sent again where no acknowledgement
+        comes. The client acknowledges as any event: a handler in JavaScript calls its last
+        argument, one of python-socketio returns. One that answers with an object that has a
+        key ``error`` refuses the message.
+
+        Args:
+            event: Event name.
+            args: At most one payload; a tuple becomes several arguments. JSON only.
+            to: A session id, a room, or an identity (:meth:`identify`).
+            deadline: Seconds after which it is given up, > 0; ``None`` takes
+                ``SOCKETIO_GUARD_DELIVERY_DEADLINE``.
+            retry: When it is sent again; ``None``: after
+                ``SOCKETIO_GUARD_DELIVERY_ACK_TIMEOUT`` seconds, and then ever less often.
+            key: Replaces the message with the same key to the same recipient, if that has
+                not ended.
+            ordered: Whether it waits for the ordered ones to the recipient before it.
+            require: ``"any"``: one acknowledgement will do. ``"all"``: each of the devices
+                that an identity has by then must acknowledge it.
+            with_id: Whether the last argument is ``{"delivery_id": str, "attempt": int}``, by
+                which a client knows a message that it has had before.
+            namespace: Socket.IO namespace; ``None`` is ``"/"``.
+            on_delivered: Called with the receipt, in a task of its own, in this process.
+            on_expired: The same, when the message becomes a dead letter: it has expired, is
+                gone or was refused.
+
+        Returns:
+            A receipt with ``id``, ``state``, ``attempts``, ``wait(timeout)`` and ``cancel()``.
+
+        Raises:
+            ConfigError: An option is out of range; or the process only emits, and has no store
+                that it shares with others.
+            DeliveryInvalid: JSON or UTF-8 cannot hold it, or it is too large.
+            DeliveryStoreFull: Too many messages wait.
+            DeliveryStoreError: The store does not answer; the message may be stored all the
+                same.
+        """
+        guard = self._current()
+        _require_text("event", event)
+        _require_text("to", to)
+        if key is not None:
+            _require_text("key", key)
+        if event in _RESERVED_EVENTS:
+            raise ConfigError(f"the clients of Socket.IO keep the event {event!r} for themselves")
+        if require not in _REQUIREMENTS:
+            raise ConfigError(f"require must be 'any' or 'all', not {require!r}")
+        _require_flag("ordered", ordered)
+        _require_flag("with_id", with_id)
+        _require_hook("on_delivered", on_delivered)
+        _require_hook("on_expired", on_expired)
+        if deadline is not None:
+            require_seconds("deadline", deadline)
+        if retry is not None and not isinstance(retry, Retry):
+            raise ConfigError(f"retry must be a Retry, not {retry!r}")
+        arguments = _arguments(args)
+        guard.require_store()
+        guard.start()
+        return guard.delivery.office.put(
+            event,
+            arguments,
+            recipient=to,
+            lifetime=guard.config.delivery_deadline if deadline is None else deadline,
+            namespace="/" if namespace is None else _namespace(namespace),
+            retry=guard.delivery.retry if retry is None else retry,
+            key=key,
+            is_ordered=ordered,
+            requires_all=require == "all",
+            has_id=with_id,
+            on_delivered=on_delivered,
+            on_expired=on_expired,
+        )
+
+    def receipt(self, id: str) -> Receipt:
+        """Return the receipt of a message by its id.
+
+        Raises:
+            ConfigError: This process only emits, and has no store that it shares with others.
+            UnknownDelivery: There is no such message, or it ended too long ago.
+            DeliveryStoreError: The store does not answer.
+        """
+        guard = self._current()
+        guard.require_store()
+        guard.start()
+        return guard.delivery.office.receipt(id)
+
+    def identify(self, sid: str, identity: str) -> bool:
+        """Say whose device a client is, until it leaves; usually in the connect handler.
+
+        Whatever waits for *identity* is sent to it.
+
+        Args:
+            sid: Session id of a client of this process.
+            identity: The application's own name for a person or device, such as a user id.
+
+        Returns:
+            Whether the client is here.
+
+        Raises:
+            ConfigError: *identity* is no text.
+        """
+        _require_text("identity", identity)
+        return self._current().identify(sid, identity)
+
+    def dead_letters(self, limit: int = 100) -> list[DeadLetter]:
+        """Return the newest messages that did not arrive, newest first.
+
+        Args:
+            limit: How many at most, >= 1.
+
+        Raises:
+            ConfigError: *limit* is no such number; or see :meth:`receipt`.
+            DeliveryStoreError: The store does not answer.
+        """
+        if not isinstance(limit, int) or isinstance(limit, bool) or limit < 1:
+            raise ConfigError(f"limit must be an integer >= 1, not {limit!r}")
+        guard = self._current()
+        guard.require_store()
+        guard.start()
+        return guard.delivery.desk.dead_letters(limit)
 
     # Connections
 
@@ -645,6 +844,40 @@ class SocketIOGuard:
         raise RuntimeError(
             "this SocketIOGuard guards several apps: use it inside `with app.app_context():`"
         )
+
+
+def _arguments(args: tuple[Any, ...]) -> list[Any]:
+    """Return the arguments of an event, which are one value or a tuple."""
+    if len(args) > 1:
+        raise TypeError("several arguments are one tuple, as in SocketIO.emit")
+    return list(args[0]) if args and isinstance(args[0], tuple) else list(args)
+
+
+def _require_text(name: str, value: object) -> None:
+    if not isinstance(value, str) or not value:
+        hint = ": str() makes one" if isinstance(value, int) else ""
+        raise ConfigError(f"{name} must be a text that is not empty, not {value!r}{hint}")
+    if not is_text(value):
+        raise DeliveryInvalid(f"UTF-8 cannot hold {name}: {value!r}")
+
+
+def _require_flag(name: str, value: object) -> None:
+    if value is not True and value is not False:
+        raise ConfigError(f"{name} must be True or False, not {value!r}")
+
+
+def _require_hook(name: str, value: object) -> None:
+    if value is not None and not callable(value):
+        raise ConfigError(f"{name} must be callable, not {value!r}")
+
+
+def _namespace(value: str | None) -> str:
+    if value is None:
+        return "/"
+    _require_text("namespace", value)
+    if not value.startswith("/"):
+        raise ConfigError(f"namespace must begin with '/', not {value!r}")
+    return value
 
 
 def _with_timeout(

@@ -101,6 +101,7 @@ class Sources:
     broker: Broker | None
     outbox: Outbox | None
     listener: Listener | None
+    is_store_reachable: Callable[[], bool | None] = lambda: None
 
 
 class Health:
@@ -148,6 +149,10 @@ class Health:
             )
         if sources.outbox is not None:
             checks |= self._outbox_checks(sources.outbox)
+        is_store_reachable = sources.is_store_reachable()
+        if is_store_reachable is not None:
+            status = Status.PASS if is_store_reachable else Status.WARN
+            checks["deliveries:store"] = Check(status, is_store_reachable)
         checks |= self._task_checks()
         for name, value in sources.gauges().items():
             checks[name] = Check(Status.PASS, value)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -11,6 +11,16 @@ if TYPE_CHECKING:
     from .config import GuardConfig
     from .errors import EventRejected
     from .runtime import Event, Runtime
+
+
+SURVEY: Final = "guard_survey"
+"""Method of a message that asks; peers without the guard ignore what they do not know."""
+
+SURVEY_ROLL: Final = "guard_survey_roll"
+"""Method of a message that says whom a process has asked."""
+
+SURVEY_ANSWER: Final = "guard_survey_answer"
+"""Method of a message that brings one answer."""
 
 
 @dataclass(frozen=True)
@@ -213,6 +223,18 @@ class Hooks(Protocol):
 
     def connected(self, connection: Connection) -> None:
         """Note that the connect handler let a client in."""
+
+    def entered(self, sid: str, room: object) -> None:
+        """Note that a client entered a room."""
+
+    def take_survey(self, message: dict[str, Any]) -> None:
+        """Act on a question to a room, or an answer to one, of another process."""
+
+    def has_departed(self, sid: str) -> bool:
+        """Say whether a client was here and has left, as far as that is remembered."""
+
+    def listen(self) -> None:
+        """See that answers of other processes are heard."""
 
     def start(self) -> None:
         """Start what runs in the background; idempotent."""

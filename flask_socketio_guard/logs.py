@@ -11,6 +11,7 @@ from .signals import (
     BrokerChange,
     CallbackLoss,
     ConnectionChange,
+    DeliveryEnd,
     Failure,
     HandshakeRefusal,
     ListenerChange,
@@ -23,7 +24,7 @@ from .signals import (
     Violation,
     logger,
 )
-from .states import ListenerState, TaskState
+from .states import DeliveryState, ListenerState, TaskState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Mapping
@@ -34,6 +35,11 @@ _LONGEST_STACK = 10_000
 _BROKER_BURST = 5  # outages in one fold interval that are each worth their two lines
 
 _LIMIT_CODES = ("rate_limited", "too_many_in_flight")
+_DEATHS = {
+    DeliveryState.EXPIRED: "expired",
+    DeliveryState.GONE: "was for a connection that is gone",
+    DeliveryState.REFUSED: "was refused by its recipient",
+}
 _REFUSAL_LEVELS = {
     "full": logging.WARNING,
     "address": logging.WARNING,
@@ -90,6 +96,8 @@ class LogLines:
             signals.subscribe(signals.protocol_violated, sender, self._protocol_violated),
             signals.subscribe(signals.send_lost, sender, self._send_lost),
             signals.subscribe(signals.connections_swept, sender, self._connections_swept),
+            signals.subscribe(signals.delivery_ended, sender, self._delivery_ended),
+            signals.subscribe(signals.delivery_store_changed, sender, self._store_changed),
             signals.subscribe(signals.loop_blocked, sender, self._loop_blocked),
         ]
 
@@ -193,23 +201,29 @@ class LogLines:
         )
 
     def _broker_changed(self, record: BrokerChange) -> None:
+        self._server_changed("the message queue", record)
+
+    def _store_changed(self, record: BrokerChange) -> None:
+        self._server_changed("the store of messages that must arrive", record)
+
+    def _server_changed(self, server: str, record: BrokerChange) -> None:
         # Not folded before it flutters: the last line must be what is true now.
         if record.is_reachable:
             self._fold(
-                ("broker", True),
+                (server, True),
                 logging.WARNING,
-                "the message queue answers again",
-                "the message queue answers again after %.2f s",
+                f"{server} answers again",
+                f"{server} answers again after %.2f s",
                 record.duration,
                 burst=_BROKER_BURST,
                 extra={"duration": record.duration},
             )
         else:
             self._fold(
-                ("broker", False),
+                (server, False),
                 logging.WARNING,
-                "the message queue does not answer",
-                "the message queue does not answer: %s",
+                f"{server} does not answer",
+                f"{server} does not answer: %s",
                 record.reason,
                 burst=_BROKER_BURST,
                 extra={"reason": record.reason},
@@ -306,6 +320,21 @@ class LogLines:
             ", ".join(record.tables),
             count=record.count,
             extra={"count": record.count, "tables": record.tables},
+        )
+
+    def _delivery_ended(self, record: DeliveryEnd) -> None:
+        if record.state not in _DEATHS:
+            return
+        self._fold(
+            ("delivery", record.state),
+            logging.WARNING,
+            f"messages that must arrive: {_DEATHS[record.state]}",
+            "a message that must arrive (%s, %s) %s, after %d attempt(s)",
+            record.id,
+            repr(record.event)[:_LONGEST_NAME],
+            _DEATHS[record.state],
+            record.attempts,
+            extra={"delivery_id": record.id, "state": str(record.state)},
         )
 
     def _loop_blocked(self, record: LoopBlock) -> None:

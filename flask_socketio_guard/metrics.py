@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 
 from . import signals
 from .listener import LISTENER_TASK
-from .states import ConnectionState, ListenerState, TaskState
+from .states import ConnectionState, DeliveryState, ListenerState, TaskState
 
 if TYPE_CHECKING:
     from .signals import (
         CallbackLoss,
         ConnectionChange,
+        DeliveryEnd,
         Failure,
         HandshakeRefusal,
         ListenerChange,
@@ -51,6 +52,7 @@ class Counters:
             signals.subscribe(signals.protocol_violated, sender, self._protocol_violated),
             signals.subscribe(signals.send_lost, sender, self._send_lost),
             signals.subscribe(signals.connections_swept, sender, self._connections_swept),
+            signals.subscribe(signals.delivery_ended, sender, self._delivery_ended),
             signals.subscribe(signals.loop_blocked, sender, self._loop_blocked),
         ]
 
@@ -64,7 +66,10 @@ class Counters:
         ``connections_opened`` (let in by their connect handlers),
         ``connections_closed`` (of those, the ones that are gone),
         ``connections_swept``, ``handshakes_refused``, ``protocol_violations``,
-        ``sends_dropped``, ``loop_blocks``, ``log_lines_folded``.
+        ``sends_dropped``, ``deliveries_acknowledged``, ``deliveries_dead`` (expired,
+        refused, or for a connection that is gone), ``deliveries_withdrawn`` (cancelled or
+        replaced), ``deliveries_abandoned`` (lost with the process), ``loop_blocks``,
+        ``log_lines_folded``.
         """
         with self._lock:
             return {key: self._counts[key] for key in _KEYS}
@@ -134,10 +139,19 @@ class Counters:
     def _connections_swept(self, record: Sweep) -> None:
         self._add("connections_swept", record.count)
 
+    def _delivery_ended(self, record: DeliveryEnd) -> None:
+        self._add(_DELIVERY_KEYS.get(record.state, "deliveries_dead"))
+
     def _loop_blocked(self, record: LoopBlock) -> None:
         if record.duration is not None:
             self._add("loop_blocks")
 
+
+_DELIVERY_KEYS = {
+    DeliveryState.DELIVERED: "deliveries_acknowledged",
+    DeliveryState.CANCELLED: "deliveries_withdrawn",
+    DeliveryState.REPLACED: "deliveries_withdrawn",
+}
 
 _KEYS = (
     "handler_failures",
@@ -158,6 +172,10 @@ _KEYS = (
     "handshakes_refused",
     "protocol_violations",
     "sends_dropped",
+    "deliveries_acknowledged",
+    "deliveries_dead",
+    "deliveries_withdrawn",
+    "deliveries_abandoned",
     "loop_blocks",
     "log_lines_folded",
 )

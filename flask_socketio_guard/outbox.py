@@ -106,6 +106,11 @@ class Outbox:
         return self._bytes
 
     @property
+    def subscribers(self) -> int | None:
+        """How many processes heard the last message; ``None`` if that is not known."""
+        return self._usual_subscribers or None
+
+    @property
     def fill(self) -> float:
         """How full it is, 0 to 1, by messages or bytes, whichever is more."""
         return max(len(self) / self.max_messages, self._bytes / self.max_bytes)

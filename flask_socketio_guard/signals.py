@@ -21,7 +21,7 @@ from .errors import EventRejected, HandlerTimeout
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .states import ConnectionState, ListenerState, TaskState
+    from .states import ConnectionState, DeliveryState, ListenerState, TaskState
 
 logger = logging.getLogger("flask_socketio_guard")
 
@@ -51,6 +51,10 @@ send_lost: NamedSignal = _signals.signal("send-lost")
 """A :class:`SendLoss`: messages to a client were dropped."""
 connections_swept: NamedSignal = _signals.signal("connections-swept")
 """A :class:`Sweep`: leftovers of connections were removed."""
+delivery_ended: NamedSignal = _signals.signal("delivery-ended")
+"""A :class:`DeliveryEnd`: a message that must arrive was acknowledged or given up."""
+delivery_store_changed: NamedSignal = _signals.signal("delivery-store-changed")
+"""A :class:`BrokerChange` of the store of such messages."""
 loop_blocked: NamedSignal = _signals.signal("loop-blocked")
 """A :class:`LoopBlock`: something kept the event loop from running."""
 
@@ -127,7 +131,7 @@ class ListenerChange:
 
 @dataclass(frozen=True)
 class BrokerChange:
-    """The message queue stopped answering, or answers again.
+    """A server stopped answering, or answers again: the message queue, or a store.
 
     Attributes:
         is_reachable: The state from now on.
@@ -239,6 +243,25 @@ class Sweep:
 
     count: int
     tables: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class DeliveryEnd:
+    """A message that must arrive has come to its end, by this process.
+
+    Attributes:
+        id: Of the message.
+        recipient: Session id, room or identity.
+        event: Name of the event.
+        state: How it ended.
+        attempts: How often it was sent.
+    """
+
+    id: str
+    recipient: str
+    event: str
+    state: DeliveryState
+    attempts: int
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The states of listener, tasks and connections, and the one way to move between them.
+"""The states of listener, tasks, connections and deliveries, and the one way to move on.
 
 Pure: no I/O, no clock. Each table lists every legal move; what is not in it is
 illegal, raises and changes nothing.
@@ -109,6 +109,46 @@ class ConnectionEvent(_Named):
     """The disconnect handler has run, where it had to."""
 
 
+class DeliveryState(str, Enum):
+    """Where a message that must arrive is in its life. Equal to its value, a string."""
+
+    PENDING = "pending"
+    """Nobody has it: the recipient is away, or its turn has not come."""
+    IN_FLIGHT = "in_flight"
+    """It was sent, and is not acknowledged yet."""
+    DELIVERED = "delivered"
+    """The recipient has acknowledged it."""
+    EXPIRED = "expired"
+    """Its deadline passed first."""
+    GONE = "gone"
+    """It was for one connection, and that has closed."""
+    REFUSED = "refused"
+    """The recipient answered that it will not have it."""
+    CANCELLED = "cancelled"
+    """The sender took it back."""
+    REPLACED = "replaced"
+    """A newer message with the same key took its place."""
+
+    __hash__ = str.__hash__  # that of Enum is written in Python
+
+    def __str__(self) -> str:
+        return self.value
+
+
+class DeliveryEvent(_Named):
+    """What can happen to such a message."""
+
+    SENT = "sent"
+    RETURNED = "returned"
+    """Whoever it was sent to has left or did not answer in time."""
+    ACKNOWLEDGED = "acknowledged"
+    DEADLINE_PASSED = "deadline-passed"
+    RECIPIENT_GONE = "recipient-gone"
+    REFUSE = "refuse"
+    CANCEL = "cancel"
+    REPLACE = "replace"
+
+
 LISTENER_TRANSITIONS: Mapping[tuple[ListenerState, ListenerEvent], ListenerState] = {
     (ListenerState.IDLE, ListenerEvent.START): ListenerState.STARTING,
     (ListenerState.IDLE, ListenerEvent.STOP): ListenerState.STOPPED,
@@ -166,6 +206,23 @@ CONNECTION_TRANSITIONS: Mapping[tuple[ConnectionState, ConnectionEvent], Connect
     (ConnectionState.CLOSING, ConnectionEvent.CLOSE): ConnectionState.CLOSING,
     (ConnectionState.CLOSING, ConnectionEvent.FINISHED): ConnectionState.CLOSED,
     (ConnectionState.CLOSED, ConnectionEvent.CLOSE): ConnectionState.CLOSED,
+}
+
+# An end is final: of two that come at once, the first counts.
+DELIVERY_TRANSITIONS: Mapping[tuple[DeliveryState, DeliveryEvent], DeliveryState] = {
+    (state, event): new
+    for state in (DeliveryState.PENDING, DeliveryState.IN_FLIGHT)
+    for event, new in (
+        (DeliveryEvent.SENT, DeliveryState.IN_FLIGHT),
+        (DeliveryEvent.RETURNED, DeliveryState.PENDING),
+        # It may come late, from one that has been taken for lost.
+        (DeliveryEvent.ACKNOWLEDGED, DeliveryState.DELIVERED),
+        (DeliveryEvent.DEADLINE_PASSED, DeliveryState.EXPIRED),
+        (DeliveryEvent.RECIPIENT_GONE, DeliveryState.GONE),
+        (DeliveryEvent.REFUSE, DeliveryState.REFUSED),
+        (DeliveryEvent.CANCEL, DeliveryState.CANCELLED),
+        (DeliveryEvent.REPLACE, DeliveryState.REPLACED),
+    )
 }
 
 S = TypeVar("S", bound=Enum)

@@ -114,10 +114,10 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         for report in terminalreporter.stats.get(outcome, []):
             properties = getattr(report, "user_properties", [])
             fault = dict(properties).get(_FAULT_PROPERTY)
-            if fault is not None and getattr(report, "when", "") == "call":
-                figures = [text for name, text in properties if name == _MEASURED_PROPERTY]
+            figures = [text for name, text in properties if name == _MEASURED_PROPERTY]
+            if (fault is not None or figures) and getattr(report, "when", "") == "call":
                 test = report.nodeid.rsplit("::", 1)[-1]
-                rows.append((fault, test, outcome, "; ".join(figures)))
+                rows.append((fault or "all at once", test, outcome, "; ".join(figures)))
     if not rows:
         return
     is_stock = terminalreporter.config.getoption("--stock")

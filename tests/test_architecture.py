@@ -17,10 +17,11 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"supervisor", "broker", "fan_out"}),
     frozenset({"deadlines"}),
     frozenset({"upstream", "handlers", "callbacks", "tasks", "listener", "outbox"})
-    | frozenset({"connections", "blocking", "rates", "schema", "admission"}),
+    | frozenset({"connections", "blocking", "rates", "schema", "admission", "delivery"})
+    | frozenset({"surveys"}),
     frozenset({"health", "metrics", "logs", "drain"}),
     frozenset({"app_guard"}),
-    frozenset({"gunicorn", "middleware"}),
+    frozenset({"gunicorn", "middleware", "scripts"}),
     frozenset({"extension"}),
     frozenset({"__init__"}),
 )
@@ -29,6 +30,9 @@ FLOORS: tuple[frozenset[str], ...] = (
 GEVENT = frozenset({"gevent", "greenlet"})
 ALLOWED_PRIVATE = {("extension", "_get_current_object")}
 """Names with an underscore that are no private parts: Werkzeug's name for "the object itself"."""
+
+NAMED_TUPLE = {"_asdict", "_make", "_replace"}
+"""What ``typing.NamedTuple`` documents, with an underscore so as not to meet names of fields."""
 
 Sources = dict[str, str]
 
@@ -85,7 +89,7 @@ def wrong_directions(sources: Sources) -> list[str]:
         for imported in imports_of(module, source):
             other = imported.split(".")[0]
             if other == room and "." in module:
-                continue  # upstream/ is one room
+                continue  # a package is one room
             if floor_of(other) >= floor_of(room):
                 direction = "up to" if floor_of(other) > floor_of(room) else "next door to"
                 wrong.append(f"{module} reaches {direction} {imported}")
@@ -151,7 +155,8 @@ def private_touches(sources: Sources) -> list[str]:
                 continue
             is_dunder = node.attr.startswith("__") and node.attr.endswith("__")
             is_foreign = node.attr not in own or not isinstance(node.value, ast.Name)
-            if not is_dunder and is_foreign and (module, node.attr) not in ALLOWED_PRIVATE:
+            is_public = is_dunder or node.attr in NAMED_TUPLE
+            if not is_public and is_foreign and (module, node.attr) not in ALLOWED_PRIVATE:
                 touches.append(f"{module}:{node.lineno} touches {ast.unparse(node)}")
     return touches
 

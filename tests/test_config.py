@@ -26,6 +26,9 @@ POSITIVE_SECONDS = (
     "connect_timeout",
     "join_timeout",
     "close_timeout",
+    "delivery_lease",
+    "delivery_ack_timeout",
+    "delivery_deadline",
     "log_fold_interval",
 )
 SECONDS = (
@@ -34,6 +37,7 @@ SECONDS = (
     "stop_timeout",
     "drain_delay",
     "drain_window",
+    "delivery_retention",
 )
 COUNTS = (
     "outbox_max_messages",
@@ -41,6 +45,10 @@ COUNTS = (
     "max_in_flight",
     "max_waiting_bytes",
     "send_queue_max_packets",
+    "delivery_max_in_flight",
+    "delivery_max_messages",
+    "delivery_max_bytes",
+    "delivery_max_message_bytes",
     "send_queue_max_bytes",
 )
 OPTIONAL_COUNTS = ("max_connections", "max_connections_per_address")
@@ -54,8 +62,8 @@ FLAGS = (
     "fast_broadcasts",
     "fast_queue",
 )
-SECRETS = ("health_details", "rate_storage")
-PATHS = ("healthz_path", "livez_path", "readyz_path")
+SECRETS = ("health_details", "rate_storage", "delivery_store")
+PATHS = ("healthz_path", "livez_path", "readyz_path", "scripts_path")
 NO_SECONDS: list[Any] = ["1", None, True, [], float("nan"), float("inf"), -0.1, -1]
 
 WRONG: list[tuple[str, Any, str]] = [
@@ -115,6 +123,7 @@ RIGHT: list[tuple[str, Any]] = [
     *(("blocking_timeout", value) for value in (None, 0.001, 1, 2.5)),
     *((name, value) for name in FLAGS for value in (True, False)),
     *(("slow_consumer", value) for value in ("disconnect", "drop_oldest", "drop_volatile")),
+    *(("delivery_store", value) for value in (None, "redis://:secret@h/0", "unix:///r.sock")),
     *(("rate_storage", value) for value in ("memory://", "redis://:secret@localhost:6380/0")),
     *(("outbox_overflow", value) for value in ("raise", "drop_oldest")),
     *(("broker_down", value) for value in ("warn", "fail")),
@@ -163,6 +172,16 @@ def test_defaults_are_the_documented_ones() -> None:
         websocket_compression=False,
         drain_delay=0.0,
         drain_window=1.0,
+        delivery_store=None,
+        scripts_path="/socketio-guard",
+        delivery_lease=5.0,
+        delivery_ack_timeout=10.0,
+        delivery_deadline=3600.0,
+        delivery_max_in_flight=16,
+        delivery_max_messages=100_000,
+        delivery_max_bytes=67_108_864,
+        delivery_max_message_bytes=262_144,
+        delivery_retention=600.0,
         blocking_timeout=0.4,
         log_fold_interval=60.0,
         fast_contexts=True,
@@ -231,6 +250,16 @@ def test_a_wrong_rate_storage_is_refused_and_never_shown(value: Any) -> None:
     with pytest.raises(ConfigError) as caught:
         GuardConfig(rate_storage=value)
     assert str(caught.value) == "SOCKETIO_GUARD_RATE_STORAGE must be a URL"
+
+
+@pytest.mark.parametrize("value", ["", SECRET, f"redis:{SECRET}", f"http://{SECRET}", 5, True])
+def test_a_wrong_delivery_store_is_refused_and_never_shown(value: Any) -> None:
+    with pytest.raises(ConfigError) as caught:
+        GuardConfig(delivery_store=value)
+    assert (
+        str(caught.value)
+        == "SOCKETIO_GUARD_DELIVERY_STORE must be None, a URL of Redis or a callable"
+    )
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,11 @@ from flask_socketio_guard.errors import (
     BrokerError,
     ConfigError,
     ConnectionClosed,
+    DeliveryError,
+    DeliveryFormatError,
+    DeliveryInvalid,
+    DeliveryStoreError,
+    DeliveryStoreFull,
     DuplicateTask,
     EventInvalid,
     EventRejected,
@@ -27,6 +32,7 @@ from flask_socketio_guard.errors import (
     RateLimited,
     TaskError,
     TooManyInFlight,
+    UnknownDelivery,
 )
 
 PARENTS = {
@@ -44,6 +50,12 @@ PARENTS = {
     PublishError: (BrokerError,),
     PublishRefused: (PublishError,),
     OutboxFull: (BrokerError,),
+    DeliveryError: (GuardError,),
+    DeliveryInvalid: (DeliveryError, ValueError),
+    DeliveryStoreFull: (DeliveryError,),
+    DeliveryStoreError: (DeliveryError,),
+    DeliveryFormatError: (DeliveryStoreError,),
+    UnknownDelivery: (DeliveryError, LookupError),
     TaskError: (GuardError,),
     DuplicateTask: (TaskError,),
     InvalidTransition: (GuardError,),
@@ -129,6 +141,8 @@ def test_error_texts_say_what_happened() -> None:
         OutboxFull(messages=5, size=60),
         ConnectionClosed("gone"),
         HandOverFull("full"),
+        DeliveryInvalid("too large"),
+        UnknownDelivery("5f"),
     ],
     ids=lambda error: type(error).__name__,
 )

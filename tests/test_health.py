@@ -43,6 +43,7 @@ class Facts:
         self.outbox = FakeOutbox()
         self.supervisor = SimpleNamespace(tasks=[])
         self.counts = {"handler_failures": 0}
+        self.is_store_reachable: bool | None = None
         config_object = GuardConfig(**config)
         self.health = Health(
             config_object,
@@ -54,6 +55,7 @@ class Facts:
                 broker=self.broker,  # type: ignore[arg-type]
                 outbox=self.outbox,  # type: ignore[arg-type]
                 listener=self.listener,  # type: ignore[arg-type]
+                is_store_reachable=lambda: self.is_store_reachable,
             ),
         )
         self.endpoints = HealthEndpoints(self.health, config_object, is_debug=lambda: self.is_debug)
@@ -155,6 +157,18 @@ def test_a_listener_that_is_broken_while_the_broker_works_takes_no_traffic(
     facts.listener.state = state
     facts.tick()
     assert facts.answers() == [PASS, FAIL, FAIL]
+
+
+def test_a_store_of_messages_that_does_not_answer_is_a_warning(clock: FakeClock) -> None:
+    """Other processes have the same trouble with it."""
+    facts = Facts(clock)
+    facts.tick()
+    assert "deliveries:store" not in facts.health.snapshot.checks
+    for is_reachable, ready in ((True, PASS), (False, WARN)):
+        facts.is_store_reachable = is_reachable
+        facts.tick()
+        assert facts.answers() == [PASS, ready, ready]
+        assert facts.health.snapshot.checks["deliveries:store"].value is is_reachable
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from flask_socketio_guard.metrics import Counters
 from flask_socketio_guard.signals import (
     CallbackLoss,
     ConnectionChange,
+    DeliveryEnd,
     Failure,
     HandshakeRefusal,
     ListenerChange,
@@ -26,7 +27,7 @@ from flask_socketio_guard.signals import (
     TaskChange,
     Violation,
 )
-from flask_socketio_guard.states import ConnectionState, ListenerState, TaskState
+from flask_socketio_guard.states import ConnectionState, DeliveryState, ListenerState, TaskState
 
 if TYPE_CHECKING:
     from blinker import NamedSignal
@@ -50,6 +51,10 @@ NAMES = {
     "handshakes_refused",
     "protocol_violations",
     "sends_dropped",
+    "deliveries_acknowledged",
+    "deliveries_dead",
+    "deliveries_withdrawn",
+    "deliveries_abandoned",
     "loop_blocks",
     "log_lines_folded",
 }
@@ -59,6 +64,10 @@ RUNNING, BACKING_OFF = TaskState.RUNNING, TaskState.BACKING_OFF
 
 class Sender:
     """An application."""
+
+
+def ended(state: str) -> DeliveryEnd:
+    return DeliveryEnd("5f", "mara", "note", DeliveryState(state), 3)
 
 
 def test_what_never_happened_is_zero() -> None:
@@ -101,6 +110,12 @@ def test_what_never_happened_is_zero() -> None:
         (signals.send_lost, SendLoss(7, "slow"), {"sends_dropped": 7}),
         (signals.send_lost, SendLoss(2, "closed"), {"sends_dropped": 2}),
         (signals.connections_swept, Sweep(3, ("rooms",)), {"connections_swept": 3}),
+        (signals.delivery_ended, ended("delivered"), {"deliveries_acknowledged": 1}),
+        (signals.delivery_ended, ended("cancelled"), {"deliveries_withdrawn": 1}),
+        (signals.delivery_ended, ended("replaced"), {"deliveries_withdrawn": 1}),
+        (signals.delivery_ended, ended("expired"), {"deliveries_dead": 1}),
+        (signals.delivery_ended, ended("gone"), {"deliveries_dead": 1}),
+        (signals.delivery_ended, ended("refused"), {"deliveries_dead": 1}),
         (signals.loop_blocked, LoopBlock("app.py:7 in nap", "stack"), {}),
         (signals.loop_blocked, LoopBlock("app.py:7 in nap", "stack", 1.5), {"loop_blocks": 1}),
         (signals.loop_blocked, LoopBlock("app.py:7 in nap", "stack", 0.0), {"loop_blocks": 1}),

@@ -15,6 +15,7 @@ from flask_socketio_guard import signals
 from flask_socketio_guard.errors import EventRejected, HandlerTimeout
 from flask_socketio_guard.signals import (
     ConnectionChange,
+    DeliveryEnd,
     Failure,
     HandshakeRefusal,
     LoopBlock,
@@ -24,7 +25,7 @@ from flask_socketio_guard.signals import (
     Sweep,
     Violation,
 )
-from flask_socketio_guard.states import ConnectionState
+from flask_socketio_guard.states import ConnectionState, DeliveryState
 
 CONNECTING = ConnectionState.CONNECTING
 
@@ -150,6 +151,7 @@ def test_a_record_cannot_be_changed_by_a_subscriber() -> None:
         (signals.protocol_violated, Violation("packet")),
         (signals.send_lost, SendLoss(1, "slow")),
         (signals.connections_swept, Sweep(2, ("rooms",))),
+        (signals.delivery_ended, DeliveryEnd("5f", "mara", "note", DeliveryState.GONE, 3)),
         (signals.loop_blocked, LoopBlock("app.py:7 in nap", "stack")),
     ],
     ids=lambda value: type(value).__name__,
@@ -170,4 +172,4 @@ def test_every_fact_about_clients_has_a_signal_and_a_record_of_its_own(
 def test_signals_are_told_apart_by_their_names() -> None:
     """Two of one name would be one."""
     found = [value for value in vars(signals).values() if isinstance(value, NamedSignal)]
-    assert len({signal.name for signal in found}) == len(found) == 13
+    assert len({signal.name for signal in found}) == len(found) == 15

@@ -21,6 +21,7 @@ from flask_socketio_guard.upstream.encoding import (
     QueueJSON,
     _kept_encoder,
     encoded,
+    encoded_event,
 )
 from tests import unit_support
 
@@ -81,6 +82,23 @@ def test_packets_are_encoded_as_upstream_encodes_them(
     wanted = Packet(kind, data=data, namespace=namespace, id=id).encode()
     for packet_class in (KeptPacket, Packet):
         assert encoded(packet_class, kind, data, namespace, id) == wanted
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    event=st.text(),
+    arguments=st.lists(values.filter(lambda value: value == value), max_size=3),
+    namespace=st.sampled_from(["/", "/chat"]),
+    id=st.integers(0, 2**40),
+)
+def test_arguments_that_are_text_already_are_taken_as_they_are(
+    event: str, arguments: list[Any], namespace: str, id: int
+) -> None:
+    text = json.dumps(arguments, separators=(",", ":"))
+    wanted = encoded(KeptPacket, packets.EVENT, [event, *arguments], namespace, id)
+    assert encoded_event(KeptPacket, event, text, namespace, id) == wanted
+    if len(text) < 90:  # no integer that upstream refuses to read
+        assert encoded_event(Packet, event, text, namespace, id) == wanted
 
 
 @settings(deadline=None, max_examples=200)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from .adopt import adopt, close_for_restart, new_host_id, transport_of
 from .compat import check_versions
+from .encoding import encode_strict
 from .sweeper import Sweeper
 from .websocket import offer_compression, refuse_websocket
 
@@ -17,6 +18,7 @@ __all__ = [
     "adopt",
     "check_versions",
     "close_for_restart",
+    "encode_strict",
     "new_host_id",
     "offer_compression",
     "refuse_websocket",

@@ -11,7 +11,7 @@ from json import encoder as json_encoder
 from typing import TYPE_CHECKING, Any, Final
 
 from engineio import json as upstream_json
-from socketio.packet import Packet
+from socketio.packet import EVENT, Packet
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,7 +47,8 @@ def _kept_encoder(encoder: JSONEncoder) -> Callable[[object], str]:
             encoder.skipkeys,
             encoder.allow_nan,
         )
-        if "".join(iterate(_SAMPLE, 0)) != encode(_SAMPLE):
+        sample = _SAMPLE if encoder.allow_nan else _SAMPLE[1:]
+        if "".join(iterate(sample, 0)) != encode(sample):
             return encode
     except (AttributeError, TypeError, ValueError):
         return encode
@@ -61,9 +62,12 @@ def _kept_encoder(encoder: JSONEncoder) -> Callable[[object], str]:
     return encode_kept
 
 
-_SAMPLE: Final = ['"\u00e4\n', 1, -1.5, float("inf"), True, None, {"a": [], "b": {}}, {1: "c"}]
+_SAMPLE: Final = [float("inf"), '"\u00e4\n', 1, -1.5, True, None, {"a": [], "b": {}}, {1: "c"}]
 _encode = _kept_encoder(JSONEncoder(separators=_SEPARATORS))
 _encode_spaced = _kept_encoder(JSONEncoder())
+
+encode_strict = _kept_encoder(JSONEncoder(separators=_SEPARATORS, allow_nan=False))
+"""Returns a value as JSON text; raises what ``json.dumps`` raises, for NaN and infinity too."""
 
 
 class KeptJSON:
@@ -154,6 +158,25 @@ def encoded(
         return encoded
     head = f"{kind}{namespace}," if namespace != "/" else str(kind)
     return f"{head}{_encode(data)}" if id is None else f"{head}{id}{_encode(data)}"
+
+
+def encoded_event(
+    packet_class: Any, event: str, arguments: str, namespace: str, id: int
+) -> str | bytes | list[Any]:
+    """Return an EVENT packet whose arguments are there as the JSON text of a list.
+
+    Args:
+        packet_class: See :func:`encoded`.
+        event: Its name.
+        arguments: Without spaces around it.
+        namespace: Socket.IO namespace.
+        id: Of the acknowledgement.
+    """
+    if packet_class is not KeptPacket:
+        return encoded(packet_class, EVENT, [event, *_decoder.decode(arguments)], namespace, id)
+    where = f"{namespace}," if namespace != "/" else ""
+    comma = "" if arguments == "[]" else ","
+    return f"{EVENT}{where}{id}[{_encode(event)}{comma}{arguments[1:]}"
 
 
 def keep_json(server: Any) -> None:

@@ -11,9 +11,9 @@ from socketio.packet import Packet
 
 from ..errors import EventInvalid
 from ..fan_out import LEAST_RECIPIENTS
-from ..hooks import AckCallback, Hooks
+from ..hooks import SURVEY, SURVEY_ANSWER, SURVEY_ROLL, AckCallback, Awaiting, Hooks
 from ..sending import SendOutcome
-from .encoding import KeptPacket, encoded
+from .encoding import KeptPacket, encoded, encoded_event
 from .outgoing import Message
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ class GuardedManager(_Manager):
         options: _Options,
     ) -> SendOutcome:
         """Queue an event for those clients of this process that are in *room*."""
-        clients: Iterable[tuple[str, str]] = self._clients_in(namespace, room)
+        clients: Iterable[tuple[str, str]] = self.clients_in(namespace, room)
         if not clients:
             return SendOutcome.DROPPED_CLOSED
         if skip_sid is not None or options.is_ready_only:
@@ -155,7 +155,7 @@ class GuardedManager(_Manager):
         fan_out.add(message, sockets)
         return SendOutcome.QUEUED
 
-    def _clients_in(self, namespace: str, room: Any) -> Sequence[tuple[str, str]]:
+    def clients_in(self, namespace: str, room: Any) -> Sequence[tuple[str, str]]:
         """Return who is in *room*, or in one of several, by the ids of both protocols."""
         if isinstance(room, list | tuple):
             return list(self.get_participants(namespace, room))
@@ -198,6 +198,39 @@ class GuardedManager(_Manager):
         outcome: SendOutcome = server.put(eio_sid, message)
         return outcome
 
+    def ask(
+        self,
+        sid: str,
+        eio_sid: str,
+        namespace: str,
+        event: str,
+        arguments: str,
+        callback: Awaiting,
+        ack_id: int | None = None,
+    ) -> int | None:
+        """Send an event to one client of this process that is to acknowledge it; at home only.
+
+        Args:
+            sid: Session id in the namespace.
+            eio_sid: Session id of its transport.
+            namespace: Socket.IO namespace.
+            event: Its name.
+            arguments: JSON text of a list.
+            callback: Called with the answer.
+            ack_id: What was returned before, if the callback is that one's.
+
+        Returns:
+            What the table of callbacks knows it by; ``None`` if the client is gone.
+        """
+        server: Any = self.server
+        if ack_id is None:
+            ack_id = self.guard.callbacks.add(sid, callback)
+        packet = encoded_event(server.packet_class, event, arguments, namespace, ack_id)
+        if server.put(eio_sid, Message.of_socketio(packet)) is SendOutcome.DROPPED_CLOSED:
+            self.guard.callbacks.discard(ack_id, sid)
+            return None
+        return ack_id
+
     def _encoded(
         self, namespace: str, body: list[Any], options: _Options, ack_id: int | None = None
     ) -> Message:
@@ -232,6 +265,8 @@ class GuardedManager(_Manager):
         """Add a client to a room, and the room to the client."""
         super().basic_enter_room(sid, namespace, room, eio_sid=eio_sid)
         self._rooms_of.setdefault((sid, namespace), {})[room] = None
+        if room is not None and room != sid:
+            self.guard.entered(sid, room)
 
     def basic_leave_room(self, sid: str, namespace: str, room: Any) -> None:
         """Take a client out of a room, and the room from the client."""
@@ -371,9 +406,12 @@ class GuardedPubSubManager(GuardedManager, _PubSubManager):
     def _handle_emit(self, message: dict[str, Any]) -> None:
         # A packet that nobody here gets need not be built.
         room = message.get("room")
-        if not self._has_anyone_in(message["namespace"], room):
-            return
         remote = message.get("callback")
+        if not self._has_anyone_in(message["namespace"], room):
+            if remote is not None and isinstance(room, str) and self.guard.has_departed(room):
+                # Whoever asks need not wait until the time is over.
+                self._publish(_gone(message.get("host_id"), room, remote[2]))
+            return
         callback = None
         if remote is not None and len(remote) == 3:
             callback = partial(self._return_callback, message.get("host_id"), *remote)
@@ -400,6 +438,7 @@ class GuardedPubSubManager(GuardedManager, _PubSubManager):
     ) -> None:
         if room is None:
             raise ValueError("Cannot use callback without a room set.")
+        self.guard.listen()
         ack_id = self._generate_ack_id(room, callback)
         message["callback"] = (room, namespace, ack_id)
         try:
@@ -407,6 +446,10 @@ class GuardedPubSubManager(GuardedManager, _PubSubManager):
         except BaseException:
             self.guard.callbacks.discard(ack_id, _recipient(room))
             raise
+
+    def tell_others(self, message: dict[str, Any]) -> None:
+        """Send a message to all other processes; its host id comes last."""
+        self._publish(message)
 
     def _publish(self, data: dict[str, Any]) -> None:
         payload = self.json.dumps(data)
@@ -428,9 +471,7 @@ class GuardedPubSubManager(GuardedManager, _PubSubManager):
             if host_id == self.host_id:
                 self.guard.callbacks.lose(ack_id, room, reason)
             else:
-                self._publish(
-                    {"method": _CALLBACK_GONE, "host_id": host_id, "sid": room, "id": ack_id}
-                )
+                self._publish(_gone(host_id, room, ack_id))
 
         def answered(*arguments: Any) -> None:
             callback(*arguments)
@@ -466,6 +507,8 @@ class GuardedPubSubManager(GuardedManager, _PubSubManager):
         elif host_id != self.host_id and not self._is_duplicate(host_id, message):
             if method == "emit":
                 self._handle_emit(message)
+            elif method in (SURVEY, SURVEY_ROLL, SURVEY_ANSWER):
+                self.guard.take_survey(message)
             else:
                 self._act(method, message)
 
@@ -519,6 +562,14 @@ class GuardedPubSubManager(GuardedManager, _PubSubManager):
 def _own_mark(host_id: str) -> bytes:
     """Return what stands between the body of a message of *host_id* and its number."""
     return b'"host_id": "%s"%s' % (host_id.encode(), SEQUENCE_MARK)
+
+
+def _gone(host_id: object, sid: str, ack_id: object) -> dict[str, Any]:
+    """Return what tells a process that nobody will answer it.
+
+    The host id is that of the process asked for, and not last, by which one's own are known.
+    """
+    return {"method": _CALLBACK_GONE, "host_id": host_id, "sid": sid, "id": ack_id}
 
 
 def _best(outcomes: list[SendOutcome]) -> SendOutcome:

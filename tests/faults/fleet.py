@@ -45,6 +45,7 @@ class FleetOptions:
     config: str = "{}"
     workers: int = 1
     arguments: tuple[str, ...] = ()
+    is_durable: bool = False
 
 
 class Fleet:
@@ -52,7 +53,7 @@ class Fleet:
 
     def __init__(self, options: FleetOptions) -> None:
         self.options = options
-        self.redis = RedisServer()
+        self.redis = RedisServer(is_durable=options.is_durable)
         self.proxies: list[TcpProxy] = []
         self.servers: list[GunicornServer] = []
 

@@ -45,15 +45,16 @@ def redis_binary() -> str:
 
 
 class RedisServer:
-    """One ``redis-server`` process on a free port, with nothing kept on disk.
+    """One ``redis-server`` process on a free port, with nothing kept on disk unless asked for.
 
     It can be stopped, killed, paused and started again on the same port. All methods return
     when the new condition holds.
     """
 
-    def __init__(self, port: int | None = None) -> None:
+    def __init__(self, port: int | None = None, *, is_durable: bool = False) -> None:
         self.port = port or free_port()
         self._is_port_chosen = port is None
+        self._is_durable = is_durable
         self._directory = Path(tempfile.mkdtemp(prefix="guard-redis-"))
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -159,7 +160,8 @@ class RedisServer:
             "port": str(self.port),
             "bind": "127.0.0.1",
             "save": "",
-            "appendonly": "no",
+            "appendonly": "yes" if self._is_durable else "no",
+            "appendfsync": "always",
             "daemonize": "no",
             "dir": str(self._directory),
             "logfile": str(self._directory / "redis.log"),

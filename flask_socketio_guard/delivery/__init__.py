@@ -1,0 +1,1 @@
+"""Messages that must arrive: kept until they are acknowledged, at least once."""

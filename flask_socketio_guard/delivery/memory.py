@@ -1,0 +1,245 @@
+"""Messages that must arrive, kept in the memory of one process."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import time
+from _thread import RLock
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..runtime import clock as monotonic
+from ..states import DELIVERY_TRANSITIONS, DeliveryEvent, DeliveryState
+from .records import DEAD, DeadLetter, Delivery
+from .store import DeliveryStore, End, Page, Put, Step
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import Any
+
+_SENT = DELIVERY_TRANSITIONS[DeliveryState.PENDING, DeliveryEvent.SENT]
+_RETURNED = DELIVERY_TRANSITIONS[DeliveryState.IN_FLIGHT, DeliveryEvent.RETURNED]
+
+
+@dataclass(slots=True)
+class _Entry:
+    delivery: Delivery
+    address: str
+    size: int
+    deadline: float
+    attempts: int = 0
+    state: DeliveryState = DeliveryState.PENDING
+    acknowledged: frozenset[str] = frozenset()
+
+
+class MemoryStore(DeliveryStore):
+    """Keeps messages until this process ends.
+
+    Args:
+        max_messages: Messages that have not ended, >= 1.
+        max_size: Characters that they may take, >= 1.
+        retention: Seconds for which an ended one is still found, >= 0.
+        max_ended: Ended ones that are found, >= 1.
+        max_dead_letters: >= 1.
+        clock: Monotonic, in seconds.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_messages: int,
+        max_size: int,
+        retention: float,
+        max_ended: int,
+        max_dead_letters: int,
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
+        self._max_messages = max_messages
+        self._max_size = max_size
+        self._retention = retention
+        self._max_ended = max_ended
+        self._clock = clock
+        self._lock = RLock()  # nobody waits while holding it
+        self._numbers = itertools.count(1)
+        self._size = 0
+        self._open: dict[str, _Entry] = {}
+        self._boxes: dict[str, dict[str, _Entry]] = {}
+        self._by_key: dict[tuple[str, str], str] = {}
+        self._deadlines: list[tuple[float, int, str]] = []
+        self._devices: dict[str, set[str]] = {}
+        # Until when, address, event, number, attempts, state: nothing in it that the garbage
+        # collector would look at, however many there are.
+        self._ended: dict[str, tuple[float, str, str, int, int, str]] = {}
+        self._dead: deque[DeadLetter] = deque(maxlen=max_dead_letters)
+        self._steps: dict[str, Callable[..., Any]] = {
+            "put": self._put,
+            "mark": self._mark,
+            "acknowledge": self._acknowledge,
+            "finish": self._finish,
+            "abandon": self._abandon,
+            "waiting": self._waiting,
+            "find": self._find,
+            "dead_letters": self._dead_letters,
+            "expire": self._expire,
+            "join": self._join,
+            "leave": self._leave,
+        }
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def apply(self, steps: Sequence[Step]) -> list[Any]:
+        """Do *steps*; see :class:`~.store.Step`."""
+        with self._lock:
+            return [self._steps[step.kind](*step.arguments) for step in steps]
+
+    def do(self, kind: str, *arguments: Any) -> Any:
+        """Do one step; see :class:`~.store.Step`."""
+        with self._lock:
+            return self._steps[kind](*arguments)
+
+    def close(self) -> None:
+        """Do nothing: there is nothing to let go of."""
+
+    # The steps
+
+    def _put(self, delivery: Delivery) -> Put:
+        if delivery.id in self._open or delivery.id in self._ended:
+            return Put(self._find(delivery.id))
+        address, size = delivery.address, delivery.size
+        key = None if delivery.key is None else (address, delivery.key)
+        older = None if key is None else self._by_key.get(key)
+        count, used = len(self._open) + 1, self._size + size
+        if older is not None:
+            count, used = count - 1, used - self._open[older].size
+        if count > self._max_messages or used > self._max_size:
+            return Put(None)
+        replaced = None if older is None else self._end(older, DeliveryState.REPLACED)
+        delivery = delivery.numbered(next(self._numbers))
+        entry = _Entry(delivery, address, size, self._clock() + delivery.lifetime)
+        self._size += size
+        self._open[delivery.id] = entry
+        self._boxes.setdefault(address, {})[delivery.id] = entry
+        if key is not None:
+            self._by_key[key] = delivery.id
+        heapq.heappush(self._deadlines, (entry.deadline, delivery.number, delivery.id))
+        return Put(delivery, replaced)
+
+    def _mark(self, id: str, attempts: int, is_in_flight: bool) -> None:
+        entry = self._open.get(id)
+        if entry is not None:
+            entry.attempts += attempts
+            entry.state = _SENT if is_in_flight else _RETURNED
+
+    def _acknowledge(self, id: str, device: str, attempts: int) -> End | None:
+        entry = self._open.get(id)
+        if entry is None:
+            return End(self._find(id), is_new=False)
+        entry.attempts += attempts
+        if entry.delivery.requires_all:
+            entry.acknowledged |= {device}
+            if not self._have_all(entry):
+                return None
+        return End(self._end(id, DeliveryState.DELIVERED), is_new=True)
+
+    def _finish(self, id: str, state: DeliveryState) -> End:
+        if id not in self._open:
+            return End(self._find(id), is_new=False)
+        return End(self._end(id, state), is_new=True)
+
+    def _abandon(self, address: str, state: DeliveryState, limit: int) -> list[Delivery]:
+        return [self._end(id, state) for id in list(self._boxes.get(address, ()))[:limit]]
+
+    def _waiting(self, address: str, after: int, limit: int) -> Page:
+        entries = self._boxes.get(address, {}).values()
+        behind = (entry for entry in entries if entry.delivery.number > after)
+        found = [self._snapshot(entry) for entry in itertools.islice(behind, limit)]
+        return Page(found, found[-1].number if found else 0, len(found) == limit)
+
+    def _find(self, id: str) -> Delivery | None:
+        entry = self._open.get(id)
+        if entry is not None:
+            return self._snapshot(entry)
+        self._forget_ended(self._clock())
+        ended = self._ended.get(id)
+        if ended is None:
+            return None
+        return Delivery.ended(id, *ended[1:5], DeliveryState(ended[5]))
+
+    def _dead_letters(self, limit: int) -> list[DeadLetter]:
+        return list(itertools.islice(reversed(self._dead), limit))
+
+    def _expire(self, limit: int) -> list[Delivery]:
+        expired: list[Delivery] = []
+        now = self._clock()
+        while self._deadlines and self._deadlines[0][0] <= now and len(expired) < limit:
+            id = heapq.heappop(self._deadlines)[2]
+            if id in self._open:
+                expired.append(self._end(id, DeliveryState.EXPIRED))
+        self._forget_ended(now)
+        return expired
+
+    def _join(self, address: str, device: str) -> None:
+        self._devices.setdefault(address, set()).add(device)
+
+    def _leave(self, address: str, device: str) -> list[Delivery]:
+        devices = self._devices.get(address)
+        if devices is None or device not in devices:
+            return []
+        devices.discard(device)
+        if not devices:
+            del self._devices[address]
+        complete = [
+            entry.delivery.id
+            for entry in self._boxes.get(address, {}).values()
+            if entry.delivery.requires_all and self._have_all(entry)
+        ]
+        return [self._end(id, DeliveryState.DELIVERED) for id in complete]
+
+    # What they have in common
+
+    def _have_all(self, entry: _Entry) -> bool:
+        devices = self._devices.get(entry.address, set())
+        return bool(entry.acknowledged) and devices <= entry.acknowledged
+
+    def _end(self, id: str, state: DeliveryState) -> Delivery:
+        entry = self._open.pop(id)
+        given, address = entry.delivery, entry.address
+        self._size -= entry.size
+        box = self._boxes[address]
+        del box[id]
+        if not box:
+            del self._boxes[address]
+        if given.key is not None:
+            del self._by_key[address, given.key]
+        self._forget_deadlines()
+        now = self._clock()
+        known = (address, given.event, given.number, entry.attempts)
+        self._ended[id] = (now + self._retention, *known, state.value)
+        if len(self._ended) > self._max_ended:
+            self._forget_ended(now)
+        if state not in DEAD:
+            return Delivery.ended(id, *known, state)
+        dead = given.at(state, lifetime=0.0, attempts=entry.attempts, body=given.body)
+        self._dead.append(DeadLetter(dead, time.time()))
+        return dead
+
+    def _snapshot(self, entry: _Entry) -> Delivery:
+        left = max(0.0, entry.deadline - self._clock())
+        given = entry.delivery
+        return given.at(entry.state, lifetime=left, attempts=entry.attempts, body=given.body)
+
+    def _forget_ended(self, now: float) -> None:
+        while self._ended:
+            id, ended = next(iter(self._ended.items()))
+            if ended[0] > now and len(self._ended) <= self._max_ended:
+                return
+            del self._ended[id]
+
+    def _forget_deadlines(self) -> None:
+        """Throw out the deadlines of what has ended, once they are the most."""
+        if len(self._deadlines) > 1000 and len(self._deadlines) > 2 * len(self._open):
+            self._deadlines = [item for item in self._deadlines if item[2] in self._open]
+            heapq.heapify(self._deadlines)

@@ -1,0 +1,88 @@
+"""What the sender of a message holds in hand."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from ..config import require_seconds
+from ..errors import UnknownDelivery
+
+if TYPE_CHECKING:
+    from ..states import DeliveryState
+    from .records import Delivery
+
+
+class Office(Protocol):
+    """Where receipts are honoured."""
+
+    def find(self, id: str) -> Delivery | None: ...
+    def wait(self, id: str, timeout: float | None) -> None: ...
+    def cancel(self, id: str) -> bool: ...
+
+
+class Receipt:
+    """Tells what becomes of one message that must arrive.
+
+    Attributes:
+        id: Of the message; :meth:`SocketIOGuard.receipt` makes a receipt of it again.
+    """
+
+    __slots__ = ("_office", "id")
+
+    def __init__(self, office: Office, id: str) -> None:
+        self._office = office
+        self.id = id
+
+    def __repr__(self) -> str:
+        return f"<Receipt {self.id}>"
+
+    @property
+    def state(self) -> DeliveryState:
+        """Where the message is: ``"pending"``, ``"in_flight"``, or how it ended.
+
+        Raises:
+            UnknownDelivery: It ended too long ago, or the store was emptied.
+            DeliveryStoreError: The store, which is asked each time, does not answer.
+        """
+        return self._find().state
+
+    @property
+    def attempts(self) -> int:
+        """How often it was sent.
+
+        Raises:
+            UnknownDelivery: See :attr:`state`.
+        """
+        return self._find().attempts
+
+    def wait(self, timeout: float | None = None) -> DeliveryState:
+        """Wait until the message has ended.
+
+        Args:
+            timeout: Longest wait in seconds, >= 0; ``None``: its deadline is the only one.
+
+        Returns:
+            Its state then.
+
+        Raises:
+            ConfigError: *timeout* is no such number.
+            UnknownDelivery: See :attr:`state`.
+        """
+        if timeout:
+            require_seconds("timeout", timeout)
+        self._office.wait(self.id, timeout)
+        return self.state
+
+    def cancel(self) -> bool:
+        """Take the message back.
+
+        Returns:
+            Whether it had not ended before. A recipient may have it all the same.
+        """
+        return self._office.cancel(self.id)
+
+    def _find(self) -> Delivery:
+        delivery = self._office.find(self.id)
+        if delivery is None:
+            raise UnknownDelivery(self.id)
+        return delivery

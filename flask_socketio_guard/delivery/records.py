@@ -1,0 +1,229 @@
+"""What is known of one message that must arrive."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import astuple, dataclass
+from functools import lru_cache
+from typing import Any, Final, NamedTuple
+
+from ..errors import ConfigError, DeliveryFormatError
+from ..states import DeliveryState
+
+FORMAT: Final = 1
+"""Version of what :meth:`Delivery.to_json` writes."""
+
+ENDED: Final = frozenset(DeliveryState) - {DeliveryState.PENDING, DeliveryState.IN_FLIGHT}
+"""The states that are final."""
+
+DEAD: Final = frozenset({DeliveryState.EXPIRED, DeliveryState.GONE, DeliveryState.REFUSED})
+"""The states that make a dead letter: nobody wanted that, and nobody got the message."""
+
+
+_SHORTEST: Final = 0.01  # seconds; less would keep a core busy with sending
+
+
+@dataclass(frozen=True)
+class Retry:
+    """When a message that is not acknowledged is sent again.
+
+    After *ack_timeout* it is taken for lost, and sent again after a delay that doubles with
+    each attempt, with jitter. A recipient that comes back gets it at once.
+
+    Attributes:
+        ack_timeout: Seconds that the recipient has to acknowledge, >= 0.01.
+        first_delay: Seconds, >= 0.01.
+        max_delay: Seconds, >= *first_delay*.
+
+    Raises:
+        ConfigError: One is out of range.
+    """
+
+    ack_timeout: float = 10.0
+    first_delay: float = 0.5
+    max_delay: float = 30.0
+
+    def __post_init__(self) -> None:
+        for value in astuple(self):
+            if not isinstance(value, int | float) or isinstance(value, bool):
+                raise ConfigError(f"a delay is a number of seconds, not {value!r}")
+            if not _SHORTEST <= value < math.inf:
+                raise ConfigError(f"a delay must be at least {_SHORTEST} s, not {value!r}")
+        if self.max_delay < self.first_delay:
+            raise ConfigError("max_delay must not be less than first_delay")
+
+
+_DEFAULT_RETRY: Final = Retry()
+_retry = lru_cache(maxsize=256)(Retry)  # most messages have the same
+
+
+def address_of(namespace: str, recipient: str) -> str:
+    """Return what a recipient is known by among those of all namespaces.
+
+    A comma ends the name of a namespace in the Socket.IO protocol, too.
+    """
+    return f"{namespace},{recipient}"
+
+
+def is_text(name: str) -> bool:
+    """Say whether UTF-8 can hold *name*; what clients send as JSON may have half a character."""
+    if name.isascii():
+        return True
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+class Delivery(NamedTuple):
+    """One message that must arrive, as it is at an instant.
+
+    Attributes:
+        id: Unique; made of 32 hexadecimal digits.
+        recipient: Session id, room or identity.
+        event: Name of the event.
+        body: JSON text of the list of arguments; empty when it has ended, unless it is dead.
+        lifetime: Seconds until it expires.
+        namespace: Socket.IO namespace.
+        retry: When it is sent again.
+        key: A newer message with the same key and recipient replaces it.
+        is_ordered: Whether it waits for the ordered ones to the recipient before it.
+        requires_all: Whether all devices of the recipient have to acknowledge it.
+        has_id: Whether the recipient is told its id, as the last argument.
+        number: Its place in the order of all; given by the store, from 1 on.
+        attempts: How often it was sent.
+        state: Where it is.
+    """
+
+    id: str
+    recipient: str
+    event: str
+    body: str
+    lifetime: float
+    namespace: str = "/"
+    retry: Retry = Retry()
+    key: str | None = None
+    is_ordered: bool = False
+    requires_all: bool = False
+    has_id: bool = False
+    number: int = 0
+    attempts: int = 0
+    state: DeliveryState = DeliveryState.PENDING
+
+    def __repr__(self) -> str:
+        """Leave out what is in it: logs are read by others than those it is for."""
+        return f"<Delivery {self.id} of {self.event!r}: {self.state}>"
+
+    @property
+    def address(self) -> str:
+        """What its recipient is known by; see :func:`address_of`."""
+        return f"{self.namespace},{self.recipient}"
+
+    @property
+    def arguments(self) -> list[Any]:
+        """The arguments of the event; of what has ended, only a dead letter has them."""
+        arguments: list[Any] = json.loads(self.body or "[]")
+        return arguments
+
+    @property
+    def size(self) -> int:
+        """Characters that it takes, about."""
+        return len(self.body) + len(self.event) + len(self.recipient) + 200
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether its state is final."""
+        return self.state in ENDED
+
+    def to_json(self) -> str:
+        """Return what does not change of it, as JSON text for a store."""
+        retry = self.retry
+        return json.dumps(
+            [
+                FORMAT,
+                self.id,
+                self.recipient,
+                self.event,
+                self.body,
+                self.namespace,
+                [retry.ack_timeout, retry.first_delay, retry.max_delay],
+                self.key,
+                self.is_ordered,
+                self.requires_all,
+                self.has_id,
+            ]
+        )
+
+    @classmethod
+    def from_json(
+        cls,
+        text: str | bytes,
+        *,
+        lifetime: float,
+        number: int,
+        attempts: int,
+        state: DeliveryState,
+    ) -> Delivery:
+        """Read what :meth:`to_json` wrote.
+
+        Raises:
+            DeliveryFormatError: It is of another version, or somebody else's.
+        """
+        try:
+            version, *fixed = json.loads(text)
+            if version != FORMAT:
+                raise DeliveryFormatError("a message in the store is of another version")
+            id, recipient, event, body, namespace, retry, key, *flags = fixed
+            is_ordered, requires_all, has_id = flags
+            "".join((id, recipient, event, body, namespace, key or ""))  # all are texts
+            return cls(
+                id,
+                recipient,
+                event,
+                body,
+                lifetime,
+                namespace,
+                _retry(*retry),
+                key,
+                bool(is_ordered),
+                bool(requires_all),
+                bool(has_id),
+                number,
+                attempts,
+                state,
+            )
+        except (ValueError, TypeError, RecursionError) as exc:
+            raise DeliveryFormatError("a message in the store cannot be read") from exc
+
+    @classmethod
+    def ended(
+        cls, id: str, address: str, event: str, number: int, attempts: int, state: DeliveryState
+    ) -> Delivery:
+        """Return what is known of one that has ended."""
+        namespace, _, recipient = address.partition(",")
+        given = (id, recipient, event, "", 0.0, namespace, _DEFAULT_RETRY, None)
+        flags = (False, False, False)
+        return cls._make((*given, *flags, number, attempts, state))
+
+    def numbered(self, number: int) -> Delivery:
+        """Return it with its place in the order of all."""
+        return Delivery._make((*self[:11], number, self.attempts, self.state))
+
+    def at(self, state: DeliveryState, *, lifetime: float, attempts: int, body: str) -> Delivery:
+        """Return it as it is at another instant."""
+        words = (self.id, self.recipient, self.event, body, lifetime)
+        return Delivery._make((*words, *self[5:12], attempts, state))
+
+
+class DeadLetter(NamedTuple):
+    """A message that did not arrive.
+
+    Attributes:
+        delivery: As it was when it was given up.
+        died_at: Unix time, in seconds.
+    """
+
+    delivery: Delivery
+    died_at: float

@@ -1,0 +1,374 @@
+"""Messages that must arrive, kept in Redis for all processes of an application."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, cast
+
+import redis
+from redis.backoff import NoBackoff
+from redis.exceptions import LockError, RedisError
+from redis.retry import Retry
+
+from ..errors import DeliveryFormatError, DeliveryStoreError
+from ..runtime import clock
+from ..signals import logger
+from ..states import DeliveryState
+from .records import DEAD, DeadLetter, Delivery
+from .redis_script import SCRIPT
+from .store import End, News, Page, Put, SharedStore
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from .store import Step
+
+_PENDING, _IN_FLIGHT = DeliveryState.PENDING, DeliveryState.IN_FLIGHT
+
+VERSION: Final = b"1"
+"""Of how messages are kept in Redis."""
+
+LONGEST_WAIT: Final = 1.0
+"""Seconds that may be waited for news."""
+
+_MAX_NEWS = 5000  # pieces, each of all that was done in one go
+_MAX_JUMP = 1.0  # seconds that the clock of Redis may differ from ours between two looks
+_MAX_UNCERTAINTY = 0.2  # seconds; who reads a clock so slowly knows little
+_PATIENCE = 2  # leases after which a process that says nothing is taken for dead
+_BATCH = 200  # steps in one go: a script keeps everybody else waiting
+
+
+class RedisStore(SharedStore):
+    """Keeps messages in Redis, 5.0 or later, not a cluster.
+
+    What is acknowledged to have been stored is as safe as Redis keeps it: with
+    ``appendonly`` it survives a restart.
+
+    Args:
+        url: ``redis://``, ``rediss://`` or ``unix://``.
+        prefix: Of all keys; applications that share a Redis have different ones.
+        host: Name of this process, unique in the fleet.
+        timeout: Longest wait for an answer, in seconds, > 0.
+        lease: Seconds after which others take over what a dead process did, > 0.
+        max_messages: Messages that have not ended, >= 1.
+        max_size: Characters that they may take, >= 1.
+        retention: Seconds for which an ended one is still found, >= 1.
+        max_dead_letters: About so many are kept, >= 1.
+
+    Raises:
+        ValueError: *url* is none.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        prefix: str,
+        host: str,
+        timeout: float,
+        lease: float,
+        max_messages: int,
+        max_size: int,
+        retention: float,
+        max_dead_letters: int,
+    ) -> None:
+        self._prefix = prefix
+        self._host = host
+        self._own_host = host.encode()
+        self._lease = lease
+        bounds = (max_messages, max_size, max(1, round(retention)), max_dead_letters, _MAX_NEWS)
+        self._head = [*map(str, bounds), host]
+        options: dict[str, Any] = {
+            "socket_timeout": timeout,
+            "socket_connect_timeout": timeout,
+            "socket_keepalive": not url.startswith("unix://"),
+            "health_check_interval": 10,
+            # Who asks has to know that an answer was lost; see DeliveryStore.
+            "retry": Retry(NoBackoff(), 0),
+        }
+        if url.startswith("unix://"):
+            del options["socket_connect_timeout"], options["socket_keepalive"]
+        self._redis: Any = redis.Redis.from_url(url, **options)
+        # An answer may take longer here, but not for ever: the other side may be gone.
+        options["socket_timeout"] = timeout + LONGEST_WAIT
+        self._news_redis: Any = redis.Redis.from_url(url, **options)
+        self._script = self._redis.register_script(SCRIPT)
+        self._lock = self._redis.lock(
+            prefix + "leader", timeout=lease, blocking=False, thread_local=False
+        )
+        self._is_leading = False
+        self._is_checked = False
+        self._news_at: bytes | str | None = None
+        self._news_count = 0
+        self._clocks: tuple[float, float] | None = None
+
+    def apply(self, steps: Sequence[Step]) -> list[Any]:
+        """Do *steps*; see :class:`~.store.Step`."""
+        results: list[Any] = []
+        words = [self._words(step) for step in steps]
+        with _translated():
+            self._check_version()
+            for start in range(0, len(steps), _BATCH):
+                end = start + _BATCH
+                has_put = any(step.kind == "put" for step in steps[start:end])
+                arguments = [*self._head, str(int(has_put))]
+                arguments += itertools.chain.from_iterable(words[start:end])
+                found = self._script(keys=[self._prefix], args=arguments)
+                results += map(_result, steps[start:end], found)
+        return results
+
+    def _words(self, step: Step) -> list[str]:
+        """Return what the script is told for a step."""
+        kind, arguments = step
+        if kind == "put":
+            delivery: Delivery = arguments[0]
+            address = delivery.address
+            return [
+                kind,
+                delivery.id,
+                delivery.to_json(),
+                address,
+                delivery.event,
+                "" if delivery.key is None else json.dumps([address, delivery.key]),
+                str(int(delivery.requires_all)),
+                str(delivery.lifetime),
+                str(delivery.size),
+            ]
+        if kind == "mark":
+            id, attempts, is_in_flight = arguments
+            return [kind, id, str(attempts), (_IN_FLIGHT if is_in_flight else _PENDING).value]
+        if kind in ("finish", "abandon"):
+            what, state, *limit = arguments
+            return [kind, what, state.value, str(int(state in DEAD)), *map(str, limit)]
+        if kind in ("join", "leave"):
+            return [kind, *arguments, json.dumps(arguments)]
+        return [kind, *map(str, arguments)]
+
+    def _check_version(self) -> None:
+        if self._is_checked:
+            return
+        key = self._prefix + "version"
+        self._redis.set(key, VERSION, nx=True)
+        if self._redis.get(key) != VERSION:
+            raise DeliveryFormatError(
+                "the messages in Redis were stored by another version of the guard"
+            )
+        self._is_checked = True
+
+    # The fleet
+
+    def news(self, timeout: float) -> News | None:
+        """Wait for what happens; see :class:`~.store.SharedStore`."""
+        stream = self._prefix + "news"
+        with _translated():
+            if self._news_at is None:
+                newest = self._news_redis.xrevrange(stream, count=1)
+                self._news_at = newest[0][0] if newest else b"0-0"
+                self._news_count = _count(newest[0][1]) if newest else 0
+                return None
+            wait = _ms(min(timeout, LONGEST_WAIT))
+            found = self._news_redis.xread({stream: self._news_at}, count=1000, block=wait)
+            if not found and self._has_been_emptied(stream):
+                self._news_at = None
+                return None
+        news = News([], [])
+        is_complete = True
+        for entry_id, fields in found[0][1] if found else ():
+            count = _count(fields)
+            is_complete = is_complete and count == self._news_count + 1
+            self._news_at, self._news_count = entry_id, count
+            if fields.get(b"host") != self._own_host:
+                is_complete = _add_news(news, fields.get(b"what", b"")) and is_complete
+        return news if is_complete else None
+
+    def _has_been_emptied(self, stream: str) -> bool:
+        """Say whether Redis has lost the news, so that newer ones may come before what we had."""
+        newest = self._news_redis.xrevrange(stream, count=1)
+        return bool(_order(newest[0][0] if newest else b"0-0") < _order(self._news_at))
+
+    def stay(self) -> bool:
+        """Say that this process lives; see :class:`~.store.SharedStore`."""
+        return not self.do("stay", _ms(_PATIENCE * self._lease))
+
+    def lead(self) -> bool:
+        """Say whether this process leads; see :class:`~.store.SharedStore`."""
+        with _translated():
+            self._check_version()
+            self._is_leading = self._keep_lock()
+            if self._is_leading:
+                self._mind_the_clock()
+        return self._is_leading
+
+    def _keep_lock(self) -> bool:
+        if self._is_leading:
+            try:
+                self._lock.reacquire()
+            except LockError:  # it ran out, and somebody else may have it
+                self._clocks = None
+            else:
+                return True
+        return bool(self._lock.acquire())
+
+    def _mind_the_clock(self) -> None:
+        """Take out of account what the clock of Redis has jumped, so that nothing expires by it."""
+        asked_at = clock()
+        seconds, microseconds = self._redis.time()
+        answered_at = clock()
+        if answered_at - asked_at > _MAX_UNCERTAINTY:
+            return
+        jumped = float(self._redis.get(self._prefix + "jumped") or 0.0)
+        theirs = seconds + microseconds / 1e6 - jumped
+        if self._clocks is not None:
+            jump = (theirs - self._clocks[0]) - (answered_at - self._clocks[1])
+            if abs(jump) > _MAX_JUMP:
+                # The whole of it: what is set twice, because an answer was lost, counts once.
+                self._redis.set(self._prefix + "jumped", jumped + jump)
+                theirs -= jump
+        self._clocks = theirs, answered_at
+
+    def forget_dead_processes(self) -> list[Delivery]:
+        """Forget their devices; see :class:`~.store.SharedStore`."""
+        forgotten: list[Delivery] = []
+        with _translated():
+            for name in self._redis.smembers(self._prefix + "hosts"):
+                while True:
+                    ended, count = self.do("bury", name.decode(), _BATCH)
+                    forgotten += ended
+                    if not count:
+                        break
+        return forgotten
+
+    def close(self) -> None:
+        """Let go of the lease and the connections; idempotent."""
+        try:
+            if self._is_leading:
+                self._is_leading = False
+                self._lock.release()
+        except (RedisError, OSError):
+            pass  # it runs out by itself
+        finally:
+            self._redis.close()
+            self._news_redis.close()
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except (RedisError, OSError) as exc:
+        reason = f"{type(exc).__name__}: {exc}".splitlines()[0][:200]
+        raise DeliveryStoreError(reason) from exc
+
+
+def _ms(seconds: float) -> int:
+    return max(1, round(seconds * 1000))
+
+
+def _count(fields: Any) -> int:
+    """Return the number of a piece of news; 0 for what is none."""
+    try:
+        return int(fields.get(b"count", 0))
+    except ValueError:
+        return 0
+
+
+def _order(entry_id: Any) -> tuple[int, ...]:
+    return tuple(int(part) for part in entry_id.split(b"-"))
+
+
+def _read(snapshot: Any) -> Delivery:
+    body, number, attempts, state, left = snapshot
+    try:
+        return Delivery.from_json(
+            body,
+            lifetime=max(0.0, float(left)),
+            number=int(number),
+            attempts=int(attempts),
+            state=DeliveryState(cast("bytes", state).decode()),
+        )
+    except ValueError as exc:
+        raise DeliveryFormatError("a message in the store cannot be read") from exc
+
+
+def _result(step: Step, found: Any) -> Any:
+    """Return what a step returns, as the script says it."""
+    kind = step.kind
+    if kind == "put":
+        stored, replaced = found
+        if isinstance(stored, int):
+            stored = step.arguments[0].numbered(stored)
+        else:
+            stored = _read(stored) if stored else None
+        return Put(stored, _ended(replaced) if replaced else None)
+    if kind in ("acknowledge", "finish"):
+        if not isinstance(found, list):  # nobody knows it, or others lack it
+            return None if found is None else End(None, is_new=False)
+        return End(_ended(found[1]), is_new=bool(found[0]))
+    if kind in ("expire", "leave", "abandon"):
+        return [_ended(each) for each in found]
+    if kind == "bury":
+        return [_ended(each) for each in found[0]], found[1]
+    if kind == "waiting":
+        read = (_readable(partial(_read, snapshot)) for snapshot in found[0])
+        deliveries = [delivery for delivery in read if delivery is not None]
+        return Page(deliveries, int(found[1]), found[2] == step.arguments[2])
+    if kind == "find":
+        return _read(found) if found else None
+    if kind == "dead_letters":
+        return _letters(found)
+    return found if kind == "stay" else None
+
+
+def _readable(read: Callable[[], Delivery]) -> Delivery | None:
+    """Return what *read* does; ``None`` for what this version did not write, which stays."""
+    try:
+        return read()
+    except (DeliveryFormatError, ValueError, TypeError) as exc:
+        logger.error("left alone: %s", exc)
+        return None
+
+
+def _ended(found: Any) -> Delivery:
+    """Return a message that has ended, with a body only if it is dead."""
+    id, address, event, number, attempts, state, *body = (
+        each.decode() if isinstance(each, bytes) else str(each) for each in found
+    )
+    ended = Delivery.ended(id, address, event, int(number), int(attempts), DeliveryState(state))
+    if body:
+        known = _readable(partial(_body_of, body[0], ended))
+        return ended if known is None else known
+    return ended
+
+
+def _body_of(text: str, ended: Delivery) -> Delivery:
+    return Delivery.from_json(
+        text, lifetime=0.0, number=ended.number, attempts=ended.attempts, state=ended.state
+    )
+
+
+def _add_news(news: News, what: bytes) -> bool:
+    """Add a piece of news; say whether it can be read."""
+    try:
+        stored, ended = json.loads(what)
+        deliveries = [_ended(words) for words in ended]
+        news.stored.extend(address for address in stored if isinstance(address, str))
+        news.ended.extend(deliveries)
+    except (ValueError, TypeError, RecursionError) as exc:
+        logger.error("left alone: news that cannot be read (%s)", type(exc).__name__)
+        return False
+    return True
+
+
+def _letters(entries: Any) -> list[DeadLetter]:
+    letters = []
+    for _, words in entries:
+        fields = dict(zip(words[::2], words[1::2], strict=True))
+        names = (b"body", b"number", b"attempts", b"state")
+        snapshot = [*(fields.get(name, b"") for name in names), b"0"]
+        delivery = _readable(partial(_read, snapshot))
+        if delivery is not None:
+            letters.append(DeadLetter(delivery, float(fields[b"at"])))
+    return letters

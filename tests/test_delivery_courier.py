@@ -1,0 +1,888 @@
+"""The courier: who gets what, how often, and in which order."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import json
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flask_socketio_guard.delivery import courier as courier_module
+from flask_socketio_guard.delivery.courier import Courier, is_refusal
+from flask_socketio_guard.delivery.desk import LocalDesk
+from flask_socketio_guard.delivery.memory import MemoryStore
+from flask_socketio_guard.delivery.records import Delivery, Retry
+from flask_socketio_guard.states import DeliveryState
+from tests.unit_support import FakeClock
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from flask_socketio_guard.delivery.store import Page
+    from flask_socketio_guard.hooks import AckCallback
+
+RETRY = Retry(ack_timeout=1.0, first_delay=2.0, max_delay=8.0)
+MAX_IN_FLIGHT = 3
+
+
+@dataclass
+class Asked:
+    """An event that a client has and may acknowledge."""
+
+    sid: str
+    arguments: list[Any]
+    callback: AckCallback
+
+    @property
+    def number(self) -> int:
+        return int(self.arguments[0])
+
+    def answer(self, *arguments: Any) -> None:
+        self.callback.function(*arguments)
+
+
+class SlowDesk(LocalDesk):
+    """Answers when it is told to, if it is slow."""
+
+    def __init__(self, store: MemoryStore, *, on_end: Callable[[Delivery, bool], None]) -> None:
+        super().__init__(store, on_end=on_end)
+        self.is_slow = False
+        self.answers: list[Callable[[], object]] = []
+
+    def load(self, address: str, after: int, limit: int, then: Callable[[Page], None]) -> None:
+        page: list[Page] = []
+        super().load(address, after, limit, page.append)
+        self._later(lambda: then(page[0]))
+
+    def acknowledged(self, delivery: Delivery, device: str) -> None:
+        self._later(lambda: LocalDesk.acknowledged(self, delivery, device))
+
+    def give_up(self, delivery: Delivery, state: DeliveryState) -> None:
+        self._later(lambda: LocalDesk.give_up(self, delivery, state))
+
+    def _later(self, answer: Callable[[], object]) -> None:
+        if self.is_slow:
+            self.answers.append(answer)
+        else:
+            answer()
+
+    def answer(self) -> None:
+        """Answer what was asked so far."""
+        answers, self.answers = self.answers, []
+        for answer in answers:
+            answer()
+
+
+@dataclass
+class World:
+    """Clients, a clock and what is due, around a courier with a store."""
+
+    clock: FakeClock = field(default_factory=FakeClock)
+    rooms: dict[str, list[str]] = field(default_factory=dict)
+    here: set[str] = field(default_factory=set)
+    coming: set[str] = field(default_factory=set)
+    deaf: set[str] = field(default_factory=set)  # about to leave
+    questions: int = 0
+    asked: dict[int, Asked] = field(default_factory=dict)
+    history: list[Asked] = field(default_factory=list)
+    ended: list[Delivery] = field(default_factory=list)
+    due: list[tuple[float, int, Any]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.numbers = itertools.count(1)
+        self.store = MemoryStore(
+            max_messages=10_000,
+            max_size=10**9,
+            retention=10**6,
+            max_ended=10_000,
+            max_dead_letters=100,
+            clock=self.clock,
+        )
+        self.desk = SlowDesk(self.store, on_end=self._ended)
+        self.courier = Courier(
+            self.desk,
+            self,
+            self,
+            max_in_flight=MAX_IN_FLIGHT,
+            backoff=lambda attempt, *, first_delay, max_delay: min(
+                max_delay, first_delay * 2**attempt
+            ),
+        )
+
+    def _ended(self, delivery: Delivery, is_new: bool) -> None:
+        if is_new:
+            self.ended.append(delivery)
+        self.courier.ended(delivery)
+
+    # What the courier asks for
+
+    def find(self, recipient: str, namespace: str) -> list[str]:
+        if namespace != "/":
+            return []
+        own = [recipient] if recipient in self.here else []
+        return own + [sid for sid in self.rooms.get(recipient, []) if sid in self.here]
+
+    def is_open(self, sid: str) -> bool:
+        return sid in self.here
+
+    def is_here(self, sid: str) -> bool:
+        return sid in self.here or sid in self.coming
+
+    def ask(
+        self,
+        sid: str,
+        namespace: str,
+        event: str,
+        arguments: str,
+        callback: AckCallback,
+        ack_id: int | None = None,
+    ) -> int | None:
+        assert (namespace, event) == ("/", "news")
+        self.questions += 1
+        if sid not in self.here or sid in self.deaf:
+            self.asked.pop(ack_id or 0, None)
+            return None
+        if ack_id is None:
+            ack_id = next(self.numbers)
+            self.asked[ack_id] = Asked(sid, json.loads(arguments), callback)
+        self.history.append(Asked(sid, json.loads(arguments), self.asked[ack_id].callback))
+        return ack_id
+
+    def forget(self, ack_id: int, sid: str) -> None:
+        entry = self.asked.pop(ack_id, None)
+        assert entry is None or entry.sid == sid
+
+    def call_later(self, delay: float, target: Callable[[], object]) -> Any:
+        entry = Due(target)
+        heapq.heappush(self.due, (self.clock.now + delay, next(self.numbers), entry))
+        return entry
+
+    # What happens
+
+    def connect(self, sid: str, identity: str | None = None, room: str | None = None) -> None:
+        self.here.add(sid)
+        if room is not None:
+            self.rooms.setdefault(room, []).append(sid)
+            self.courier.came(room, "/")
+        if identity is not None:
+            self.courier.identify(sid, "/", identity)
+
+    def leave(self, sid: str) -> None:
+        self.here.discard(sid)
+        for members in self.rooms.values():
+            if sid in members:
+                members.remove(sid)
+        for ack_id, entry in list(self.asked.items()):
+            if entry.sid == sid:
+                del self.asked[ack_id]
+                assert entry.callback.on_lost is not None
+                entry.callback.on_lost("gone")
+        self.courier.left(sid, "/")
+
+    def deliver(self, number: int, to: str, **options: Any) -> str:
+        options = {"lifetime": 1000.0, "retry": RETRY} | options
+        delivery = Delivery(f"{number:032x}", to, "news", json.dumps([number]), **options)
+        put = self.desk.put(delivery)
+        assert put.delivery is not None
+        self.courier.offer(put.delivery)
+        return delivery.id
+
+    def acknowledge(self, sid: str, number: int, *answer: Any) -> None:
+        for ack_id, entry in list(self.asked.items()):
+            if entry.sid == sid and entry.number == number:
+                del self.asked[ack_id]
+                entry.answer(*answer)
+                return
+        raise AssertionError(f"{sid} was not asked {number}")
+
+    def pass_time(self, seconds: float) -> None:
+        until = self.clock.now + seconds
+        while self.due and self.due[0][0] <= until:
+            at, _, entry = heapq.heappop(self.due)
+            self.clock.now = max(self.clock.now, at)
+            entry.run()
+        self.clock.now = until
+        self.desk.expire()
+
+    def sent(self) -> list[tuple[str, int]]:
+        return [(entry.sid, entry.number) for entry in self.history]
+
+    def state(self, number: int) -> DeliveryState:
+        delivery = self.desk.find(f"{number:032x}")
+        assert delivery is not None
+        return delivery.state
+
+
+@dataclass
+class Due:
+    """A call that is due later."""
+
+    target: Callable[[], object] | None
+
+    def cancel(self) -> None:
+        self.target = None
+
+    def run(self) -> None:
+        target, self.target = self.target, None
+        if target is not None:
+            target()
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch) -> World:
+    return new_world(monkeypatch)
+
+
+def new_world(monkeypatch: pytest.MonkeyPatch) -> World:
+    world = World()
+    monkeypatch.setattr(courier_module, "clock", world.clock)
+    return world
+
+
+def test_who_is_here_gets_it_at_once_and_the_acknowledgement_ends_it(world: World) -> None:
+    world.connect("a")
+    world.deliver(1, to="a")
+    assert world.state(1) is DeliveryState.IN_FLIGHT
+    world.acknowledge("a", 1)
+    assert world.state(1) is DeliveryState.DELIVERED
+    assert world.sent() == [("a", 1)]
+    assert world.courier.in_flight == 0
+    assert not world.courier._boxes
+
+
+@pytest.mark.parametrize("way", ["identity", "room"])
+def test_who_is_away_gets_it_when_it_comes(world: World, way: str) -> None:
+    world.deliver(1, to="ann")
+    assert world.state(1) is DeliveryState.PENDING
+    world.connect("a", **{way: "ann"})
+    world.acknowledge("a", 1)
+    assert [delivery.state for delivery in world.ended] == [DeliveryState.DELIVERED]
+
+
+def test_without_an_acknowledgement_it_comes_again_ever_less_often(world: World) -> None:
+    world.connect("a", identity="ann")
+    world.deliver(1, to="ann")
+    instants = [world.clock.now]
+    while len(instants) < 6:
+        world.pass_time(0.5)
+        if len(world.history) > len(instants):
+            instants.append(world.clock.now)
+    waits = [after - before for before, after in itertools.pairwise(instants)]
+    # A second for the acknowledgement, and the delay.
+    assert waits == [3.0, 5.0, 9.0, 9.0, 9.0]
+
+
+def test_a_late_acknowledgement_counts_and_ends_what_was_sent_again(world: World) -> None:
+    world.connect("a", identity="ann")
+    world.deliver(1, to="ann")
+    world.pass_time(3.5)
+    assert len(world.history) == 2
+    assert len(world.asked) == 1, "one acknowledgement is waited for, whichever comes"
+    world.acknowledge("a", 1)
+    assert world.state(1) is DeliveryState.DELIVERED
+    assert not world.asked
+    world.pass_time(100)
+    assert len(world.history) == 2
+
+
+def test_it_is_sent_again_at_once_when_the_recipient_comes_back(world: World) -> None:
+    world.connect("a", identity="ann")
+    world.deliver(1, to="ann")
+    world.pass_time(1.5)  # it has been given up for now
+    world.connect("b", identity="ann")
+    assert world.sent() == [("a", 1), ("b", 1)]
+    world.leave("a")
+    world.leave("b")
+    assert world.state(1) is DeliveryState.PENDING
+    world.pass_time(50.0)
+    assert len(world.history) == 2
+    world.connect("c", identity="ann")
+    assert world.sent()[2:] == [("c", 1)]
+
+
+def test_a_second_device_gets_what_the_first_has_not_acknowledged(world: World) -> None:
+    world.connect("a", identity="ann")
+    world.deliver(1, to="ann")
+    world.connect("b", identity="ann")
+    assert world.sent() == [("a", 1), ("b", 1)]
+    world.leave("a")
+    world.acknowledge("b", 1)
+    assert world.state(1) is DeliveryState.DELIVERED
+
+
+def test_all_devices_have_to_acknowledge_where_asked(world: World) -> None:
+    world.connect("a", identity="ann")
+    world.connect("b", identity="ann")
+    world.connect("c", identity="ann")
+    world.deliver(1, to="ann", requires_all=True)
+    world.acknowledge("a", 1)
+    world.acknowledge("b", 1)
+    assert world.state(1) is DeliveryState.IN_FLIGHT
+    world.pass_time(50.0)
+    assert [sid for sid, _ in world.sent()].count("a") == 1
+    world.leave("c")
+    assert world.state(1) is DeliveryState.DELIVERED
+
+
+def test_a_device_that_comes_late_has_to_acknowledge_too(world: World) -> None:
+    world.connect("a", identity="ann")
+    world.connect("b", identity="ann")
+    world.deliver(1, to="ann", requires_all=True)
+    world.acknowledge("a", 1)
+    world.connect("c", identity="ann")
+    world.acknowledge("b", 1)
+    assert world.state(1) is DeliveryState.IN_FLIGHT
+    world.acknowledge("c", 1)
+    assert world.state(1) is DeliveryState.DELIVERED
+
+
+def test_a_message_to_a_connection_is_gone_with_it(world: World) -> None:
+    world.connect("a")
+    world.deliver(1, to="a")
+    world.leave("a")
+    world.deliver(2, to="a")
+    assert [delivery.state for delivery in world.ended] == [DeliveryState.GONE] * 2
+
+
+def test_a_client_that_is_not_let_in_yet_gets_it_when_it_is(world: World) -> None:
+    world.coming.add("a")
+    world.deliver(1, to="a")
+    assert world.history == []
+    world.coming.remove("a")
+    world.here.add("a")
+    world.courier.opened("a", "/")
+    assert world.sent() == [("a", 1)]
+
+
+def test_a_recipient_may_refuse(world: World) -> None:
+    world.connect("a", identity="ann")
+    world.deliver(1, to="ann")
+    world.acknowledge("a", 1, {"error": {"code": "rejected"}})
+    assert world.state(1) is DeliveryState.REFUSED
+
+
+@pytest.mark.parametrize(
+    ("answer", "is_one"),
+    [((), False), (({"error": None},), False), (({"error": 1},), True), (({"error": 1}, 2), False)],
+)
+def test_only_an_object_with_an_error_is_a_refusal(answer: tuple[Any, ...], is_one: bool) -> None:
+    assert is_refusal(answer) is is_one
+
+
+def test_no_more_are_in_flight_than_the_bound(world: World) -> None:
+    world.connect("a", identity="ann")
+    for number in range(1, 10):
+        world.deliver(number, to="ann")
+    assert world.sent() == [("a", 1), ("a", 2), ("a", 3)]
+    world.acknowledge("a", 2)
+    assert world.sent()[3:] == [("a", 4)]
+    world.pass_time(1.0)  # what is not acknowledged holds nobody up
+    assert {number for _, number in world.sent()[4:]} == {5, 6, 7}
+
+
+def test_what_is_beyond_the_window_comes_from_the_store(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(courier_module, "_WINDOW", 4)
+    for number in range(1, 21):
+        world.deliver(number, to="ann")
+    world.connect("a", identity="ann")
+    for number in range(21, 31):
+        world.deliver(number, to="ann")
+    for number in range(1, 31):
+        assert max(map(len, (box.parcels for box in world.courier._boxes.values()))) <= 6
+        world.acknowledge("a", number)
+    assert [number for _, number in world.sent()] == list(range(1, 31))
+    assert not world.courier._boxes
+
+
+def test_ordered_ones_come_one_after_the_other(world: World) -> None:
+    world.connect("a", identity="ann")
+    for number in (1, 2, 3):
+        world.deliver(number, to="ann", is_ordered=True)
+    world.deliver(4, to="ann")
+    assert world.sent() == [("a", 1), ("a", 4)]
+    world.pass_time(20.0)
+    assert 2 not in {number for _, number in world.sent()}
+    world.acknowledge("a", 1)
+    assert world.sent()[-1] == ("a", 2)
+    world.leave("a")
+    world.connect("b", identity="ann")
+    assert world.sent()[-2:] == [("b", 2), ("b", 4)] or world.sent()[-2:] == [("b", 4), ("b", 2)]
+    world.acknowledge("b", 2)
+    world.acknowledge("b", 3)
+    assert world.state(3) is DeliveryState.DELIVERED
+
+
+def test_what_has_expired_is_not_sent(world: World) -> None:
+    world.deliver(1, to="ann", lifetime=5.0)
+    world.clock.now += 6.0
+    world.connect("a", identity="ann")
+    assert world.history == []
+    world.pass_time(0.1)
+    assert world.state(1) is DeliveryState.EXPIRED
+
+
+def test_the_id_comes_last_where_asked_for(world: World) -> None:
+    world.connect("a", identity="ann")
+    id = world.deliver(1, to="ann", has_id=True)
+    world.pass_time(3.5)
+    assert [entry.arguments for entry in world.history] == [
+        [1, {"delivery_id": id, "attempt": 1}],
+        [1, {"delivery_id": id, "attempt": 2}],
+    ]
+
+
+def test_a_message_for_a_namespace_without_the_recipient_holds_nobody_up(world: World) -> None:
+    world.connect("a", identity="ann")
+    world.deliver(1, to="ann")
+    world.deliver(2, to="ann", namespace="/chat")
+    world.deliver(3, to="ann")
+    assert world.sent() == [("a", 1), ("a", 3)]
+    world.pass_time(3.5)
+    assert world.sent()[2:] == [("a", 1), ("a", 3)]
+    world.acknowledge("a", 1)
+    world.acknowledge("a", 3)
+    assert [world.state(number) for number in (1, 2, 3)] == [
+        DeliveryState.DELIVERED,
+        DeliveryState.PENDING,
+        DeliveryState.DELIVERED,
+    ]
+
+
+def test_what_is_stored_while_others_are_loaded_is_not_forgotten(world: World) -> None:
+    world.desk.is_slow = True
+    world.deliver(1, to="ann")
+    world.connect("a", identity="ann")
+    world.deliver(2, to="ann")  # after the store was asked, before it has answered
+    world.desk.answer()
+    world.desk.answer()
+    assert world.sent() == [("a", 1), ("a", 2)]
+
+
+def test_what_ended_unheard_is_forgotten_after_a_look(world: World) -> None:
+    world.connect("a", identity="ann")
+    ids = [world.deliver(number, to="ann", is_ordered=True) for number in (1, 2)]
+    world.store.do("finish", ids[0], DeliveryState.CANCELLED)
+    world.courier.look_again()
+    assert world.sent() == [("a", 1), ("a", 2)]
+    world.pass_time(3.5)
+    assert world.sent()[2:] == [("a", 2)]
+
+
+def test_what_comes_while_a_look_is_under_way_is_no_leftover(world: World) -> None:
+    world.connect("a", identity="ann")
+    world.desk.is_slow = True
+    world.courier.look_again([("ann", "/")])
+    world.deliver(1, to="ann")
+    world.courier.look_again()
+    for _ in range(3):
+        world.desk.answer()
+    world.acknowledge("a", 1)
+    world.desk.answer()
+    assert world.state(1) is DeliveryState.DELIVERED
+    assert world.sent() == [("a", 1)]
+    assert not world.courier._boxes
+
+
+def test_what_others_ended_first_is_forgotten_too(world: World) -> None:
+    """As when the answer of the store was lost, and the acknowledgement is told again."""
+    world.connect("a", identity="ann")
+    ids = [world.deliver(number, to="ann", is_ordered=True) for number in (1, 2)]
+    world.store.do("finish", ids[0], DeliveryState.DELIVERED)
+    world.acknowledge("a", 1)
+    assert world.sent() == [("a", 1), ("a", 2)]
+    assert world.ended == [], "it was told of where it ended"
+
+
+def test_who_has_acknowledged_does_not_get_it_again_while_the_store_is_told(world: World) -> None:
+    world.connect("a", identity="ann")
+    world.deliver(1, to="ann")
+    world.desk.is_slow = True
+    world.acknowledge("a", 1)
+    world.connect("b", identity="ann")
+    world.pass_time(50.0)
+    assert world.sent() == [("a", 1)]
+    world.desk.answer()
+    assert world.state(1) is DeliveryState.DELIVERED
+
+
+def test_all_that_waits_for_a_connection_is_gone_with_it(world: World) -> None:
+    world.connect("a")
+    for number in range(1, 301):
+        world.deliver(number, to="a")
+    world.leave("a")
+    assert [delivery.state for delivery in world.ended] == [DeliveryState.GONE] * 300
+
+
+@pytest.mark.parametrize("is_let_in", [False, True])
+def test_what_comes_for_a_client_that_then_leaves_is_gone(world: World, is_let_in: bool) -> None:
+    world.coming.add("a")
+    world.deliver(1, to="a")
+    if is_let_in:
+        world.here.add("a")
+        world.courier.opened("a", "/")
+        assert world.sent() == [("a", 1)]
+    world.leave("a")
+    assert world.state(1) is DeliveryState.GONE
+
+
+def test_what_nobody_acknowledges_does_not_hold_up_the_rest(world: World) -> None:
+    world.connect("a", identity="ann")
+    for number in range(1, 300):
+        world.deliver(number, to="ann", lifetime=10**6)
+    for _ in range(1000):
+        world.pass_time(1.0)
+        for ack_id, entry in list(world.asked.items()):
+            if entry.number > 200:
+                del world.asked[ack_id]
+                entry.answer()
+    delivered = [world.state(number) is DeliveryState.DELIVERED for number in range(1, 300)]
+    assert delivered == [False] * 200 + [True] * 99
+    times = Counter(number for _, number in world.sent())
+    assert min(times[number] for number in range(1, 201)) > 1, "some were set aside for good"
+    assert len(world.asked) <= 200
+    for _ in range(300):
+        while world.asked:
+            world.asked.pop(next(iter(world.asked))).answer()
+        world.pass_time(1.0)
+    assert [delivery.state for delivery in world.ended] == [DeliveryState.DELIVERED] * 299
+    assert not world.courier._boxes, "those that were set aside have come back"
+
+
+def test_a_device_more_gets_it_and_the_others_not_again(world: World) -> None:
+    world.connect("a", identity="ann")
+    world.deliver(1, to="ann")
+    world.pass_time(1.5)  # taken for lost, and not due yet
+    for sid in "bcd":
+        world.connect(sid, identity="ann")
+    assert world.sent() == [("a", 1), ("b", 1), ("c", 1), ("d", 1)]
+
+
+def test_a_client_that_is_about_to_leave_is_not_asked_all_the_time(world: World) -> None:
+    world.connect("a", identity="ann")
+    world.deaf.add("a")
+    world.deliver(1, to="ann", has_id=True)
+    for _ in range(1000):
+        world.pass_time(0.05)
+    assert world.sent() == []
+    assert world.questions < 80, "more than once a second"
+    found = world.desk.find(f"{1:032x}")
+    assert found is not None
+    assert found.attempts == 0
+    world.deaf.clear()
+    world.pass_time(1.0)
+    assert world.history[0].arguments[-1]["attempt"] == 1
+
+
+def test_who_has_left_is_no_device_any_more(world: World) -> None:
+    world.connect("a", identity="ann")
+    world.leave("a")
+    world.courier.identify("a", "/", "ann")
+    assert not world.courier._identities
+    assert not world.courier._addresses
+
+
+@pytest.mark.parametrize("name", ["\ud800", "a\udfff"])
+def test_a_room_that_no_sender_can_name_is_ignored(world: World, name: str) -> None:
+    world.desk.is_slow = True
+    world.connect("a", room=name)
+    assert world.desk.answers == []
+
+
+def test_ordered_ones_of_other_senders_keep_their_place(world: World) -> None:
+    """What another process has stored before may be heard of later."""
+    world.connect("a", identity="ann")
+    first = Delivery(f"{1:032x}", "ann", "news", "[1]", 1000.0, retry=RETRY, is_ordered=True)
+    world.store.do("put", first)
+    world.deliver(2, to="ann", is_ordered=True)
+    world.courier.stored("/,ann")
+    world.acknowledge("a", 1)
+    assert world.sent() == [("a", 1), ("a", 2)]
+
+
+def test_what_the_store_said_before_a_look_does_not_count(world: World) -> None:
+    world.deliver(1, to="ann")
+    world.desk.is_slow = True
+    world.connect("a", identity="ann")
+    world.store.do("finish", f"{1:032x}", DeliveryState.CANCELLED)  # after the store was asked
+    world.courier.look_again()
+    for _ in range(3):
+        world.desk.answer()
+    assert world.sent() == []
+    assert not world.courier._boxes
+
+
+def test_what_ended_while_it_was_loaded_is_not_sent(world: World) -> None:
+    world.deliver(1, to="ann")
+    world.desk.is_slow = True
+    world.connect("a", identity="ann")
+    world.desk.end(f"{1:032x}", DeliveryState.CANCELLED)
+    world.desk.answer()
+    assert world.sent() == []
+
+
+def test_a_late_acknowledgement_takes_it_out_of_the_queue(world: World) -> None:
+    world.connect("a", identity="ann")
+    world.deliver(1, to="ann")
+    world.pass_time(1.5)
+    for number in (2, 3, 4):
+        world.deliver(number, to="ann")
+    world.pass_time(0.6)
+    for number in (5, 6, 7):  # they take the places of those that have timed out by then
+        world.deliver(number, to="ann")
+    world.pass_time(1.0)
+    before = len(world.history)
+    world.desk.is_slow = True
+    world.acknowledge("a", 1)
+    world.pass_time(60.0)
+    assert ("a", 1) not in world.sent()[before:]
+
+
+def test_a_client_that_is_leaving_takes_what_is_for_it_along(world: World) -> None:
+    world.connect("a")
+    world.deliver(1, to="a")
+    world.here.discard("a")
+    world.coming.add("a")  # neither open nor gone
+    world.pass_time(4.0)
+    assert not world.courier._boxes
+    world.coming.discard("a")
+    world.leave("a")
+    assert world.state(1) is DeliveryState.GONE
+
+
+def test_what_one_device_had_alone_goes_to_the_other_when_it_leaves(world: World) -> None:
+    world.connect("a", identity="ann")
+    world.connect("b", identity="ann")
+    world.deaf.add("b")
+    world.deliver(1, to="ann")
+    world.deaf.clear()
+    world.leave("a")
+    world.pass_time(0.05)
+    assert world.sent() == [("a", 1), ("b", 1)]
+
+
+def test_a_look_finds_what_waits_for_the_identities_of_clients(world: World) -> None:
+    world.connect("a", identity="ann")
+    delivery = Delivery(f"{1:032x}", "ann", "news", "[1]", 1000.0, retry=RETRY)
+    world.store.do("put", delivery)  # by another process, and nobody was told
+    world.courier.look_again([("a", "/")])
+    assert world.sent() == [("a", 1)]
+
+
+def test_late_acknowledgements_count_however_many_wait(world: World) -> None:
+    world.connect("a", identity="ann")
+    for number in range(1, 201):
+        world.deliver(number, to="ann", lifetime=10**6)
+    given = 0
+    late: list[tuple[float, Asked]] = []
+    for _ in range(4000):
+        world.pass_time(0.1)
+        late += [(world.clock.now + 1.2, entry) for entry in world.history[given:]]
+        given = len(world.history)
+        while late and late[0][0] <= world.clock.now:
+            entry = late.pop(0)[1]
+            found = [id for id, asked in world.asked.items() if asked.number == entry.number]
+            if found:
+                world.asked.pop(found[0]).answer()
+    assert len(world.ended) == 200
+    assert given < 300, "most came once"
+
+
+def test_a_look_does_not_load_all_there_is(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(courier_module, "_WINDOW", 4)
+    world.connect("a", identity="ann")
+    for number in range(1, 101):
+        world.deliver(number, to="ann")
+    for number in range(1, 50):
+        world.acknowledge("a", number)
+    world.courier.look_again()
+    (box,) = world.courier._boxes.values()
+    assert len(box.parcels) <= 8
+    for number in range(50, 101):
+        world.acknowledge("a", number)
+    assert len(world.sent()) == 100
+
+
+def test_one_that_is_about_to_leave_for_ever_is_asked_for_ever(world: World) -> None:
+    world.connect("a", identity="ann")
+    world.deaf.add("a")
+    world.deliver(1, to="ann", lifetime=10**6)
+    world.pass_time(5000.0)
+    world.deaf.clear()
+    world.pass_time(2.0)
+    assert world.sent() == [("a", 1)]
+
+
+def test_who_enters_and_leaves_a_room_leaves_no_callbacks_behind(world: World) -> None:
+    world.connect("a", room="hall")
+    for number in (1, 2, 3):
+        world.deliver(number, to="hall")
+    for _ in range(20):
+        world.rooms["hall"].remove("a")
+        world.pass_time(4.0)
+        world.rooms["hall"].append("a")
+        world.courier.came("hall", "/")
+    assert len(world.asked) <= 3
+
+
+def test_what_was_refused_is_not_sent_again_while_the_store_is_told(world: World) -> None:
+    world.connect("a", identity="ann")
+    world.deliver(1, to="ann")
+    world.desk.is_slow = True
+    world.acknowledge("a", 1, {"error": "no"})
+    world.connect("b", identity="ann")
+    world.pass_time(50.0)
+    assert world.sent() == [("a", 1)]
+    world.desk.answer()
+    assert world.state(1) is DeliveryState.REFUSED
+
+
+def test_who_comes_early_puts_off_when_the_others_are_asked_again(world: World) -> None:
+    world.connect("a", identity="ann")
+    world.deliver(1, to="ann")
+    world.pass_time(1.5)  # due again after 3 s
+    world.connect("b", identity="ann")
+    world.pass_time(2.5)
+    assert world.sent() == [("a", 1), ("b", 1)]
+    world.pass_time(3.0)
+    assert sorted(world.sent()[2:]) == [("a", 1), ("b", 1)]
+
+
+def test_a_look_past_many_that_are_set_aside_does_not_load_them(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(courier_module, "_WINDOW", 4)
+    world.connect("a", identity="ann")
+    for number in range(1, 61):
+        world.deliver(number, to="ann")
+    (box,) = world.courier._boxes.values()
+    while box.last < 40:
+        world.pass_time(0.5)
+    world.courier.look_again()
+    assert len(box.parcels) <= 8
+    assert not box.suspects
+
+
+def test_each_is_overdue_at_its_own_time(world: World) -> None:
+    world.connect("a", identity="ann")
+    world.deliver(1, to="ann")
+    world.pass_time(0.5)
+    world.deliver(2, to="ann")
+    world.pass_time(0.6)
+    assert [world.state(number) for number in (1, 2)] == [
+        DeliveryState.PENDING,
+        DeliveryState.IN_FLIGHT,
+    ]
+    world.pass_time(0.5)
+    assert world.state(2) is DeliveryState.PENDING
+
+
+def test_what_is_cancelled_while_it_is_set_aside_is_forgotten(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(courier_module, "_WINDOW", 4)
+    world.connect("a", identity="ann")
+    ids = [world.deliver(number, to="ann") for number in range(1, 21)]
+    (box,) = world.courier._boxes.values()
+    while len(box.aside) < 5:
+        world.pass_time(0.5)
+    aside = list(box.aside)
+    for id in aside:
+        world.desk.end(id, DeliveryState.CANCELLED)
+    assert not {entry.number for entry in world.asked.values()} & {
+        ids.index(id) + 1 for id in aside
+    }
+    for id in ids:
+        world.desk.end(id, DeliveryState.CANCELLED)
+    world.pass_time(50.0)
+    assert not world.courier._boxes
+
+
+_SIDS = "abc"
+_steps = st.one_of(
+    st.tuples(st.just("connect"), st.sampled_from(_SIDS), st.sampled_from(["ann", "bob"])),
+    st.tuples(st.just("leave"), st.sampled_from(_SIDS)),
+    st.tuples(
+        st.just("deliver"),
+        st.sampled_from(["ann", "bob"]),
+        st.booleans(),
+        st.booleans(),
+    ),
+    st.tuples(st.just("acknowledge"), st.integers(0, 5)),
+    st.tuples(st.just("wait"), st.sampled_from([0.05, 1.0, 3.0])),
+    st.tuples(st.sampled_from(["slow", "answer", "look"])),
+)
+
+
+@settings(deadline=None, max_examples=400)
+@given(st.lists(_steps, max_size=60), st.sampled_from([2, 4, 128]))
+def test_whatever_happens_each_arrives_in_the_end(steps: list[Any], window: int) -> None:
+    """Never concurrently twice to one connection; ordered ones in order; within the bound."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(courier_module, "_WINDOW", window)
+        world = new_world(monkeypatch)
+        names = (f"{letter}{count}" for count in itertools.count() for letter in _SIDS)
+        present: dict[str, str] = {}
+        count = 0
+        ordered: dict[str, list[int]] = {"ann": [], "bob": []}
+
+        def check() -> None:
+            awaited = [(entry.sid, entry.number) for entry in world.asked.values()]
+            assert len(awaited) == len(set(awaited))
+            for name in ("ann", "bob"):
+                box = world.courier._boxes.get(f"/,{name}")
+                waiting = [] if box is None else [p for p in box.parcels.values() if p.is_waiting]
+                assert len(waiting) <= MAX_IN_FLIGHT
+                assert box is None or box.in_flight == len(waiting)
+
+        for kind, *rest in steps:
+            if kind == "connect":
+                letter, identity = rest
+                if letter in present:
+                    world.leave(present.pop(letter))
+                present[letter] = next(names)
+                world.connect(present[letter], identity=identity)
+            elif kind == "leave" and rest[0] in present:
+                world.leave(present.pop(rest[0]))
+            elif kind == "deliver":
+                count += 1
+                to, is_ordered, requires_all = rest
+                world.deliver(count, to=to, is_ordered=is_ordered, requires_all=requires_all)
+                if is_ordered:
+                    ordered[to].append(count)
+            elif kind == "acknowledge" and world.asked:
+                ack_id = list(world.asked)[rest[0] % len(world.asked)]
+                world.asked.pop(ack_id).answer()
+            elif kind == "wait":
+                world.pass_time(rest[0])
+            elif kind == "slow":
+                world.desk.is_slow = True
+            elif kind == "answer":
+                world.desk.answer()
+            elif kind == "look":
+                world.courier.look_again((sid, "/") for sid in present.values())
+            check()
+        world.desk.is_slow = False
+        while world.desk.answers:
+            world.desk.answer()
+        for identity in ("ann", "bob"):
+            world.connect(next(names), identity=identity)
+        for _ in range(count * 4):
+            while world.asked:
+                world.asked.pop(next(iter(world.asked))).answer()
+            world.pass_time(10.0)
+        assert [world.state(number) for number in range(1, count + 1)] == [
+            DeliveryState.DELIVERED
+        ] * count
+        ends = [int(delivery.id, 16) for delivery in world.ended]
+        assert len(ends) == len(set(ends)) == count
+        for numbers in ordered.values():
+            assert [number for number in ends if number in numbers] == numbers
+        assert not world.courier._boxes

@@ -1,0 +1,171 @@
+"""What a process does for messages that all share: nothing that was missed stays so."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from flask_socketio_guard.delivery.fleet import DeliveryFleet
+from flask_socketio_guard.delivery.records import Delivery
+from flask_socketio_guard.delivery.store import News
+from flask_socketio_guard.errors import DeliveryStoreError
+from flask_socketio_guard.supervisor import Restart, RestartPolicy, Supervisor
+from tests import unit_support
+from tests.unit_support import wait_for
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from flask_socketio_guard.runtime import Runtime
+
+nothing_left_behind = unit_support.nothing_left_behind
+runtime = unit_support.runtime
+
+MESSAGE = Delivery("0" * 32, "ann", "news", "[]", 60.0)
+
+
+class FakeStore:
+    """Answers what it is told to, and nothing after that."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self.runtime = runtime
+        self.answers: list[News | BaseException | None] = []
+        self.dead: list[Delivery] = []
+        self.expired: list[list[Delivery]] = []
+        self.is_leading = True
+        self.is_unknown = True
+
+    def news(self, timeout: float) -> News | None:
+        self.runtime.sleep(0.001)
+        answer = self.answers.pop(0) if self.answers else News([], [])
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
+
+    def stay(self) -> bool:
+        was_unknown, self.is_unknown = self.is_unknown, False
+        return was_unknown
+
+    def lead(self) -> bool:
+        return self.is_leading
+
+    def forget_dead_processes(self) -> list[Delivery]:
+        dead, self.dead = self.dead, []
+        return dead
+
+    def do(self, kind: str, limit: int) -> list[Delivery]:
+        assert kind == "expire"
+        return self.expired.pop(0) if self.expired else []
+
+
+class Running:
+    """A fleet whose tasks run."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self.runtime = runtime
+        self.store = FakeStore(runtime)
+        self.told: list[Any] = []
+        self.gap_failures = 0
+        self.answers: list[bool] = []
+        self.fleet = DeliveryFleet(
+            runtime,
+            self.store,  # type: ignore[arg-type]
+            lease=0.0,
+            on_stored=self.told.append,
+            on_gap=self._gap,
+            on_forgotten=lambda: self.told.append("forgotten"),
+            on_end=lambda delivery, is_new: self.told.append((delivery, is_new)),
+            on_answer=lambda: self.answers.append(True),
+            on_lost=lambda _: self.answers.append(False),
+        )
+        self.supervisor = Supervisor(runtime, on_failure=lambda *_: None, on_change=lambda *_: None)
+
+    def _gap(self) -> None:
+        if self.gap_failures:
+            self.gap_failures -= 1
+            raise DeliveryStoreError("away")
+        self.told.append("gap")
+
+    def start(self, *names: str) -> None:
+        policy = RestartPolicy(
+            restart=Restart.ALWAYS, first_delay=0.0, max_delay=1.0, max_restarts=None
+        )
+        for name in names:
+            target = getattr(self.fleet, name)
+            self.supervisor.watch(name, target, policy=policy, is_internal=True)
+
+
+@pytest.fixture
+def running(runtime: Runtime, nothing_left_behind: None) -> Iterator[Running]:
+    running = Running(runtime)
+    yield running
+    assert running.supervisor.stop(3.0, is_internal=True) == []
+
+
+def test_what_was_missed_is_looked_up_until_that_succeeds(running: Running) -> None:
+    running.store.answers = [None, News(["/,ann"], [MESSAGE])]
+    running.gap_failures = 2
+    running.start("hear")
+    wait_for(running.runtime, lambda: len(running.told) == 3)
+    assert running.told == ["gap", (MESSAGE, False), "/,ann"]
+
+
+def test_a_store_that_is_away_is_asked_again(running: Running) -> None:
+    running.store.answers = [
+        DeliveryStoreError("away"),
+        DeliveryStoreError("away"),
+        News(["/,ann"], []),
+    ]
+    running.start("hear")
+    wait_for(running.runtime, lambda: bool(running.told))
+    assert running.told == ["/,ann"]
+    wait_for(running.runtime, lambda: running.answers[:3] == [False, False, True])
+
+
+def test_who_leads_gives_up_what_has_expired_and_what_the_dead_left_behind(
+    running: Running,
+) -> None:
+    running.store.dead = [MESSAGE]
+    running.store.expired = [[MESSAGE, MESSAGE], [MESSAGE]]
+    running.start("lead")
+    wait_for(running.runtime, lambda: len(running.told) == 5)
+    assert running.told == ["forgotten", *[(MESSAGE, True)] * 4]
+
+
+def test_who_does_not_lead_only_says_that_it_lives(running: Running) -> None:
+    running.store.is_leading = False
+    running.store.expired = [[MESSAGE]]
+    running.start("lead")
+    wait_for(running.runtime, lambda: bool(running.told))
+    running.store.is_unknown = True
+    wait_for(running.runtime, lambda: len(running.told) == 2)
+    assert running.told == ["forgotten"] * 2
+
+
+def test_one_who_fails_to_listen_does_not_miss_the_rest(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(address: str) -> None:
+        raise RuntimeError("mine")
+
+    monkeypatch.setattr(running.fleet, "_on_stored", fail)
+    running.store.answers = [News(["/,ann"], [])]
+    running.start("hear")
+    wait_for(running.runtime, lambda: running.told == ["gap"])
+
+
+def test_what_was_given_up_unheard_is_looked_up(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answer of the store was lost."""
+    failures = iter([DeliveryStoreError("lost")])
+
+    def give_up(kind: str, limit: int) -> list[Delivery]:
+        for failure in failures:
+            raise failure
+        return []
+
+    monkeypatch.setattr(running.store, "do", give_up)
+    running.start("lead", "hear")
+    wait_for(running.runtime, lambda: "gap" in running.told)

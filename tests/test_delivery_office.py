@@ -1,0 +1,126 @@
+"""The office: senders are told what became of theirs, whoever ended it and however."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from flask_socketio_guard.delivery.desk import LocalDesk
+from flask_socketio_guard.delivery.memory import MemoryStore
+from flask_socketio_guard.delivery.office import DeliveryOffice
+from flask_socketio_guard.delivery.records import Retry
+from flask_socketio_guard.states import DeliveryState
+from tests import unit_support
+from tests.unit_support import wait_for
+
+if TYPE_CHECKING:
+    from flask_socketio_guard.delivery.receipts import Receipt
+    from flask_socketio_guard.runtime import Runtime
+
+nothing_left_behind = unit_support.nothing_left_behind
+runtime = unit_support.runtime
+
+
+class Sending:
+    """An office, and what senders are told."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self.runtime = runtime
+        self.store = MemoryStore(
+            max_messages=100, max_size=10**6, retention=60.0, max_ended=100, max_dead_letters=10
+        )
+        self.told: list[tuple[str, str]] = []
+        self.office = DeliveryOffice(
+            runtime,
+            LocalDesk(self.store, on_end=lambda delivery, _: self.office.ended(delivery)),
+            encode=json.dumps,
+            max_size=1000,
+            run=lambda function, arguments: function(*arguments),
+        )
+
+    def put(self, **options: Any) -> Receipt:
+        options = {
+            "recipient": "ann",
+            "lifetime": 60.0,
+            "namespace": "/",
+            "retry": Retry(),
+            "key": None,
+            "is_ordered": False,
+            "requires_all": False,
+            "has_id": False,
+            "on_delivered": lambda receipt: self.told.append(("delivered", receipt.id)),
+            "on_expired": lambda receipt: self.told.append(("expired", receipt.id)),
+        } | options
+        return self.office.put("news", [1], **options)
+
+
+@pytest.fixture
+def sending(runtime: Runtime) -> Sending:
+    return Sending(runtime)
+
+
+@pytest.mark.parametrize(
+    ("state", "hook"),
+    [
+        (DeliveryState.DELIVERED, "delivered"),
+        (DeliveryState.EXPIRED, "expired"),
+        (DeliveryState.GONE, "expired"),
+        (DeliveryState.REFUSED, "expired"),
+        (DeliveryState.CANCELLED, None),
+        (DeliveryState.REPLACED, None),
+    ],
+)
+def test_each_end_calls_the_hook_for_it_once(
+    sending: Sending, state: DeliveryState, hook: str | None
+) -> None:
+    receipt = sending.put()
+    end = sending.store.do("finish", receipt.id, state)
+    assert end.delivery is not None
+    for _ in range(2):
+        sending.office.ended(end.delivery)
+    assert sending.told == ([] if hook is None else [(hook, receipt.id)])
+    assert not sending.office._watches
+
+
+def test_what_ended_unheard_is_found_when_looked_for(sending: Sending) -> None:
+    receipts = [sending.put() for _ in range(3)]
+    sending.store.do("finish", receipts[0].id, DeliveryState.DELIVERED)
+    waited: list[DeliveryState] = []
+    job = sending.runtime.spawn(lambda: waited.append(receipts[1].wait(30.0)), name="waiting")
+    wait_for(sending.runtime, lambda: bool(sending.office._waiting))
+    sending.store.do("finish", receipts[1].id, DeliveryState.EXPIRED)
+    sending.office.look_again()
+    assert job.join(5.0)
+    assert waited == [DeliveryState.EXPIRED]
+    assert set(sending.told) == {("delivered", receipts[0].id), ("expired", receipts[1].id)}
+    assert list(sending.office._watches) == [receipts[2].id]
+
+
+def test_what_is_known_no_more_is_waited_for_no_longer(sending: Sending) -> None:
+    """The store was emptied."""
+    receipt = sending.put()
+    failures: list[BaseException] = []
+
+    def wait() -> None:
+        try:
+            receipt.wait(30.0)
+        except LookupError as exc:
+            failures.append(exc)
+
+    job = sending.runtime.spawn(wait, name="waiting")
+    wait_for(sending.runtime, lambda: bool(sending.office._waiting))
+    sending.store._open.clear()
+    sending.office.look_again()
+    assert job.join(5.0)
+    assert len(failures) == 1
+    assert not sending.office._watches
+    assert not sending.office._waiting
+
+
+def test_a_wait_for_what_has_ended_is_none(sending: Sending) -> None:
+    receipt = sending.put()
+    assert receipt.cancel()
+    assert receipt.wait() is DeliveryState.CANCELLED
+    assert receipt.wait(0.0) is DeliveryState.CANCELLED

@@ -1,0 +1,383 @@
+"""The desk in front of a store that is far away: nothing is lost while it does not answer."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from flask_socketio_guard.broker import Broker
+from flask_socketio_guard.delivery import shared_desk
+from flask_socketio_guard.delivery.memory import MemoryStore
+from flask_socketio_guard.delivery.records import Delivery
+from flask_socketio_guard.delivery.shared_desk import SharedDesk
+from flask_socketio_guard.delivery.store import Step
+from flask_socketio_guard.errors import DeliveryStoreError
+from flask_socketio_guard.states import DeliveryState
+from flask_socketio_guard.supervisor import Restart, RestartPolicy, Supervisor
+from tests import unit_support
+from tests.unit_support import wait_for
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from flask_socketio_guard.runtime import Runtime
+
+nothing_left_behind = unit_support.nothing_left_behind
+runtime = unit_support.runtime
+
+
+class FarStore(MemoryStore):
+    """Answers when it is up, and remembers what it was asked in one go."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            max_messages=1000, max_size=10**6, retention=100.0, max_ended=100, max_dead_letters=10
+        )
+        self.is_up = True
+        self.lost = 0  # answers that get lost
+        self.batches: list[list[str]] = []
+        self.threads: set[int] = set()
+
+    def apply(self, steps: Sequence[Step]) -> list[Any]:
+        if not self.is_up:
+            raise DeliveryStoreError("away")
+        self.batches.append([step.kind for step in steps])
+        self.threads.add(threading.get_ident())
+        results = super().apply(steps)
+        if self.lost:
+            self.lost -= 1
+            raise DeliveryStoreError("lost")
+        return results
+
+
+class Running:
+    """A desk whose task runs."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self.runtime = runtime
+        self.store = FarStore()
+        self.ended: list[Delivery] = []
+        self.failures: list[BaseException] = []
+        self.changes: list[bool] = []
+        self.are_new: list[bool] = []
+        self.unsure: list[bool] = []
+        self.desk = SharedDesk(
+            runtime,
+            self.store,  # type: ignore[arg-type]
+            on_end=self._end,
+            on_failure=self.failures.append,
+            on_unsure=lambda: self.unsure.append(True),
+            server=Broker(lambda: None, on_change=lambda *change: self.changes.append(change[0])),
+        )
+        self.supervisor = Supervisor(runtime, on_failure=lambda *_: None, on_change=lambda *_: None)
+
+    def _end(self, delivery: Delivery, is_new: bool) -> None:
+        self.ended.append(delivery)
+        self.are_new.append(is_new)
+
+    def start(self) -> None:
+        policy = RestartPolicy(
+            restart=Restart.ALWAYS, first_delay=0.0, max_delay=1.0, max_restarts=None
+        )
+        self.supervisor.watch(
+            "desk", self.desk.run, policy=policy, is_internal=True, wake=self.desk.wake
+        )
+
+
+@pytest.fixture
+def running(runtime: Runtime, nothing_left_behind: None) -> Iterator[Running]:
+    running = Running(runtime)
+    yield running
+    assert running.supervisor.stop(3.0, is_internal=True) == []
+
+
+def message(number: int) -> Delivery:
+    return Delivery(f"{number:032x}", "ann", "news", "[]", 60.0)
+
+
+def test_what_is_stored_is_stored_when_put_returns(running: Running) -> None:
+    running.start()
+    put = running.desk.put(message(1))
+    assert put.delivery is not None
+    found = running.store.do("find", message(1).id)
+    assert found is not None
+    assert (found.id, found.number) == (put.delivery.id, put.delivery.number)
+
+
+def test_steps_are_done_in_order_and_many_at_a_time(running: Running) -> None:
+    running.store.apply([])
+    running.desk.sent(message(1).id)
+    running.desk.returned(message(1).id)
+    running.desk.join("/,ann", "phone")
+    running.desk.leave("/,ann", "desk")
+    running.start()
+    wait_for(running.runtime, lambda: not len(running.desk))
+    assert ["mark", "join", "leave"] in running.store.batches
+
+
+def test_while_the_store_is_away_who_stores_is_told_and_the_rest_is_kept(running: Running) -> None:
+    running.start()
+    running.desk.put(message(1))
+    running.store.is_up = False
+    running.desk.sent(message(1).id)
+    running.desk.acknowledged(message(1), "phone")
+    with pytest.raises(DeliveryStoreError, match="away"):
+        running.desk.put(message(2))
+    assert running.ended == []
+    running.store.is_up = True
+    wait_for(running.runtime, lambda: bool(running.ended))
+    assert [(each.id, each.attempts, each.state) for each in running.ended] == [
+        (message(1).id, 1, DeliveryState.DELIVERED)
+    ]
+    assert running.store.do("find", message(2).id) is None
+    assert running.changes == [False, True]
+    assert not running.desk.is_refused
+
+
+def test_what_waits_is_loaded_later(running: Running) -> None:
+    running.start()
+    running.desk.put(message(1))
+    found: list[Delivery] = []
+    running.desk.load("/,ann", 0, 10, lambda page: found.extend(page.deliveries))
+    wait_for(running.runtime, lambda: bool(found))
+    assert [each.id for each in found] == [message(1).id]
+
+
+def test_giving_up_and_leaving_tell_of_what_has_ended(running: Running) -> None:
+    running.start()
+    running.desk.put(message(1))
+    running.desk.put(message(2)._replace(requires_all=True))
+    running.desk.join("/,ann", "phone")
+    running.desk.join("/,ann", "desk")
+    running.desk.acknowledged(message(2)._replace(requires_all=True), "phone")
+    running.desk.leave("/,ann", "desk")
+    running.desk.give_up(message(1), DeliveryState.GONE)
+    wait_for(running.runtime, lambda: len(running.ended) == 2)
+    assert [each.state for each in running.ended] == [DeliveryState.DELIVERED, DeliveryState.GONE]
+    assert running.desk.end(message(1).id, DeliveryState.CANCELLED) is False
+
+
+def test_what_was_sent_and_acknowledged_meanwhile_is_one_step(running: Running) -> None:
+    running.store.do("put", message(1))
+    running.desk.sent(message(1).id)
+    running.desk.returned(message(1).id)
+    running.desk.sent(message(1).id)
+    running.desk.acknowledged(message(1), "phone")
+    running.store.batches.clear()
+    running.start()
+    wait_for(running.runtime, lambda: bool(running.ended))
+    assert running.store.batches == [["acknowledge"]]
+    assert running.ended[0].attempts == 2
+
+
+def test_what_several_lack_is_noted_as_sent_all_the_same(running: Running) -> None:
+    delivery = message(1)._replace(requires_all=True)
+    running.store.apply([Step("put", (delivery,)), Step("join", ("/,ann", "desk"))])
+    running.desk.sent(delivery.id)
+    running.desk.acknowledged(delivery, "phone")
+    running.start()
+    wait_for(running.runtime, lambda: not len(running.desk))
+    found = running.desk.find(delivery.id)
+    assert found is not None
+    assert (found.state, found.attempts) == (DeliveryState.IN_FLIGHT, 1)
+
+
+def test_marks_of_one_message_do_not_pile_up_while_the_store_is_away(running: Running) -> None:
+    for _ in range(100):
+        running.desk.sent(message(1).id)
+        running.desk.returned(message(1).id)
+    assert len(running.desk) == 1
+
+
+def test_one_step_that_cannot_be_done_keeps_no_other_from_it(running: Running) -> None:
+    running.store.do("put", message(1))
+    loaded: list[object] = []
+    running.desk.load("/,bob", 0, 10, loaded.append)
+    running.desk.leave("/,ann", "phone")
+    running.desk._note("no such step")
+    running.desk.load("/,ann", 0, 10, loaded.append)
+    running.desk.acknowledged(message(1), "phone")
+    running.start()
+    wait_for(running.runtime, lambda: bool(running.ended))
+    assert len(loaded) == 2
+    assert [type(failure) for failure in running.failures] == [KeyError]
+    running.desk.sent(message(1).id)
+    running.desk.join("/,ann", "phone")
+    wait_for(running.runtime, lambda: not len(running.desk))
+
+
+def test_what_somebody_makes_of_an_answer_is_their_own_affair(running: Running) -> None:
+    def fail(page: object) -> None:
+        raise RuntimeError("mine")
+
+    loaded: list[object] = []
+    running.desk.load("/,bob", 0, 10, fail)
+    running.desk.load("/,ann", 0, 10, loaded.append)
+    running.start()
+    wait_for(running.runtime, lambda: bool(loaded))
+    assert [str(failure) for failure in running.failures] == ["mine"]
+
+
+def test_who_was_told_that_it_is_not_stored_is_not_told_wrong(running: Running) -> None:
+    """Nobody waits behind others that wait for a store that is away; nothing is stored later."""
+    running.store.is_up = False
+    for number in range(300):
+        running.desk.join("/,ann", str(number))
+    running.start()
+    with pytest.raises(DeliveryStoreError, match="away"):
+        running.desk.put(message(1))
+    running.store.is_up = True
+    wait_for(running.runtime, lambda: not len(running.desk))
+    assert running.store.do("find", message(1).id) is None
+
+
+def test_who_waits_too_long_is_told_and_it_is_not_stored_later(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared_desk, "_LONGEST_WAIT", 0.05)
+    with pytest.raises(DeliveryStoreError, match="in time"):
+        running.desk.put(message(1))
+    running.desk.join("/,ann", "phone")
+    running.start()
+    wait_for(running.runtime, lambda: not len(running.desk))
+    assert running.store.do("find", message(1).id) is None
+
+
+def test_at_the_end_what_is_noted_is_taken_to_the_store(running: Running) -> None:
+    running.store.do("put", message(1))
+    running.desk.acknowledged(message(1), "phone")
+    running.desk.flush(5.0)
+    assert [each.state for each in running.ended] == [DeliveryState.DELIVERED]
+    running.store.is_up = False
+    running.desk.join("/,ann", "phone")
+    running.desk.flush(60.0)
+    assert len(running.desk) == 1, "it was tried once"
+
+
+def test_all_that_waits_is_given_up_however_much_that_is(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared_desk, "AT_A_TIME", 2)
+    for number in range(5):
+        running.store.do("put", message(number))
+    running.desk.abandon("/,ann", DeliveryState.GONE)
+    running.start()
+    wait_for(running.runtime, lambda: len(running.ended) == 5)
+    assert {each.state for each in running.ended} == {DeliveryState.GONE}
+
+
+def test_what_others_ended_first_is_told_as_that(running: Running) -> None:
+    running.store.do("put", message(1))
+    running.store.do("finish", message(1).id, DeliveryState.CANCELLED)
+    running.desk.acknowledged(message(1), "phone")
+    running.desk.acknowledged(message(2), "phone")
+    running.start()
+    wait_for(running.runtime, lambda: len(running.ended) == 2)
+    assert [(each.id, each.state) for each in running.ended] == [
+        (message(1).id, DeliveryState.CANCELLED),
+        (message(2).id, DeliveryState.PENDING),  # nobody knows what became of it
+    ]
+    assert running.are_new == [False, False]
+
+
+def test_that_nobody_waits_any_more_is_no_answer_of_the_store(running: Running) -> None:
+    running.start()
+    running.store.is_up = False
+    for number in range(3):
+        with pytest.raises(DeliveryStoreError, match="away"):
+            running.desk.put(message(number))
+    running.runtime.sleep(0.1)
+    assert running.changes == [False]
+    assert running.desk.is_refused
+
+
+def test_an_answer_that_gets_lost_is_not_told_as_a_failure(running: Running) -> None:
+    """A message that is stored already is not stored again."""
+    running.start()
+    running.store.lost = 1
+    put = running.desk.put(message(1))
+    assert put.delivery is not None
+    assert len(running.store) == 1
+    assert running.unsure, "what ended by the steps whose answers were lost has to be looked up"
+
+
+def test_whatever_is_asked_is_asked_by_one_task(running: Running) -> None:
+    """A socket of gevent belongs to one native thread, and others ask, too."""
+    running.start()
+    running.desk.put(message(1))
+    found: list[Any] = []
+
+    def ask() -> None:
+        found.append(running.desk.find(message(1).id))
+        found.append(running.desk.end(message(1).id, DeliveryState.CANCELLED))
+        found.append(running.desk.dead_letters(5))
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    wait_for(running.runtime, lambda: len(found) == 3)
+    thread.join(5.0)
+    assert found[0].id == message(1).id
+    assert found[1:] == [True, []]
+    assert len(running.store.threads) == 1
+
+
+def test_who_comes_and_goes_while_the_store_is_away_is_no_step(running: Running) -> None:
+    for _ in range(50):
+        running.desk.join("/,ann", "phone")
+        running.desk.load("/,ann", 0, 10, lambda _: None)
+        running.desk.leave("/,ann", "phone")
+    running.store.is_up = False
+    running.start()
+    wait_for(running.runtime, lambda: len(running.desk) == 1)
+
+
+def test_a_put_that_is_stored_too_late_is_looked_for(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared_desk, "_LONGEST_WAIT", 0.05)
+    running.store.do("put", message(1)._replace(key="price"))
+    apply = running.store.apply
+
+    def apply_slowly(steps: Sequence[Step]) -> list[Any]:
+        running.runtime.sleep(0.3)
+        return apply(steps)
+
+    monkeypatch.setattr(running.store, "apply", apply_slowly)
+    running.start()
+    with pytest.raises(DeliveryStoreError, match="in time"):
+        running.desk.put(message(2)._replace(key="price"))
+    wait_for(running.runtime, lambda: bool(running.unsure))
+    assert [each.id for each in running.ended] == [message(1).id]
+
+
+def test_nobody_waits_for_a_desk_that_is_closed(running: Running) -> None:
+    running.desk.flush(1.0)
+    with pytest.raises(DeliveryStoreError, match="stopping"):
+        running.desk.find(message(1).id)
+
+
+def test_what_is_sent_again_is_noted_again(running: Running) -> None:
+    running.start()
+    running.desk.put(message(1))
+    for attempts in (1, 2):
+        running.desk.sent(message(1).id)
+        wait_for(running.runtime, lambda: not len(running.desk))
+        found = running.desk.find(message(1).id)
+        assert found is not None
+        assert found.attempts == attempts
+
+
+def test_a_wait_that_is_over_is_no_answer_of_the_store(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared_desk, "_LONGEST_WAIT", 0.05)
+    monkeypatch.setattr(shared_desk, "_PATIENCE", 1000)
+    running.store.is_up = False
+    running.start()
+    with pytest.raises(DeliveryStoreError, match="in time"):
+        running.desk.put(message(1))
+    wait_for(running.runtime, lambda: not len(running.desk))
+    running.runtime.sleep(0.05)
+    assert running.changes == [False]

@@ -1,0 +1,221 @@
+"""One question to a room: who has answered, who has not, and which process said nothing."""
+
+from __future__ import annotations
+
+import json
+import threading
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from flask_socketio_guard.hooks import SURVEY, SURVEY_ANSWER, SURVEY_ROLL
+from flask_socketio_guard.surveys import BroadcastAnswers, Surveys
+from tests import unit_support
+from tests.unit_support import wait_for
+
+if TYPE_CHECKING:
+    from flask_socketio_guard.hooks import AckCallback
+    from flask_socketio_guard.runtime import Runtime
+
+nothing_left_behind = unit_support.nothing_left_behind
+runtime = unit_support.runtime
+
+
+class Process:
+    """One process of a fleet whose queue hands messages over at once."""
+
+    def __init__(self, runtime: Runtime, name: str, *sids: str, others: int | None = 0) -> None:
+        self.runtime = runtime
+        self.name = name
+        self.sids = list(sids)
+        self.gone: set[str] = set()
+        self.others = others
+        self.peers: list[Process] = []
+        self.asked: dict[str, AckCallback] = {}
+        self.told: list[dict[str, Any]] = []
+        self.surveys = Surveys(
+            runtime,
+            self,
+            publish=self.publish,
+            spawn=lambda _, target: target(),
+            count_others=lambda _: self.others,
+            host_id=lambda: self.name,
+        )
+
+    def publish(self, message: dict[str, Any]) -> None:
+        self.told.append(message)
+        assert list(message)[-1] == "host_id", "by which a process knows its own messages"
+        for peer in self.peers:
+            peer.surveys.take(json.loads(json.dumps(message)))
+
+    def find(self, recipient: str, namespace: str) -> list[str]:
+        assert (recipient, namespace) == ("hall", "/")
+        return self.sids
+
+    def ask(
+        self, sid: str, namespace: str, event: str, arguments: str, callback: AckCallback
+    ) -> int | None:
+        assert (namespace, event, json.loads(arguments)) == ("/", "ready?", [1])
+        if sid in self.gone:
+            return None
+        self.asked[sid] = callback
+        return 1
+
+    def answer(self, sid: str, *answer: object) -> None:
+        self.asked[sid].function(*answer)
+
+    def begin(self, timeout: float = 10.0) -> Asking:
+        return Asking(self, timeout)
+
+
+class Asking:
+    """A question under way."""
+
+    def __init__(self, process: Process, timeout: float) -> None:
+        self._process = process
+        self._results: list[BroadcastAnswers] = []
+        self._job = process.runtime.spawn(lambda: self._ask(timeout), name="asking")
+        wait_for(process.runtime, lambda: bool(process.told))
+
+    def _ask(self, timeout: float) -> None:
+        self._results.append(
+            self._process.surveys.ask("ready?", [1], room="hall", namespace="/", timeout=timeout)
+        )
+
+    def result(self) -> BroadcastAnswers:
+        assert self._job.join(5.0), "it waits on"
+        return self._results[0]
+
+    @property
+    def is_over(self) -> bool:
+        return bool(self._results)
+
+
+@pytest.fixture
+def pair(runtime: Runtime, nothing_left_behind: None) -> tuple[Process, Process]:
+    one = Process(runtime, "one", "a", "b", others=1)
+    two = Process(runtime, "two", "c", others=1)
+    one.peers, two.peers = [two], [one]
+    return one, two
+
+
+def test_it_is_over_when_all_in_all_processes_have_answered(pair: tuple[Process, Process]) -> None:
+    one, two = pair
+    asking = one.begin()
+    one.answer("a", "yes")
+    two.answer("c", 1, 2)
+    assert not asking.is_over
+    one.answer("b")
+    answers = asking.result()
+    assert answers == BroadcastAnswers({"a": "yes", "b": None, "c": [1, 2]}, (), 0)
+    assert answers.is_complete
+
+
+def test_who_does_not_answer_in_time_is_told(pair: tuple[Process, Process]) -> None:
+    one, _ = pair
+    asking = one.begin(timeout=0.2)
+    one.answer("a", "yes")
+    assert asking.result() == BroadcastAnswers({"a": "yes"}, ("b", "c"), 0)
+
+
+def test_who_has_left_is_not_waited_for(pair: tuple[Process, Process]) -> None:
+    one, two = pair
+    two.gone.add("c")
+    asking = one.begin()
+    one.answer("a", "yes")
+    on_lost = one.asked["b"].on_lost
+    assert on_lost is not None
+    on_lost("gone")
+    assert asking.result() == BroadcastAnswers({"a": "yes"}, ("b", "c"), 0)
+
+
+def test_a_process_that_says_nothing_is_told(pair: tuple[Process, Process]) -> None:
+    one, _ = pair
+    one.others = 2
+    asking = one.begin(timeout=0.2)
+    one.answer("a", 1)
+    one.answer("b", 2)
+    assert asking.result().silent_processes == 1
+
+
+def test_where_nobody_knows_how_many_there_are_it_lasts_the_whole_time(
+    pair: tuple[Process, Process],
+) -> None:
+    one, two = pair
+    one.others = None
+    asking = one.begin(timeout=0.3)
+    for process, sid in ((one, "a"), (one, "b"), (two, "c")):
+        process.answer(sid, "yes")
+    assert not asking.is_over
+    result = asking.result()
+    assert (result.missing, result.silent_processes) == ((), None)
+    assert not result.is_complete, "somebody may have been left out"
+
+
+def test_a_process_without_a_queue_asks_its_own(
+    runtime: Runtime, nothing_left_behind: None
+) -> None:
+    process = Process(runtime, "one", "a")
+    process.surveys._publish = None
+    results: list[BroadcastAnswers] = []
+    job = runtime.spawn(
+        lambda: results.append(
+            process.surveys.ask("ready?", [1], room="hall", namespace="/", timeout=5.0)
+        ),
+        name="asking",
+    )
+    wait_for(runtime, lambda: "a" in process.asked)
+    process.answer("a", "yes")
+    assert job.join(5.0)
+    assert results == [BroadcastAnswers({"a": "yes"}, (), 0)]
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"method": SURVEY_ROLL, "survey": "made up", "to": "one", "sids": ["x"]},
+        {"method": SURVEY_ANSWER, "survey": "made up", "to": "one", "sid": "a", "answer": [1]},
+        {"method": SURVEY_ROLL, "survey": None, "to": "one", "sids": None},
+        {"method": SURVEY_ANSWER},
+        {"method": SURVEY_ROLL},
+    ],
+)
+def test_answers_to_nothing_are_ignored(
+    pair: tuple[Process, Process], message: dict[str, Any]
+) -> None:
+    pair[0].surveys.take(message)
+
+
+def test_answers_of_others_than_those_asked_are_ignored(pair: tuple[Process, Process]) -> None:
+    one, two = pair
+    asking = one.begin(timeout=0.2)
+    survey = one.told[0]["survey"]
+    reply = {"survey": survey, "to": "one", "host_id": "three"}
+    one.surveys.take({"method": SURVEY_ANSWER, **reply, "sid": "stranger", "answer": ["mine"]})
+    one.surveys.take({"method": SURVEY_ROLL, **reply, "sids": [1, None, {}]})
+    one.surveys.take({"method": SURVEY_ANSWER, **reply, "to": "two", "sid": "a", "answer": [0]})
+    two.answer("c", "yes")
+    assert asking.result().answers == {"c": "yes"}
+
+
+def test_others_are_asked_in_turns(
+    runtime: Runtime, nothing_left_behind: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A room of thousands does not keep everybody else waiting."""
+    turns: list[int] = []
+    process = Process(runtime, "two", *(str(number) for number in range(200)))
+    monkeypatch.setattr(runtime, "give_way", lambda: turns.append(threading.get_ident()))
+    process.surveys.take(
+        {
+            "method": SURVEY,
+            "survey": "1",
+            "event": "ready?",
+            "data": [1],
+            "namespace": "/",
+            "room": "hall",
+            "timeout": 1.0,
+            "host_id": "one",
+        }
+    )
+    assert len(process.asked) == 200
+    assert len(turns) >= 3
