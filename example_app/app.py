@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from flask import Flask, current_app, request
@@ -19,6 +19,8 @@ from example_app import faults
 from example_app.market import PITS, Lots, Pit, Side, price
 from example_app.pages import pages
 from flask_socketio_guard import EventRejected, SocketIOGuard
+
+SETTLEMENT_TIME = 2.0  # seconds
 
 socketio = SocketIO()
 guard = SocketIOGuard()
@@ -30,6 +32,7 @@ class Trader:
 
     name: str
     pit: Pit | None = None
+    key: str | None = field(default=None, repr=False)
 
 
 # The traders on this process, by session id. Each process tells all clients with every tick who
@@ -44,6 +47,8 @@ def create_app() -> Flask:
         PROCESS=os.environ.get("PORT", "5000"), DEMO=0, PING_INTERVAL=25, PING_TIMEOUT=20
     )
     app.config.from_prefixed_env()
+    # Contract notes are kept in the Redis that the processes share, if they have one.
+    app.config.setdefault("SOCKETIO_GUARD_DELIVERY_STORE", app.config.get("MESSAGE_QUEUE"))
 
     socketio.init_app(
         app,
@@ -67,6 +72,12 @@ def connect(auth: Any) -> None:
     the guard refuses it.
     """
     traders[_sid()] = Trader(auth["name"].strip()[:24] or "Nameless")
+    # A page keeps its key over lost connections, and is known by it whichever process it comes to.
+    # An application with accounts would take the id of the user.
+    key = auth.get("key")
+    if isinstance(key, str) and 16 <= len(key) <= 64:
+        traders[_sid()].key = key
+        guard.identify(_sid(), key)
 
 
 @socketio.on("disconnect")
@@ -97,7 +108,15 @@ def trade(side: Side, lots: int) -> dict[str, Any]:
     trader = traders[_sid()]
     deal = {"who": trader.name, "side": side, "lots": lots} | _quote(trader.pit)
     guard.emit("trade", deal, to=trader.pit)
+    if trader.key is not None:
+        guard.start_background_task(settle, deal, trader.key)
     return deal
+
+
+def settle(deal: dict[str, Any], key: str) -> None:
+    """Send the contract note of a deal, which must arrive, whatever becomes of the line."""
+    guard.sleep(SETTLEMENT_TIME)
+    guard.deliver("contract", deal, to=key, deadline=600, with_id=True)
 
 
 @guard.on("ask", schema=str)
@@ -128,7 +147,9 @@ def tick() -> None:
         "pid": os.getpid(),
         "at": now,
         "prices": {pit: price(pit, now) for pit in PITS},
-        "traders": [{"sid": sid} | asdict(trader) for sid, trader in traders.items()],
+        "traders": [
+            {"sid": sid, "name": trader.name, "pit": trader.pit} for sid, trader in traders.items()
+        ],
         "connections": len(guard.connections),
     }
     guard.emit("tick", news, ready_only=True, volatile=True)

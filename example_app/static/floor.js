@@ -76,7 +76,13 @@ function openFloor() {
     `${names[Math.floor(Math.random() * names.length)]} ${Math.floor(Math.random() * 90) + 10}`;
   $("name").value = name;
 
-  const socket = io({ auth: { name }, reconnectionDelay: 300, reconnectionDelayMax: 2000 });
+  // Who this page is, for as long as it is open, over lost connections and on any process.
+  const key =
+    sessionStorage.getItem("key") ??
+    Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
+  sessionStorage.setItem("key", key);
+
+  const socket = io({ auth: { name, key }, reconnectionDelay: 300, reconnectionDelayMax: 2000 });
   const processes = new Map(); // process -> {pid, heard, traders}
   const lastPrices = new Map(); // pit -> [[second, price], ...]
   let pit = sessionStorage.getItem("pit");
@@ -216,6 +222,29 @@ function openFloor() {
     event.preventDefault();
     const deal = await ask("trade", event.submitter?.value ?? "buy", $("lots").valueAsNumber);
     if (deal) log(`You ${deal.side} ${deal.lots} × ${deal.pit} at ${money(deal.price)}`);
+  });
+
+  // ---- contract notes: messages that must arrive ----
+
+  onDelivery(socket, "contract", ({ side, lots, pit: traded, price }) => {
+    $("notes-empty").hidden = true;
+    $("notes").prepend(
+      element(
+        "li",
+        { className: "flash" },
+        element("span", { text: `You ${side}`, className: side === "buy" ? "up" : "down" }),
+        element("span", { text: `${lots} × ${traded}` }),
+        element("span", { text: money(price * lots) }),
+      ),
+    );
+    while ($("notes").children.length > 6) $("notes").lastChild.remove();
+    log(`Contract note: ${side} ${lots} × ${traded}`, "good");
+  });
+
+  $("drop").addEventListener("click", () => {
+    log("Dropped the line, for 6 seconds", "warn");
+    socket.disconnect();
+    setTimeout(() => socket.connect(), 6000);
   });
 
   // ---- traders, and the question one may ask another ----

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import subprocess
 import tempfile
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -20,9 +19,9 @@ import pytest
 from playwright.sync_api import expect, sync_playwright
 
 from example_app.demo import broker_control
-from example_app.pages import CLIENT_FILE, CLIENT_FOLDER
 from tests.example.deployed import DeployedServer
 from tests.support import RedisServer, wait_until
+from tests.support.javascript import require_client
 from tests.support.servers import PROJECT_ROOT
 
 if TYPE_CHECKING:
@@ -45,7 +44,6 @@ CHROMIUM_ARGUMENTS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-NPM_TIMEOUT = 60
 SECOND = 1000.0  # playwright counts in milliseconds
 TIMEOUT = 10 * SECOND
 
@@ -61,16 +59,8 @@ class Exchange:
 
 @pytest.fixture(scope="module")
 def _client_for_javascript() -> None:
-    """The client from npm, where `make demo` puts it."""
-    if (CLIENT_FOLDER / CLIENT_FILE).is_file():
-        return
-    if shutil.which("npm") is None:
-        pytest.skip("the page needs the Socket.IO client for JavaScript, and npm is not installed")
-    folder = PROJECT_ROOT / "example_app"
-    command = ["npm", "ci", "--prefix", str(folder), "--no-audit", "--no-fund"]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=NPM_TIMEOUT)
-    if result.returncode != 0:
-        pytest.skip(f"npm could not fetch the Socket.IO client for JavaScript: {result.stderr}")
+    """The client from npm."""
+    require_client()
 
 
 @pytest.fixture(scope="module")
@@ -371,3 +361,20 @@ def test_page_without_its_client_says_what_is_missing(
     expect_text(page, "#connection", "client missing")
     expect_text(page, "#health-short", "pass")
     assert clientless.get("/client.js").status_code == 404
+
+
+def test_contract_note_arrives_through_a_lost_connection(
+    exchange: Exchange, open_page: OpenPage
+) -> None:
+    page = open_page(exchange.a)
+    page.get_by_role("button", name="Buy").click()
+    expect(page.locator("#notes li")).to_have_count(1, timeout=TIMEOUT)
+    page.get_by_role("button", name="Sell").click()
+    expect(page.locator("#log")).to_contain_text("You sell")
+    page.get_by_role("button", name="Drop the line").click()
+    expect(page.locator("#connection")).to_have_text("disconnected")
+    page.wait_for_timeout(3 * SECOND)  # its confirmation is due, and nobody is there
+    expect(page.locator("#notes li")).to_have_count(1)
+    expect(page.locator("#connection")).to_have_text("connected", timeout=TIMEOUT)
+    expect(page.locator("#notes li")).to_have_count(2, timeout=TIMEOUT)
+    expect(page.locator("#notes li").first).to_contain_text("You sell")
