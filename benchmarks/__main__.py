@@ -16,8 +16,7 @@ from typing import Any
 from benchmarks import nodejs, report
 from benchmarks.bench import QUICK, Bench, Plan
 from benchmarks.client import WrongAnswerError
-from benchmarks.echo import LIMITS_COLUMNS
-from benchmarks.report import CONTROL, GUARDED, GUARDED_CONTROL, LIMITED, NODE, STOCK
+from benchmarks.report import CONTROL, GUARDED, NODE, STOCK
 from benchmarks.scenarios import SCENARIOS
 from benchmarks.servers import Redis, StartError, choose_cores
 from benchmarks.targets import verdicts, verdicts_text
@@ -36,10 +35,10 @@ def main() -> None:
     results = report.Results()
     if options.stock_only:
         columns = [STOCK, CONTROL]
-        names = [name for name in names if not SCENARIOS[name].is_of_guard]
+        names = [name for name in names if SCENARIOS[name].table is None]
     else:
         columns = [STOCK, GUARDED, CONTROL]
-        if any(not SCENARIOS[name].is_of_guard for name in names):
+        if any(SCENARIOS[name].table is None for name in names):
             columns += _node_column(facts, results)
 
     _allow_many_files(plan, names, columns)
@@ -91,14 +90,14 @@ def _print(
 ) -> None:
     out = sys.stdout
     out.write(report.header(facts))
-    tables = (
-        (False, columns, [(GUARDED, STOCK), (CONTROL, STOCK), (GUARDED, NODE)]),
-        (True, LIMITS_COLUMNS, [(LIMITED, GUARDED), (GUARDED_CONTROL, GUARDED)]),
-    )
-    for is_of_guard, variants, comparisons in tables:
-        rows = _metrics(plan, names, is_of_guard=is_of_guard)
-        if rows:
-            out.write(f"{report.table(results, rows, variants, comparisons)}\n")
+    rows = _metrics(plan, names)
+    if rows:
+        comparisons = [(GUARDED, STOCK), (CONTROL, STOCK), (GUARDED, NODE)]
+        out.write(f"{report.table(results, rows, columns, comparisons)}\n")
+    for name in names:
+        scenario = SCENARIOS[name]
+        if scenario.table is not None:
+            out.write(f"{report.table(results, scenario.metrics(plan), *scenario.table)}\n")
     out.write("Columns: medians of all samples. Ratios: min - **median** - max over the rounds;\n")
     out.write("above 1 is better where more is better, below 1 where less is better.\n\n")
     if any(key.endswith(":busy") for key in results.samples):
@@ -108,14 +107,16 @@ def _print(
     for note in results.notes + report.unsaturated(results):
         out.write(f"Note: {note}.\n\n")
     if GUARDED in columns:
-        found = verdicts(results, _metrics(plan, names, is_of_guard=False))
+        tables = [SCENARIOS[name] for name in names if SCENARIOS[name].table is not None]
+        others = [metric for scenario in tables for metric in scenario.metrics(plan)]
+        found = verdicts(results, [*rows, *others])
         if found:
             out.write(f"{verdicts_text(found)}\n")
 
 
-def _metrics(plan: Plan, names: list[str], *, is_of_guard: bool) -> list[report.Metric]:
-    """Return the rows of the table that compares guarded with guarded, or of the other one."""
-    chosen = [SCENARIOS[name] for name in names if SCENARIOS[name].is_of_guard is is_of_guard]
+def _metrics(plan: Plan, names: list[str]) -> list[report.Metric]:
+    """Return the rows of the table of all."""
+    chosen = [SCENARIOS[name] for name in names if SCENARIOS[name].table is None]
     return [metric for scenario in chosen for metric in scenario.metrics(plan)]
 
 
@@ -137,7 +138,7 @@ def _parse() -> argparse.Namespace:
     options = parser.parse_args()
     if options.rounds is not None and options.rounds < 1:
         parser.error("--rounds must be at least 1")
-    if options.stock_only and options.only and all(SCENARIOS[n].is_of_guard for n in options.only):
+    if options.stock_only and options.only and all(SCENARIOS[n].table for n in options.only):
         parser.error(f"nothing is left of {', '.join(options.only)} without the guard")
     return options
 

@@ -5,6 +5,7 @@ Environment variables:
     BENCH_LIMITS: ``1`` gives the echo a rate, an order and a schema; needs the guard.
     BENCH_REDIS_URL: The message queue.
     BENCH_CHANNEL: Channel on that queue; each column has its own.
+    BENCH_STORE: ``redis`` keeps messages that must arrive there.
 """
 
 from __future__ import annotations
@@ -13,15 +14,22 @@ import gc
 import os
 import sys
 import time
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flask import Flask
+import redis
+from flask import Flask, request
 from flask_socketio import SocketIO, emit, join_room
+from gevent.event import Event
+from gevent.lock import BoundedSemaphore
 
 if TYPE_CHECKING:
     from flask_socketio_guard import SocketIOGuard
 
 PAYLOAD = "x" * 100
+
+_SENDERS = 64
 
 app = Flask(__name__)
 app.config["SECRET_KEY"] = "not a secret: loopback only"
@@ -32,9 +40,12 @@ socketio = SocketIO(
     channel=os.environ["BENCH_CHANNEL"],
 )
 guard: SocketIOGuard | None = None
+sids: list[str] = []
 is_limited = os.environ.get("BENCH_LIMITS") == "1"
 if is_limited:
     app.config["SOCKETIO_GUARD_EVENT_RATE"] = "100000/second"
+if os.environ.get("BENCH_STORE") == "redis":
+    app.config["SOCKETIO_GUARD_DELIVERY_STORE"] = os.environ["BENCH_REDIS_URL"]
 if os.environ.get("GUARD") == "1":
     from flask_socketio_guard import SocketIOGuard
 
@@ -123,6 +134,97 @@ def burst(room: str, count: int) -> None:
     """Emit *count* numbered events to *room* as fast as they go."""
     for number in range(count):
         socketio.emit("tick", (number, 0, PAYLOAD), to=room)
+
+
+@socketio.on("identify")
+def identify(identity: str) -> bool:
+    """Make the client a device of *identity*."""
+    sids.append(request.sid)  # type: ignore[attr-defined]
+    if guard is not None:
+        guard.identify(sids[-1], identity)
+    return True
+
+
+@socketio.on("deliver_many")
+def deliver_many(store: str, count: int, at_a_time: int) -> dict[str, float]:
+    """Send *count* messages to those who have said who they are, some at a time.
+
+    Args:
+        store: Empty: as events with a callback.
+        count: How many messages.
+        at_a_time: How many of them may be unacknowledged.
+
+    Returns:
+        Seconds: ``seconds`` until all were acknowledged, ``p50`` and ``p99`` of a single one,
+        ``cpu``.
+    """
+    free = BoundedSemaphore(at_a_time)
+    taken: list[float] = []
+    is_done = Event()
+
+    def acknowledged(sent_at: float, *_: object) -> None:
+        taken.append(time.perf_counter() - sent_at)
+        free.release()
+        if len(taken) == count:
+            is_done.set()
+
+    def send(numbers: range) -> None:
+        for number in numbers:
+            free.acquire()
+            heard = partial(acknowledged, time.perf_counter())
+            recipient, payload = number % len(sids), (number, PAYLOAD)
+            if store:
+                assert guard is not None
+                guard.deliver("tick", payload, to=f"user-{recipient}", on_delivered=heard)
+            elif guard is not None:
+                guard.emit("tick", payload, to=sids[recipient], callback=heard)
+            else:
+                socketio.emit("tick", payload, to=sids[recipient], callback=heard)
+
+    cpu_before = time.process_time()
+    started_at = time.perf_counter()
+    senders = min(_SENDERS, at_a_time)
+    for first in range(senders):
+        socketio.start_background_task(send, range(first, count, senders))
+    if not is_done.wait(60.0):
+        raise RuntimeError(f"{len(taken)} of {count} were acknowledged")
+    taken.sort()
+    return {
+        "seconds": time.perf_counter() - started_at,
+        "p50": taken[count // 2],
+        "p99": taken[int(count * 0.99) - 1],
+        "cpu": time.process_time() - cpu_before,
+    }
+
+
+@socketio.on("weigh")
+def weigh(count: int) -> float:
+    """Return the bytes that each of *count* messages to somebody who is away takes."""
+    assert guard is not None
+    gc.collect()
+    before = stored_bytes()
+    receipts = []
+    for number in range(count):
+        receipts.append(guard.deliver("tick", (number, PAYLOAD), to=f"away-{number % 100}").id)
+        if number % 100 == 0:
+            socketio.sleep(0)
+    size = (stored_bytes() - before) / count
+    for id in receipts:
+        guard.receipt(id).cancel()
+    return size
+
+
+def stored_bytes() -> int:
+    """Return the memory of Redis where that is the store, else of this process."""
+    if os.environ.get("BENCH_STORE") == "redis":
+        with redis.Redis.from_url(os.environ["BENCH_REDIS_URL"]) as server:
+            return int(server.info("memory")["used_memory"])
+    return resident_bytes()
+
+
+def resident_bytes() -> int:
+    """Return the memory of this process."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 @socketio.on("stream")

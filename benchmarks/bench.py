@@ -62,6 +62,9 @@ class Plan:
     burst_count: int = 5000
     connect_seconds: float = 0.4
     idle_clients: int = 1000
+    delivery_clients: int = 20
+    delivery_count: int = 3000
+    waiting_count: int = 20_000
     limits_case: EchoCase = EchoCase(60, 50)
     limits_slices: int = 10
 
@@ -78,6 +81,7 @@ QUICK = Plan(
     burst_count=2000,
     connect_seconds=0.2,
     idle_clients=500,
+    delivery_count=1000,
     limits_slices=4,
 )
 
@@ -132,11 +136,13 @@ class Bench:
     ) -> Server:
         """Start a server for *column* on the channel that all servers of that column share.
 
-        Node's has its Redis adapter only where *needs_redis*; the others always have the queue.
+        Node's has its Redis adapter only where *needs_redis*; the others have the queue, unless
+        they stand alone.
         """
+        is_alone = column.is_node or column.is_alone
         return Server(
             column,
-            redis_url=self.broker.url if needs_redis or not column.is_node else None,
+            redis_url=self.broker.url if needs_redis or not is_alone else None,
             channel=f"bench-{name}-{column.name.replace(' ', '-')}",
             core=self._cores.second if is_second else self._cores.server,
         )

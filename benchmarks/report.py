@@ -42,12 +42,17 @@ class Column:
         is_guarded: Whether the application has the guard.
         is_limited: Whether its echo also has a rate, an order and a schema.
         is_node: Whether it is Node's Socket.IO instead of Flask-SocketIO.
+        store: Where messages that must arrive are kept, ``"memory"`` or ``"redis"``; empty if
+            events are merely emitted.
+        is_alone: Whether it has no message queue.
     """
 
     name: str
     is_guarded: bool
     is_limited: bool = False
     is_node: bool = False
+    store: str = ""
+    is_alone: bool = False
 
 
 STOCK = Column("stock", is_guarded=False)
@@ -69,6 +74,8 @@ class Metric:
         is_less_better: Whether the smaller value is the better one.
         target: What the ratio guarded / stock must reach, from the better side; None: whatever.
         node_target: The same of guarded / node.
+        bounds: Others: what the ratio of a column and its reference must reach, or the column
+            alone.
     """
 
     key: str
@@ -77,6 +84,7 @@ class Metric:
     is_less_better: bool = False
     target: float | None = None
     node_target: float | None = None
+    bounds: tuple[tuple[Column, Column | None, float], ...] = ()
 
     @property
     def targets(self) -> str:
@@ -112,6 +120,11 @@ class Results:
         """Return the median of all samples."""
         return statistics.median(itertools.chain(*self.samples[key][column.name]))
 
+    def medians(self, key: str, column: Column) -> list[float]:
+        """Return the median of each round."""
+        columns: dict[str, list[list[float]]] = self.samples.get(key, {})
+        return [statistics.median(samples) for samples in columns.get(column.name, [])]
+
     def ratios(self, key: str, column: Column, reference: Column) -> list[float]:
         """Return *column* / *reference* for each round that has both: the median over its slices.
 
@@ -121,6 +134,8 @@ class Results:
         columns: dict[str, list[list[float]]] = self.samples.get(key, {})
         column_rounds = columns.get(column.name, [])
         reference_rounds = columns.get(reference.name, [])
+        if not column_rounds or not reference_rounds:
+            return []
         return [
             statistics.median(value / base for value, base in zip(*pair, strict=True))
             for pair in zip(column_rounds, reference_rounds, strict=True)
@@ -211,8 +226,15 @@ def table(
         if metric.key not in results.samples:
             continue
         row = [metric.title, metric.unit, "less" if metric.is_less_better else "more"]
-        row += [_number(results.median(metric.key, column)) for column in columns]
-        row += [spread_text(results.ratios(metric.key, *pair)) for pair in comparisons]
+        row += [
+            _number(results.median(metric.key, column))
+            if results.samples[metric.key][column.name]
+            else ""
+            for column in columns
+        ]
+        for pair in comparisons:
+            ratios = results.ratios(metric.key, *pair)
+            row.append(spread_text(ratios) if ratios else "")
         if has_targets:
             row.append(metric.targets)
         rows.append(row)

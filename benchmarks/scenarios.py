@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from benchmarks import broadcast, connections, echo, message_queue
+from benchmarks import broadcast, connections, delivery, echo, message_queue
+from benchmarks.report import GUARDED, GUARDED_CONTROL, LIMITED
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from benchmarks.bench import Bench, Plan
-    from benchmarks.report import Metric
+    from benchmarks.report import Column, Metric
+
+
+class Table(NamedTuple):
+    """What stands beside what."""
+
+    columns: list[Column]
+    comparisons: list[tuple[Column, Column]]
 
 
 class Scenario(NamedTuple):
@@ -19,12 +27,13 @@ class Scenario(NamedTuple):
     Attributes:
         run: Measures all columns side by side, slice by slice, once.
         metrics: Returns its rows.
-        is_of_guard: Whether it compares guarded with guarded, in a table of its own.
+        table: Columns and (column, reference) pairs of a table of its own, that compares
+            guarded with guarded; ``None`` for the table of all.
     """
 
     run: Callable[[Bench], None]
     metrics: Callable[[Plan], list[Metric]]
-    is_of_guard: bool = False
+    table: Table | None = None
 
 
 SCENARIOS = {
@@ -34,5 +43,12 @@ SCENARIOS = {
     "cross": Scenario(message_queue.run_cross, message_queue.cross_metrics),
     "connects": Scenario(connections.run_connects, connections.connects_metrics),
     "memory": Scenario(connections.run_memory, connections.memory_metrics),
-    "limits": Scenario(echo.run_limits, echo.limits_metrics, is_of_guard=True),
+    "limits": Scenario(
+        echo.run_limits,
+        echo.limits_metrics,
+        Table(echo.LIMITS_COLUMNS, [(LIMITED, GUARDED), (GUARDED_CONTROL, GUARDED)]),
+    ),
+    "delivery": Scenario(
+        delivery.run, delivery.metrics, Table(delivery.COLUMNS, delivery.COMPARISONS)
+    ),
 }

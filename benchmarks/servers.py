@@ -143,6 +143,7 @@ class Server:
             "GUARD": "1" if column.is_guarded else "0",
             "BENCH_LIMITS": "1" if column.is_limited else "0",
             "BENCH_REDIS_URL": redis_url or "",
+            "BENCH_STORE": column.store,
             "BENCH_CHANNEL": channel,
             "BENCH_PORT": str(self.port),
             "NODE_ENV": "production",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from benchmarks.report import GUARDED, NODE, STOCK, ratio_text, rows_text, spread_text
 
 if TYPE_CHECKING:
-    from benchmarks.report import Metric, Results
+    from benchmarks.report import Column, Metric, Results
 
 
 class Verdict(NamedTuple):
@@ -30,26 +30,40 @@ def verdicts(results: Results, metrics: list[Metric]) -> list[Verdict]:
     """
     found = []
     for metric in metrics:
-        for bound, reference in ((metric.target, STOCK), (metric.node_target, NODE)):
-            if bound is None:
-                continue
-            sign = "<=" if metric.is_less_better else ">="
-            row = [metric.title, metric.unit, f"guarded / {reference.name}", f"{sign} {bound:.1f}"]
-            ratios = results.ratios(metric.key, GUARDED, reference)
-            if not ratios:
-                found.append(Verdict([*row, "", "not measured"], None))
-                continue
-            median = float(ratio_text(statistics.median(ratios)))
-            is_met = median <= bound if metric.is_less_better else median >= bound
-            found.append(
-                Verdict([*row, spread_text(ratios), "yes" if is_met else "**no**"], is_met)
-            )
+        bounds = [(GUARDED, STOCK, metric.target), (GUARDED, NODE, metric.node_target)]
+        for column, reference, bound in (*bounds, *metric.bounds):
+            if bound is not None:
+                found.append(_verdict(results, metric, column, reference, bound))
     return found
+
+
+def _verdict(
+    results: Results, metric: Metric, column: Column, reference: Column | None, bound: float
+) -> Verdict:
+    if reference is None:
+        what, limit = column.name, f"{bound:,.0f}"
+        values, show = results.medians(metric.key, column), _range_text
+    else:
+        what, limit = f"{column.name} / {reference.name}", f"{bound:.1f}"
+        values, show = results.ratios(metric.key, column, reference), spread_text
+    sign = "<=" if metric.is_less_better else ">="
+    row = [metric.title, metric.unit, what, f"{sign} {limit}"]
+    if not values:
+        return Verdict([*row, "", "not measured"], None)
+    median = statistics.median(values)
+    if reference is not None:
+        median = float(ratio_text(median))
+    is_met = median <= bound if metric.is_less_better else median >= bound
+    return Verdict([*row, show(values), "yes" if is_met else "**no**"], is_met)
+
+
+def _range_text(ratios: list[float]) -> str:
+    return f"{min(ratios):,.0f} - **{statistics.median(ratios):,.0f}** - {max(ratios):,.0f}"
 
 
 def verdicts_text(found: list[Verdict]) -> str:
     """Return *found* as a Markdown table and a sentence."""
-    head = ["target for", "unit", "ratio", "must be", "in this run", "met"]
+    head = ["target for", "unit", "of", "must be", "in this run", "met"]
     rules = ["---"] * 3 + ["---:"] * 2 + ["---"]
     measured = [verdict.is_met for verdict in found if verdict.is_met is not None]
     kept = f"{sum(measured)} of {len(measured)} targets met in this run"
