@@ -95,13 +95,16 @@ def test_events_flow_and_none_is_lost_when_redis_was_down(
 
 
 def assert_logged_down_and_up(server: GunicornServer, *, since: float) -> None:
-    """Assert one log record on the way down, with the reason, and one on the way up."""
+    """Assert one log record on the way down, with the reason, and one on the way up.
+
+    Or two of each: that a connection broke may be seen after a new one was answered.
+    """
     wait_until(
         lambda: len(broker_records(server, since=since)) >= 2,
         message="the outage was not logged on the way down and up",
     )
     records = broker_records(server, since=since)
-    assert len(records) == 2, "\n".join(record.message for record in records)
+    assert len(records) in (2, 4), "\n".join(record.message for record in records)
     assert {record.logger for record in records} == {"flask_socketio_guard"}
     assert records[0].level in {"WARNING", "ERROR"}
     reason = re.search(r"refused|reset|closed|Error", records[0].message, re.IGNORECASE)
