@@ -9,6 +9,7 @@ import atexit
 import itertools
 import logging
 import os
+import sys
 import threading
 import time
 import weakref
@@ -68,6 +69,8 @@ from .upstream import (
     Sweeper,
     adopt,
     encode_strict,
+    forsake_clients,
+    has_queue,
     new_host_id,
     offer_compression,
     transport_of,
@@ -153,13 +156,18 @@ class AppGuard:
         return None if rate is None else self.rates.limit(rate, name=name)
 
     def _new_runtime(self) -> Runtime:
-        return runtime_for(self.server.async_mode, is_write_only=self.app is None)
+        # Who cannot serve may emit all the same, as tests and commands do: that takes threads.
+        can_only_emit = self.app is None or (
+            self.server.async_mode == "gevent" and has_queue(self.server) and not is_patched()
+        )
+        return runtime_for(self.server.async_mode, is_write_only=can_only_emit)
 
     def _build(self) -> None:
         """Make everything that holds tasks, locks or connections; again after a fork."""
         config = self.config
         self._lock = threading.RLock()
-        self._is_started = False
+        self.has_started = False
+        self._is_sending = False
         self._is_writing = False
         self._is_serving = False
         self._is_hearing = False
@@ -287,35 +295,63 @@ class AppGuard:
 
     # What the adopted upstream objects ask for (hooks.Hooks)
 
+    @property
+    def can_listen(self) -> bool:
+        """Whether this process could hear other processes, and so serve clients."""
+        return self.outbox is None or self.server.async_mode != "gevent" or is_patched()
+
     def start(self) -> None:
-        """Start listener, tasks and the rest; idempotent.
+        """Start all that serves clients: listener, tasks and the rest; idempotent.
 
         Raises:
             ConfigError: A message queue is used under gevent without monkey-patching.
         """
-        if self._is_started:
+        if self.has_started:
             return
         with self._lock:
-            if self._is_started or self.stopping.is_set():
+            if self.has_started or self.stopping.is_set():
                 return
-            if self.outbox is not None and self.server.async_mode == "gevent":
-                _require_patched(is_write_only=self.app is None)
-            self._is_started = True
-            self.runtime.settle()
-            self._start_writing()
             if self.app is not None:
-                self._start_sweeping()
+                self._require_patched()
+            self.start_sending()
+            self.has_started = True
+            self.runtime.settle()
+            if self.app is not None:
                 self._start_serving()
-            self.delivery.start(self._watch, leads=self.app is not None)
-            self.supervisor.watch(
-                "socketio-guard:tick", self._tick, policy=_INTERNAL, is_internal=True
-            )
-            if self.listener is not None and self.app is not None:
-                self.listener.start()
+                self.delivery.lead(self._watch)
+                if self.listener is not None:
+                    self.listener.start()
             for spec in self._specs:
                 self.tasks.start(spec)
             self._is_serving = True
         self.health.tick()
+
+    def start_sending(self) -> None:
+        """Start what a process needs that emits and delivers, but serves nobody; idempotent."""
+        with self._lock:
+            if self._is_sending or self.stopping.is_set():
+                return
+            self._is_sending = True
+            self.runtime.settle()
+            self._start_writing()
+            if self.app is not None:
+                self._start_sweeping()
+            self.delivery.start(self._watch)
+            self.supervisor.watch(
+                "socketio-guard:tick", self._tick, policy=_INTERNAL, is_internal=True
+            )
+
+    def _require_patched(self) -> None:
+        if not self.can_listen:
+            raise ConfigError(
+                "a message queue under gevent needs a patched standard library: call "
+                "gevent.monkey.patch_all() before anything else is imported, or serve "
+                "with one of gunicorn's gevent workers"
+            )
+        if self.server.async_mode == "gevent" and not self.runtime.can_kill:
+            # Patched since: gunicorn's worker does so after a fork from a preloading master.
+            self.runtime = self._new_runtime()
+            self._build()
 
     def is_ordered(self, namespace: str, event: str) -> bool:
         """Say whether events of that name are handled one after another."""
@@ -431,6 +467,19 @@ class AppGuard:
         self.outbox.put(payload)
         if not self._is_writing:
             self._start_writing()
+        if not self.has_started or self.app is None:
+            self._see_it_out(self.outbox)
+
+    def _see_it_out(self, outbox: Outbox) -> None:
+        """Wait, for a while, until what was emitted is with the broker.
+
+        A process that serves nobody may end at any instant, without a word (``os._exit``),
+        and often does so right behind its last emit. To wait is what stock does.
+        """
+        task = current_task()
+        is_writer = task is not None and task.is_internal
+        if not is_writer and not self.stopping.is_set() and self.runtime.can_wait():
+            outbox.settle(self.config.broker_timeout)
 
     def spawn(self, name: str, target: Callable[[], object]) -> None:
         """Run *target* in a task of its own and record what it raises."""
@@ -465,7 +514,7 @@ class AppGuard:
         """Start *spec* with the application, or now if that has started."""
         with self._lock:
             self._specs.append(spec)
-            if self._is_started:
+            if self.has_started:
                 self.tasks.start(spec)
 
     def unique_name(self, name: str) -> str:
@@ -576,9 +625,17 @@ class AppGuard:
         if self.stopping.is_set():
             return
         if self.outbox is not None and len(self.outbox):
-            self.flush(self.config.exit_flush_timeout)
+            self._flush_last(self.outbox)
             self.outbox.close()
         self._tell_of_abandoned(self.delivery.abandoned)
+
+    def _flush_last(self, outbox: Outbox) -> None:
+        assert self.broker is not None
+        if self.app is None or self.broker.has_answered:
+            outbox.flush(self.config.exit_flush_timeout)
+        else:
+            # A test or a command where there is no broker: its end shall not be late.
+            outbox.settle(self.config.exit_flush_timeout)
 
     def _tell_of_abandoned(self, count: int) -> None:
         if count:
@@ -589,6 +646,13 @@ class AppGuard:
 
     def after_fork(self) -> None:
         """Start afresh in a child process: tasks, connections and queue are the parent's."""
+        self._stop_watching()
+        self.supervisor.abandon()
+        if self.outbox is not None and self.listener is not None:
+            self.outbox.abandon()
+            self.listener.abandon()
+        forsake_clients(self.server)
+        self.requests = 0
         new_host_id(self.server)
         self.runtime = self._new_runtime()
         self._build()
@@ -621,6 +685,7 @@ class AppGuard:
             if self._is_writing or self.outbox is None or self.stopping.is_set():
                 return
             self._is_writing = True
+            _flush_at_the_end()
             self.supervisor.watch(
                 "socketio-guard:outbox",
                 self.outbox.write,
@@ -880,15 +945,6 @@ class _Recipients:
         self._callbacks.discard(ack_id, sid)
 
 
-def _require_patched(*, is_write_only: bool) -> None:
-    if not is_write_only and not is_patched():
-        raise ConfigError(
-            "a message queue under gevent needs a patched standard library: call "
-            "gevent.monkey.patch_all() before anything else is imported, or serve "
-            "with one of gunicorn's gevent workers"
-        )
-
-
 _alive: weakref.WeakSet[AppGuard] = weakref.WeakSet()
 
 
@@ -912,6 +968,19 @@ def _after_fork() -> None:
 def _at_exit() -> None:
     for guard in all_guards():
         guard.flush_at_exit()
+
+
+def _flush_at_the_end() -> None:
+    """See that a child of multiprocessing, or Celery's, flushes: it runs no exit functions.
+
+    Source:
+        multiprocessing, ``BaseProcess._bootstrap``: forgets finalizers of the parent, runs its
+        own at the end of the child, and then calls ``os._exit``. billiard is Celery's copy.
+    """
+    for name in ("multiprocessing.util", "billiard.util"):
+        util: Any = sys.modules.get(name)
+        if util is not None:
+            util.Finalize(None, _at_exit, exitpriority=0)
 
 
 os.register_at_fork(after_in_child=_after_fork)

@@ -33,6 +33,8 @@ class Broker:
         self._on_change = on_change
         self._lock = threading.Lock()
         self._lost_at: float | None = None
+        self.has_answered = False
+        """Whether there was an answer at any time."""
 
     @property
     def is_reachable(self) -> bool:
@@ -49,6 +51,7 @@ class Broker:
 
     def report_answer(self) -> None:
         """Take note that the broker answered."""
+        self.has_answered = True
         if self._lost_at is None:
             return
         with self._lock:

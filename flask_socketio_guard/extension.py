@@ -554,7 +554,7 @@ class SocketIOGuard:
             raise ConfigError(f"retry must be a Retry, not {retry!r}")
         arguments = _arguments(args)
         guard.require_store()
-        guard.start()
+        guard.start_sending()
         return guard.delivery.office.put(
             event,
             arguments,
@@ -580,7 +580,7 @@ class SocketIOGuard:
         """
         guard = self._current()
         guard.require_store()
-        guard.start()
+        guard.start_sending()
         return guard.delivery.office.receipt(id)
 
     def identify(self, sid: str, identity: str) -> bool:
@@ -615,7 +615,7 @@ class SocketIOGuard:
             raise ConfigError(f"limit must be an integer >= 1, not {limit!r}")
         guard = self._current()
         guard.require_store()
-        guard.start()
+        guard.start_sending()
         return guard.delivery.desk.dead_letters(limit)
 
     # Connections

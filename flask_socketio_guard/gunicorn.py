@@ -70,7 +70,7 @@ def start_in_worker(guard: AppGuard) -> None:
     A preloading master loads it too, and would take the listener's place in
     the message queue; nothing but the call stack tells the two apart.
     """
-    if _is_worker_loading():
+    if guard.can_listen and _is_worker_loading():
         guard.runtime.call_later(0.0, guard.start)
 
 

@@ -115,6 +115,11 @@ class Listener:
         """Take note that both tasks have ended."""
         self._send(ListenerEvent.STOP)
 
+    def abandon(self) -> None:
+        """Let go of the connection, in a forked child: it is the parent's."""
+        self._run = None
+        self._close()
+
     def crashed(self, reason: str) -> None:
         """Take note that the reader ended, or cannot subscribe to a broker that answers."""
         self._send(ListenerEvent.CRASHED, reason)

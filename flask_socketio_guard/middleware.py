@@ -40,10 +40,11 @@ class GuardMiddleware:
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Serve one request."""
         guard = self._guard
-        guard.start()
+        path = environ.get("PATH_INFO", "")
+        if not guard.has_started:
+            self._start(environ, path)
         if guard.admission.is_draining:
             start_response = _closing(start_response)
-        path = environ.get("PATH_INFO", "")
         if guard.endpoints.handles(path):
             return guard.endpoints(environ, start_response)
         engineio_path: str = guard.socketio.sockio_mw.engineio_path
@@ -56,6 +57,21 @@ class GuardMiddleware:
                 guard.facts.handshake_refused(reason)
                 return _refuse(environ, start_response, reason)
         return self._wsgi_app(environ, start_response)
+
+    def _start(self, environ: WSGIEnvironment, path: str) -> None:
+        """Start the guard if this process serves, and is not a test or a command.
+
+        Raises:
+            ConfigError: It serves clients, and cannot.
+        """
+        guard = self._guard
+        # Servers name themselves; Werkzeug's test client, and those of others, do not.
+        is_served = "SERVER_SOFTWARE" in environ or "uwsgi.version" in environ
+        if not guard.can_listen:
+            if is_served and path.startswith(guard.socketio.sockio_mw.engineio_path):
+                guard.start()
+        elif is_served or guard.outbox is None or guard.endpoints.handles(path):
+            guard.start()
 
     def _serve_http(
         self, environ: WSGIEnvironment, start_response: StartResponse

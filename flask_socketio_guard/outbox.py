@@ -29,6 +29,7 @@ _GATE_POLL_INTERVAL = 0.05
 _TURN_MESSAGES = 256  # a loop that emits gives way to the writer once in so many
 _SILENCE_TIMEOUT = 0.5  # without an acknowledgement for so long, nobody waits for room any more
 _ROOM_POLL_INTERVAL = 0.005
+_SETTLE_POLL_INTERVAL = 0.02
 _WRITER_SLEEP = 5.0
 
 
@@ -202,6 +203,24 @@ class Outbox:
             Whether it was, within *timeout* seconds.
         """
         return self._empty.wait(timeout)
+
+    def settle(self, timeout: float) -> bool:
+        """Wait as :meth:`flush` does, but no longer than the broker is there."""
+        deadline = clock() + timeout
+        while not self._empty.is_set():
+            remaining = deadline - clock()
+            if remaining <= 0 or not self._broker.is_reachable:
+                return False
+            self._empty.wait(min(remaining, _SETTLE_POLL_INTERVAL))
+        return True
+
+    def abandon(self) -> None:
+        """Forget what waits, in a forked child: it is the parent's. Nobody is told."""
+        # No lock: whoever held it may not be there any more.
+        self._is_closed = True
+        self._waiting.clear()
+        self._in_flight.clear()
+        self._publisher.close()
 
     def wake(self) -> None:
         """Let the writer look at once whether it shall stop."""

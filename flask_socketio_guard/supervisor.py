@@ -157,6 +157,16 @@ class TaskHandle:
         if abandoned is not None:
             abandoned.kill()
 
+    def abandon(self) -> None:
+        """Have no part of it, in a forked child: it is a task of the parent.
+
+        Threads are not there any more. Greenlets are, and would go on in both.
+        """
+        self.stopping.set()
+        if self._timer is not None:
+            self._timer.cancel()
+        self.kill()
+
     def start(self) -> None:
         """Start a run; the supervisor's business."""
         with self._lock:
@@ -324,6 +334,15 @@ class Supervisor:
         ]
         for task in failed[:-_MAX_FAILED]:
             self._tasks.pop(task.name, None)
+
+    def abandon(self) -> None:
+        """Have no part of any task, in a forked child: they are its parent's. Nobody is told."""
+        self._is_stopping = True
+        self.on_failure = lambda *_: None
+        self.on_change = lambda *_: None
+        if self.runtime.can_kill:  # locks may be held by threads that are not there any more
+            for handle in self.tasks:
+                handle.abandon()
 
     def stop(self, timeout: float, *, is_internal: bool) -> list[str]:
         """End tasks: ask every one, then wait for all against one deadline.

@@ -96,14 +96,12 @@ class DeliveryService:
         )
         self.office.courier = self.courier
 
-    def start(self, watch: Watch, *, leads: bool) -> None:
+    def start(self, watch: Watch) -> None:
         """Start the tasks that a shared store needs.
 
         Args:
             watch: Starts a task: its name, what it does, and what lets it see at
                 once that it shall stop.
-            leads: Whether this process may give up what has expired; one that only emits may
-                end at any time.
         """
         if self._shared is None:
             return
@@ -121,8 +119,14 @@ class DeliveryService:
         )
         watch("socketio-guard:deliveries", self._shared.run, self._shared.wake)
         watch("socketio-guard:delivery-news", fleet.hear, None)
-        if leads:
-            watch("socketio-guard:delivery-leader", fleet.lead, None)
+
+    def lead(self, watch: Watch) -> None:
+        """Start to give up what has expired, if no other process does.
+
+        One that only emits does not: it may end at any time.
+        """
+        if self._fleet is not None:
+            watch("socketio-guard:delivery-leader", self._fleet.lead, None)
 
     @property
     def is_store_reachable(self) -> bool | None:

@@ -7,7 +7,14 @@ rest of the guard goes through :class:`~flask_socketio_guard.hooks.Hooks`.
 
 from __future__ import annotations
 
-from .adopt import adopt, close_for_restart, new_host_id, transport_of
+from .adopt import (
+    adopt,
+    close_for_restart,
+    forsake_clients,
+    has_queue,
+    new_host_id,
+    transport_of,
+)
 from .compat import check_versions
 from .encoding import encode_strict
 from .sweeper import Sweeper
@@ -19,6 +26,8 @@ __all__ = [
     "check_versions",
     "close_for_restart",
     "encode_strict",
+    "forsake_clients",
+    "has_queue",
     "new_host_id",
     "offer_compression",
     "refuse_websocket",

@@ -76,11 +76,15 @@ def _guard_engine(engine: Any, hooks: Hooks) -> None:
     engine.guard = hooks
     engine.departing = {}
     engine.wires = set()
-    # Greenlets do not change places while it is held, and so need none that they could wait for.
-    engine.queue_lock = threading.Lock() if engine.async_mode == "threading" else RLock()
+    _renew_lock(engine)
     # Upstream's monitor looks for silent clients; here each has its own deadline.
     engine.start_service_task = False
     mend_gevent_websocket()
+
+
+def has_queue(server: Any) -> bool:
+    """Say whether a ``socketio.Server`` has a message queue."""
+    return isinstance(server.manager, PubSubManager)
 
 
 def transport_of(server: Any, config: GuardConfig) -> Transport | None:
@@ -102,6 +106,36 @@ def new_host_id(server: Any) -> None:
     manager = server.manager
     if isinstance(manager, PubSubManager):
         manager.host_id = uuid.uuid4().hex
+
+
+def forsake_clients(server: Any) -> None:
+    """Let a forked child have none of its parent's clients, and do nothing to them.
+
+    Their sockets are shared: what is written here, or ended in an orderly way, the
+    clients would take for the parent's.
+    """
+    engine, manager = server.eio, server.manager
+    for wire in list(engine.wires):
+        wire.forsake()
+    for socket in list(engine.sockets.values()):
+        socket.forsake()
+    for table in (engine.sockets, engine.departing, engine.wires):
+        table.clear()
+    for table in (server.environ, server._binary_packet):
+        table.clear()
+    for table in (manager.rooms, manager.eio_to_sid, manager.pending_disconnect):
+        table.clear()
+    manager.pending_connect.clear()
+    manager.index_rooms()
+    if isinstance(manager, PubSubManager):
+        manager._newest = OrderedDict()
+    server.manager_initialized = False
+    _renew_lock(engine)
+
+
+def _renew_lock(engine: Any) -> None:
+    # Greenlets do not change places while it is held, and so need none that they could wait for.
+    engine.queue_lock = threading.Lock() if engine.async_mode == "threading" else RLock()
 
 
 def close_for_restart(socket: Any) -> None:

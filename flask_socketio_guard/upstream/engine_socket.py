@@ -32,6 +32,7 @@ else:
 _UPGRADE_TIMEOUT = (
     10.0  # between the two messages of a client that changes to WebSocket, in seconds
 )
+_FOR_EVER = 1e6  # seconds
 _MESSAGE = str(packets.MESSAGE)
 _PROBE = "2probe"
 _PROBE_ANSWER = "3probe"
@@ -86,6 +87,7 @@ class GuardedSocket(_Socket):
         self.is_counted = True
         self.last_ping: bool | None = None
         self._is_heard = False
+        self._is_forsaken = False
         self.queue = SendQueue(
             max_packets=config.send_queue_max_packets,
             max_bytes=config.send_queue_max_bytes,
@@ -179,11 +181,17 @@ class GuardedSocket(_Socket):
                     poll.wait(self.server.ping_interval + self.server.ping_timeout)
             finally:
                 self._poll = None
+            while self._is_forsaken:
+                self._guard.runtime.sleep(_FOR_EVER)  # the parent answers
         with self._lock:
             messages = cast("list[Message]", self.queue.take(self.server.max_http_buffer_size))
         if not messages and self.closed:
             raise EngineIOError("the session is over")
         return [packet for message in messages for packet in message.packets()]
+
+    def forsake(self) -> None:
+        """Have no part of it, in a forked child: its client is the parent's."""
+        self._is_forsaken = self.closing = self.closed = True
 
     # Heartbeat
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import socket as sockets
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol
@@ -81,6 +82,9 @@ class Wire(Protocol):
 
     def abort(self) -> None:
         """End it now; does not wait."""
+
+    def forsake(self) -> None:
+        """Have no part of it, in a forked child, and do nothing to it: it is the parent's."""
 
 
 class ProtocolWire:
@@ -319,6 +323,12 @@ class ProtocolWire:
             with contextlib.suppress(OSError):
                 self._sock.shutdown(sockets.SHUT_RDWR)
 
+    def forsake(self) -> None:
+        """Have no part of it; see :class:`Wire`."""
+        self._is_over = True
+        self._is_direct = False
+        _drop(self._sock)
+
     def _let_go(self) -> None:
         """Give up what waits, unless the session goes on without this WebSocket."""
         if self._is_started:
@@ -369,6 +379,12 @@ class ProtocolWire:
             self.abort()
         finally:
             self.is_stuck = False
+
+
+def _drop(sock: Any) -> None:
+    """Close this process's side of a socket that is shared with another one."""
+    with contextlib.suppress(OSError, ValueError):
+        os.close(sock.detach())
 
 
 def keep_alive(sock: Any, *, silence: float) -> None:
@@ -481,6 +497,11 @@ class LibraryWire:
         self.wake()
         with contextlib.suppress(OSError):
             self._websocket.ws.sock.shutdown(sockets.SHUT_RDWR)
+
+    def forsake(self) -> None:
+        """Have no part of it; see :class:`Wire`. The threads behind it are the parent's, too."""
+        self._is_over = True
+        _drop(self._websocket.ws.sock)
 
     def _write(self) -> None:
         try:

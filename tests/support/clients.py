@@ -49,8 +49,10 @@ class SocketIOClient:
         namespace: str = "/",
         query: str = "",
         answer: Callable[..., Any] | None = None,
+        transports: tuple[str, ...] = ("websocket",),
     ) -> None:
         self.namespace = namespace
+        self._transports = list(transports)
         self.received: list[Received] = []
         self.connect_error: Any = None
         self.disconnected = threading.Event()
@@ -71,10 +73,10 @@ class SocketIOClient:
         return bool(self._client.connected) and self.namespace in self._client.namespaces
 
     def connect(self, timeout: float = _CONNECT_TIMEOUT) -> None:
-        """Connect by WebSocket, and wait until the server admits the client."""
+        """Connect, and wait until the server admits the client."""
         self._client.connect(
             self._url,
-            transports=["websocket"],
+            transports=self._transports,
             namespaces=[self.namespace],
             wait_timeout=timeout,
         )
