@@ -39,6 +39,7 @@ from .logs import LogLines
 from .metrics import Counters
 from .outbox import BATCH_MESSAGES, Outbox
 from .rates import Limit, RateLimiter
+from .routes import require_free_paths
 from .runtime import Event, Runtime, clock, is_patched, runtime_for
 from .sending import Flusher
 from .signals import (
@@ -304,7 +305,8 @@ class AppGuard:
         """Start all that serves clients: listener, tasks and the rest; idempotent.
 
         Raises:
-            ConfigError: A message queue is used under gevent without monkey-patching.
+            ConfigError: A message queue is used under gevent without monkey-patching, or a
+                route of the application is hidden by a path of the guard.
         """
         if self.has_started:
             return
@@ -312,6 +314,7 @@ class AppGuard:
             if self.has_started or self.stopping.is_set():
                 return
             if self.app is not None:
+                require_free_paths(self.app, self.config)  # routes may have come since init_app()
                 self._require_patched()
             self.start_sending()
             self.has_started = True

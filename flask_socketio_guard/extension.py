@@ -16,8 +16,9 @@ from .delivery.records import Retry, is_text
 from .errors import ConfigError, ConnectionClosed, DeliveryInvalid, DuplicateTask
 from .gunicorn import start_in_worker
 from .middleware import GuardMiddleware
+from .routes import require_free_paths
 from .schema import validator
-from .scripts import SCRIPTS, blueprint
+from .scripts import serve_scripts
 from .sending import SendOutcome
 from .tasks import TaskSpec, restart_policy, task_name, task_spec
 from .upstream import check_versions
@@ -130,14 +131,14 @@ class SocketIOGuard:
         socketio = self._socketio_of(app, socketio)
         stop_superseded(socketio)
         config = GuardConfig.from_mapping(app.config, **overrides)
+        require_free_paths(app, config)
+        if config.scripts_path is not None:
+            serve_scripts(app, config.scripts_path)
         guard = AppGuard(app, socketio, config)
         self._set_up(guard)
         self._guards[app] = ref(guard)
         self._references = list(self._guards.values())
         app.extensions[_KEY] = self
-        # A test suite may guard an application anew.
-        if config.scripts_path is not None and SCRIPTS not in app.blueprints:
-            app.register_blueprint(blueprint(config.scripts_path))
         app.wsgi_app = GuardMiddleware(app.wsgi_app, guard)  # type: ignore[method-assign]
         start_in_worker(guard)
 

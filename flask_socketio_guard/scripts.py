@@ -2,16 +2,37 @@
 
 from __future__ import annotations
 
-from flask import Blueprint
+from flask import Blueprint, Flask
+
+from .errors import ConfigError
 
 SCRIPTS = "socketio_guard"
 """Name of the blueprint."""
 
+SCRIPT_FILE = "deliveries.js"
 _HOUR = 3600
 
 
-def blueprint(path: str) -> Blueprint:
-    """Return a blueprint that serves ``deliveries.js`` below *path*."""
-    scripts = Blueprint(SCRIPTS, __name__, static_folder="static", static_url_path=path)
+def serve_scripts(app: Flask, path: str) -> None:
+    """Serve ``deliveries.js`` below *path*, and nothing else there.
+
+    Raises:
+        ConfigError: The application has a blueprint of the same name.
+    """
+    known = app.blueprints.get(SCRIPTS)
+    if known is None:
+        app.register_blueprint(_blueprint(path))
+    elif known.import_name != __name__:  # the guard's own is there if *app* is guarded anew
+        raise ConfigError(
+            f"the application has a blueprint {SCRIPTS!r}, which is the name of the guard's: "
+            "rename it, or set SOCKETIO_GUARD_SCRIPTS_PATH to None"
+        )
+
+
+def _blueprint(path: str) -> Blueprint:
+    scripts = Blueprint(SCRIPTS, __name__, static_folder="static")
     scripts.get_send_file_max_age = lambda filename: _HOUR  # type: ignore[method-assign]
+    # Not all that is below *path*: a catch-all route of the application goes on to serve that.
+    rule = f"{path}/<any({SCRIPT_FILE!r}):filename>"
+    scripts.add_url_rule(rule, endpoint="static", view_func=scripts.send_static_file)
     return scripts

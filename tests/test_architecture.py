@@ -12,16 +12,16 @@ PACKAGE = Path(flask_socketio_guard.__file__).parent
 FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"errors", "backoff", "version"}),
     frozenset({"states", "threads", "loop_monitor"}),
-    frozenset({"config", "runtime", "signals"}),
+    frozenset({"config", "runtime", "signals", "scripts"}),
     frozenset({"hooks", "transport", "intake", "sending", "folding"}),
     frozenset({"supervisor", "broker", "fan_out"}),
     frozenset({"deadlines"}),
     frozenset({"upstream", "handlers", "callbacks", "tasks", "listener", "outbox"})
     | frozenset({"connections", "blocking", "rates", "schema", "admission", "delivery"})
     | frozenset({"surveys"}),
-    frozenset({"health", "metrics", "logs", "drain"}),
+    frozenset({"health", "metrics", "logs", "drain", "routes"}),
     frozenset({"app_guard"}),
-    frozenset({"gunicorn", "middleware", "scripts"}),
+    frozenset({"gunicorn", "middleware"}),
     frozenset({"extension"}),
     frozenset({"__init__"}),
 )

@@ -1,0 +1,98 @@
+"""Paths that the guard answers, and routes of the application that would be hidden by them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from werkzeug.exceptions import HTTPException
+from werkzeug.routing import Map, RequestRedirect
+from werkzeug.security import safe_join
+
+from .config import PREFIX
+from .errors import ConfigError
+from .scripts import SCRIPT_FILE, SCRIPTS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from flask import Flask
+    from werkzeug.routing import Rule
+
+    from .config import GuardConfig
+
+_STATIC = "static"
+"""Endpoint of the static files of an application or, behind its name, of a blueprint."""
+
+
+def require_free_paths(app: Flask, config: GuardConfig) -> None:
+    """See that no route of *app* is hidden by a path of the guard.
+
+    A catch-all route is none of them: it serves what nothing else does, which is
+    what a page of its own at one of these paths would be to it.
+
+    Raises:
+        ConfigError: One is.
+    """
+    for setting, path in _paths(config):
+        for rule in app.url_map.iter_rules():
+            if _is_for(rule, path, app) and not rule.endpoint.startswith(f"{SCRIPTS}."):
+                key = f"{PREFIX}{setting}".upper()
+                raise ConfigError(
+                    f"the application's route {rule.rule!r} (endpoint {rule.endpoint!r}) would be "
+                    f"hidden by the guard's {path!r}: move the guard's with {key}, or switch it "
+                    "off with None"
+                )
+
+
+def _paths(config: GuardConfig) -> Iterator[tuple[str, str]]:
+    """Yield settings and the paths that the guard answers because of them."""
+    for setting in ("livez_path", "readyz_path", "healthz_path"):
+        path = getattr(config, setting)
+        if path is not None:
+            yield setting, path
+    if config.scripts_path is not None:
+        yield "scripts_path", f"{config.scripts_path}/{SCRIPT_FILE}"
+
+
+def _is_for(rule: Rule, path: str, app: Flask) -> bool:
+    """Say whether *rule* is there for *path*, and not for whatever has its shape.
+
+    On whatever host, with whatever method: the guard does not look at these.
+    """
+    if rule.build_only or rule.websocket:
+        return False
+    fixed, _, variable = rule.rule.partition("<")
+    if not variable:
+        return fixed.rstrip("/") == path.rstrip("/")
+    if not path.startswith(fixed) and f"{path}/" != fixed:
+        return False
+    if rule.endpoint.rpartition(".")[2] == _STATIC:
+        return _is_static_file(rule, path.removeprefix(fixed), app)
+    alone = Map([_without_host(rule)], converters=app.url_map.converters)
+    # A path of the same shape that nobody has meant; what is fixed of a segment is meant.
+    folder = fixed[: fixed.rindex("/") + 1]
+    name = "".join("q" if mark.isalnum() else mark for mark in path.removeprefix(folder))
+    return _matches(alone, path) and not _matches(alone, folder + name)
+
+
+def _is_static_file(rule: Rule, name: str, app: Flask) -> bool:
+    owner = app.blueprints.get(rule.endpoint.rpartition(".")[0], app)
+    found = safe_join(owner.static_folder or "", name) if owner.static_folder else None
+    return found is not None and Path(found).is_file()
+
+
+def _without_host(rule: Rule) -> Rule:
+    alone = rule.empty()
+    alone.host, alone.subdomain, alone.methods = None, "", None
+    return alone
+
+
+def _matches(routes: Map, path: str) -> bool:
+    try:
+        routes.bind("").match(path)
+    except RequestRedirect:
+        return True
+    except HTTPException:
+        return False
+    return True
