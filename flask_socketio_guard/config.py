@@ -66,7 +66,9 @@ class GuardConfig:
         send_queue_max_packets: Messages that may wait for one client, >= 1.
         send_queue_max_bytes: Bytes that may wait for one client, >= 1; a single
             larger message passes when nothing else waits.
-        slow_consumer: What happens to a client that does not keep up:
+        slow_consumer_timeout: A client whose queue is full is slow once it has taken nothing
+            for so long, in seconds, > 0. Until then an emitter that may wait, waits for it.
+        slow_consumer: What happens to a client that is slow:
             ``"disconnect"``, ``"drop_oldest"`` (of its waiting events) or
             ``"drop_volatile"`` (disconnect when none of them is volatile).
         close_timeout: How long a client may take to answer a close, > 0.
@@ -133,8 +135,9 @@ class GuardConfig:
     max_waiting_bytes: int = 4 * 1024 * 1024
     event_rate: str | None = None
     rate_storage: str = "memory://"
-    send_queue_max_packets: int = 1000
+    send_queue_max_packets: int = 5000
     send_queue_max_bytes: int = 1024 * 1024
+    slow_consumer_timeout: float = 10.0
     slow_consumer: str = "disconnect"
     close_timeout: float = 2.0
     websocket_compression: bool = False
@@ -319,6 +322,7 @@ _RULES: Mapping[str, _Rule] = {
     "rate_storage": (lambda value: isinstance(value, str) and "://" in value, "a URL"),
     "send_queue_max_packets": _COUNT,
     "send_queue_max_bytes": _COUNT,
+    "slow_consumer_timeout": _POSITIVE,
     "slow_consumer": _one_of("disconnect", "drop_oldest", "drop_volatile"),
     "close_timeout": _POSITIVE,
     "websocket_compression": _FLAG,

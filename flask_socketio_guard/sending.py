@@ -9,10 +9,22 @@ from typing import TYPE_CHECKING, Final, Protocol
 from .runtime import clock
 
 if TYPE_CHECKING:
-    from .runtime import Runtime
+    from .runtime import Event, Runtime
 
 TURN_TIME: Final = 0.003
 """Seconds of one write after the other before others get their turn."""
+
+SHARED_OVERFLOW: Final = 2
+"""Times the bounds at which an emitter waits for a client that is not its own."""
+
+BROADCAST_OVERFLOW: Final = 8
+"""Times the bounds at which it waits for one of many, who share the memory of a message."""
+
+OVERFLOW: Final = 16
+"""Times the bounds up to which a client gets what cannot wait, while it makes progress."""
+
+_BEHIND_TIMEOUTS = 2
+"""Timeouts for which a client may hold up emitters that have others to serve."""
 
 
 class SendOutcome(str, Enum):
@@ -23,7 +35,7 @@ class SendOutcome(str, Enum):
     DROPPED_CLOSED = "dropped_closed"
     """The client is gone."""
     DROPPED_SLOW = "dropped_slow"
-    """The client does not keep up, and the message was not kept for it."""
+    """The client makes no progress, and the message was not kept for it."""
     HANDED_TO_QUEUE = "handed_to_queue"
     """The client is not here; the other processes were told."""
 
@@ -32,7 +44,7 @@ class SendOutcome(str, Enum):
 
 
 class SlowConsumer(Enum):
-    """What happens to a client whose queue is full."""
+    """What happens to a client whose queue is full and who makes no progress."""
 
     DISCONNECT = "disconnect"
     DROP_OLDEST = "drop_oldest"
@@ -61,6 +73,9 @@ class SendQueue:
     Not locked: a writer and many that put are on one event loop, or hold the
     lock of the socket.
 
+    A full queue alone does not make a client slow: it may have been sent much in one
+    turn. Slow is a client that makes no progress for a time; see :meth:`is_slow`.
+
     A message is taken whole or not at all, and one that is larger than the
     bound passes when nothing else waits. What was taken to be written does not
     count any more: a client that reads a large message is not slow. Memory for
@@ -72,15 +87,28 @@ class SendQueue:
         policy: What gives way when it is full.
     """
 
-    __slots__ = ("_items", "_max_bytes", "_max_packets", "_policy", "size")
+    __slots__ = (
+        "_behind_since",
+        "_items",
+        "_max_bytes",
+        "_max_packets",
+        "_policy",
+        "_progress_at",
+        "room",
+        "size",
+    )
 
     def __init__(self, *, max_packets: int, max_bytes: int, policy: SlowConsumer) -> None:
         self._max_packets = max_packets
         self._max_bytes = max_bytes
         self._policy = policy
         self._items: deque[Outgoing] = deque()
+        self._progress_at = clock()
+        self._behind_since: float | None = None
         self.size = 0
         """Bytes that wait."""
+        self.room: Event | None = None
+        """Set whenever the client has taken something; by an emitter that waits for that."""
 
     def __len__(self) -> int:
         return len(self._items)
@@ -94,6 +122,34 @@ class SendQueue:
     def is_filling(self) -> bool:
         """Whether half of a bound is reached."""
         return 2 * self.size >= self._max_bytes or 2 * len(self._items) >= self._max_packets
+
+    def is_over(self, times: int) -> bool:
+        """Whether *times* a bound is reached."""
+        return self.size >= times * self._max_bytes or len(self._items) >= times * self._max_packets
+
+    def is_slow(self, timeout: float, *, is_shared: bool) -> bool:
+        """Whether the client of this full queue is slow.
+
+        Args:
+            timeout: Seconds without progress that make it so.
+            is_shared: Whether an emitter asks that has others to serve: those wait for no
+                client that takes just enough to count as alive, and is behind all the time.
+        """
+        now = clock()
+        if self._behind_since is None:
+            self._behind_since = now
+        if is_shared and now - self._behind_since >= _BEHIND_TIMEOUTS * timeout:
+            return True
+        return now - self._progress_at >= timeout
+
+    def progressed(self) -> None:
+        """Note that the client has taken a part of what is being written."""
+        self._progress_at = clock()
+
+    def wake(self) -> None:
+        """Wake those who wait for room."""
+        if self.room is not None:
+            self.room.set()
 
     def offer(self, item: Outgoing) -> bool:
         """Append *item*, unless a bound is reached.
@@ -142,16 +198,22 @@ class SendQueue:
     def take(self, max_bytes: int) -> list[Outgoing]:
         """Take the oldest messages to write them: at least one, if any, up to *max_bytes*."""
         items = self._items
+        self._progress_at = clock()
         if len(items) == 1:
             self.size = 0
-            return [items.popleft()]
-        batch: list[Outgoing] = []
-        size = 0
-        while items and (not batch or size + items[0].size <= max_bytes):
-            item = items.popleft()
-            size += item.size
-            batch.append(item)
-        self.size -= size
+            batch = [items.popleft()]
+        else:
+            batch = []
+            size = 0
+            while items and (not batch or size + items[0].size <= max_bytes):
+                item = items.popleft()
+                size += item.size
+                batch.append(item)
+            self.size -= size
+        if self._behind_since is not None and not self.is_filling:
+            self._behind_since = None
+        if self.room is not None:
+            self.room.set()
         return batch
 
     def clear(self) -> int:
@@ -163,6 +225,7 @@ class SendQueue:
         count = sum(item.is_event for item in self._items)
         self._items.clear()
         self.size = 0
+        self.wake()
         return count
 
 

@@ -176,6 +176,69 @@ def test_a_queue_is_filling_from_the_half_on(count: int, size: int, is_filling: 
     assert queue.is_filling is is_filling
 
 
+class Clock:
+    """A clock that tests put forward."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 1000.0
+        monkeypatch.setattr(sending, "clock", lambda: self.now)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The clock of the queues of this test."""
+    return Clock(monkeypatch)
+
+
+def test_much_at_a_time_makes_no_client_slow(clock: Clock) -> None:
+    queue = make(*[event(str(number), 100) for number in range(50)], size=1000)
+    clock.now += 9.9
+    assert not queue.is_slow(10.0, is_shared=True)
+    assert (queue.is_over(5), queue.is_over(6)) == (True, False)
+
+
+@pytest.mark.parametrize("is_shared", [True, False])
+def test_a_client_that_takes_nothing_for_a_time_is_slow(clock: Clock, is_shared: bool) -> None:
+    queue = make(event("a", 1000), event("b", 1000), size=1000)
+    clock.now += 10.0
+    assert queue.is_slow(10.0, is_shared=is_shared)
+    queue.take(1)
+    assert not queue.is_slow(10.0, is_shared=is_shared)
+    clock.now += 9.0
+    queue.progressed()
+    clock.now += 9.0
+    assert not queue.is_slow(10.0, is_shared=is_shared)
+    clock.now += 1.0
+    assert queue.is_slow(10.0, is_shared=is_shared)
+
+
+def test_a_client_that_is_behind_all_the_time_is_slow_for_those_with_others_to_serve(
+    clock: Clock,
+) -> None:
+    """It takes something now and then, and its queue is never empty."""
+    queue = make(*[event(str(number), 100) for number in range(10)], size=1000)
+    for _ in range(4):
+        assert not queue.is_slow(10.0, is_shared=True)
+        clock.now += 5.0
+        queue.take(1)
+        queue.put(event("more", 100))
+    assert queue.is_slow(10.0, is_shared=True)
+    assert not queue.is_slow(10.0, is_shared=False), "its own handlers may wait for it"
+    queue.take(600)
+    queue.put(event("more", 600))
+    assert not queue.is_slow(10.0, is_shared=True), "it has caught up"
+
+
+@pytest.mark.parametrize(
+    "act", [lambda queue: queue.take(10), lambda queue: queue.clear(), lambda queue: queue.wake()]
+)
+def test_who_waits_for_room_is_woken(act: Any, runtime: Runtime) -> None:
+    queue = make(event("a"), event("b"), size=10)
+    queue.room = runtime.event()
+    act(queue)
+    assert queue.room.is_set()
+
+
 def test_one_message_larger_than_the_bound_passes_when_nothing_else_waits() -> None:
     queue = make(size=100)
     assert not queue.is_full

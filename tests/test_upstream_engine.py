@@ -699,7 +699,7 @@ def test_a_server_without_websockets_is_named(make_served: Callable[..., Served]
     served = make_served("gevent")
     environ: dict[str, Any] = {}
     with pytest.raises(RuntimeError, match="does not hand over its sockets"):
-        engine_socket.GuardedSocket(served.engine, "sid", "")._serve_raw(environ)
+        engine_socket.GuardedSocket(served.engine, "sid", {})._serve_raw(environ)
 
 
 @both_modes
@@ -1193,10 +1193,11 @@ BOUNDS = {"send_queue_max_packets": 20, "send_queue_max_bytes": 10**9, "close_ti
 class Slow:
     """A client that does not take what it is sent, and the application that sends."""
 
-    def __init__(self, served: Served, transport: str) -> None:
+    def __init__(self, served: Served, transport: str, *, is_idle: bool = True) -> None:
         self.served = served
         self.watch = Watch(served)
         self.transport = transport
+        self.is_idle = is_idle
         if transport == "websocket":
             self.peer = served.joined()
         else:
@@ -1213,6 +1214,9 @@ class Slow:
             self.served.engine.put(self.socket.sid, Message.of_socketio(b"x" * 20_000_000))
             self.served.wait_for(lambda: self.socket._wire.is_stuck)
             self.served.wait_for(lambda: not self.socket.queue)
+        if self.is_idle:
+            # So long ago it took anything that it counts as slow.
+            self.socket.queue._progress_at -= 1000.0
 
     def emit(self, count: int = 1, *, size: int = 10, volatile: bool = False) -> list[SendOutcome]:
         """Emit numbers and return what became of them."""
@@ -1224,10 +1228,11 @@ class Slow:
             outcomes.append(self.served.guard.emit("news", payload, to=self.sid, volatile=volatile))
         return outcomes
 
-    def read_numbers(self) -> list[int]:
-        """Take everything, and return the numbers."""
-        self.emit(1, size=20)
-        last = self.number
+    def read_numbers(self, *, count: int | None = None) -> list[int]:
+        """Take everything, or all up to the number *count*, and return the numbers."""
+        if count is None:
+            self.emit(1, size=20)
+        last = count or self.number
         numbers: list[int] = []
         while not numbers or numbers[-1] != last:
             if self.transport == "websocket":
@@ -1353,6 +1358,109 @@ def test_a_burst_goes_through_where_the_client_takes_it(
     for number in range(500):
         assert peer.read() == f'42["news",{number}]'
     assert served.counter("sends_dropped") == 0
+
+
+# Emitters that wait
+
+
+class Emitting:
+    """A handler of a client, or a task with others to serve, that emits to the client."""
+
+    def __init__(self, served: Served, client: Slow, *, is_own: bool, count: int) -> None:
+        self.client = client
+        self.outcomes: list[SendOutcome] = []
+        environ = client.socket._environ
+        context = served.app.request_context(environ) if is_own else contextlib.nullcontext()
+
+        def emit() -> None:
+            with context:
+                for _ in range(count):
+                    self.outcomes += client.emit()
+
+        self.job = served.runtime.spawn(emit, name="emitter")
+
+
+@both_modes
+@pytest.mark.parametrize(("is_own", "at_once"), [(True, 20), (False, 40)])
+def test_an_emitter_waits_for_a_client_that_makes_progress(
+    make_served: Callable[..., Served], kind: str, transport: str, is_own: bool, at_once: int
+) -> None:
+    """It goes on when the client reads, and the client gets everything."""
+    served = make_served(kind, **BOUNDS)
+    slow = Slow(served, transport, is_idle=False)
+    emitting = Emitting(served, slow, is_own=is_own, count=150)
+    served.wait_for(lambda: len(emitting.outcomes) >= at_once - 2)
+    served.runtime.sleep(0.05)
+    assert at_once - 2 <= len(emitting.outcomes) <= at_once
+    assert slow.read_numbers(count=150) == list(range(1, 151))
+    served.wait_for(lambda: not emitting.job.is_alive())
+    assert set(emitting.outcomes) == {SendOutcome.QUEUED}
+    assert slow.lost == []
+
+
+@both_modes
+def test_an_emitter_waits_no_longer_once_the_client_is_slow(
+    make_served: Callable[..., Served], kind: str, transport: str
+) -> None:
+    served = make_served(kind, slow_consumer_timeout=0.2, **BOUNDS)
+    slow = Slow(served, transport, is_idle=False)
+    emitting = Emitting(served, slow, is_own=True, count=30)
+    served.wait_for(lambda: not emitting.job.is_alive())
+    assert SendOutcome.DROPPED_SLOW in emitting.outcomes
+    assert emitting.outcomes[-1] is SendOutcome.DROPPED_CLOSED
+    slow.watch.expect("transport error")
+
+
+@both_modes
+def test_an_emitter_waits_no_longer_once_the_client_is_gone(
+    make_served: Callable[..., Served], kind: str, transport: str
+) -> None:
+    served = make_served(kind, **BOUNDS)
+    slow = Slow(served, transport, is_idle=False)
+    emitting = Emitting(served, slow, is_own=True, count=30)
+    served.wait_for(lambda: len(emitting.outcomes) >= 18)
+    slow.socket.close(abort=True, reason="gone")
+    served.wait_for(lambda: not emitting.job.is_alive())
+    assert emitting.outcomes[-1] is SendOutcome.DROPPED_CLOSED
+
+
+def test_what_cannot_wait_passes_within_a_wider_bound(
+    make_served: Callable[..., Served], transport: str
+) -> None:
+    """The event loop itself waits for nobody, and the memory for one client stays bounded."""
+    served = make_served(**BOUNDS)
+    slow = Slow(served, transport, is_idle=False)
+    outcomes: list[SendOutcome] = []
+    served.runtime.call_soon(lambda: outcomes.extend(slow.emit(400)))
+    served.wait_for(lambda: len(outcomes) == 400)
+    assert 318 <= outcomes.index(SendOutcome.DROPPED_SLOW) <= 320
+    slow.watch.expect("transport error")
+
+
+@both_modes
+def test_who_broadcasts_waits_for_those_who_are_far_behind(
+    make_served: Callable[..., Served], kind: str, transport: str
+) -> None:
+    served = make_served(kind, **BOUNDS)
+    slow = Slow(served, transport, is_idle=False)
+    other = served.joined()
+    numbers = []
+
+    def broadcast() -> None:
+        for number in range(1, 301):
+            served.socketio.emit("news", [number, ""])
+            numbers.append(number)
+
+    job = served.runtime.spawn(broadcast, name="broadcaster")
+    for number in range(1, 159):
+        assert other.read() == f'42["news",[{number},""]]'
+    assert len(numbers) <= 161
+    assert len(served.engine.behind) <= 1
+    assert slow.read_numbers(count=300) == list(range(1, 301))
+    served.wait_for(lambda: not job.is_alive())
+    for number in range(159, 301):
+        assert other.read() == f'42["news",[{number},""]]'
+    served.wait_for(lambda: not served.engine.behind)
 
 
 @both_modes

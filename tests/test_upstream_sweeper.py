@@ -81,7 +81,7 @@ def scene(make_served: Callable[..., Served], request: pytest.FixtureRequest) ->
 
 def plant_socket(scene: Scene) -> str:
     """A session that is closed, and still in the table."""
-    socket = GuardedSocket(scene.served.engine, "leftover", LOOPBACK)
+    socket = GuardedSocket(scene.served.engine, "leftover", {"REMOTE_ADDR": LOOPBACK})
     scene.served.inner.came(LOOPBACK)
     socket.closed = True
     socket.joined()

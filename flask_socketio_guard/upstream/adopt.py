@@ -76,6 +76,7 @@ def _guard_engine(engine: Any, hooks: Hooks) -> None:
     engine.guard = hooks
     engine.departing = {}
     engine.wires = set()
+    engine.behind = set()
     _renew_lock(engine)
     # Upstream's monitor looks for silent clients; here each has its own deadline.
     engine.start_service_task = False
@@ -119,7 +120,7 @@ def forsake_clients(server: Any) -> None:
         wire.forsake()
     for socket in list(engine.sockets.values()):
         socket.forsake()
-    for table in (engine.sockets, engine.departing, engine.wires):
+    for table in (engine.sockets, engine.departing, engine.wires, engine.behind):
         table.clear()
     for table in (server.environ, server._binary_packet):
         table.clear()

@@ -47,6 +47,8 @@ class GuardedEngineServer(_Server):
     queue_lock: threading.Lock
     departing: dict[str, GuardedSocket]
     """Sessions that have ended and whose disconnect handlers run."""
+    behind: set[GuardedSocket]
+    """Sessions whose clients read more slowly than others broadcast."""
     wires: set[Wire]
     """WebSockets that are served, until the last word is said."""
 
@@ -72,7 +74,7 @@ class GuardedEngineServer(_Server):
         jsonp_index: int | None = None,
     ) -> Any:
         sid = self.generate_id()
-        socket = GuardedSocket(self, sid, environ.get("REMOTE_ADDR", ""))
+        socket = GuardedSocket(self, sid, environ)
         self.sockets[sid] = socket
         self.guard.came(socket.address)
         socket.send(
@@ -111,13 +113,13 @@ class GuardedEngineServer(_Server):
         """Queue one Engine.IO packet for a client; as upstream's."""
         return self.put(sid, Message.of_engineio(pkt))
 
-    def put(self, eio_sid: str | None, message: Message) -> SendOutcome:
-        """Queue *message* for a client."""
+    def put(self, eio_sid: str | None, message: Message, *, may_wait: bool = False) -> SendOutcome:
+        """Queue *message* for a client; see :meth:`GuardedSocket.put`."""
         socket = self.sockets.get(eio_sid)
         if socket is None:
             logger.debug("a message was not sent: its client is gone")
             return SendOutcome.DROPPED_CLOSED
-        outcome: SendOutcome = socket.put(message)
+        outcome: SendOutcome = socket.put(message, may_wait=may_wait)
         return outcome
 
     def forget(self, socket: GuardedSocket) -> None:

@@ -13,7 +13,15 @@ from engineio.payload import Payload
 from websockets.frames import CloseCode
 
 from ..intake import Intake, IntakeBounds
-from ..sending import SendOutcome, SendQueue, SlowConsumer
+from ..sending import (
+    BROADCAST_OVERFLOW,
+    OVERFLOW,
+    SHARED_OVERFLOW,
+    SendOutcome,
+    SendQueue,
+    SlowConsumer,
+)
+from .event_context import current_environ
 from .outgoing import Message
 from .websocket import take_socket, wants_websocket
 from .wire import LibraryWire, ProtocolWire, Wire, keep_alive
@@ -33,6 +41,7 @@ _UPGRADE_TIMEOUT = (
     10.0  # between the two messages of a client that changes to WebSocket, in seconds
 )
 _FOR_EVER = 1e6  # seconds
+_ROOM_INTERVAL = 1.0  # seconds; between two looks at a client that is waited for
 _MESSAGE = str(packets.MESSAGE)
 _PROBE = "2probe"
 _PROBE_ANSWER = "3probe"
@@ -65,19 +74,20 @@ class GuardedSocket(_Socket):
     Args:
         server: The guarded Engine.IO server.
         sid: Id of the session.
-        address: Where the client is.
+        environ: WSGI environ of the request that opened it.
 
     Attributes:
         is_counted: Whether the client counts among those from its address.
     """
 
-    def __init__(self, server: Any, sid: str, address: str) -> None:
+    def __init__(self, server: Any, sid: str, environ: WSGIEnvironment) -> None:
         # Not upstream's: that makes an unbounded queue.
         guard: Hooks = server.guard
         config = guard.config
         self.server = server
         self.sid = sid
-        self.address = address
+        self.address: str = environ.get("REMOTE_ADDR", "")
+        self._environ = environ
         self.session: dict[str, Any] = {}
         self.connected = False
         self.upgrading = False
@@ -105,15 +115,20 @@ class GuardedSocket(_Socket):
 
     # Sending
 
-    def put(self, message: Message) -> SendOutcome:
-        """Queue *message* for the client; never waits.
+    def put(self, message: Message, *, may_wait: bool = False) -> SendOutcome:
+        """Queue *message* for the client.
+
+        Args:
+            message: Taken whole or not at all.
+            may_wait: Whether to wait for room while the client makes progress, where
+                the caller is a task.
 
         Returns:
             What became of it.
         """
         if self._fan_out is not None and self._fan_out.is_busy:
             self._fan_out.settle(self)
-        return self._enqueue(message)
+        return self._enqueue(message, may_wait=may_wait)
 
     def write(self, batch: Batch) -> None:
         """Write a batch of broadcasts, or queue them behind what waits; never waits."""
@@ -122,7 +137,13 @@ class GuardedSocket(_Socket):
             for message in batch.messages:
                 self._enqueue(message)
 
-    def _enqueue(self, message: Message) -> SendOutcome:
+    def wait_until_not_behind(self) -> None:
+        """Hold up who broadcasts faster than the client reads, while it makes progress."""
+        if self._guard.runtime.can_wait():
+            self._make_room(BROADCAST_OVERFLOW, is_waiting=True, unsent=0)
+            self.server.behind.discard(self)
+
+    def _enqueue(self, message: Message, *, may_wait: bool = False) -> SendOutcome:
         if self.closed:
             return SendOutcome.DROPPED_CLOSED
         if message.is_volatile and self._is_behind():
@@ -132,8 +153,9 @@ class GuardedSocket(_Socket):
         with self._lock:
             is_taken = self.queue.offer(message)
         if not is_taken:
-            if not self._make_room():
-                return SendOutcome.DROPPED_SLOW
+            dropped = self._make_room_for_one(may_wait=may_wait)
+            if dropped is not None:
+                return dropped
             with self._lock:
                 self.queue.put(message)
         if self._wire is not None:
@@ -142,25 +164,74 @@ class GuardedSocket(_Socket):
             self._poll.set()
         return SendOutcome.QUEUED
 
-    def _make_room(self) -> bool:
-        """Say whether the queue, which is full, can take one more."""
+    def _make_room_for_one(self, *, may_wait: bool) -> SendOutcome | None:
+        """See that the queue, which is full, can take one more; see :meth:`_make_room`.
+
+        A handler of the client itself waits as long as the client makes progress: that holds
+        up nobody else. An emitter with others to serve waits later, and not for ever. What
+        cannot wait passes, within a wider bound.
+        """
         if self._wire is not None:
             self._wire.flush()  # it may only not have had its turn yet
+        if not self.queue.is_full:
+            return None
+        if not may_wait or not self._guard.runtime.can_wait():
+            dropped = self._make_room(OVERFLOW, is_waiting=False)
+            if self.queue.is_over(BROADCAST_OVERFLOW):
+                self.server.behind.add(self)
+            return dropped
+        is_own = current_environ() is self._environ
+        return self._make_room(1 if is_own else SHARED_OVERFLOW, is_waiting=True, is_own=is_own)
+
+    def _make_room(
+        self, overflow: int, *, is_waiting: bool, is_own: bool = False, unsent: int = 1
+    ) -> SendOutcome | None:
+        """See that the queue can take more.
+
+        Args:
+            overflow: Times the bounds that are allowed.
+            is_waiting: Whether to wait where these are reached.
+            is_own: Whether the emitter serves nobody but this client.
+            unsent: Messages that are lost with those that wait, if they are.
+
+        Returns:
+            ``None`` if it can; what becomes of *unsent* if not: the client is gone then.
+        """
+        queue, timeout = self.queue, self._guard.config.slow_consumer_timeout
+        while not self.closed:
+            with self._lock:
+                if not queue.is_full:
+                    return None
+                # Whoever waits for packets with a request has only not had its turn yet.
+                is_slow = self._poll is None and queue.is_slow(timeout, is_shared=not is_own)
+                is_over = queue.is_over(overflow)
+                room = queue.room = queue.room or self._guard.event()
+            if is_slow or (is_over and not is_waiting):
+                return self._give_up(unsent)
+            if not is_over:
+                return None
+            room.clear()
+            if queue.is_over(overflow):
+                room.wait(min(_ROOM_INTERVAL, timeout / 4))
+        return SendOutcome.DROPPED_CLOSED
+
+    def _give_up(self, unsent: int) -> SendOutcome | None:
+        """Do with a slow client what the policy says; see :meth:`_make_room`."""
         with self._lock:
             dropped = self.queue.make_room() if self.queue.is_full else 0
         if dropped is not None:
             if dropped:
                 self._guard.facts.send_lost(dropped, "slow")
-            return True
+            return None
         with self._lock:
             lost = self.queue.clear()
-        self._guard.facts.send_lost(lost + 1, "slow")
+        self._guard.facts.send_lost(lost + unsent, "slow")
         self.close(
             reason=self.server.reason.TRANSPORT_ERROR,
             code=CloseCode.POLICY_VIOLATION,
             text="slow consumer",
         )
-        return False
+        return SendOutcome.DROPPED_SLOW
 
     def _is_behind(self) -> bool:
         return self._wire.is_stuck if self._wire is not None else self.queue.is_filling
@@ -483,6 +554,8 @@ class GuardedSocket(_Socket):
             if code == CloseCode.NORMAL_CLOSURE:
                 self._put_last(_CLOSE)
             self._wire.close(code, text)
+        self.queue.wake()
+        self.server.behind.discard(self)
         if self._intake is not None:
             self._intake.close()
         self.server.departing[self.sid] = self

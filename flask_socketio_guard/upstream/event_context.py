@@ -229,6 +229,11 @@ class EventContexts:
             logger.info("events have request contexts as without the guard: %s", why)
 
 
+def current_environ() -> WSGIEnvironment | None:
+    """Return the WSGI environ of the connection, or request, that the caller acts for."""
+    return flask.request.environ if flask.has_request_context() else None
+
+
 def untie_route_error(request: flask.Request) -> None:
     """Drop the traceback of the route that was not found.
 

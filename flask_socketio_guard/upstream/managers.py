@@ -112,7 +112,7 @@ class GuardedManager(_Manager):
         options = _Options(volatile, ready_only)
         arguments = (event, data, namespace or "/", to or room, skip_sid, callback, options)
         if self.guard.runtime.is_home():
-            return self._emit_here(*arguments)
+            return self._emit_here(*arguments, may_wait=True)
         self.server.packet_class(packets.EVENT, data=_body(event, data)).encode()
         self.guard.hand_over(partial(self._emit_here, *arguments))
         return SendOutcome.QUEUED
@@ -126,6 +126,8 @@ class GuardedManager(_Manager):
         skip_sid: Any,
         callback: Callable[..., object] | None,
         options: _Options,
+        *,
+        may_wait: bool = False,
     ) -> SendOutcome:
         """Queue an event for those clients of this process that are in *room*."""
         clients: Iterable[tuple[str, str]] = self.clients_in(namespace, room)
@@ -136,7 +138,7 @@ class GuardedManager(_Manager):
         body = _body(event, data)
         if callback is not None:
             outcomes = [
-                self._ask(sid, eio_sid, namespace, body, callback, options)
+                self._ask(sid, eio_sid, namespace, body, callback, options, may_wait=may_wait)
                 for sid, eio_sid in clients
             ]
             return _best(outcomes)
@@ -150,10 +152,18 @@ class GuardedManager(_Manager):
             return SendOutcome.DROPPED_CLOSED
         message = self._encoded(namespace, body, options)
         fan_out = self.guard.fan_out
+        if len(sockets) == 1:
+            outcome: SendOutcome = sockets[0].put(message, may_wait=may_wait)
+            return outcome
         if fan_out is None or len(sockets) < LEAST_RECIPIENTS:
-            return _best([socket.put(message) for socket in sockets])
-        fan_out.add(message, sockets)
-        return SendOutcome.QUEUED
+            outcome = _best([socket.put(message) for socket in sockets])
+        else:
+            fan_out.add(message, sockets)
+            outcome = SendOutcome.QUEUED
+        if may_wait and server.eio.behind:
+            for socket in server.eio.behind.intersection(sockets):
+                socket.wait_until_not_behind()
+        return outcome
 
     def clients_in(self, namespace: str, room: Any) -> Sequence[tuple[str, str]]:
         """Return who is in *room*, or in one of several, by the ids of both protocols."""
@@ -186,6 +196,8 @@ class GuardedManager(_Manager):
         body: list[Any],
         callback: Callable[..., object],
         options: _Options,
+        *,
+        may_wait: bool,
     ) -> SendOutcome:
         """Queue an event for one client that is to answer it."""
         ack_id = self._generate_ack_id(sid, callback)
@@ -195,7 +207,7 @@ class GuardedManager(_Manager):
             self.guard.callbacks.discard(ack_id, sid)
             raise
         server: Any = self.server
-        outcome: SendOutcome = server.put(eio_sid, message)
+        outcome: SendOutcome = server.put(eio_sid, message, may_wait=may_wait)
         return outcome
 
     def ask(
@@ -350,7 +362,7 @@ class GuardedPubSubManager(GuardedManager, _PubSubManager):
         message = self._message(event, data, namespace, room, skip_sid, options)
         arguments = (event, data, message, callback, options)
         if self.guard.runtime.is_home():
-            return self._emit_everywhere(*arguments)
+            return self._emit_everywhere(*arguments, may_wait=True)
         self.json.dumps(message)
         self.guard.hand_over(partial(self._emit_everywhere, *arguments))
         return SendOutcome.HANDED_TO_QUEUE
@@ -388,6 +400,8 @@ class GuardedPubSubManager(GuardedManager, _PubSubManager):
         message: dict[str, Any],
         callback: Callable[..., object] | None,
         options: _Options,
+        *,
+        may_wait: bool = False,
     ) -> SendOutcome:
         room, namespace = message["room"], message["namespace"]
         if callback is None:
@@ -396,7 +410,9 @@ class GuardedPubSubManager(GuardedManager, _PubSubManager):
             self._publish_with_callback(message, room, namespace, callback)
             callback = partial(self._return_callback, self.host_id, *message["callback"])
         skip_sid = message["skip_sid"]
-        outcome = self._emit_here(event, data, namespace, room, skip_sid, callback, options)
+        outcome = self._emit_here(
+            event, data, namespace, room, skip_sid, callback, options, may_wait=may_wait
+        )
         is_here = isinstance(room, str) and room in self.guard.connections
         return outcome if is_here else SendOutcome.HANDED_TO_QUEUE
 

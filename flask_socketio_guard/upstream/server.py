@@ -195,7 +195,7 @@ class GuardedServer(_Server):
         else:
             data = [reply]
         packet = encoded(self.packet_class, packets.ACK, data, namespace, id)
-        self.put(eio_sid, Message.of_socketio(packet))
+        self.put(eio_sid, Message.of_socketio(packet), may_wait=True)
 
     def _send_packet(self, eio_sid: str | None, pkt: Any) -> None:
         self.eio.put(eio_sid, Message.of_socketio(pkt.encode()))
@@ -205,10 +205,10 @@ class GuardedServer(_Server):
         """Whether Flask-SocketIO's test client takes the place of sockets."""
         return "_send_eio_packet" in self.__dict__
 
-    def put(self, eio_sid: str, message: Message) -> SendOutcome:
-        """Queue *message* for a client."""
+    def put(self, eio_sid: str, message: Message, *, may_wait: bool = False) -> SendOutcome:
+        """Queue *message* for a client; see :meth:`GuardedSocket.put`."""
         if not self.has_test_client:
-            outcome: SendOutcome = self.eio.put(eio_sid, message)
+            outcome: SendOutcome = self.eio.put(eio_sid, message, may_wait=may_wait)
             return outcome
         for packet in message.packets():
             self._send_eio_packet(eio_sid, packet)

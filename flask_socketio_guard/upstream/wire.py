@@ -374,7 +374,10 @@ class ProtocolWire:
                 data, self._rest = self._rest or self._take(), b""
                 if not data:
                     break
-                self._sock.sendall(data)
+                rest = memoryview(data)
+                while rest:
+                    rest = rest[self._sock.send(rest) :]
+                    self._queue.progressed()
         except OSError:
             self.abort()
         finally:
@@ -513,6 +516,7 @@ class LibraryWire:
                 for item in items:
                     for data in item.plain():
                         self._websocket.send(data)
+                    self._queue.progressed()
                 self.is_stuck = False
                 if not items:
                     if self._farewell is not None:

@@ -38,13 +38,14 @@ _EVENT = 64_000
 _NEWEST = 8
 """Events that a queue of 1 MiB holds at the least, beside what is being written."""
 _KERNEL_BUFFER = 65536
+IMPATIENT = {"SOCKETIO_GUARD_SLOW_CONSUMER_TIMEOUT": 1}
 _SLOWEST_ANSWER = 1.0
 
 
 @pytest.fixture
 def server(make_fleet: Callable[..., Fleet]) -> GunicornServer:
     """One process without a message queue."""
-    return make_fleet(app=FLOOD_APP, processes=1, has_queue=False).a
+    return make_fleet(app=FLOOD_APP, processes=1, has_queue=False, config=IMPATIENT).a
 
 
 class Sleeper(RawWebSocket):
@@ -223,7 +224,7 @@ def test_client_that_reads_again_gets_the_newest_where_the_oldest_are_dropped(
     make_fleet: Callable[..., Fleet], raw_client: Connect, measured: Measured
 ) -> None:
     """With the policy drop_oldest a slow client stays, and goes on with what is new."""
-    config = {"SOCKETIO_GUARD_SLOW_CONSUMER": "drop_oldest"}
+    config = IMPATIENT | {"SOCKETIO_GUARD_SLOW_CONSUMER": "drop_oldest"}
     server = make_fleet(app=FLOOD_APP, processes=1, has_queue=False, config=config).a
     witness = raw_client(server)
     warm_up(server, witness)
@@ -253,7 +254,7 @@ def test_volatile_events_are_dropped_before_a_slow_client_is(
     policy: str, make_fleet: Callable[..., Fleet], raw_client: Connect, measured: Measured
 ) -> None:
     """Volatile events to a client that does not read cost it nothing; it reads on later."""
-    config = {"SOCKETIO_GUARD_SLOW_CONSUMER": policy}
+    config = IMPATIENT | {"SOCKETIO_GUARD_SLOW_CONSUMER": policy}
     server = make_fleet(app=FLOOD_APP, processes=1, has_queue=False, config=config).a
     witness = raw_client(server)
     warm_up(server, witness)
@@ -278,7 +279,7 @@ def test_client_that_never_reads_is_closed_where_nothing_is_volatile(
     make_fleet: Callable[..., Fleet], raw_client: Connect, measured: Measured
 ) -> None:
     """With the policy drop_volatile a flood of events that must not be lost ends the client."""
-    config = {"SOCKETIO_GUARD_SLOW_CONSUMER": "drop_volatile"}
+    config = IMPATIENT | {"SOCKETIO_GUARD_SLOW_CONSUMER": "drop_volatile"}
     server = make_fleet(app=FLOOD_APP, processes=1, has_queue=False, config=config).a
     witness = raw_client(server)
     warm_up(server, witness)
