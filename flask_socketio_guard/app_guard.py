@@ -228,6 +228,7 @@ class AppGuard:
                 outbox=self.outbox,
                 listener=self.listener,
                 is_store_reachable=lambda: self.delivery.is_store_reachable,
+                is_probing=lambda: self._transport is None or self._transport.is_probing,
             ),
         )
         self.endpoints = HealthEndpoints(self.health, config, is_debug=self._is_debug)
@@ -262,7 +263,7 @@ class AppGuard:
         self.broker: Broker | None = None
         self.outbox: Outbox | None = None
         self.listener: Listener | None = None
-        transport = transport_of(self.server, config)
+        transport = self._transport = transport_of(self.server, config)
         if transport is None:
             return
         broker = self.broker = Broker(transport.check, on_change=self._broker_changed)
@@ -278,6 +279,7 @@ class AppGuard:
             resubscribe_timeout=config.resubscribe_timeout,
             is_listening=self._is_listening,
             on_lost=self._outbox_lost,
+            on_trouble=self._publishing_refused,
             on_probe=self._probe_published,
         )
         self.listener = Listener(
@@ -870,7 +872,8 @@ class AppGuard:
                 self.listener.broker_answers()
             else:
                 self.listener.broker_lost(reason)
-        change = BrokerChange(is_reachable, reason, duration)
+        is_refusing = self.broker is not None and self.broker.is_refusing
+        change = BrokerChange(is_reachable, reason, duration, is_refusing)
         signals.send(signals.broker_changed, self.sender, change)
 
     def _store_changed(self, is_reachable: bool, reason: str, duration: float) -> None:
@@ -879,6 +882,15 @@ class AppGuard:
 
     def _outbox_lost(self, count: int, reason: str, detail: str) -> None:
         signals.send(signals.outbox_lost, self.sender, OutboxLoss(count, reason, detail))
+
+    def _publishing_refused(self, reason: str) -> None:
+        if reason:
+            signals.logger.error(
+                "the message queue refuses what is published, which is kept: %s", reason
+            )
+        else:
+            signals.logger.warning("the message queue takes what is published again")
+        self.health.refresh()
 
     def _probe_published(self, token: int) -> None:
         if self.listener is not None:

@@ -111,7 +111,17 @@ class HandOverFull(GuardError):
 
 
 class BrokerError(GuardError):
-    """The message queue did not answer, or the connection to it was lost."""
+    """The message queue did not answer, refused, or the connection to it was lost.
+
+    Attributes:
+        category: ``"unreachable"``, ``"name"`` (it does not resolve), ``"tls"``,
+            ``"certificate"`` (not trusted), ``"authentication"`` or ``"permission"``.
+            Without secrets, unlike the text perhaps.
+    """
+
+    def __init__(self, reason: str, *, category: str = "unreachable") -> None:
+        super().__init__(reason)
+        self.category = category
 
 
 class PublishError(BrokerError):
@@ -123,8 +133,15 @@ class PublishError(BrokerError):
             The rest of the batch, in order, may be tried again.
     """
 
-    def __init__(self, reason: str, *, published: int = 0, refused: int = 0) -> None:
-        super().__init__(reason)
+    def __init__(
+        self,
+        reason: str,
+        *,
+        published: int = 0,
+        refused: int = 0,
+        category: str = "unreachable",
+    ) -> None:
+        super().__init__(reason, category=category)
         self.published = published
         self.refused = refused
 

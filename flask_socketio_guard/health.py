@@ -102,6 +102,7 @@ class Sources:
     outbox: Outbox | None
     listener: Listener | None
     is_store_reachable: Callable[[], bool | None] = lambda: None
+    is_probing: Callable[[], bool] = lambda: True
 
 
 class Health:
@@ -144,9 +145,7 @@ class Health:
         if sources.listener is not None:
             checks |= self._listener_checks(sources.listener)
         if sources.broker is not None:
-            checks["broker:reachable"] = Check(
-                self._broker_status(sources.broker), sources.broker.is_reachable
-            )
+            checks["broker:reachable"] = self._broker_check(sources.broker)
         if sources.outbox is not None:
             checks |= self._outbox_checks(sources.outbox)
         is_store_reachable = sources.is_store_reachable()
@@ -191,34 +190,48 @@ class Health:
     def _is_late(self) -> bool:
         return self._lag > _LATE_TICKS * TICK_INTERVAL
 
-    def _broker_status(self, broker: Broker) -> Status:
+    def _broker_check(self, broker: Broker) -> Check:
         if broker.is_reachable:
-            return Status.PASS
-        return Status.FAIL if self._config.broker_down == "fail" else Status.WARN
+            return Check(Status.PASS, True)
+        return Check(self._outage(), False, output=broker.trouble)
+
+    def _outage(self) -> Status:
+        """Say what it means that the broker does not answer.
+
+        All processes have that trouble, if it is one of the broker. A process that has never
+        reached it, or that it will not have, was set up wrongly, and is not to get traffic.
+        """
+        broker, listener = self._sources.broker, self._sources.listener
+        is_own = (broker is not None and broker.is_refusing) or (
+            listener is not None and listener.heard_at is None
+        )
+        return Status.FAIL if is_own or self._config.broker_down == "fail" else Status.WARN
 
     def _listener_checks(self, listener: Listener) -> dict[str, Check]:
         state = listener.state
         if state is ListenerState.RUNNING:
             status = Status.PASS
         elif state is ListenerState.RECONNECTING:
-            status = Status.FAIL if self._config.broker_down == "fail" else Status.WARN
+            status = self._outage()
         else:
             status = Status.FAIL
         age = None if listener.heard_at is None else round(clock() - listener.heard_at, 3)
+        probes = "end to end" if self._sources.is_probing() else "connection only"
         return {
-            "listener:state": Check(status, str(state)),
+            "listener:state": Check(status, str(state), output=listener.trouble),
             "listener:probeAge": Check(Status.PASS, age, "s"),
+            "listener:probes": Check(Status.PASS, probes),
             "listener:restarts": Check(Status.PASS, listener.restarts),
         }
 
     def _outbox_checks(self, outbox: Outbox) -> dict[str, Check]:
         status = Status.PASS
-        if outbox.fill >= 1:
+        if outbox.fill >= 1 or outbox.trouble:
             status = Status.FAIL
         elif outbox.fill >= _OUTBOX_WARN_FILL:
             status = Status.WARN
         return {
-            "outbox:messages": Check(status, len(outbox)),
+            "outbox:messages": Check(status, len(outbox), output=outbox.trouble),
             "outbox:size": Check(status, outbox.size, "B"),
         }
 

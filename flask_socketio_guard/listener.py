@@ -87,6 +87,9 @@ class Listener:
         self._pending: tuple[int, float] | None = None  # oldest unreturned: token, sent at
         self._probe_now: Event = runtime.event()
         self.heard_at: float | None = None
+        """When a probe last came back; ``None``: never, so the broker was never reached."""
+        self.trouble = ""
+        """Category of what keeps it from subscribing, although the broker answers."""
 
     @property
     def state(self) -> ListenerState:
@@ -151,18 +154,20 @@ class Listener:
                     return
                 if clock() - started_at > _STABLE_TIME and self._subscription is not None:
                     failures = 0
-                self._connection_failed(str(exc), failures)
+                self._connection_failed(exc, failures)
                 failures += 1
 
-    def _connection_failed(self, reason: str, failures: int) -> None:
+    def _connection_failed(self, exc: BrokerError, failures: int) -> None:
+        reason = str(exc)
         is_established = self._subscription is not None
         if is_established:
-            self._broker.report_lost(reason)
+            self._broker.report_lost(reason, exc.category)
             self.broker_lost(reason)
         elif self._broker.check():
             # The broker may have come back between the two, so one refusal means nothing.
             self._refusals += 1
             if self._refusals > 1:
+                self.trouble = exc.category
                 self.crashed(f"cannot subscribe: {reason}")
         else:
             self._refusals = 0
@@ -249,6 +254,7 @@ class Listener:
         if token > self._token:
             return  # not one of ours: whoever can write to the channel can make one up
         self.heard_at = clock()
+        self.trouble = ""
         if self._pending is not None and token >= self._pending[0]:
             self._pending = None
         self._send(ListenerEvent.HEARD)

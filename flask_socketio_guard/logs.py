@@ -219,11 +219,12 @@ class LogLines:
                 extra={"duration": record.duration},
             )
         else:
+            did = "refuses this process" if record.is_refusing else "does not answer"
             self._fold(
-                (server, False),
-                logging.WARNING,
-                f"{server} does not answer",
-                f"{server} does not answer: %s",
+                (server, did),
+                logging.ERROR if record.is_refusing else logging.WARNING,
+                f"{server} {did}",
+                f"{server} {did}: %s",
                 record.reason,
                 burst=_BROKER_BURST,
                 extra={"reason": record.reason},

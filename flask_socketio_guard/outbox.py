@@ -11,6 +11,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Final
 
 from .backoff import reconnect_delay
+from .broker import PERMISSION
 from .errors import OutboxFull, PublishError, PublishRefused
 from .runtime import Event, Runtime, clock
 from .supervisor import is_stopping, sleep
@@ -29,6 +30,7 @@ _GATE_POLL_INTERVAL = 0.05
 _TURN_MESSAGES = 256  # a loop that emits gives way to the writer once in so many
 _SILENCE_TIMEOUT = 0.5  # without an acknowledgement for so long, nobody waits for room any more
 _ROOM_POLL_INTERVAL = 0.005
+_REFUSED = 10  # the delay is at its cap
 _SETTLE_POLL_INTERVAL = 0.02
 _WRITER_SLEEP = 5.0
 
@@ -50,6 +52,8 @@ class Outbox:
         resubscribe_timeout: Longest wait for the other subscribers after an outage, in seconds.
         is_listening: Whether this process hears the channel itself.
         on_lost: Called as ``on_lost(count, reason, detail)``.
+        on_trouble: Called with the broker's words when it refuses what is published, which is
+            kept, and with nothing when it no longer does.
         on_probe: Called as ``on_probe(token)`` once the broker has taken a probe.
     """
 
@@ -67,6 +71,7 @@ class Outbox:
         resubscribe_timeout: float,
         is_listening: Callable[[], bool],
         on_lost: Callable[[int, str, str], None],
+        on_trouble: Callable[[str], None],
         on_probe: Callable[[int], None],
     ) -> None:
         self.max_messages = max_messages
@@ -79,6 +84,7 @@ class Outbox:
         self._resubscribe_timeout = resubscribe_timeout
         self._is_listening = is_listening
         self._on_lost = on_lost
+        self._on_trouble = on_trouble
         self._on_probe = on_probe
         self._lock = threading.Lock()
         self._waiting: deque[Message] = deque()
@@ -87,6 +93,8 @@ class Outbox:
         self._sequence = 0
         self._probe: int | None = None
         self._is_closed = False
+        self.trouble = ""
+        """Category of why the broker refuses what is published; empty while it does not."""
         self._turn_at = _TURN_MESSAGES
         self._acknowledged_at = clock()
         # Never all of a small outbox at once: what is in flight cannot be dropped.
@@ -209,7 +217,7 @@ class Outbox:
         deadline = clock() + timeout
         while not self._empty.is_set():
             remaining = deadline - clock()
-            if remaining <= 0 or not self._broker.is_reachable:
+            if remaining <= 0 or not self._broker.is_reachable or self.trouble:
                 return False
             self._empty.wait(min(remaining, _SETTLE_POLL_INTERVAL))
         return True
@@ -239,6 +247,9 @@ class Outbox:
                     self._publish_once()
                     failures = 0
                 except PublishError as exc:
+                    if exc.category == PERMISSION:
+                        self._refused(exc)
+                        continue
                     self._connection_lost(exc, failures)
                     failures += 1
         finally:
@@ -259,6 +270,9 @@ class Outbox:
                     self._probe = probe
                 raise
         self._broker.report_answer()
+        if batch and self.trouble:
+            self.trouble = ""
+            self._on_trouble("")
         self._acknowledged(len(batch))
         if probe is not None:
             self._on_probe(probe)
@@ -290,13 +304,20 @@ class Outbox:
                 self._turn_at = _TURN_MESSAGES
                 self._empty.set()
 
+    def _refused(self, exc: PublishError) -> None:
+        """Keep what this process has no right to publish until it is given one."""
+        if not self.trouble:
+            self.trouble = exc.category
+            self._on_trouble(str(exc))
+        sleep(self._runtime, reconnect_delay(_REFUSED, max_delay=self._reconnect_max_delay))
+
     def _connection_lost(self, exc: PublishError, failures: int) -> None:
         # What is published before the other processes have subscribed again is
         # lost in pub/sub, so the gate closes until they are back.
         self._gate_deadline = float("inf")
         if failures == 0:
             return  # it may have broken while idle, long ago: try a new one at once
-        self._broker.report_lost(str(exc))
+        self._broker.report_lost(str(exc), exc.category)
         delay = reconnect_delay(failures - 1, max_delay=self._reconnect_max_delay)
         sleep(self._runtime, delay)
 

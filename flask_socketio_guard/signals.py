@@ -137,11 +137,13 @@ class BrokerChange:
         is_reachable: The state from now on.
         reason: The driver's words when it went away.
         duration: Seconds it was away, when it came back.
+        is_refusing: Whether it will not have this process, and waiting does not mend that.
     """
 
     is_reachable: bool
     reason: str = ""
     duration: float = 0.0
+    is_refusing: bool = False
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from .errors import BrokerError
+
 
 class Message(NamedTuple):
     """One message to other processes.
@@ -73,6 +75,10 @@ class Transport(Protocol):
 
     name: str
 
+    @property
+    def is_probing(self) -> bool:
+        """Whether probes go the way of messages, and not only over the listener's connection."""
+
     def publisher(self, is_answering: Callable[[], bool]) -> Publisher:
         """Return the way out; connects at its first use.
 
@@ -88,9 +94,9 @@ class Transport(Protocol):
             BrokerError: The broker cannot be reached or refused.
         """
 
-    def check(self) -> str | None:
+    def check(self) -> BrokerError | None:
         """Ask the broker over a fresh connection, in bounded time.
 
         Returns:
-            ``None`` if it answered, else the reason, without secrets.
+            ``None`` if it answered, else what went wrong, without secrets.
         """

@@ -10,6 +10,7 @@ import pytest
 
 from flask_socketio_guard import broker as broker_module
 from flask_socketio_guard.broker import Broker
+from flask_socketio_guard.errors import BrokerError
 from tests import unit_support
 from tests.unit_support import FakeClock
 
@@ -25,10 +26,14 @@ class Checked:
     """A broker whose check answers as it is told to."""
 
     reason: str | None = None
+    category: str = "unreachable"
     changes: list[tuple[bool, str, float]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.broker = Broker(lambda: self.reason, on_change=self._changed)
+        self.broker = Broker(self._check, on_change=self._changed)
+
+    def _check(self) -> BrokerError | None:
+        return None if self.reason is None else BrokerError(self.reason, category=self.category)
 
     def _changed(self, is_reachable: bool, reason: str, duration: float) -> None:
         assert self.broker.is_reachable is is_reachable
@@ -75,6 +80,32 @@ def test_a_check_reports_what_it_finds() -> None:
     assert checked.broker.check() is True
     assert checked.broker.is_reachable
     assert len(checked.changes) == 2
+
+
+def test_a_refusal_that_lasts_is_told_although_the_broker_was_away() -> None:
+    """It was away for a restart, and came back with another password."""
+    checked = Checked()
+    checked.broker.report_lost("connection refused")
+    assert not checked.broker.is_refusing
+    for _ in range(2):
+        checked.broker.report_lost("invalid password", "authentication")
+    assert checked.broker.is_refusing
+    checked.broker.report_lost("connection refused")
+    assert not checked.broker.is_refusing
+    assert [reason for _, reason, _ in checked.changes] == [
+        "connection refused",
+        "invalid password",
+    ]
+    checked.broker.report_answer()
+    assert checked.broker.trouble == ""
+    assert checked.broker.has_answered
+
+
+def test_a_check_tells_what_kind_of_trouble_it_is() -> None:
+    checked = Checked(reason="not trusted", category="certificate")
+    assert not checked.broker.check()
+    assert checked.broker.trouble == "certificate"
+    assert not checked.broker.has_answered
 
 
 def test_many_who_report_at_once_make_one_change(runtime: Runtime) -> None:

@@ -38,8 +38,11 @@ class Facts:
         self.clock = clock
         self.is_serving = True
         self.is_debug = False
-        self.listener = SimpleNamespace(state=ListenerState.RUNNING, heard_at=clock.now, restarts=0)
-        self.broker = SimpleNamespace(is_reachable=True)
+        self.listener = SimpleNamespace(
+            state=ListenerState.RUNNING, heard_at=clock.now, restarts=0, trouble=""
+        )
+        self.broker = SimpleNamespace(is_reachable=True, is_refusing=False, trouble="")
+        self.is_probing = True
         self.outbox = FakeOutbox()
         self.supervisor = SimpleNamespace(tasks=[])
         self.counts = {"handler_failures": 0}
@@ -56,6 +59,7 @@ class Facts:
                 outbox=self.outbox,  # type: ignore[arg-type]
                 listener=self.listener,  # type: ignore[arg-type]
                 is_store_reachable=lambda: self.is_store_reachable,
+                is_probing=lambda: self.is_probing,
             ),
         )
         self.endpoints = HealthEndpoints(self.health, config_object, is_debug=lambda: self.is_debug)
@@ -88,6 +92,7 @@ class FakeOutbox:
 
     fill = 0.0
     size = 0
+    trouble = ""
 
     def __len__(self) -> int:
         return int(self.fill * 100)
@@ -195,6 +200,33 @@ def test_an_unreachable_broker_is_a_warning_or_a_failure_as_configured(
     facts.broker.is_reachable = is_reachable
     facts.tick()
     assert facts.answers() == [PASS, ready, ready]
+
+
+@pytest.mark.parametrize(
+    ("heard_at", "is_refusing", "ready"),
+    [(None, False, FAIL), (None, True, FAIL), (1.0, True, FAIL), (1.0, False, WARN)],
+    ids=["never-reached", "never-let-in", "let-in-no-more", "away"],
+)
+def test_a_broker_that_was_never_reached_or_refuses_takes_no_traffic(
+    facts: Facts, heard_at: float | None, is_refusing: bool, ready: tuple[int, str]
+) -> None:
+    """Others may be better off: a broken deploy does not pass. Waiting mends nothing."""
+    facts.listener.heard_at = heard_at
+    facts.listener.state = ListenerState.RECONNECTING
+    facts.broker.is_reachable = False
+    facts.broker.is_refusing = is_refusing
+    facts.broker.trouble = "authentication"
+    facts.tick()
+    assert facts.answers() == [PASS, ready, ready]
+    assert facts.health.snapshot.checks["broker:reachable"].output == "authentication"
+
+
+def test_a_broker_that_takes_nothing_is_a_failure(facts: Facts) -> None:
+    """It lets in, and refuses what is published for the lack of a right."""
+    facts.outbox.trouble = "permission"
+    facts.tick()
+    assert facts.answers() == [PASS, FAIL, FAIL]
+    assert facts.health.snapshot.checks["outbox:messages"].output == "permission"
 
 
 @pytest.mark.parametrize(
@@ -425,6 +457,7 @@ def test_details_are_keyed_by_component_and_measurement(clock: FakeClock) -> Non
         "eventloop:lag",
         "listener:state",
         "listener:probeAge",
+        "listener:probes",
         "listener:restarts",
         "broker:reachable",
         "outbox:messages",
@@ -452,6 +485,13 @@ def test_the_age_of_the_last_probe_is_told(facts: Facts) -> None:
     facts.listener.heard_at = None
     facts.tick()
     assert facts.health.snapshot.checks["listener:probeAge"].value is None
+
+
+@pytest.mark.parametrize(("is_probing", "told"), [(True, "end to end"), (False, "connection only")])
+def test_it_is_told_how_far_probes_go(facts: Facts, is_probing: bool, told: str) -> None:
+    facts.is_probing = is_probing
+    facts.tick()
+    assert facts.health.snapshot.checks["listener:probes"] == Check(Status.PASS, told)
 
 
 def test_the_guards_own_tasks_are_told_of_only_when_something_is_wrong(facts: Facts) -> None:

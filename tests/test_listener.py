@@ -120,9 +120,9 @@ class Queue:
         self.changes.append((str(old), str(new)))
         self.reasons.append(reason)
 
-    def _check(self) -> str | None:
+    def _check(self) -> BrokerError | None:
         self.on_check()
-        return None if self.is_up else "connection refused"
+        return None if self.is_up else BrokerError("connection refused")
 
     def _broker_changed(self, is_reachable: bool, reason: str, duration: float) -> None:
         del duration

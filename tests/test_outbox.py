@@ -39,6 +39,7 @@ class Box:
     resubscribe_timeout: float = 60.0
     is_listening: bool = True
     lost: list[tuple[int, str, str]] = field(default_factory=list)
+    troubles: list[str] = field(default_factory=list)
     probes: list[int] = field(default_factory=list)
     changes: list[tuple[bool, str]] = field(default_factory=list)
     crashes: list[BaseException] = field(default_factory=list)
@@ -60,6 +61,7 @@ class Box:
             resubscribe_timeout=self.resubscribe_timeout,
             is_listening=lambda: self.is_listening,
             on_lost=lambda count, reason, detail: self.lost.append((count, reason, detail)),
+            on_trouble=self.troubles.append,
             on_probe=self.probes.append,
         )
         self.writer: TaskHandle | None = None
@@ -829,3 +831,48 @@ TestOutboxWalk.settings = TestDroppingOutboxWalk.settings = settings(
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
 )
+
+
+def test_what_may_not_be_published_is_kept_until_it_may(make_box: Callable[..., Box]) -> None:
+    """Nothing is wrong with the messages, nor with the connection."""
+    box = make_box(start=False)
+    refused = PublishError("no permission", category="permission")
+    box.publisher.script = [refused, refused, refused, None]
+    box.outbox.put(b"1")
+    box.outbox.put(b"2")
+    began_at = clock()
+    assert not box.outbox.settle(0.0)
+    box.start()
+    assert box.outbox.flush(5.0)
+    assert clock() - began_at < 5.0
+    assert [message.payload for message in box.publisher.taken] == [b"1", b"2"]
+    assert box.troubles == ["no permission", ""]
+    assert box.changes == []
+    assert box.outbox.trouble == ""
+    assert box.lost == []
+
+
+def test_nobody_waits_for_what_may_not_be_published(make_box: Callable[..., Box]) -> None:
+    box = make_box(start=False)
+    box.outbox.trouble = "permission"
+    box.outbox.put(b"1")
+    began_at = clock()
+    assert not box.outbox.settle(30.0)
+    assert clock() - began_at < 10.0
+
+
+def test_nobody_waits_for_a_broker_that_is_known_to_be_away(make_box: Callable[..., Box]) -> None:
+    box = make_box(start=False)
+    box.outbox.put(b"1")
+    box.broker.report_lost("refused")
+    began_at = clock()
+    assert not box.outbox.settle(30.0)
+    assert clock() - began_at < 10.0
+
+
+def test_who_waits_for_the_broker_waits_for_an_answer(make_box: Callable[..., Box]) -> None:
+    box = make_box(start=False)
+    box.outbox.put(b"1")
+    box.start()
+    assert box.outbox.settle(5.0)
+    assert len(box.publisher.taken) == 1

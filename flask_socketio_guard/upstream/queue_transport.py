@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
     from socketio import PubSubManager
 
+    from ..errors import BrokerError
+
 _PROBE = "guard_probe"
 
 
@@ -31,6 +33,8 @@ class QueueTransport:
     Source:
         python-socketio, "Writing your own client manager": ``PubSubManager``.
     """
+
+    is_probing = True
 
     def __init__(self, manager: PubSubManager) -> None:
         self._manager: Any = manager
@@ -51,7 +55,7 @@ class QueueTransport:
         """Start a new run of the queue's own listening generator."""
         return _QueueSubscription(self._manager, self._id)
 
-    def check(self) -> str | None:
+    def check(self) -> BrokerError | None:
         """Assume that the broker answers: there is no way to ask."""
         return None
 

@@ -14,15 +14,20 @@ from typing import TYPE_CHECKING, Any
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from ..broker import PERMISSION
 from ..errors import BrokerError, PublishError, PublishRefused
-from ..transport import Arrival, Message, Probe
+from ..signals import logger
 from .managers import SEQUENCE_MARK
+from .redis_errors import categorize, describe, means_not_now
 from .redis_link import RedisLink
+from .redis_subscription import RedisSubscription, is_answer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from socketio import RedisManager
+
+    from ..transport import Message
 
 
 class RedisTransport:
@@ -30,7 +35,8 @@ class RedisTransport:
 
     Probes of each process have a channel of their own, subscribed to over the
     same connection as the real one, so that their cost grows with the number of
-    processes and not with its square.
+    processes and not with its square. Who has no right to it listens all the same:
+    its probes are pings over the connection that listens, until the right is given.
 
     Args:
         manager: Source of URL, options and channel.
@@ -44,6 +50,30 @@ class RedisTransport:
         self._manager: Any = manager
         self._answer_timeout = answer_timeout
         self._lock = threading.Lock()
+        self._subscription: RedisSubscription | None = None
+        self._is_told = False
+
+    @property
+    def is_probing(self) -> bool:
+        """Whether probes go the way of messages; see :class:`~..transport.Transport`."""
+        return self._subscription is None or self._subscription.is_probed
+
+    def ping(self, token: int, *, is_refused: bool) -> None:
+        """Have a probe come back over the connection that listens, and tell of that once."""
+        if self._subscription is not None:
+            self._subscription.ping(token, is_refused=is_refused)
+        if not self._is_told:
+            self._is_told = True
+            logger.warning(
+                "no right to the channels %s:guard:* of Redis: the listener runs without probes "
+                "from end to end, and only its connection is looked after",
+                self.channel,
+            )
+
+    def _probe_arrived(self) -> None:
+        if self._is_told:
+            self._is_told = False
+            logger.warning("the right to the channels %s:guard:* was given", self.channel)
 
     @property
     def channel(self) -> str:
@@ -71,42 +101,60 @@ class RedisTransport:
             BrokerError: Redis cannot be reached or refused.
         """
         link = self.connect()
-        replies: list[Any] = []
+        probe_channel = self.probe_channel
         try:
-            link.send([("SUBSCRIBE", self.channel, self.probe_channel)])
-            while len(replies) < 2:
-                replies += self._answers(link)
+            # In one SUBSCRIBE both would be refused for the lack of a right to one.
+            link.send([("SUBSCRIBE", self.channel), ("SUBSCRIBE", probe_channel)])
+            replies: list[Any] = []
+            while sum(map(is_answer, replies)) < 2:
+                replies += self._read(link)
+            is_probed = self._is_granted(*filter(is_answer, replies))
         except Exception as exc:
             link.close()
-            raise BrokerError(describe(exc)) from exc
-        return RedisSubscription(link, self.channel, self.probe_channel, replies[2:])
+            raise BrokerError(describe(exc), category=categorize(exc)) from exc
+        early = [reply for reply in replies if not is_answer(reply)]
+        subscription = self._subscription = RedisSubscription(
+            link, self.channel, probe_channel, early, on_probe=self._probe_arrived
+        )
+        subscription.is_probed = is_probed
+        return subscription
 
-    def check(self) -> str | None:
+    def _is_granted(self, own: Any, probes: Any) -> bool:
+        """Say whether the channel of the probes was granted, besides the other one."""
+        if isinstance(own, Exception):
+            raise own
+        if isinstance(probes, Exception) and not self._is_forbidden(probes):
+            raise probes
+        return not isinstance(probes, Exception)
+
+    def _is_forbidden(self, reply: Any) -> bool:
+        return isinstance(reply, self.exceptions.NoPermissionError)
+
+    def check(self) -> BrokerError | None:
         """Send PING over a fresh connection.
 
         Returns:
-            ``None`` if it was answered, else the reason.
+            ``None`` if it was answered, else what went wrong.
         """
         try:
             link = self.connect()
         except BrokerError as exc:
-            return str(exc)
+            return exc
         try:
             link.send([("PING",)])
-            self._answers(link)
-        except Exception as exc:  # noqa: BLE001 - the reason is the result
-            return describe(exc)
+            (answer,) = self._read(link)
+        except Exception as exc:  # noqa: BLE001 - what went wrong is the result
+            answer = exc
         finally:
             link.close()
-        return None
+        if isinstance(answer, Exception) and not self._is_forbidden(answer):
+            return BrokerError(describe(answer), category=categorize(answer))
+        return None  # to say that PING is forbidden is an answer, too
 
-    def _answers(self, link: RedisLink) -> list[Any]:
+    def _read(self, link: RedisLink) -> list[Any]:
         replies = link.read(self._answer_timeout)
         if not replies:
             raise TimeoutError("Redis does not answer")
-        for reply in replies:
-            if isinstance(reply, Exception):
-                raise reply
         return replies
 
     def connect(self) -> RedisLink:
@@ -120,7 +168,7 @@ class RedisTransport:
             connection.connect()
             return RedisLink(connection)
         except Exception as exc:
-            raise BrokerError(describe(exc)) from exc
+            raise BrokerError(describe(exc), category=categorize(exc)) from exc
 
     def _new_pool(self) -> Any:
         """Return a pool that knows where Redis is and how to speak to it; for one connection."""
@@ -176,11 +224,14 @@ class RedisPublisher:
         commands: list[tuple[str | bytes, ...]] = [
             ("PUBLISH", channel, stamp(message)) for message in messages
         ]
-        if probe is not None:
+        is_travelling = probe is not None and transport.is_probing
+        if is_travelling:
             commands.append(("PUBLISH", transport.probe_channel, str(probe)))
         is_counting = self._can_count and (probe is not None or not messages)
         if is_counting:
             commands.append(("PUBSUB", "NUMSUB", channel))
+        elif not commands:
+            commands.append(("PING",))
         replies: list[Any] = []
         try:
             if self._link is None:
@@ -190,11 +241,29 @@ class RedisPublisher:
         except Exception as exc:
             self.close()
             published, refused = self._sort(replies[: len(messages)])
-            raise PublishError(describe(exc), published=published, refused=len(refused)) from exc
-        published, refused = self._sort(replies[: len(messages)])
-        if refused:
-            raise PublishRefused(describe(refused[0]), published=published, refused=len(refused))
+            raise PublishError(
+                describe(exc),
+                published=published,
+                refused=len(refused),
+                category=categorize(exc),
+            ) from exc
+        is_refused = is_travelling and isinstance(
+            replies[len(messages)], self._errors.NoPermissionError
+        )
+        if probe is not None and (is_refused or not is_travelling):
+            transport.ping(probe, is_refused=is_refused)
+        self._require_taken(replies[: len(messages)])
         return self._subscribers(replies, len(messages), is_counting=is_counting)
+
+    def _require_taken(self, replies: list[Any]) -> None:
+        """Raise if messages were refused: one for good, or all for the lack of a right."""
+        published, refused = self._sort(replies)
+        if not refused:
+            return
+        if isinstance(refused[0], self._errors.NoPermissionError):
+            first = replies.index(refused[0])
+            raise PublishError(describe(refused[0]), published=first, category=PERMISSION)
+        raise PublishRefused(describe(refused[0]), published=published, refused=len(refused))
 
     def _collect(self, replies: list[Any], count: int, link: RedisLink) -> None:
         """Add to *replies* what Redis answers, until there are *count*.
@@ -208,7 +277,8 @@ class RedisPublisher:
             if not news and self._is_answering():
                 raise TimeoutError("the connection is half open: Redis answers, but not here")
             for reply in news:
-                if isinstance(reply, self._errors.ConnectionError):  # "I am loading" is one
+                # "I am loading" is one of the first kind, "a script is running" of the second.
+                if isinstance(reply, self._errors.ConnectionError) or means_not_now(reply):
                     raise reply
                 replies.append(reply)
 
@@ -231,57 +301,9 @@ class RedisPublisher:
             link.close()
 
 
-class RedisSubscription:
-    """Reads both channels over one connection.
-
-    Args:
-        link: Subscribed to them.
-        channel: Where messages come from.
-        probe_channel: Where this process's probes come from.
-        early: Replies that came right behind the subscription.
-    """
-
-    def __init__(self, link: RedisLink, channel: str, probe_channel: str, early: list[Any]) -> None:
-        self._link = link
-        self._channel = channel.encode()
-        self._probe_channel = probe_channel.encode()
-        self._early = early
-
-    def read(self, timeout: float) -> list[Arrival]:
-        """Return what has arrived, waiting up to *timeout* seconds for the first.
-
-        Raises:
-            BrokerError: The connection was lost.
-        """
-        replies, self._early = self._early, []
-        try:
-            replies = replies or self._link.read(timeout)
-        except Exception as exc:
-            raise BrokerError(describe(exc)) from exc
-        arrivals: list[Arrival] = []
-        for reply in replies:
-            if not isinstance(reply, list) or len(reply) != 3 or reply[0] != b"message":
-                continue
-            _, channel, data = reply
-            if channel == self._channel:
-                arrivals.append(data)
-            elif channel == self._probe_channel and data.isdigit() and len(data) < 20:
-                arrivals.append(Probe(int(data)))
-        return arrivals
-
-    def close(self) -> None:
-        """Drop the connection; a read under way raises."""
-        self._link.close()
-
-
 def stamp(message: Message) -> bytes:
     """Return the payload with its sequence number as one more key of the object."""
     payload = message.payload
     if not payload.endswith(b"}"):
         return payload
     return b"%s%s%d}" % (payload[:-1], SEQUENCE_MARK, message.sequence)
-
-
-def describe(exc: BaseException) -> str:
-    """Return one line that says what went wrong; holds no password."""
-    return f"{type(exc).__name__}: {exc}".splitlines()[0][:300]

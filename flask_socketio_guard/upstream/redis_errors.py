@@ -1,0 +1,46 @@
+"""What Redis refused, and what kept it from answering, in words and categories."""
+
+from __future__ import annotations
+
+import re
+import socket
+import ssl
+from typing import Any
+
+from ..broker import PERMISSION, UNREACHABLE
+from ..errors import BrokerError
+
+_NOT_NOW = re.compile("BUSY|MISCONF|NOREPLICAS|UNKILLABLE|TRYAGAIN|CLUSTERDOWN|MASTERDOWN")
+
+
+def means_not_now(reply: Any) -> bool:
+    """Say whether Redis refused for what has nothing to do with the message."""
+    return isinstance(reply, Exception) and _NOT_NOW.match(str(reply)) is not None
+
+
+def categorize(exc: BaseException) -> str:
+    """Return the category of what went wrong; see :class:`~..errors.BrokerError`."""
+    seen: BaseException | None = exc
+    while seen is not None:
+        names = {cls.__name__ for cls in type(seen).__mro__}  # of redis-py or valkey-py
+        if isinstance(seen, BrokerError):
+            return seen.category
+        if isinstance(seen, ssl.SSLCertVerificationError):
+            return "certificate"
+        if isinstance(seen, ssl.SSLError):
+            return "tls"
+        if isinstance(seen, socket.gaierror):
+            return "name"
+        if names & {"AuthenticationError", "AuthenticationWrongNumberOfArgsError"}:
+            return "authentication"
+        if "NoPermissionError" in names:
+            return PERMISSION
+        seen = seen.__cause__ or seen.__context__
+    return UNREACHABLE
+
+
+def describe(exc: BaseException) -> str:
+    """Return one line that says what went wrong; holds no password."""
+    if isinstance(exc, BrokerError):
+        return str(exc)
+    return f"{type(exc).__name__}: {exc}".splitlines()[0][:300]

@@ -1,0 +1,100 @@
+"""What the documentation tells an administrator to grant in Redis is enough."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import pytest
+from socketio import RedisManager
+
+from flask_socketio_guard.delivery.records import Delivery
+from flask_socketio_guard.delivery.redis_store import RedisStore
+from flask_socketio_guard.delivery.store import Step
+from flask_socketio_guard.states import DeliveryState
+from flask_socketio_guard.transport import Message, Probe
+from flask_socketio_guard.upstream.redis_transport import RedisTransport
+from tests.support import wait_until
+from tests.support.servers import PROJECT_ROOT
+
+if TYPE_CHECKING:
+    from tests.support import RedisServer
+
+_TEXT = (PROJECT_ROOT / "docs" / "deployment.md").read_text(encoding="utf-8")
+QUEUE, STORE = (line.split() for line in re.findall(r"^user (app .*)$", _TEXT, re.MULTILINE))
+
+
+def refused(redis_server: RedisServer) -> list[bytes]:
+    """Return what was refused, but for CLIENT SETINFO: the driver does without."""
+    objects = [entry[b"object"] for entry in redis_server.command("ACL", "LOG")]
+    return [each for each in objects if each != b"client"]
+
+
+@pytest.fixture
+def url(redis_server: RedisServer, request: pytest.FixtureRequest) -> str:
+    """The address of Redis for a user with the rights of the test."""
+    name, *rules = request.param
+    redis_server.command("ACL", "SETUSER", name, "reset", *rules)
+    return f"redis://{name}:password@127.0.0.1:{redis_server.port}/0"
+
+
+@pytest.mark.parametrize("url", [QUEUE], ids=["queue"], indirect=True)
+def test_the_rights_for_the_queue_are_enough(
+    url: str, redis_server: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    transport = RedisTransport(RedisManager(url, channel="flask-socketio"), answer_timeout=2.0)
+    assert transport.check() is None
+    subscription, publisher = transport.subscribe(), transport.publisher(lambda: False)
+    try:
+        assert publisher.publish([Message(1, b"{}")], 7) == 1
+        found: list[object] = []
+        wait_until(lambda: found.extend(subscription.read(0.1)) or len(found) == 2)
+        assert Probe(7) in found
+        assert transport.is_probing
+    finally:
+        publisher.close()
+        subscription.close()
+    assert refused(redis_server) == []
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize("url", [STORE], ids=["store"], indirect=True)
+def test_the_rights_for_messages_that_must_arrive_are_enough(
+    url: str, redis_server: RedisServer
+) -> None:
+    store = RedisStore(
+        url,
+        prefix="socketio-guard:flask-socketio:",
+        host="here",
+        timeout=2.0,
+        lease=5.0,
+        max_messages=10,
+        max_size=10_000,
+        retention=60.0,
+        max_dead_letters=10,
+    )
+    everything = [
+        Step("join", ("/,ann", "device")),
+        *(Step("put", (Delivery(f"{n:032x}", "ann", "news", "[]", 60.0),)) for n in range(6)),
+        Step("mark", (f"{0:032x}", 1, True)),
+        Step("acknowledge", (f"{0:032x}", "device", 1)),
+        Step("finish", (f"{1:032x}", DeliveryState.REFUSED)),
+        Step("finish", (f"{2:032x}", DeliveryState.CANCELLED)),
+        Step("leave", ("/,ann", "device")),
+        Step("waiting", ("/,ann", 0, 10)),
+        Step("expire", (10,)),
+        Step("abandon", ("/,ann", DeliveryState.GONE, 10)),
+        Step("dead_letters", (10,)),
+    ]
+    try:
+        assert store.lead()
+        assert store.lead()  # again: it has the lock
+        store.news(0.1)
+        assert store.stay()
+        store.apply(everything)
+        assert store.news(0.1) is not None
+        assert store.forget_dead_processes() == []
+        assert store.do("find", f"{0:032x}").state is DeliveryState.DELIVERED
+    finally:
+        store.close()
+    assert refused(redis_server) == []
