@@ -362,6 +362,10 @@ class AppGuard:
         """Say whether events of that name are handled one after another."""
         return (namespace, event) in self.ordered
 
+    def refusal(self, address: str) -> str | None:
+        """Say why a new client from *address* is not let in, or ``None``."""
+        return self.admission.refusal(address)
+
     def came(self, address: str) -> None:
         """Note that a transport session was made for a client at *address*."""
         self.admission.opened(address)

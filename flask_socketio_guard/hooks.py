@@ -215,6 +215,9 @@ class Hooks(Protocol):
     def is_ordered(self, namespace: str, event: str) -> bool:
         """Say whether events of that name are handled one after another."""
 
+    def refusal(self, address: str) -> str | None:
+        """Say why a new client from *address* is not let in, or ``None``."""
+
     def came(self, address: str) -> None:
         """Note that a transport session was made for a client at *address*."""
 

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qs
 
 from werkzeug.wsgi import FileWrapper
-
-from .upstream import refuse_websocket
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -16,17 +13,9 @@ if TYPE_CHECKING:
 
     from .app_guard import AppGuard
 
-_RETRY_AFTER = "5"  # seconds a refused client is asked to wait
-_WORDS = {
-    "full": "the server is full",
-    "address": "too many connections from this address",
-    "rate": "too many new connections",
-    "draining": "the server is shutting down",
-}
-
 
 class GuardMiddleware:
-    """Goes in front of an application: health, start, and who is let in.
+    """Goes in front of an application: health, start, and requests that are counted.
 
     Args:
         wsgi_app: What was there before.
@@ -50,12 +39,6 @@ class GuardMiddleware:
         engineio_path: str = guard.socketio.sockio_mw.engineio_path
         if not path.startswith(engineio_path):
             return self._serve_http(environ, start_response)
-        # Requests that carry a session id belong to a connection that was let in.
-        if "sid" not in parse_qs(environ.get("QUERY_STRING", "")):
-            reason = guard.admission.refusal(environ.get("REMOTE_ADDR", ""))
-            if reason is not None:
-                guard.facts.handshake_refused(reason)
-                return _refuse(environ, start_response, reason)
         return self._wsgi_app(environ, start_response)
 
     def _start(self, environ: WSGIEnvironment, path: str) -> None:
@@ -129,19 +112,3 @@ def _closing(start_response: StartResponse) -> StartResponse:
         return start_response(status, [*headers, ("Connection", "close")], *args)
 
     return start
-
-
-def _refuse(
-    environ: WSGIEnvironment, start_response: StartResponse, reason: str
-) -> Iterable[bytes]:
-    """Ask a new client to come back later."""
-    websocket = environ.get("wsgi.websocket")
-    if websocket is not None:
-        # gevent-websocket has answered 101 before the application is asked.
-        refuse_websocket(websocket, _WORDS[reason])
-        return []
-    start_response(
-        "503 Service Unavailable",
-        [("Retry-After", _RETRY_AFTER), ("Content-Type", "text/plain"), ("Content-Length", "0")],
-    )
-    return [b""]

@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any
 import gevent
 import pytest
 from flask import Flask, Response, stream_with_context
+from flask_socketio import SocketIO
 from gevent import socket as gevent_socket
 from gevent.pywsgi import WSGIServer
 from geventwebsocket.handler import WebSocketHandler
+from werkzeug.middleware.proxy_fix import ProxyFix
 from werkzeug.test import Client, EnvironBuilder, run_wsgi_app
 from werkzeug.wsgi import ClosingIterator, FileWrapper
 
-from flask_socketio_guard import signals
+from flask_socketio_guard import SocketIOGuard, signals
 from flask_socketio_guard.middleware import GuardMiddleware
 from tests import unit_support
 from tests.support.raw_websocket import upgrade_bytes
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 nothing_left_behind = unit_support.nothing_left_behind
 make_guarded = unit_support.make_guarded
 guarded = unit_support.guarded
+stop_guards = unit_support.stop_guards
 
 HANDSHAKE = "/socket.io/?EIO=4&transport=polling"
 REASONS = ("full", "address", "rate", "draining")
@@ -132,6 +135,18 @@ def test_places_are_counted_for_each_address(make_front: Callable[..., Front]) -
     assert front.get(HANDSHAKE, environ_overrides=there).status_code == 200
 
 
+def test_an_address_is_the_one_that_a_proxy_tells() -> None:
+    """As the application sees it, also if ``ProxyFix`` was there before the guard."""
+    app = Flask("proxied")
+    socketio = SocketIO(app, async_mode="threading")
+    app.wsgi_app = ProxyFix(app.wsgi_app)  # type: ignore[method-assign]
+    SocketIOGuard(app, socketio, max_connections_per_address=1)
+    clients = ("192.0.2.1", "192.0.2.2", "192.0.2.1")
+    http = app.test_client()
+    answers = [http.get(HANDSHAKE, headers={"X-Forwarded-For": client}) for client in clients]
+    assert [answer.status_code for answer in answers] == [200, 200, 503]
+
+
 def test_where_nobody_has_an_address_nobody_is_refused_for_it(
     make_front: Callable[..., Front],
 ) -> None:
@@ -157,24 +172,77 @@ def test_a_session_that_is_unknown_is_no_new_client(front: Front, sid: str) -> N
     assert [reason for reason, _ in front.refusals] == ["session"]
 
 
-@pytest.mark.parametrize("query", ["", "?sid=", "?EIO=4", "?xsid=1", "?EIO=4&transport=polling"])
-def test_whatever_carries_no_session_is_a_new_client(front: Front, query: str) -> None:
-    front.guarded.inner.admission.is_draining = True
-    assert front.get(f"/socket.io/{query}").status_code == 503
+NO_HANDSHAKES = {
+    "nothing": ("get", "", 400),
+    "no transport": ("get", "?EIO=4", 400),
+    "an empty session": ("get", "?EIO=4&sid=", 400),
+    "no version": ("get", "?transport=polling", 400),
+    "an old version": ("get", "?EIO=3&transport=polling", 400),
+    "an unknown transport": ("get", "?EIO=4&transport=carrier-pigeon", 400),
+    "no upgrade": ("get", "?EIO=4&transport=websocket", 400),
+    "no session to post to": ("post", "?EIO=4&transport=polling", 400),
+    "a bad JSONP index": ("get", "?EIO=4&transport=polling&j=x", 400),
+    "a preflight": ("options", "?EIO=4&transport=polling", 200),
+    "a method that there is not": ("head", "?EIO=4&transport=polling", 405),
+}
 
 
-def test_no_query_at_all_is_a_new_client(front: Front) -> None:
-    front.guarded.inner.admission.is_draining = True
-    environ = EnvironBuilder(path="/socket.io/").get_environ()
-    environ.pop("QUERY_STRING", None)
-    assert status(front.guarded.app.wsgi_app, environ) == 503
+@pytest.mark.parametrize("what", NO_HANDSHAKES)
+def test_what_is_no_handshake_takes_nobodys_place(
+    make_front: Callable[..., Front], what: str
+) -> None:
+    """Browsers send a preflight before each cross-origin handshake that has headers of its own."""
+    method, query, expected = NO_HANDSHAKES[what]
+    front = make_front(connection_rate="1/hour", max_connections=1, max_connections_per_address=1)
+    ask = getattr(front.guarded.app.test_client(), method)
+    assert [ask(f"/socket.io/{query}").status_code for _ in range(3)] == [expected] * 3
+    assert front.get(HANDSHAKE).status_code == 200
+    assert front.get(HANDSHAKE).status_code == 503
+    assert ask(f"/socket.io/{query}").status_code == expected
 
 
-@pytest.mark.parametrize("method", ["get", "post", "options", "head"])
-def test_the_method_does_not_matter(front: Front, method: str) -> None:
-    front.guarded.inner.admission.is_draining = True
-    answer = getattr(front.guarded.app.test_client(), method)(HANDSHAKE)
-    assert (answer.status_code, answer.data) == (503, b"")
+def test_a_foreign_origin_takes_nobodys_place(make_front: Callable[..., Front]) -> None:
+    front = make_front(connection_rate="1/hour")
+    strange = {"Origin": "http://strange.example"}
+    assert front.get(HANDSHAKE, headers=strange).status_code == 400
+    assert front.get(HANDSHAKE).status_code == 200
+
+
+REFUSED_QUERIES = {
+    "refused": (HANDSHAKE, 503),
+    "no transport": ("/socket.io/?EIO=4", 400),
+    "an unknown transport": ("/socket.io/?EIO=4&transport=x", 400),
+    "an old version": ("/socket.io/?EIO=3&transport=polling", 400),
+    "no session": (f"{HANDSHAKE}&sid=unknown", 400),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED_QUERIES)
+def test_a_page_from_an_allowed_origin_can_read_why_it_is_refused(
+    make_guarded: Callable[..., Guarded], what: str
+) -> None:
+    """Without the headers a browser tells the page of a network error, whatever was answered."""
+    url, expected = REFUSED_QUERIES[what]
+    origin, strange = "http://page.example", "http://strange.example"
+    options = {"cors_allowed_origins": [origin]}
+    front = Front(make_guarded(options=options, max_connections=1))
+    admitted = front.get(HANDSHAKE, headers={"Origin": origin})
+    answer = front.get(url, headers={"Origin": origin})
+    assert (admitted.status_code, answer.status_code) == (200, expected)
+    names = [name for name, _ in admitted.headers if name.startswith("Access-Control-")]
+    assert names
+    assert [answer.headers[name] for name in names] == [admitted.headers[name] for name in names]
+    foreign = front.get(url, headers={"Origin": strange})
+    assert (foreign.status_code, foreign.data) == (400, b'"Not an accepted origin."')
+    assert "Access-Control-Allow-Origin" not in foreign.headers
+
+
+def test_without_cors_there_are_no_headers_for_it(make_guarded: Callable[..., Guarded]) -> None:
+    """With ``cors_allowed_origins=[]`` a proxy adds them, and twice is not allowed."""
+    front = Front(make_guarded(options={"cors_allowed_origins": []}, max_connections=1))
+    for url in (HANDSHAKE, HANDSHAKE, "/socket.io/?EIO=4"):
+        answer = front.get(url, headers={"Origin": "http://page.example"})
+        assert not [name for name, _ in answer.headers if name.startswith("Access-Control-")]
 
 
 @pytest.mark.parametrize("path", ["/page", "/socket.io", "/socket.iox", "/", "/x/socket.io/"])

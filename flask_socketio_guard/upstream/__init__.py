@@ -18,7 +18,7 @@ from .adopt import (
 from .compat import check_versions
 from .encoding import encode_strict
 from .sweeper import Sweeper
-from .websocket import offer_compression, refuse_websocket
+from .websocket import offer_compression
 
 __all__ = [
     "Sweeper",
@@ -30,6 +30,5 @@ __all__ = [
     "has_queue",
     "new_host_id",
     "offer_compression",
-    "refuse_websocket",
     "transport_of",
 ]

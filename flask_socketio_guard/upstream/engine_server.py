@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs
 
 from engineio import packet as packets
 from engineio.packet import Packet
@@ -11,7 +13,7 @@ from ..sending import SendOutcome
 from ..signals import logger
 from .engine_socket import GuardedSocket
 from .outgoing import Message
-from .websocket import upgrade_problem, wants_websocket
+from .websocket import refuse_websocket, upgrade_problem, wants_websocket
 
 if TYPE_CHECKING:
     import threading
@@ -37,6 +39,17 @@ _REASONS = {
 }
 """Upstream's keys of what it refuses, in the words of ``HandshakeRefusal``."""
 
+_REFUSALS = {
+    "full": "the server is full",
+    "address": "too many connections from this address",
+    "rate": "too many new connections",
+    "draining": "the server is shutting down",
+}
+"""Why a client is not let in, as it is told on a WebSocket that is open already."""
+
+_BAD_VERSION = "The client is using an unsupported version of the Socket.IO or Engine.IO protocols"
+_RETRY_AFTER = "5"  # seconds a refused client is asked to wait
+_SESSION = re.compile("(?:^|&)sid=[^&]")
 _FOR_DEVELOPERS = frozenset({"bad-origin", "bad-version"})
 
 
@@ -64,7 +77,64 @@ class GuardedEngineServer(_Server):
                 answer = self._bad_request()
                 start_response(answer["status"], answer["headers"])
                 return [answer["response"]]
+        if not _SESSION.search(environ.get("QUERY_STRING", "")):
+            flaw = self._handshake_flaw(environ)
+            if flaw is not None:
+                self._log_error_once(*flaw)
+                answer = self._bad_request(flaw[0])
+                start_response(answer["status"], answer["headers"] + self._cors_headers(environ))
+                return [answer["response"]]
         return super().handle_request(environ, start_response)
+
+    def _handshake_flaw(self, environ: WSGIEnvironment) -> tuple[str, str] | None:
+        """Say what is wrong with the query of a new client, in upstream's words and by its key.
+
+        Upstream finds most of it too, and answers such that no browser lets a page
+        from another origin see it.
+
+        Source:
+            Engine.IO protocol v4, "HTTP long-polling", "Query parameters": ``EIO`` and
+            ``transport`` are mandatory, and what lacks one is answered with 400.
+        """
+        query = parse_qs(environ.get("QUERY_STRING", ""))
+        if query.get("transport", [""])[0] not in self.transports:
+            flaw = ("Invalid transport", "bad-transport")
+        elif query.get("EIO") != ["4"]:
+            flaw = (_BAD_VERSION, "bad-version")
+        else:
+            return None
+        is_preflight = environ["REQUEST_METHOD"] == "OPTIONS"
+        return None if is_preflight or self._is_from_elsewhere(environ) else flaw
+
+    def _is_from_elsewhere(self, environ: WSGIEnvironment) -> bool:
+        """Say whether a request is from an origin that upstream refuses."""
+        origin = environ.get("HTTP_ORIGIN")
+        if not origin or self.cors_allowed_origins == []:
+            return False
+        allowed = self._cors_allowed_origins(environ)
+        return allowed is not None and origin not in allowed
+
+    def _refusal(self, environ: WSGIEnvironment) -> Any:
+        """Return the answer to a new client that is not let in, or ``None``.
+
+        Asked once all else about its handshake is right: what is no handshake takes
+        nobody's place in the rate. Upstream adds what browsers need to read the answer.
+        """
+        reason = self.guard.refusal(environ.get("REMOTE_ADDR", ""))
+        if reason is None:
+            return None
+        self.guard.facts.handshake_refused(reason)
+        websocket = environ.get("wsgi.websocket")
+        if websocket is not None:
+            # gevent-websocket has answered 101 before the application is asked.
+            refuse_websocket(websocket, _REFUSALS[reason])
+            return []
+        headers = [
+            ("Retry-After", _RETRY_AFTER),
+            ("Content-Type", "text/plain"),
+            ("Content-Length", "0"),
+        ]
+        return {"status": "503 Service Unavailable", "headers": headers, "response": b""}
 
     def _handle_connect(
         self,
@@ -73,6 +143,9 @@ class GuardedEngineServer(_Server):
         transport: str,
         jsonp_index: int | None = None,
     ) -> Any:
+        refusal = self._refusal(environ)
+        if refusal is not None:
+            return refusal
         sid = self.generate_id()
         socket = GuardedSocket(self, sid, environ)
         self.sockets[sid] = socket

@@ -218,11 +218,15 @@ class GuardedServer(_Server):
 
     def _handle_connect(self, eio_sid: str, namespace: str | None, data: Any) -> None:
         namespace = namespace or "/"
+        # Source: Socket.IO protocol v5, CONNECT_ERROR: the payload is an object with a message.
+        if not self._serves(namespace):
+            self._send_refusal(eio_sid, namespace, {"message": "Invalid namespace"})
+            return
         sid = None
-        if self._serves(namespace) and len(self.guard.connections.of(eio_sid)) < _MAX_NAMESPACES:
+        if len(self.guard.connections.of(eio_sid)) < _MAX_NAMESPACES:
             sid = self.manager.pre_connect(eio_sid, namespace)
         if sid is None:
-            self._send_refusal(eio_sid, namespace, "Unable to connect")
+            self._send_refusal(eio_sid, namespace, {"message": "Unable to connect"})
             return
         connection = self.guard.connections.add(sid, namespace, eio_sid)
         if self.always_connect:

@@ -224,9 +224,13 @@ def mend_gevent_websocket() -> None:
 
     On a ``Sec-WebSocket-Key`` that is no base64, and on some other headers, it
     raises where it should answer 400. And gevent prints a traceback or two for each client
-    that resets its connection within a request.
+    that resets its connection within a request, and closes connections unannounced.
     """
     if not _originals:
+        # With or without gevent-websocket, it is gevent's handler that closes.
+        base = next(cls for cls in WebSocketHandler.__mro__ if "finalize_headers" in vars(cls))
+        _originals["finalize_headers"] = base.finalize_headers
+        base.finalize_headers = _finalize_headers
         for name, mended in (
             ("upgrade_websocket", _upgrade_websocket),
             ("read_request", _read_request),
@@ -251,6 +255,25 @@ def _handle(handler: Any) -> None:
         _originals["handle"](handler)
     except (_Reset, ConnectionError):
         logger.debug("a client was gone before its request was answered")
+
+
+def _finalize_headers(handler: Any) -> None:
+    """Announce that the connection will be closed.
+
+    A client that is not told keeps the connection for its next request, which fails.
+
+    Source:
+        RFC 9112, section 9.6: a server that receives the "close" option SHOULD send it in
+        its final response on that connection. Section 9.3: it is one of a list.
+    """
+    _originals["finalize_headers"](handler)
+    asked = handler.environ.get("HTTP_CONNECTION", "")
+    if "," in asked and "close" in [option.strip().lower() for option in asked.split(",")]:
+        handler.close_connection = True
+    if handler.close_connection and not any(
+        name.lower() == b"connection" for name, _ in handler.response_headers
+    ):
+        handler.response_headers.append((b"Connection", b"close"))
 
 
 def _upgrade_websocket(handler: Any) -> Any:

@@ -63,6 +63,8 @@ _TIMEOUT = 5.0
 _NOBODY = "0" * 20
 _NOWHERE = "/nowhere"
 """A namespace that there is not."""
+_REFUSAL = ("{'message': 'Invalid namespace'}", "'Unable to connect'")
+"""What clients are told of a namespace that there is not: as the protocol says, and by stock."""
 _numbers = itertools.count()
 
 
@@ -447,7 +449,8 @@ class Play:
 
     def _note(self, of: str, what: Any) -> None:
         if what is not None:
-            self._observed.lines.append(f"{of}: {what!r}")
+            line = f"{of}: {what!r}".replace(*_REFUSAL)
+            self._observed.lines.append(line)
 
     def _expect(self, what: str, is_met: bool) -> None:
         if not is_met:
