@@ -368,7 +368,8 @@ class SocketIOGuard:
             event: Event name.
             args: At most one payload; a tuple becomes several arguments.
             namespace: Socket.IO namespace; ``None`` is ``"/"``.
-            to: Session id, room, or list of rooms; ``None`` is everyone.
+            to: Session id, room, or list of rooms. Only ``None`` is everyone: an empty
+                list is nobody, and ``""`` and ``0`` are rooms.
             room: Another name of *to*.
             include_self: Whether the client whose event is being handled gets it too.
             skip_sid: Session ids that do not get it.
@@ -392,6 +393,7 @@ class SocketIOGuard:
         Raises:
             ConnectionClosed: *strict*, and it was dropped.
             TypeError: JSON cannot hold the payload; nothing was sent.
+            ValueError: It holds a NaN or an infinity, which JSON has not; nothing was sent.
             OutboxFull: The message queue is away and the outbox is full; nothing was sent.
         """
         guard = self._current()
@@ -404,7 +406,7 @@ class SocketIOGuard:
             event,
             *args,
             namespace=namespace or "/",
-            to=to or room,
+            to=room if to is None else to,
             skip_sid=skip_sid,
             callback=ack,
             ignore_queue=ignore_queue,
@@ -452,6 +454,7 @@ class SocketIOGuard:
         Raises:
             ConfigError: *room* is no text, or *timeout* not > 0.
             TypeError: JSON cannot hold the payload; nothing was sent.
+            ValueError: It holds a NaN or an infinity, which JSON has not; nothing was sent.
         """
         require_seconds("timeout", timeout)
         if not isinstance(room, str):

@@ -110,6 +110,7 @@ class Surveys:
         self, event: str, arguments: list[Any], *, room: str, namespace: str, timeout: float
     ) -> BroadcastAnswers:
         """Ask everybody in *room*, and wait for their answers for up to *timeout* seconds."""
+        text = _text(arguments)  # raises before anybody is asked
         id = secrets.token_hex(8)
         survey = self._open[id] = _Survey(self._runtime.event())
         deadline = clock() + timeout
@@ -129,7 +130,7 @@ class Surveys:
                         "host_id": self._host_id(),
                     }
                 )
-            here = partial(self._ask_own, survey, event, arguments, room, namespace, timeout)
+            here = partial(self._ask_own, survey, event, text, room, namespace, timeout)
             if self._runtime.is_home():
                 here()
             else:
@@ -150,7 +151,7 @@ class Surveys:
         self,
         survey: _Survey,
         event: str,
-        arguments: list[Any],
+        arguments: str,
         room: str,
         namespace: str,
         timeout: float,
@@ -159,7 +160,7 @@ class Surveys:
         sids = list(self._recipients.find(room, namespace))
         survey.add(sids)
         survey.rolls.add(None)
-        self._ask_each(sids, namespace, event, _text(arguments), clock() + timeout, survey.take)
+        self._ask_each(sids, namespace, event, arguments, clock() + timeout, survey.take)
         survey.look()
 
     def take(self, message: dict[str, Any]) -> None:
@@ -233,4 +234,4 @@ class Surveys:
 
 
 def _text(arguments: list[Any]) -> str:
-    return json.dumps(arguments, separators=(",", ":"))
+    return json.dumps(arguments, separators=(",", ":"), allow_nan=False)

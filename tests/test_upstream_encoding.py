@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from engineio import json as upstream_json
 from flask import Flask
+from flask_socketio import ConnectionRefusedError as ConnectionRefused
 from flask_socketio import SocketIO
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,17 +20,26 @@ from flask_socketio_guard.upstream.encoding import (
     KeptJSON,
     KeptPacket,
     QueueJSON,
+    StrictJSON,
     _kept_encoder,
     encoded,
     encoded_event,
 )
 from tests import unit_support
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.unit_support import Guarded
+
 nothing_left_behind = unit_support.nothing_left_behind
 stop_guards = unit_support.stop_guards
+make_guarded = unit_support.make_guarded
+guarded = unit_support.guarded
 
+numbers = st.floats(allow_nan=False, allow_infinity=False)
 values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    st.none() | st.booleans() | st.integers() | numbers | st.text(),
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
     max_leaves=10,
 )
@@ -166,7 +176,8 @@ def json_of(**options: Any) -> Any:
 def test_it_is_used_by_the_guarded_server_alone() -> None:
     assert json_of().json is KeptJSON
     assert Packet.json is upstream_json
-    assert json_of(fast_json=False) is Packet
+    packet_class = json_of(fast_json=False)
+    assert (packet_class.json, packet_class.__bases__) == (StrictJSON, (Packet,))
 
 
 def test_an_application_keeps_what_it_brings(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,3 +185,63 @@ def test_an_application_keeps_what_it_brings(monkeypatch: pytest.MonkeyPatch) ->
     assert json_of(json=OwnJSON).json is OwnJSON
     monkeypatch.undo()
     assert issubclass(json_of(serializer=OwnPacket), OwnPacket)
+
+
+# What JSON has not
+
+NUMBERS = [float("nan"), float("inf"), -float("inf")]
+
+
+class NaiveJSON:
+    """As most modules that applications bring: it writes what no browser reads."""
+
+    dumps = staticmethod(lambda value, **_options: json.dumps(value, separators=(",", ":")))
+    loads = staticmethod(json.loads)
+
+
+@pytest.fixture(params=["kept", "plain", "own", "own packets"])
+def client_of(
+    request: pytest.FixtureRequest,
+    make_guarded: Callable[..., Guarded],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Guarded:
+    """An application with each of the ways in which packets become text."""
+    monkeypatch.setattr(Packet, "json", upstream_json)
+    options: dict[str, Any] = {
+        "own": {"json": NaiveJSON},
+        "own packets": {"serializer": OwnPacket},
+    }.get(request.param, {})
+    monkeypatch.setattr("engineio.packet.Packet.json", upstream_json)
+    return make_guarded(options=options, fast_json=request.param != "plain")
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_what_json_has_not_is_refused_and_not_sent(client_of: Guarded, number: float) -> None:
+    client_of.socketio.on_event("echo", lambda value: value)
+    client_of.socketio.on_event("answer", lambda: {"deep": [number]})
+    client = client_of.polling()
+    client.connect()
+    for emit in (client_of.socketio.emit, client_of.guard.emit):
+        for payload in (number, {"deep": [{"er": number}]}, ("two", number), [b"bytes", number]):
+            with pytest.raises(ValueError, match=r"JSON"):
+                emit("news", payload)
+            with pytest.raises(ValueError, match=r"JSON"):
+                emit("news", payload, callback=print, to=client.sid)
+    with pytest.raises(ValueError, match=r"JSON"):
+        client_of.guard.broadcast_call("question", number, room=client.sid, timeout=0.1)
+    (answer,) = client.call("answer")
+    assert answer["error"]["code"] == "internal_error"
+    client_of.socketio.emit("NaN", {"-Infinity": ['"NaN', "\\", "Infinity"]})
+    assert client.receive("42") == '42["NaN",{"-Infinity":["\\"NaN","\\\\","Infinity"]}]'
+    assert client_of.guard.waiting_callbacks == 0
+    assert client.frames == []
+
+
+def test_a_refusal_that_json_cannot_hold_is_still_a_refusal(guarded: Guarded) -> None:
+    @guarded.socketio.on("connect")
+    def connect(_auth: Any) -> None:
+        raise ConnectionRefused("because", NUMBERS[0])
+
+    client = guarded.polling()
+    assert client.connect() == '44{"message":"Connection rejected by server"}'
+    assert guarded.guard.counters["handler_failures"] == 1

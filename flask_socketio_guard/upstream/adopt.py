@@ -15,7 +15,7 @@ from ..errors import ConfigError
 from .encoding import keep_json
 from .engine_server import GuardedEngineServer
 from .event_context import EventContexts
-from .flask_socketio import GuardedSocketIO
+from .flask_socketio import GuardedSocketIO, mend_recipients
 from .managers import GuardedManager, GuardedPubSubManager
 from .queue_transport import QueueTransport
 from .redis_transport import RedisTransport
@@ -65,10 +65,10 @@ def adopt(socketio: SocketIO, hooks: Hooks) -> None:
     server.eio.on("disconnect", server._handle_eio_disconnect)
     if not isinstance(socketio, GuardedSocketIO):
         _guard(socketio, GuardedSocketIO)
+    mend_recipients()
     guarded: Any = socketio
     guarded.event_contexts = EventContexts(guarded, is_fast=hooks.config.fast_contexts)
-    if hooks.config.fast_json:
-        keep_json(server)
+    keep_json(server, is_fast=hooks.config.fast_json)
 
 
 def _guard_engine(engine: Any, hooks: Hooks) -> None:

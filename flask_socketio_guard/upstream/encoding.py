@@ -6,6 +6,8 @@ not their defaults, and those of upstream never are.
 
 from __future__ import annotations
 
+import json as standard_json
+import re
 from json import JSONDecoder, JSONEncoder
 from json import encoder as json_encoder
 from typing import TYPE_CHECKING, Any, Final
@@ -63,24 +65,41 @@ def _kept_encoder(encoder: JSONEncoder) -> Callable[[object], str]:
 
 
 _SAMPLE: Final = [float("inf"), '"\u00e4\n', 1, -1.5, True, None, {"a": [], "b": {}}, {1: "c"}]
-_encode = _kept_encoder(JSONEncoder(separators=_SEPARATORS))
 _encode_spaced = _kept_encoder(JSONEncoder())
+_encode_spaced_strict = _kept_encoder(JSONEncoder(allow_nan=False))
 
 encode_strict = _kept_encoder(JSONEncoder(separators=_SEPARATORS, allow_nan=False))
-"""Returns a value as JSON text; raises what ``json.dumps`` raises, for NaN and infinity too."""
+"""Returns a value as JSON text; raises what ``json.dumps`` raises, for NaN and infinity too.
+
+They are none of JSON's: a browser that is sent one drops its connection with "parse error".
+"""
 
 
-class KeptJSON:
-    """Stands in for ``engineio.json``, the module; see there."""
+class StrictJSON:
+    """Stands in for ``engineio.json``, the module, and refuses NaN and infinity."""
 
     JSONDecodeError = upstream_json.JSONDecodeError
+    loads = staticmethod(upstream_json.loads)
 
     @staticmethod
     def dumps(value: object, **options: Any) -> str:
-        """Return *value* as JSON text."""
+        """Return *value* as JSON text.
+
+        Raises:
+            ValueError: It holds a NaN or an infinity.
+        """
+        return upstream_json.dumps(value, **{"allow_nan": False, **options})
+
+
+class KeptJSON(StrictJSON):
+    """The same, with an encoder and a decoder that are kept."""
+
+    @staticmethod
+    def dumps(value: object, **options: Any) -> str:
+        """Return *value* as JSON text; see :class:`StrictJSON`."""
         if len(options) == 1 and options.get("separators") == _SEPARATORS:
-            return _encode(value)
-        return upstream_json.dumps(value, **options) if options else _encode_spaced(value)
+            return encode_strict(value)
+        return StrictJSON.dumps(value, **options)
 
     @staticmethod
     def loads(text: str | bytes | bytearray, **options: Any) -> Any:
@@ -100,7 +119,15 @@ class KeptJSON:
 
 
 class QueueJSON(KeptJSON):
-    """The same for what other processes of the fleet say: bytes, and short."""
+    """The same for what processes of the fleet say to each other: bytes, and short.
+
+    They may say NaN: what a client of another kind than a browser has answered.
+    """
+
+    @staticmethod
+    def dumps(value: object, **options: Any) -> str:
+        """Return *value* as JSON text."""
+        return upstream_json.dumps(value, **options) if options else _encode_spaced(value)
 
     @staticmethod
     def loads(text: str | bytes | bytearray, **options: Any) -> Any:
@@ -150,14 +177,59 @@ def encoded(
 ) -> str | bytes | list[Any]:
     """Return an EVENT or ACK packet as *packet_class* encodes it.
 
+    Raises:
+        ValueError: It is one of JSON, and holds a NaN or an infinity.
+
     Source:
         Socket.IO protocol v5, "Packet encoding".
     """
     if packet_class is not KeptPacket or KeptPacket.data_is_binary(data):
         encoded: Any = packet_class(kind, data=data, namespace=namespace, id=id).encode()
+        if packet_class.json is not KeptJSON and is_json(packet_class):
+            refuse_nan(encoded[0] if isinstance(encoded, list) else encoded)
         return encoded
     head = f"{kind}{namespace}," if namespace != "/" else str(kind)
-    return f"{head}{_encode(data)}" if id is None else f"{head}{id}{_encode(data)}"
+    return f"{head}{encode_strict(data)}" if id is None else f"{head}{id}{encode_strict(data)}"
+
+
+def is_json(packet_class: Any) -> bool:
+    """Say whether packets of that class are JSON text, whoever writes it."""
+    return packet_class.encode is Packet.encode
+
+
+def refuse_nan(text: str | bytes) -> None:
+    """Raise if *text*, JSON that a module of the application wrote, holds what JSON has not.
+
+    Raises:
+        ValueError: It holds a NaN or an infinity.
+    """
+    if isinstance(text, bytes):
+        text = text.decode()
+    if ("NaN" in text or "Infinity" in text) and _NO_NUMBER.search(_STRINGS.sub("", text)):
+        raise ValueError("JSON knows neither NaN nor Infinity")
+
+
+_STRINGS = re.compile(r'^[^\[{"]*|"(?:[^"\\]|\\.)*"')  # and the head of a packet, with a namespace
+_NO_NUMBER = re.compile("NaN|Infinity")
+
+
+def encoded_for_queue(json: Any, packet_class: Any, message: dict[str, Any]) -> bytes:
+    """Return an event for other processes as JSON text, which goes into packets there.
+
+    Args:
+        json: That of the manager.
+        packet_class: That of the server; what packets can hold that are no JSON may pass.
+        message: See upstream's ``PubSubManager.emit``.
+
+    Raises:
+        ValueError: It holds a NaN or an infinity.
+    """
+    if json is QueueJSON and packet_class is KeptPacket:
+        return _encode_spaced_strict(message).encode()
+    text: str | bytes = json.dumps(message)
+    if packet_class is None or is_json(packet_class):
+        refuse_nan(text)
+    return text if isinstance(text, bytes) else text.encode()
 
 
 def encoded_event(
@@ -176,16 +248,22 @@ def encoded_event(
         return encoded(packet_class, EVENT, [event, *_decoder.decode(arguments)], namespace, id)
     where = f"{namespace}," if namespace != "/" else ""
     comma = "" if arguments == "[]" else ","
-    return f"{EVENT}{where}{id}[{_encode(event)}{comma}{arguments[1:]}"
+    return f"{EVENT}{where}{id}[{encode_strict(event)}{comma}{arguments[1:]}"
 
 
-def keep_json(server: Any) -> None:
-    """Have a ``socketio.Server`` and its manager use it, unless the application has its own."""
+def keep_json(server: Any, *, is_fast: bool) -> None:
+    """Have a ``socketio.Server`` and its manager use it, unless the application has its own.
+
+    Args:
+        server: Not guarded yet, or only just.
+        is_fast: Whether encoder and decoder are kept.
+    """
     packet_class, manager = server.packet_class, server.manager
-    if manager.json is upstream_json:
+    if is_fast and manager.json in (upstream_json, standard_json):
         manager.json = QueueJSON
-    if packet_class is Packet and Packet.json is upstream_json:
+    if is_fast and packet_class is Packet and Packet.json is upstream_json:
         server.packet_class = KeptPacket
     elif packet_class.json is upstream_json:
         # Upstream keeps the module on the class, which other servers use too.
-        server.packet_class = type(packet_class.__name__, (packet_class,), {"json": KeptJSON})
+        own_json = KeptJSON if is_fast else StrictJSON
+        server.packet_class = type(packet_class.__name__, (packet_class,), {"json": own_json})

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from functools import partial
+from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 import flask
+import flask_socketio
 
 from .event_context import EventContexts, untie_route_error
+from .recipients import marked
 from .server import GuardedServer
 
 if TYPE_CHECKING:
@@ -51,6 +54,18 @@ class GuardedSocketIO(_SocketIO):
 
         return super()._handle_event(in_context, message, namespace, sid, *args)
 
+    def emit(self, event: str, *args: object, **kwargs: Any) -> None:
+        """Emit an event; as ``SocketIO.emit``, but only ``to=None`` is everybody."""
+        super().emit(event, *args, **(marked(kwargs) if self._is_guarded() else kwargs))
+
+    def call(self, event: str, *args: object, **kwargs: Any) -> Any:
+        """Emit to one client and wait for its answer; as ``SocketIO.call``."""
+        return super().call(event, *args, **(marked(kwargs) if self._is_guarded() else kwargs))
+
+    def _is_guarded(self) -> bool:
+        """Say whether the server is: it may be that of another application, without a guard."""
+        return isinstance(self.server, GuardedServer)
+
     def in_present_request(self, function: Callable[..., object]) -> Callable[..., object]:
         """Return *function* such that it runs in the request context of the present event.
 
@@ -73,3 +88,46 @@ class GuardedSocketIO(_SocketIO):
         if isinstance(server, GuardedServer):
             target = server.guard.handlers.recording(target)
         return super().start_background_task(target, *args, **kwargs)
+
+
+def mend_recipients() -> None:
+    """Let ``flask_socketio.emit``, ``send`` and ``call`` hand on whom they were given.
+
+    They drop a recipient that is false before anything of the application's sees it. Handlers
+    have imported these functions by name, and so it is their code that is replaced.
+    """
+    if not _originals:
+        vars(flask_socketio)["_socketio_guard_call"] = _socketio_guard_call
+        for mended in (emit, send, call):
+            name = mended.__name__
+            function = getattr(flask_socketio, name)
+            _originals[name] = FunctionType(
+                function.__code__, function.__globals__, name, function.__defaults__
+            )
+            function.__code__ = mended.__code__
+
+
+_originals: dict[str, Callable[..., Any]] = {}
+
+
+def _socketio_guard_call(name: str, first: object, args: Any, options: dict[str, Any]) -> Any:
+    # An application without the guard gets what it always got.
+    socketio = flask.current_app.extensions["socketio"]
+    if isinstance(socketio.server, GuardedServer):
+        options = marked(options)
+    return _originals[name](first, *args, **options)
+
+
+def emit(event: Any, *args: Any, **kwargs: Any) -> Any:
+    """Emit an event; this code, and that below, runs among the globals of flask_socketio."""
+    return _socketio_guard_call("emit", event, args, kwargs)
+
+
+def call(event: Any, *args: Any, **kwargs: Any) -> Any:
+    """Emit to one client and wait for its answer."""
+    return _socketio_guard_call("call", event, args, kwargs)
+
+
+def send(message: Any, **kwargs: Any) -> Any:
+    """Send a message."""
+    return _socketio_guard_call("send", message, (), kwargs)

@@ -13,8 +13,9 @@ from ..errors import EventInvalid
 from ..fan_out import LEAST_RECIPIENTS
 from ..hooks import SURVEY, SURVEY_ANSWER, SURVEY_ROLL, AckCallback, Awaiting, Hooks
 from ..sending import SendOutcome
-from .encoding import KeptPacket, encoded, encoded_event
+from .encoding import KeptPacket, encoded, encoded_event, encoded_for_queue
 from .outgoing import Message
+from .recipients import is_nobody, recipient_of
 
 if TYPE_CHECKING:
     from collections import OrderedDict
@@ -39,6 +40,7 @@ _CALLBACK_GONE = "guard_callback_gone"
 Peers without the guard ignore messages whose method they do not know.
 """
 
+_SENT_TO_CLIENTS = frozenset({"emit", SURVEY})
 _VOLATILE = "guard_volatile"
 _READY_ONLY = "guard_ready_only"
 
@@ -107,13 +109,17 @@ class GuardedManager(_Manager):
 
         Raises:
             TypeError: JSON cannot hold the message; nothing was sent.
+            ValueError: It holds a NaN or an infinity, which JSON has not; nothing was sent.
         """
         del kwargs
+        room = recipient_of(to, room)
+        if is_nobody(room):
+            return SendOutcome.DROPPED_CLOSED
         options = _Options(volatile, ready_only)
-        arguments = (event, data, namespace or "/", to or room, skip_sid, callback, options)
+        arguments = (event, data, namespace or "/", room, skip_sid, callback, options)
         if self.guard.runtime.is_home():
             return self._emit_here(*arguments, may_wait=True)
-        self.server.packet_class(packets.EVENT, data=_body(event, data)).encode()
+        encoded(self.server.packet_class, packets.EVENT, _body(event, data), "/", None)
         self.guard.hand_over(partial(self._emit_here, *arguments))
         return SendOutcome.QUEUED
 
@@ -172,6 +178,11 @@ class GuardedManager(_Manager):
         rooms = self.rooms.get(namespace)
         clients = None if rooms is None else rooms.get(room)
         return [] if clients is None else list(clients.items())
+
+    def get_participants(self, namespace: str, room: Any) -> Iterator[tuple[str, str]]:
+        """Yield who is in *room*; as upstream's, which raises for an empty list of rooms."""
+        if not is_nobody(room):
+            yield from super().get_participants(namespace, room)
 
     def _chosen(
         self, clients: Iterable[tuple[str, str]], skip_sid: Any, *, is_ready_only: bool
@@ -343,9 +354,12 @@ class GuardedPubSubManager(GuardedManager, _PubSubManager):
 
         Raises:
             TypeError: JSON cannot hold the message; nothing was sent.
+            ValueError: It holds a NaN or an infinity, which JSON has not; nothing was sent.
             OutboxFull: The outbox refused the message; nothing was sent.
         """
-        room = to or room
+        room = recipient_of(to, room)
+        if is_nobody(room):
+            return SendOutcome.DROPPED_CLOSED
         namespace = namespace or "/"
         if kwargs.get("ignore_queue"):
             return super().emit(
@@ -363,7 +377,7 @@ class GuardedPubSubManager(GuardedManager, _PubSubManager):
         arguments = (event, data, message, callback, options)
         if self.guard.runtime.is_home():
             return self._emit_everywhere(*arguments, may_wait=True)
-        self.json.dumps(message)
+        encoded_for_queue(self.json, self.server.packet_class, message)
         self.guard.hand_over(partial(self._emit_everywhere, *arguments))
         return SendOutcome.HANDED_TO_QUEUE
 
@@ -442,17 +456,22 @@ class GuardedPubSubManager(GuardedManager, _PubSubManager):
             data = Packet.reconstruct_binary(data[0], attachments)
         if isinstance(data, list):
             data = data[0] if len(data) == 1 else tuple(data)
-        self._emit_here(
-            message["event"],
-            data,
-            message["namespace"],
-            room,
-            message.get("skip_sid"),
-            callback,
-            _NO_OPTIONS
-            if _VOLATILE not in message and _READY_ONLY not in message
-            else _Options(_VOLATILE in message, _READY_ONLY in message),
-        )
+        try:
+            self._emit_here(
+                message["event"],
+                data,
+                message["namespace"],
+                room,
+                message.get("skip_sid"),
+                callback,
+                _NO_OPTIONS
+                if _VOLATILE not in message and _READY_ONLY not in message
+                else _Options(_VOLATILE in message, _READY_ONLY in message),
+            )
+        except ValueError as exc:
+            # A process without the guard has sent a NaN, which no browser bears.
+            error = EventInvalid(f"the clients cannot be sent it: {exc}")
+            self.guard.handlers.reject(message["event"], message["namespace"], None, error)
 
     def _publish_with_callback(
         self, message: dict[str, Any], room: Any, namespace: str, callback: Callable[..., object]
@@ -473,7 +492,10 @@ class GuardedPubSubManager(GuardedManager, _PubSubManager):
         self._publish(message)
 
     def _publish(self, data: dict[str, Any]) -> None:
-        payload = self.json.dumps(data)
+        if data["method"] in _SENT_TO_CLIENTS:
+            payload: Any = encoded_for_queue(self.json, self.server.packet_class, data)
+        else:
+            payload = self.json.dumps(data)
         self.guard.publish(payload if isinstance(payload, bytes) else payload.encode())
 
     def _generate_ack_id(self, sid: Any, callback: Callable[..., object]) -> int:

@@ -18,6 +18,7 @@ from ..signals import logger
 from .encoding import encoded
 from .engine_socket import ProtocolViolation
 from .outgoing import Message
+from .recipients import is_nobody, recipient_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -287,9 +288,12 @@ class GuardedServer(_Server):
         )
 
     def _send_refusal(self, eio_sid: str, namespace: str, reason: Any) -> None:
-        self._send_packet(
-            eio_sid, self.packet_class(packets.CONNECT_ERROR, data=reason, namespace=namespace)
-        )
+        refused = partial(self.packet_class, packets.CONNECT_ERROR, namespace=namespace)
+        try:
+            self._send_packet(eio_sid, refused(data=reason))
+        except (TypeError, ValueError) as exc:  # what a handler refuses with may hold anything
+            self.guard.handlers.fail("connect", namespace, None, exc)
+            self._send_packet(eio_sid, refused(data=ConnectionRefused().error_args))
 
     def get_environ(self, sid: str, namespace: str | None = None) -> Any:
         """Return the WSGI environ of a client; as upstream's."""
@@ -390,16 +394,17 @@ class GuardedServer(_Server):
         volatile: bool = False,
         ready_only: bool = False,
     ) -> SendOutcome:
-        """Emit an event; as upstream's ``emit``.
+        """Emit an event; as upstream's ``emit``, but only ``None`` is everybody.
 
         Returns:
             What became of it.
         """
+        room = recipient_of(to, room)
         outcome: SendOutcome = self.manager.emit(
             event,
             data,
             namespace or "/",
-            room=to or room,
+            room=room,
             skip_sid=skip_sid,
             callback=callback,
             ignore_queue=ignore_queue,
@@ -424,14 +429,15 @@ class GuardedServer(_Server):
             ConnectionClosed: The client is gone; raised as soon as that is known.
             socketio.exceptions.TimeoutError: No answer within *timeout* seconds.
         """
-        recipient = to or sid
+        recipient = recipient_of(to, sid)
         namespace = namespace or "/"
         if recipient is None:
             raise ValueError("Cannot use call() to broadcast.")
         if not self.async_handlers:
             raise RuntimeError("Cannot use call() when async_handlers is False.")
         is_local = ignore_queue or not isinstance(self.manager, PubSubManager)
-        if is_local and not any(self.manager.get_participants(namespace, recipient)):
+        is_empty = is_local and not any(self.manager.get_participants(namespace, recipient))
+        if is_empty or is_nobody(recipient):
             raise CallRecipientGone("nobody is connected by that session id")
         is_answered = self.guard.event()
         answers: list[tuple[Any, ...]] = []
