@@ -6,17 +6,19 @@ import threading
 import uuid
 from _thread import RLock
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from socketio import Manager, PubSubManager, RedisManager
 from websockets.frames import CloseCode
 
 from ..errors import ConfigError
+from ..signals import logger
 from .encoding import keep_json
 from .engine_server import GuardedEngineServer
 from .event_context import EventContexts
 from .flask_socketio import GuardedSocketIO, mend_recipients
-from .managers import GuardedManager, GuardedPubSubManager
+from .managers import GuardedManager, GuardedPubSubManager, QueuedRedisManager, ThroughOutbox
+from .overrides import calls_on, check, guarded_class, is_guarded, is_upstream, overrides, rebind
 from .queue_transport import QueueTransport
 from .redis_transport import RedisTransport
 from .server import GuardedServer
@@ -44,31 +46,72 @@ def adopt(socketio: SocketIO, hooks: Hooks) -> None:
     manager: Any = server.manager
     if isinstance(server, GuardedServer):
         raise ConfigError("this SocketIO is guarded already: create one SocketIO for each app")
-    if isinstance(manager, PubSubManager):
-        _guard(manager, GuardedPubSubManager)
-        manager._newest = OrderedDict()
-    elif isinstance(manager, Manager):
-        _guard(manager, GuardedManager)
-    else:
+    if not isinstance(manager, Manager):
         raise ConfigError(
             f"client_manager is a {type(manager).__name__}: use a subclass of "
             "socketio.Manager or socketio.PubSubManager"
         )
+    has_queue = isinstance(manager, PubSubManager)
+    manager_class: Any = GuardedPubSubManager if has_queue else GuardedManager
+    check(manager, manager_class, unused=_UNUSED_OF_MANAGERS, needed=_NEEDED_OF_MANAGERS)
+    check(server, GuardedServer, unused=_UNUSED_OF_SERVERS, needed=_NEEDED_OF_SERVERS)
+    check(server.eio, GuardedEngineServer, unused=_UNUSED_OF_ENGINES, needed=_NEEDED_OF_ENGINES)
+    if not isinstance(socketio, GuardedSocketIO):
+        check(socketio, GuardedSocketIO, unused=(), needed=())
+        _guard(socketio, GuardedSocketIO)
+    if has_queue:
+        _guard_queue(manager)
+    else:
+        _guard(manager, manager_class)
     manager.guard = hooks
+    manager.has_own_delivery = overrides(type(manager), "_handle_emit")
+    manager.has_own_participants = overrides(type(manager), "get_participants")
     manager.index_rooms()
     _guard(server, GuardedServer)
     server.guard = hooks
+    server.has_own_sending = overrides(type(server), "_send_packet", "_send_eio_packet")
+    server.is_manager_asked = overrides(type(manager), "can_disconnect")
     _guard_engine(server.eio, hooks)
-    # The server registered these before it was guarded, and so those of its own class.
-    server.eio.on("connect", server._handle_eio_connect)
-    server.eio.on("message", server._handle_eio_message)
-    server.eio.on("disconnect", server._handle_eio_disconnect)
-    if not isinstance(socketio, GuardedSocketIO):
-        _guard(socketio, GuardedSocketIO)
+    _hear_engine(server)
+    if overrides(type(server), "start_background_task"):
+        server.eio.spawn_event = server.start_background_task
     mend_recipients()
     guarded: Any = socketio
     guarded.event_contexts = EventContexts(guarded, is_fast=hooks.config.fast_contexts)
     keep_json(server, is_fast=hooks.config.fast_json)
+
+
+def _guard_queue(manager: Any) -> None:
+    """Guard a manager with a queue; what the application publishes with keeps its place.
+
+    A ``_publish`` that extends what Redis gets is called by whoever emits, and what it calls on
+    puts the message into the outbox. Any other is the way to a broker, behind the outbox.
+    """
+    if _is_redis(type(manager)):
+        _guard(manager, QueuedRedisManager)
+    else:
+        _guard(manager, GuardedPubSubManager, front=(ThroughOutbox,))
+        if isinstance(manager, RedisManager):
+            logger.info(
+                "the message queue is used as %s uses it, which hides whether Redis is there",
+                type(manager).__name__.removeprefix("Guarded"),
+            )
+    manager._newest = OrderedDict()
+
+
+def _hear_engine(server: Any) -> None:
+    """Take over what the server registered before it was guarded, and so of its own class.
+
+    Who has registered something in its place since then calls it on.
+    """
+    engine = server.eio
+    for event, name in (
+        ("connect", "_handle_eio_connect"),
+        ("message", "_handle_eio_message"),
+        ("disconnect", "_handle_eio_disconnect"),
+    ):
+        if getattr(engine.handlers.get(event), "__self__", None) is server:
+            engine.on(event, getattr(server, name))
 
 
 def _guard_engine(engine: Any, hooks: Hooks) -> None:
@@ -80,6 +123,9 @@ def _guard_engine(engine: Any, hooks: Hooks) -> None:
     _renew_lock(engine)
     # Upstream's monitor looks for silent clients; here each has its own deadline.
     engine.start_service_task = False
+    engine.spawn_event = None
+    if overrides(type(engine), "start_background_task"):
+        engine.spawn_event = engine.start_background_task
     mend_gevent_websocket()
 
 
@@ -93,7 +139,7 @@ def transport_of(server: Any, config: GuardConfig) -> Transport | None:
     manager = server.manager
     if not isinstance(manager, PubSubManager):
         return None
-    if isinstance(manager, RedisManager) and _is_stock_redis(type(manager)):
+    if _is_redis(type(manager)):
         return RedisTransport(manager, answer_timeout=config.broker_timeout)
     return QueueTransport(manager)
 
@@ -148,14 +194,54 @@ def close_for_restart(socket: Any) -> None:
     )
 
 
-def _guard(instance: Any, guarded: type) -> None:
-    """Make *instance* an instance of *guarded* as well, in front of its own class."""
-    own = type(instance)
-    instance.__class__ = type(f"Guarded{own.__name__}", (guarded, own), {})
+def _guard(instance: Any, guarded: type, *, front: tuple[type, ...] = ()) -> None:
+    """Make *instance* an instance of *guarded* as well, in front of upstream's own class."""
+    instance.__class__ = guarded_class(type(instance), guarded, front=front)
+    rebind(instance)
 
 
-def _is_stock_redis(cls: type[RedisManager]) -> bool:
-    # Who overrides how messages travel wants them to travel that way.
-    return all(
-        getattr(cls, name) is getattr(RedisManager, name) for name in ("_listen", "_redis_connect")
+def _is_redis(cls: type) -> bool:
+    """Say whether messages travel as ``RedisManager`` has them travel."""
+    # Who overrides how they do wants them to travel that way.
+    return (
+        issubclass(cls, RedisManager)
+        and not overrides(cls, "_listen", "_redis_connect")
+        and all(
+            calls_on(vars(own)["_publish"], "_publish")
+            for own in cls.__mro__
+            if "_publish" in vars(own) and not is_upstream(own) and not is_guarded(own)
+        )
     )
+
+
+_UNUSED_OF_MANAGERS: Final = (
+    "_thread",
+    "eio_sid_from_sid",
+    "get_namespaces",
+    "is_connected",
+)
+_NEEDED_OF_MANAGERS: Final = (
+    "_generate_ack_id",
+    "basic_disconnect",
+    "basic_enter_room",
+    "basic_leave_room",
+    "initialize",
+    "pre_connect",
+)
+_UNUSED_OF_SERVERS: Final = ("_handle_event",)
+_NEEDED_OF_SERVERS: Final = (
+    "_handle_connect",
+    "_handle_disconnect",
+    "_handle_eio_connect",
+    "_handle_eio_disconnect",
+    "_handle_eio_message",
+    "disconnect",
+)
+_UNUSED_OF_ENGINES: Final = (
+    "_service_task",
+    "_trigger_event",
+    "create_queue",
+    "send",
+    "send_packet",
+)
+_NEEDED_OF_ENGINES: Final = ("_handle_connect", "disconnect", "handle_request")

@@ -17,7 +17,7 @@ from .websocket import refuse_websocket, upgrade_problem, wants_websocket
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
     from engineio import Server as _Server
@@ -64,6 +64,8 @@ class GuardedEngineServer(_Server):
     """Sessions whose clients read more slowly than others broadcast."""
     wires: set[Wire]
     """WebSockets that are served, until the last word is said."""
+    spawn_event: Callable[..., object] | None = None
+    """Starts the task of an event, where the application has overridden what does."""
 
     def handle_request(
         self, environ: WSGIEnvironment, start_response: StartResponse

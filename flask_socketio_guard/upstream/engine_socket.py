@@ -348,9 +348,12 @@ class GuardedSocket(_Socket):
                 IntakeBounds(
                     config.max_in_flight, config.max_waiting_events, config.max_waiting_bytes
                 ),
-                spawn=self._guard.runtime.start
-                if config.fast_tasks
-                else self.server.start_background_task,
+                spawn=self.server.spawn_event
+                or (
+                    self._guard.runtime.start
+                    if config.fast_tasks
+                    else self.server.start_background_task
+                ),
                 spawn_later=partial(self._guard.runtime.call_later, 0.0),
                 lock=self._lock,
             )

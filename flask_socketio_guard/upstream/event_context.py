@@ -18,6 +18,7 @@ from socketio.exceptions import ConnectionRefusedError as ConnectionRefused
 from werkzeug.datastructures import EnvironHeaders
 
 from ..signals import logger
+from .overrides import overrides
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -139,8 +140,7 @@ class EventContexts:
     def __init__(self, socketio: SocketIO, *, is_fast: bool) -> None:
         self._socketio = socketio
         self._is_fast = is_fast
-        _, *own = [cls for cls in type(socketio).__mro__ if "_handle_event" in vars(cls)]
-        if own != [SocketIO]:
+        if overrides(type(socketio), "_handle_event"):
             self._give_up("SocketIO._handle_event is overridden")
 
     @property

@@ -64,6 +64,10 @@ class GuardedManager(_Manager):
     """
 
     guard: Hooks
+    has_own_delivery = False
+    """Whether the application overrides ``_handle_emit``, and so wants every event to pass it."""
+    has_own_participants = False
+    """Whether the application overrides ``get_participants``."""
     _rooms_of: dict[tuple[str, str], dict[Any, None]]
 
     def initialize(self) -> None:
@@ -149,7 +153,7 @@ class GuardedManager(_Manager):
             ]
             return _best(outcomes)
         server: Any = self.server
-        if server.has_test_client:
+        if server.takes_packets:
             encode = partial(self._encoded, namespace, body, options)
             return _best([server.put(eio_sid, encode()) for _, eio_sid in clients])
         find = server.eio.sockets.get
@@ -173,7 +177,7 @@ class GuardedManager(_Manager):
 
     def clients_in(self, namespace: str, room: Any) -> Sequence[tuple[str, str]]:
         """Return who is in *room*, or in one of several, by the ids of both protocols."""
-        if isinstance(room, list | tuple):
+        if isinstance(room, list | tuple) or self.has_own_participants:
             return list(self.get_participants(namespace, room))
         rooms = self.rooms.get(namespace)
         clients = None if rooms is None else rooms.get(room)
@@ -212,12 +216,16 @@ class GuardedManager(_Manager):
     ) -> SendOutcome:
         """Queue an event for one client that is to answer it."""
         ack_id = self._generate_ack_id(sid, callback)
+        server: Any = self.server
+        if server.has_own_sending:
+            packet = server.packet_class(packets.EVENT, data=body, namespace=namespace, id=ack_id)
+            server._send_packet(eio_sid, packet)
+            return SendOutcome.QUEUED
         try:
             message = self._encoded(namespace, body, options, ack_id)
         except BaseException:
             self.guard.callbacks.discard(ack_id, sid)
             raise
-        server: Any = self.server
         outcome: SendOutcome = server.put(eio_sid, message, may_wait=may_wait)
         return outcome
 
@@ -424,13 +432,18 @@ class GuardedPubSubManager(GuardedManager, _PubSubManager):
             self._publish_with_callback(message, room, namespace, callback)
             callback = partial(self._return_callback, self.host_id, *message["callback"])
         skip_sid = message["skip_sid"]
+        if self.has_own_delivery:
+            self._handle_emit(message)
+            return SendOutcome.HANDED_TO_QUEUE
         outcome = self._emit_here(
             event, data, namespace, room, skip_sid, callback, options, may_wait=may_wait
         )
         is_here = isinstance(room, str) and room in self.guard.connections
         return outcome if is_here else SendOutcome.HANDED_TO_QUEUE
 
-    def _has_anyone_in(self, namespace: object, room: object) -> bool:
+    def _has_anyone_in(self, namespace: Any, room: Any) -> bool:
+        if self.has_own_participants:
+            return any(self.get_participants(namespace, room))
         rooms = self.rooms.get(namespace)
         if not rooms:
             return False
@@ -490,13 +503,6 @@ class GuardedPubSubManager(GuardedManager, _PubSubManager):
     def tell_others(self, message: dict[str, Any]) -> None:
         """Send a message to all other processes; its host id comes last."""
         self._publish(message)
-
-    def _publish(self, data: dict[str, Any]) -> None:
-        if data["method"] in _SENT_TO_CLIENTS:
-            payload: Any = encoded_for_queue(self.json, self.server.packet_class, data)
-        else:
-            payload = self.json.dumps(data)
-        self.guard.publish(payload if isinstance(payload, bytes) else payload.encode())
 
     def _generate_ack_id(self, sid: Any, callback: Callable[..., object]) -> int:
         if isinstance(callback, partial) and callback.func == self._return_callback:
@@ -599,6 +605,23 @@ class GuardedPubSubManager(GuardedManager, _PubSubManager):
         if len(newest) > _MAX_KNOWN_HOSTS:
             newest.popitem(last=False)
         return False
+
+
+class ThroughOutbox(_PubSubManager):
+    """Where messages to other processes go: into the outbox, and not to the broker."""
+
+    guard: Hooks
+
+    def _publish(self, data: dict[str, Any]) -> None:
+        if data["method"] in _SENT_TO_CLIENTS:
+            payload: Any = encoded_for_queue(self.json, self.server.packet_class, data)
+        else:
+            payload = self.json.dumps(data)
+        self.guard.publish(payload if isinstance(payload, bytes) else payload.encode())
+
+
+class QueuedRedisManager(GuardedPubSubManager, ThroughOutbox):
+    """Goes in front of ``RedisManager``, for which the guard has connections of its own."""
 
 
 @lru_cache(maxsize=16)

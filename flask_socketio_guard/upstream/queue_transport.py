@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import PublishError
 from ..transport import Arrival, Message, Probe
-from .managers import SEQUENCE_KEY, GuardedPubSubManager
+from .managers import SEQUENCE_KEY, ThroughOutbox
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -43,7 +43,7 @@ class QueueTransport:
         self._queue_class = next(
             cls
             for cls in type(manager).__mro__
-            if "_publish" in vars(cls) and cls is not GuardedPubSubManager
+            if "_publish" in vars(cls) and cls is not ThroughOutbox
         )
         self.name = str(getattr(manager, "name", "pubsub"))
 

@@ -33,6 +33,7 @@ _MAX_ATTACHMENT_MESSAGES = 8  # the attachments of one packet, in messages of th
 _MAX_NAMESPACES = 100  # of one client at a time
 _MAX_DEPTH = 100
 _CONNECT = packets.Packet(encoded_packet="0")  # to "/" and with no more to say; most are
+_NO_OPTIONS: dict[str, bool] = {}
 _MARKS = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]')
 
 RESERVED_EVENTS = frozenset({"connect", "disconnect", "*"})
@@ -55,6 +56,10 @@ class GuardedServer(_Server):
     """Goes in front of ``Server``; every packet of a client passes through here."""
 
     guard: Hooks
+    has_own_sending = False
+    """Whether the application overrides how packets are sent."""
+    is_manager_asked = False
+    """Whether the application overrides what says who may be disconnected."""
 
     def _trigger_event(self, event: str, namespace: str, *args: Any) -> object:
         call = self._call_for(event, namespace, args)
@@ -179,7 +184,10 @@ class GuardedServer(_Server):
             except EventRejected as exc:
                 self._reject(eio_sid, namespace, id, sid, data, exc)
                 return
-        reply = self._trigger_event(data[0], namespace, sid, *data[1:])
+        try:
+            reply = self._trigger_event(data[0], namespace, sid, *data[1:])
+        except Exception as exc:  # noqa: BLE001 - the application's own one may raise anything
+            reply = self.guard.handlers.fail(data[0], namespace, sid, exc).reply
         if id is None or reply is self.not_handled:
             return
         try:
@@ -195,6 +203,11 @@ class GuardedServer(_Server):
             data = list(reply)
         else:
             data = [reply]
+        if self.has_own_sending:
+            self._send_packet(
+                eio_sid, self.packet_class(packets.ACK, data=data, namespace=namespace, id=id)
+            )
+            return
         packet = encoded(self.packet_class, packets.ACK, data, namespace, id)
         self.put(eio_sid, Message.of_socketio(packet), may_wait=True)
 
@@ -202,13 +215,13 @@ class GuardedServer(_Server):
         self.eio.put(eio_sid, Message.of_socketio(pkt.encode()))
 
     @property
-    def has_test_client(self) -> bool:
-        """Whether Flask-SocketIO's test client takes the place of sockets."""
-        return "_send_eio_packet" in self.__dict__
+    def takes_packets(self) -> bool:
+        """Whether something takes packets one by one: Flask-SocketIO's test client, for one."""
+        return self.has_own_sending or "_send_eio_packet" in self.__dict__
 
     def put(self, eio_sid: str, message: Message, *, may_wait: bool = False) -> SendOutcome:
         """Queue *message* for a client; see :meth:`GuardedSocket.put`."""
-        if not self.has_test_client:
+        if not self.takes_packets:
             outcome: SendOutcome = self.eio.put(eio_sid, message, may_wait=may_wait)
             return outcome
         for packet in message.packets():
@@ -241,6 +254,10 @@ class GuardedServer(_Server):
             success, reason = False, exc.error_args
         except ConnectionRefusedError:
             success, reason = False, {"message": "Connection refused by server"}
+        except Exception as exc:  # noqa: BLE001 - as for events
+            refusal = self.guard.handlers.fail("connect", namespace, sid, exc)
+            refused = ConnectionRefused("Connection rejected by server", refusal.error)
+            success, reason = False, refused.error_args
         if success is False:
             self._refuse(connection, reason or ConnectionRefused().error_args)
         else:
@@ -321,6 +338,12 @@ class GuardedServer(_Server):
             if not ignore_queue:
                 self.manager.can_disconnect(sid, namespace)  # asks the other processes
             return False
+        if (
+            self.is_manager_asked
+            and not ignore_queue
+            and not self.manager.can_disconnect(sid, namespace)
+        ):
+            return False
         return self._end(connection, self.reason.SERVER_DISCONNECT, is_told=True)
 
     def _handle_disconnect(
@@ -334,7 +357,8 @@ class GuardedServer(_Server):
     def _handle_eio_disconnect(self, eio_sid: str, reason: str) -> None:
         self._binary_packet.pop(eio_sid, None)
         for connection in self.guard.connections.of(eio_sid):
-            self._end(connection, reason)
+            self._handle_disconnect(eio_sid, connection.namespace, reason)
+            self._end(connection, reason)  # the manager may have lost it
         self._forget_environ(eio_sid)
 
     def drop(self, sid: str) -> None:
@@ -368,7 +392,10 @@ class GuardedServer(_Server):
             self.manager.pre_disconnect(sid, namespace=namespace)
         except KeyError:
             logger.debug("disconnect: the manager had lost the client")
-        self._trigger_event("disconnect", namespace, sid, connection.reason)
+        try:
+            self._trigger_event("disconnect", namespace, sid, connection.reason)
+        except Exception as exc:  # noqa: BLE001 - as for events
+            self.guard.handlers.fail("disconnect", namespace, sid, exc)
         self.manager.disconnect(sid, namespace, ignore_queue=True)
         connection.finish()
         self._forget_environ(connection.eio_sid)
@@ -400,7 +427,11 @@ class GuardedServer(_Server):
             What became of it.
         """
         room = recipient_of(to, room)
-        outcome: SendOutcome = self.manager.emit(
+        # An application's own emit() may know none of these.
+        options = _NO_OPTIONS
+        if volatile or ready_only:
+            options = {"volatile": volatile, "ready_only": ready_only}
+        outcome: SendOutcome | None = self.manager.emit(
             event,
             data,
             namespace or "/",
@@ -408,10 +439,9 @@ class GuardedServer(_Server):
             skip_sid=skip_sid,
             callback=callback,
             ignore_queue=ignore_queue,
-            volatile=volatile,
-            ready_only=ready_only,
+            **options,
         )
-        return outcome
+        return SendOutcome.QUEUED if outcome is None else outcome  # the application's own emit
 
     def call(
         self,

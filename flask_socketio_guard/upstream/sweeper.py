@@ -34,7 +34,7 @@ class Sweeper:
         Returns:
             How many were removed, by table.
         """
-        found = frozenset(() if self._server.has_test_client else self._leftovers())
+        found = frozenset(() if self._server.takes_packets else self._leftovers())
         certain = found & self._suspects
         self._suspects = found - certain
         removed: dict[str, int] = {}

@@ -1,0 +1,179 @@
+"""What an application has plugged into the classes underneath: honoured, or refused at start.
+
+A method that an application's own class overrides runs first, and its ``super()`` leads to the
+guard's. What the guard never calls, and what it cannot do without, is refused with the reason.
+"""
+
+from __future__ import annotations
+
+from types import CodeType, FunctionType, MethodType
+from typing import TYPE_CHECKING, Any, Final
+
+from ..errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+_UPSTREAM: Final = frozenset({"engineio", "flask_socketio", "socketio"})
+
+
+def is_upstream(owner: Any) -> bool:
+    """Say whether a class or function comes from the packages underneath."""
+    name = (
+        owner.__globals__.get("__name__", "")  # whoever wraps a function copies its __module__
+        if isinstance(owner, FunctionType)
+        else getattr(owner, "__module__", "")
+    )
+    return str(name).partition(".")[0] in _UPSTREAM
+
+
+def own_methods(owner: type) -> dict[str, Any]:
+    """Return what the application's classes among the bases of *owner* define, by name."""
+    found: dict[str, Any] = {}
+    for cls in owner.__mro__:
+        if cls is object or is_upstream(cls) or is_guarded(cls):
+            continue
+        for name, value in vars(cls).items():
+            found.setdefault(name, value)
+    return found
+
+
+def overrides(owner: type, *names: str) -> bool:
+    """Say whether the application's classes among the bases of *owner* define one of *names*."""
+    methods = own_methods(owner)
+    return any(name in methods for name in names)
+
+
+def is_guarded(cls: type) -> bool:
+    """Say whether a class is one of the guard's."""
+    return cls.__module__.startswith(__package__ + ".")
+
+
+def guarded_class(own: type, guarded: type, *, front: tuple[type, ...] = ()) -> type:
+    """Return a class whose objects are those of *own*, with *guarded* in front of upstream's.
+
+    Args:
+        own: Upstream's class, or the application's own kind of it.
+        guarded: Comes behind the application's classes, so that their ``super()`` leads to it.
+        front: Come before the application's.
+
+    Source:
+        Python's data model, ``type.mro()``: the order of resolution is the metaclass's to say.
+    """
+    order = list(own.__mro__)
+    first = next(index for index, cls in enumerate(order) if is_upstream(cls))
+    order[first:first] = [cls for cls in guarded.__mro__ if cls is not object]
+    meta: Any = type(own)
+
+    class Ordered(meta):
+        def mro(cls) -> list[type]:
+            return [cls, *front, *order]
+
+    made: type = Ordered(
+        f"Guarded{own.__name__}", (*front, own, guarded), {"__module__": guarded.__module__}
+    )
+    return made
+
+
+def check(instance: Any, guarded: type, *, unused: Iterable[str], needed: Iterable[str]) -> None:
+    """See that nothing which is plugged in would be bypassed in silence.
+
+    Args:
+        instance: Not guarded yet.
+        guarded: The class that is to guard it.
+        unused: Methods that upstream calls and the guard does not.
+        needed: Methods of the guard's that it cannot do without.
+
+    Raises:
+        ConfigError: Something would be; names class, method and mend.
+    """
+    own = type(instance)
+    unused, needed = frozenset(unused), frozenset(needed)
+    replaced = unused | {
+        name
+        for cls in guarded.__mro__[:-1]
+        for name, value in vars(cls).items()
+        if isinstance(value, FunctionType)
+    }
+    methods = own_methods(own)
+    for cls in _behind_upstream(own):
+        for name in sorted(replaced & vars(cls).keys()):
+            if next(first for first in own.__mro__ if name in vars(first)) is not cls:
+                continue  # it would not be called without the guard either
+            raise ConfigError(
+                f"{cls.__name__}.{name} comes behind a class of python-socketio among the bases "
+                f"of {own.__name__}, where the guard would bypass it: name {cls.__name__} first"
+            )
+    for name in sorted(unused & methods.keys()):
+        raise ConfigError(
+            f"{own.__name__}.{name} would never be called, since the guard has its own way: "
+            f"do without {name}(), or leave this SocketIO unguarded"
+        )
+    for name in sorted(needed & methods.keys()):
+        if not calls_on(methods[name], name):
+            raise ConfigError(
+                f"{own.__name__}.{name} does not call super().{name}(), which the guard "
+                "cannot do without: call it"
+            )
+    for owner, name, value in _patched(own, replaced):
+        raise ConfigError(
+            f"{owner.__module__}.{owner.__name__}.{name} was replaced by {_described(value)}, "
+            "which the guard would bypass: override it in a class of your own"
+        )
+    for name in sorted(replaced & vars(instance).keys()):
+        value = vars(instance)[name]
+        if callable(value) and not is_upstream(getattr(value, "__func__", value)):
+            raise ConfigError(
+                f"{name} of this {own.__name__} was replaced by {_described(value)} before it was "
+                "guarded: replace it after guard.init_app(), or override it in a class of your own"
+            )
+
+
+def calls_on(function: Any, name: str) -> bool:
+    """Say whether *function* calls the method *name* of another: its ``super()``, most likely."""
+    code = getattr(function, "__code__", None)
+    if code is None:
+        inner = getattr(function, "__wrapped__", None) or getattr(function, "__func__", None)
+        return inner is not None and calls_on(inner, name)
+    return _has_name(code, name)
+
+
+def _has_name(code: CodeType, name: str) -> bool:
+    return name in code.co_names or any(
+        isinstance(constant, CodeType) and _has_name(constant, name) for constant in code.co_consts
+    )
+
+
+def _behind_upstream(own: type) -> Iterator[type]:
+    is_behind = False
+    for cls in own.__mro__[:-1]:
+        is_behind = is_behind or is_upstream(cls)
+        if is_behind and not is_upstream(cls):
+            yield cls
+
+
+def _patched(own: type, names: Iterable[str]) -> Iterator[tuple[type, str, Any]]:
+    """Yield the methods of upstream's classes that somebody has replaced."""
+    for owner in own.__mro__:
+        if is_upstream(owner):
+            for name in sorted(names & vars(owner).keys()):
+                value = vars(owner)[name]
+                if callable(value) and not (isinstance(value, FunctionType) and is_upstream(value)):
+                    yield owner, name, value
+
+
+def _described(value: Any) -> str:
+    name = getattr(value, "__qualname__", None) or type(value).__name__
+    return f"{getattr(value, '__module__', '?')}.{name}"
+
+
+def rebind(instance: Any) -> None:
+    """Let methods that somebody keeps, to call them on, be those of the guarded object.
+
+    Who has put a method in the place of another, as python-socketio's admin interface does,
+    keeps the other on the object itself.
+    """
+    for attribute, value in list(vars(instance).items()):
+        if isinstance(value, MethodType) and value.__self__ is instance:
+            name = value.__func__.__name__
+            setattr(instance, attribute, MethodType(getattr(type(instance), name), instance))
