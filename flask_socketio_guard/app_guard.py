@@ -139,6 +139,7 @@ class AppGuard:
         self.runtime = self._new_runtime()
         adopt(socketio, self)
         self._build()
+        self.delivery.require_usable_store()
         self._subscriptions = [
             signals.subscribe(signals.failed, self.sender, self._call_failure_hooks)
         ]

@@ -13,6 +13,17 @@ from .errors import ConfigError
 
 PREFIX = "SOCKETIO_GUARD_"
 
+STORE_SCHEMES = (
+    "redis://",
+    "rediss://",
+    "redis+sentinel://",
+    "unix://",
+    "valkey://",
+    "valkeys://",
+    "valkey+sentinel://",
+)
+"""What the URL of a store may begin with: as that of a ``RedisManager``."""
+
 
 @dataclass(frozen=True)
 class GuardConfig:
@@ -77,7 +88,8 @@ class GuardConfig:
             client, >= 0.
         drain_window: Seconds over which clients are closed, >= 0.
         delivery_store: Where messages that must arrive are kept: ``None`` for the memory of this
-            process, or a URL of Redis, ``"redis://..."``, for all processes together. Or a
+            process, or a URL of Redis or Valkey for all processes together, ``"redis://..."``;
+            :data:`STORE_SCHEMES` lists what it may begin with. Or a
             callable that returns a store of your own, a
             :class:`~flask_socketio_guard.delivery.store.DeliveryStore`.
         delivery_lease: Seconds after which others take over what a dead process did for such
@@ -283,9 +295,9 @@ _STORE: _Rule = (
     lambda value: (
         value is None
         or callable(value)
-        or (isinstance(value, str) and value.startswith(("redis://", "rediss://", "unix://")))
+        or (isinstance(value, str) and value.startswith(STORE_SCHEMES))
     ),
-    "None, a URL of Redis or a callable",
+    "None, a URL of Redis or Valkey, or a callable",
 )
 _DETAILS: _Rule = (
     lambda value: value is None or callable(value) or _is_text(value),

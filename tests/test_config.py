@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from flask_socketio_guard.config import GuardConfig, require_seconds
+from flask_socketio_guard.config import STORE_SCHEMES, GuardConfig, require_seconds
 from flask_socketio_guard.errors import ConfigError
 
 SECRET = "s3cret-token"
@@ -125,6 +125,7 @@ RIGHT: list[tuple[str, Any]] = [
     *((name, value) for name in FLAGS for value in (True, False)),
     *(("slow_consumer", value) for value in ("disconnect", "drop_oldest", "drop_volatile")),
     *(("delivery_store", value) for value in (None, "redis://:secret@h/0", "unix:///r.sock")),
+    *(("delivery_store", f"{scheme}h:1/0/main") for scheme in STORE_SCHEMES),
     *(("rate_storage", value) for value in ("memory://", "redis://:secret@localhost:6380/0")),
     *(("outbox_overflow", value) for value in ("raise", "drop_oldest")),
     *(("broker_down", value) for value in ("warn", "fail")),
@@ -260,7 +261,7 @@ def test_a_wrong_delivery_store_is_refused_and_never_shown(value: Any) -> None:
         GuardConfig(delivery_store=value)
     assert (
         str(caught.value)
-        == "SOCKETIO_GUARD_DELIVERY_STORE must be None, a URL of Redis or a callable"
+        == "SOCKETIO_GUARD_DELIVERY_STORE must be None, a URL of Redis or Valkey, or a callable"
     )
 
 

@@ -26,7 +26,7 @@ from flask_socketio_guard.transport import Message, Probe
 from flask_socketio_guard.upstream.redis_errors import describe
 from flask_socketio_guard.upstream.redis_transport import RedisTransport, stamp
 from tests import unit_support
-from tests.support import TcpProxy, free_port, wait_until
+from tests.support import Sentinel, TcpProxy, free_port, wait_until
 from tests.support.redis_server import redis_binary
 
 if TYPE_CHECKING:
@@ -299,22 +299,12 @@ def test_redis_on_a_unix_socket_is_reached(tmp_path: Path, make_transport: Any) 
         server.wait(10)
 
 
+@pytest.mark.parametrize("scheme", ["redis+sentinel", "valkey+sentinel"])
 def test_sentinel_is_asked_where_the_master_is(
-    tmp_path: Path, redis_server: RedisServer, make_transport: Any
+    scheme: str, redis_server: RedisServer, make_transport: Any
 ) -> None:
-    port = free_port()
-    config = tmp_path / "sentinel.conf"
-    config.write_text(
-        f"port {port}\nbind 127.0.0.1\ndir {tmp_path}\n"
-        f"sentinel monitor main 127.0.0.1 {redis_server.port} 1\n"
-    )
-    sentinel = subprocess.Popen(
-        [redis_binary(), str(config), "--sentinel"],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        transport = make_transport(f"redis+sentinel://127.0.0.1:{port}/0/main")
+    with Sentinel(redis_server) as sentinel:
+        transport = make_transport(sentinel.url(scheme))
         wait_until(
             lambda: transport.check() is None, timeout=10, message="the master was not found"
         )
@@ -322,9 +312,20 @@ def test_sentinel_is_asked_where_the_master_is(
             publisher.publish(messages(b'{"n":1}'), 1)
             assert len(read(subscription, 2)) == 2
             assert redis_server.subscribers() == 1
-    finally:
-        sentinel.terminate()
-        sentinel.wait(10)
+
+
+def test_the_driver_of_valkey_is_taken_for_its_urls(
+    redis_server: RedisServer, make_transport: Any
+) -> None:
+    url = user(redis_server, "resetchannels", f"&{CHANNEL}", "+@all")
+    transport = make_transport(url.replace("redis://", "valkey://"))
+    assert transport.exceptions.__name__ == "valkey.exceptions"
+    with subscribed(transport) as subscription, publishing(transport) as publisher:
+        publisher.publish(messages(b'{"n":1}'), 1)
+        assert len(read(subscription, 2)) == 2
+        assert not transport.is_probing
+    wrong = make_transport(url.replace("redis://", "valkey://").replace(PASSWORD, "wrong"))
+    assert wrong.check().category == "authentication"
 
 
 # Access lists

@@ -8,16 +8,12 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, cast
 
-import redis
-from redis.backoff import NoBackoff
-from redis.exceptions import LockError, RedisError
-from redis.retry import Retry
-
-from ..errors import DeliveryFormatError, DeliveryStoreError
+from ..errors import ConfigError, DeliveryFormatError, DeliveryStoreError
 from ..runtime import clock
 from ..signals import logger
 from ..states import DeliveryState
 from .records import DEAD, DeadLetter, Delivery
+from .redis_client import Driver, describe
 from .redis_script import SCRIPT
 from .store import End, News, Page, Put, SharedStore
 
@@ -42,13 +38,13 @@ _BATCH = 200  # steps in one go: a script keeps everybody else waiting
 
 
 class RedisStore(SharedStore):
-    """Keeps messages in Redis, 5.0 or later, not a cluster.
+    """Keeps messages in Redis, 5.0 or later, or Valkey, not a cluster.
 
     What is acknowledged to have been stored is as safe as Redis keeps it: with
     ``appendonly`` it survives a restart.
 
     Args:
-        url: ``redis://``, ``rediss://`` or ``unix://``.
+        url: Begins with one of :data:`~..config.STORE_SCHEMES`.
         prefix: Of all keys; applications that share a Redis have different ones.
         host: Name of this process, unique in the fleet.
         timeout: Longest wait for an answer, in seconds, > 0.
@@ -57,9 +53,10 @@ class RedisStore(SharedStore):
         max_size: Characters that they may take, >= 1.
         retention: Seconds for which an ended one is still found, >= 1.
         max_dead_letters: About so many are kept, >= 1.
+        service: Name of the master that Sentinel is asked for, unless the URL has one.
 
     Raises:
-        ValueError: *url* is none.
+        ConfigError: *url* is none, or its driver is not installed.
     """
 
     def __init__(
@@ -74,6 +71,7 @@ class RedisStore(SharedStore):
         max_size: int,
         retention: float,
         max_dead_letters: int,
+        service: str = "mymaster",
     ) -> None:
         self._prefix = prefix
         self._host = host
@@ -81,20 +79,10 @@ class RedisStore(SharedStore):
         self._lease = lease
         bounds = (max_messages, max_size, max(1, round(retention)), max_dead_letters, _MAX_NEWS)
         self._head = [*map(str, bounds), host]
-        options: dict[str, Any] = {
-            "socket_timeout": timeout,
-            "socket_connect_timeout": timeout,
-            "socket_keepalive": not url.startswith("unix://"),
-            "health_check_interval": 10,
-            # Who asks has to know that an answer was lost; see DeliveryStore.
-            "retry": Retry(NoBackoff(), 0),
-        }
-        if url.startswith("unix://"):
-            del options["socket_connect_timeout"], options["socket_keepalive"]
-        self._redis: Any = redis.Redis.from_url(url, **options)
+        self._driver = Driver(url, service=service, timeout=timeout)
+        self._redis: Any = self._driver.client()
         # An answer may take longer here, but not for ever: the other side may be gone.
-        options["socket_timeout"] = timeout + LONGEST_WAIT
-        self._news_redis: Any = redis.Redis.from_url(url, **options)
+        self._news_redis: Any = self._driver.client(patience=LONGEST_WAIT)
         self._script = self._redis.register_script(SCRIPT)
         self._lock = self._redis.lock(
             prefix + "leader", timeout=lease, blocking=False, thread_local=False
@@ -109,7 +97,7 @@ class RedisStore(SharedStore):
         """Do *steps*; see :class:`~.store.Step`."""
         results: list[Any] = []
         words = [self._words(step) for step in steps]
-        with _translated():
+        with self._translated():
             self._check_version()
             for start in range(0, len(steps), _BATCH):
                 end = start + _BATCH
@@ -150,6 +138,10 @@ class RedisStore(SharedStore):
     def _check_version(self) -> None:
         if self._is_checked:
             return
+        try:
+            self.require_no_cluster()  # it may not have answered before
+        except ConfigError as exc:
+            raise DeliveryStoreError(str(exc)) from exc
         key = self._prefix + "version"
         self._redis.set(key, VERSION, nx=True)
         if self._redis.get(key) != VERSION:
@@ -163,7 +155,7 @@ class RedisStore(SharedStore):
     def news(self, timeout: float) -> News | None:
         """Wait for what happens; see :class:`~.store.SharedStore`."""
         stream = self._prefix + "news"
-        with _translated():
+        with self._translated():
             if self._news_at is None:
                 newest = self._news_redis.xrevrange(stream, count=1)
                 self._news_at = newest[0][0] if newest else b"0-0"
@@ -195,7 +187,7 @@ class RedisStore(SharedStore):
 
     def lead(self) -> bool:
         """Say whether this process leads; see :class:`~.store.SharedStore`."""
-        with _translated():
+        with self._translated():
             self._check_version()
             self._is_leading = self._keep_lock()
             if self._is_leading:
@@ -206,7 +198,7 @@ class RedisStore(SharedStore):
         if self._is_leading:
             try:
                 self._lock.reacquire()
-            except LockError:  # it ran out, and somebody else may have it
+            except self._driver.lock_error:  # it ran out, and somebody else may have it
                 self._clocks = None
             else:
                 return True
@@ -232,7 +224,7 @@ class RedisStore(SharedStore):
     def forget_dead_processes(self) -> list[Delivery]:
         """Forget their devices; see :class:`~.store.SharedStore`."""
         forgotten: list[Delivery] = []
-        with _translated():
+        with self._translated():
             for name in self._redis.smembers(self._prefix + "hosts"):
                 while True:
                     ended, count = self.do("bury", name.decode(), _BATCH)
@@ -241,26 +233,28 @@ class RedisStore(SharedStore):
                         break
         return forgotten
 
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except self._driver.errors as exc:
+            raise DeliveryStoreError(describe(exc)) from exc
+
+    def require_no_cluster(self) -> None:
+        """Make sure that Redis is no cluster; see :class:`~.redis_client.Driver`."""
+        self._driver.require_no_cluster()
+
     def close(self) -> None:
         """Let go of the lease and the connections; idempotent."""
         try:
             if self._is_leading:
                 self._is_leading = False
                 self._lock.release()
-        except (RedisError, OSError):
+        except self._driver.errors:
             pass  # it runs out by itself
         finally:
             self._redis.close()
             self._news_redis.close()
-
-
-@contextmanager
-def _translated() -> Iterator[None]:
-    try:
-        yield
-    except (RedisError, OSError) as exc:
-        reason = f"{type(exc).__name__}: {exc}".splitlines()[0][:200]
-        raise DeliveryStoreError(reason) from exc
 
 
 def _ms(seconds: float) -> int:

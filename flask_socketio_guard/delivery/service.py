@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from ..broker import Broker
-from ..errors import ConfigError
+from ..errors import ConfigError, DeliveryStoreError
 from .courier import Courier
 from .desk import LocalDesk
 from .fleet import DeliveryFleet
@@ -128,6 +129,16 @@ class DeliveryService:
         if self._fleet is not None:
             watch("socketio-guard:delivery-leader", self._fleet.lead, None)
 
+    def require_usable_store(self) -> None:
+        """Make sure that the store can do what is asked of it, as far as it answers now.
+
+        Raises:
+            ConfigError: It cannot.
+        """
+        if isinstance(self.store, RedisStore):
+            with suppress(DeliveryStoreError):
+                self.store.require_no_cluster()
+
     @property
     def is_store_reachable(self) -> bool | None:
         """Whether the store answers; ``None`` if it is in this process."""
@@ -193,5 +204,6 @@ def _store(config: GuardConfig, channel: str) -> DeliveryStore:
         host=uuid.uuid4().hex,
         timeout=config.broker_timeout,
         lease=config.delivery_lease,
+        service=channel,
         **bounds,
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from tests.support.clients import RawClient, Received, SocketIOClient
 from tests.support.ports import free_port
-from tests.support.redis_server import RedisServer
+from tests.support.redis_server import RedisServer, Sentinel
 from tests.support.servers import GunicornServer
 from tests.support.tcp_proxy import TcpProxy
 from tests.support.waiting import DeadlineExceeded, wait_until
@@ -19,6 +19,7 @@ __all__ = [
     "RawClient",
     "Received",
     "RedisServer",
+    "Sentinel",
     "SocketIOClient",
     "TcpProxy",
     "free_port",

@@ -51,10 +51,17 @@ class RedisServer:
     when the new condition holds.
     """
 
-    def __init__(self, port: int | None = None, *, is_durable: bool = False) -> None:
+    def __init__(
+        self,
+        port: int | None = None,
+        *,
+        is_durable: bool = False,
+        options: dict[str, str] | None = None,
+    ) -> None:
         self.port = port or free_port()
         self._is_port_chosen = port is None
         self._is_durable = is_durable
+        self._options = options or {}
         self._directory = Path(tempfile.mkdtemp(prefix="guard-redis-"))
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -165,6 +172,7 @@ class RedisServer:
             "daemonize": "no",
             "dir": str(self._directory),
             "logfile": str(self._directory / "redis.log"),
+            **self._options,
         }
         arguments = [word for key, value in options.items() for word in (f"--{key}", value)]
         return start_process(
@@ -198,3 +206,49 @@ class RedisServer:
         self._process.wait(_STOP_TIMEOUT)
         end_process(self._process)
         self._process = None
+
+
+class Sentinel:
+    """One ``redis-server --sentinel`` that watches a master by the name of ``main``."""
+
+    def __init__(self, master: RedisServer) -> None:
+        self._master = master
+        self._directory = Path(tempfile.mkdtemp(prefix="guard-sentinel-"))
+        self._port = free_port()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def url(self, scheme: str = "redis+sentinel", service: str = "/main") -> str:
+        """Return an address that ``RedisManager`` takes."""
+        return f"{scheme}://127.0.0.1:{self._port}/0{service}"
+
+    def command(self, *words: str) -> Any:
+        """Send one command to Sentinel and return the answer."""
+        with redis.Redis(port=self._port, socket_timeout=2.0) as client:
+            return client.execute_command(*words)
+
+    def __enter__(self) -> Self:
+        """Start it; it is not said to know the master yet."""
+        config = self._directory / "sentinel.conf"
+        config.write_text(
+            f"port {self._port}\nbind 127.0.0.1\ndir {self._directory}\n"
+            f"sentinel monitor main 127.0.0.1 {self._master.port} 1\n"
+            "sentinel down-after-milliseconds main 500\nsentinel failover-timeout main 5000\n"
+        )
+        self._process = start_process(
+            [redis_binary(), str(config), "--sentinel"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """End it, and remove its files."""
+        if self._process is not None:
+            end_process(self._process)
+        shutil.rmtree(self._directory, ignore_errors=True)
