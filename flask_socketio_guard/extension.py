@@ -482,7 +482,7 @@ class SocketIOGuard:
         known = guard.connections.find(sid)
         if namespace is None and known is not None:
             namespace = known.namespace
-        return bool(guard.server.disconnect(sid, namespace=namespace))
+        return bool(guard.server.end(sid, namespace=namespace))
 
     # Messages that must arrive
 

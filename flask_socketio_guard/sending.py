@@ -113,6 +113,18 @@ class SendQueue:
     def __len__(self) -> int:
         return len(self._items)
 
+    def qsize(self) -> int:
+        """Return how much waits; as that of the queue in whose place it is."""
+        return len(self._items)
+
+    def empty(self) -> bool:
+        """Say whether nothing waits."""
+        return not self._items
+
+    def full(self) -> bool:
+        """Say whether a bound is reached."""
+        return self.is_full
+
     @property
     def is_full(self) -> bool:
         """Whether a bound is reached."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
@@ -95,7 +96,7 @@ class GuardedSocket(_Socket):
         self.closing = False
         self.closed = False
         self.is_counted = True
-        self.last_ping: bool | None = None
+        self.last_ping: float | None = None
         self._is_heard = False
         self._is_forsaken = False
         self.queue = SendQueue(
@@ -276,7 +277,7 @@ class GuardedSocket(_Socket):
     def _send_ping(self) -> None:
         if self.closed:
             return
-        self.last_ping = True
+        self.last_ping = time.time()  # upstream's check_ping_timeout() reads it
         self._is_heard = False
         self._heartbeat = self._guard.deadlines.call_later(
             self.server.ping_timeout, self._ping_overdue

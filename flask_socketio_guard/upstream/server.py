@@ -321,8 +321,16 @@ class GuardedServer(_Server):
 
     def disconnect(
         self, sid: str, namespace: str | None = None, ignore_queue: bool = False
-    ) -> bool:
+    ) -> None:
         """Disconnect a client; as upstream's, and idempotent.
+
+        It returns nothing, as upstream's: what a handler returns is an answer, and that of a
+        connect handler a decision.
+        """
+        self.end(sid, namespace, ignore_queue)
+
+    def end(self, sid: str, namespace: str | None = None, ignore_queue: bool = False) -> bool:
+        """Disconnect a client.
 
         Returns:
             Whether a client of this process is now being disconnected because
