@@ -211,12 +211,12 @@ def flood(check: Check) -> Seen:
             latencies.append(time.monotonic() - asked_at)
         answers = [client.read_acknowledgement() for _ in range(FLOOD)]
     at_a_time = max(answer.get("running", 0) for answer in answers)
-    codes = Counter(answer["error"]["code"] for answer in answers if "error" in answer)
-    if at_a_time > MAX_RUNNING or set(codes) != {"too_many_in_flight"}:
-        raise Failed(f"{at_a_time} ran at a time; refused: {dict(codes)}")
+    handled = sum("running" in answer for answer in answers)
+    if at_a_time > MAX_RUNNING or handled != FLOOD:
+        raise Failed(f"{at_a_time} ran at a time; {handled} of {FLOOD} were handled")
     usual, worst = statistics.median(latencies) * 1000, max(latencies) * 1000
     others = f"others answered in {usual:.0f} ms, {worst:.0f} at worst"
-    return Seen(f"{at_a_time} at a time, {codes.total()} refused; {others}")
+    return Seen(f"{at_a_time} at a time, all handled; {others}")
 
 
 def never_read(check: Check) -> Seen:

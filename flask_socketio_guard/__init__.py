@@ -27,7 +27,6 @@ from .errors import (
     PublishError,
     RateLimited,
     TaskError,
-    TooManyInFlight,
     UnknownDelivery,
 )
 from .extension import SocketIOGuard
@@ -77,7 +76,6 @@ __all__ = [
     "TaskError",
     "TaskHandle",
     "TaskState",
-    "TooManyInFlight",
     "UnknownDelivery",
     "__version__",
 ]

@@ -33,7 +33,7 @@ from .fan_out import FanOut
 from .handlers import HandlerGuard
 from .health import TICK_INTERVAL, Health, HealthEndpoints, Sources
 from .hooks import AckCallback
-from .intake import Starter
+from .intake import Starter, arriving
 from .listener import LISTENER_TASK, Listener
 from .logs import LogLines
 from .metrics import Counters
@@ -800,7 +800,10 @@ class AppGuard:
                 return function(*arguments)
 
         name = getattr(function, "__qualname__", type(function).__qualname__)
-        run = partial(self.handlers.run_callback, call, name=name)
+        arrival = arriving.get()
+        if arrival is not None:
+            arrival.is_taken = True
+        run = partial(self.handlers.run_callback, call, name=name, arrival=arrival)
         if self.config.fast_tasks and self.runtime.is_home():
             self.runtime.start(run)
         else:

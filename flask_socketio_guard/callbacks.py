@@ -119,6 +119,10 @@ class CallbackTable:
         for ack_id in list(self._by_recipient.get(recipient, ())):
             self.lose(ack_id, recipient, reason)
 
+    def is_owed_by(self, recipient: str) -> bool:
+        """Say whether anything waits for an answer of *recipient*."""
+        return recipient in self._by_recipient
+
     def lose_all(self, reason: str) -> None:
         """Drop every callback."""
         for ack_id, entry in list(self._waiting.items()):

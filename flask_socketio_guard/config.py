@@ -68,9 +68,10 @@ class GuardConfig:
         connect_timeout: Longest run of a connect handler, > 0.
         join_timeout: A client that has joined no namespace by then is closed, > 0.
         max_in_flight: Events of one client that run at a time, >= 1.
-        max_waiting_events: Further events of one client that wait, >= 0; beyond
-            them :class:`~flask_socketio_guard.TooManyInFlight`.
-        max_waiting_bytes: Bytes of one client's waiting events, >= 1.
+        max_waiting_bytes: Memory of one client's waiting events, in bytes, >= 1; beyond it the
+            client is not read until some have begun. Eight times that while it owes an answer.
+        departure_timeout: After a client has left, for how long none of its waiting events may
+            begin before they are given up, > 0.
         event_rate: Events of one client, as *connection_rate*.
         rate_storage: Where rates are counted, in the words of the ``limits``
             library: ``"memory://"``, or ``"redis://..."`` for all processes together.
@@ -143,8 +144,8 @@ class GuardConfig:
     connect_timeout: float = 20.0
     join_timeout: float = 45.0
     max_in_flight: int = 64
-    max_waiting_events: int = 1000
     max_waiting_bytes: int = 4 * 1024 * 1024
+    departure_timeout: float = 30.0
     event_rate: str | None = None
     rate_storage: str = "memory://"
     send_queue_max_packets: int = 5000
@@ -328,8 +329,8 @@ _RULES: Mapping[str, _Rule] = {
     "connect_timeout": _POSITIVE,
     "join_timeout": _POSITIVE,
     "max_in_flight": _COUNT,
-    "max_waiting_events": (partial(_is_whole, least=0), "an integer >= 0"),
     "max_waiting_bytes": _COUNT,
+    "departure_timeout": _POSITIVE,
     "event_rate": _or_none(_RATE),
     "rate_storage": (lambda value: isinstance(value, str) and "://" in value, "a URL"),
     "send_queue_max_packets": _COUNT,

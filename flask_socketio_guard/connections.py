@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import threading
+from _thread import RLock
 from collections.abc import ItemsView, Iterator, Mapping, ValuesView
 from typing import TYPE_CHECKING
 
-from .runtime import clock
+from .runtime import Event, clock
 from .states import CONNECTION_TRANSITIONS, ConnectionEvent, ConnectionState, StateMachine
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 _LIVING = (ConnectionState.OPEN, ConnectionState.READY)
 _ENDING = (ConnectionState.CLOSING, ConnectionState.CLOSED)
+_counting = RLock()  # not gevent's, which costs a dozen calls: nobody waits while holding it
 
 
 class Connection:
@@ -33,9 +35,11 @@ class Connection:
         is_accepted: Whether its connect handler let it in, whatever came then.
         is_left_to_connect: Whether it was closed while its connect handler ran, and
             so has its end where that has ended.
+        unbegun: Events and answers that were received and have not begun to be acted on.
     """
 
     __slots__ = (
+        "_all_begun",
         "_cleanups",
         "_handshake",
         "_lock",
@@ -49,6 +53,7 @@ class Connection:
         "opened_at",
         "reason",
         "sid",
+        "unbegun",
     )
 
     def __init__(
@@ -68,6 +73,8 @@ class Connection:
         self.reason = ""
         self.is_accepted = False
         self.is_left_to_connect = False
+        self.unbegun = 0
+        self._all_begun: Event | None = None
         self._lock = lock
         self._machine: StateMachine[ConnectionState, ConnectionEvent] = StateMachine(
             ConnectionState.CONNECTING, CONNECTION_TRANSITIONS
@@ -89,6 +96,11 @@ class Connection:
     def is_open(self) -> bool:
         """Whether its connect handler let it in and nothing has closed it since."""
         return self._machine.state in _LIVING
+
+    @property
+    def is_connecting(self) -> bool:
+        """Whether its connect handler runs and nothing has closed it."""
+        return self._machine.state is ConnectionState.CONNECTING
 
     @property
     def is_ready(self) -> bool:
@@ -166,6 +178,38 @@ class Connection:
     def finish(self) -> None:
         """Note that everything about its end is done, and release what was deferred."""
         self._end(ConnectionEvent.FINISHED)
+
+    def expect(self) -> None:
+        """Note that something was received which has not begun to be acted on."""
+        with _counting:
+            self.unbegun += 1
+
+    def begun(self) -> None:
+        """Note that one of these has begun, or never will."""
+        with _counting:
+            self.unbegun -= 1
+            all_begun = None if self.unbegun else self._all_begun
+        if all_begun is not None:
+            all_begun.set()
+
+    def wait_until_begun(self, all_begun: Event, patience: float) -> bool:
+        """Wait until everything received has begun.
+
+        Args:
+            all_begun: A new one.
+            patience: For how long nothing may begin, in seconds.
+
+        Returns:
+            Whether it has; ``False`` if nothing began for too long.
+        """
+        with _counting:
+            self._all_begun = all_begun
+            left = self.unbegun
+        while left and not all_begun.wait(patience):
+            if self.unbegun >= left:
+                return False
+            left = self.unbegun
+        return True
 
     def _move(self, event: ConnectionEvent) -> ConnectionState:
         """Apply *event*, tell of a new state, and return it; with the lock held."""

@@ -7,8 +7,7 @@ The tree::
     ├── IncompatibleVersion
     ├── EventRejected
     │   ├── EventInvalid
-    │   ├── RateLimited
-    │   └── TooManyInFlight
+    │   └── RateLimited
     ├── HandlerTimeout (also TimeoutError)
     ├── ConnectionClosed
     ├── HandOverFull
@@ -81,13 +80,6 @@ class RateLimited(EventRejected):
     def __init__(self, message: str = "too many events", *, retry_after: float = 0.0) -> None:
         super().__init__(message, code="rate_limited")
         self.retry_after = retry_after
-
-
-class TooManyInFlight(EventRejected):
-    """A client has more events unanswered than may run and wait."""
-
-    def __init__(self, message: str = "too many events in flight") -> None:
-        super().__init__(message, code="too_many_in_flight")
 
 
 class HandlerTimeout(GuardError, TimeoutError):

@@ -21,6 +21,7 @@ from socketio.exceptions import ConnectionRefusedError as ConnectionRefused
 from . import signals
 from .errors import EventInvalid, EventRejected
 from .hooks import Refusal
+from .intake import Arrival, arriving
 from .signals import Failure, Rejection
 
 if TYPE_CHECKING:
@@ -51,9 +52,17 @@ class Event:
 class _Invocation:
     """One event, or one acknowledgement, on its way through upstream."""
 
-    __slots__ = ("failure", "kind", "name", "namespace", "rejection", "sid")
+    __slots__ = ("arrival", "failure", "kind", "name", "namespace", "rejection", "sid")
 
-    def __init__(self, kind: str, name: str, namespace: str | None, sid: str | None) -> None:
+    def __init__(
+        self,
+        kind: str,
+        name: str,
+        namespace: str | None,
+        sid: str | None,
+        arrival: Arrival | None = None,
+    ) -> None:
+        self.arrival = arrival
         self.kind = kind
         self.name = name
         self.namespace = namespace
@@ -90,7 +99,7 @@ class HandlerGuard:
             socketio.exceptions.ConnectionRefusedError: A connect handler refuses
                 its client. Nothing else is ever raised.
         """
-        invocation = _Invocation("handler", name, namespace, sid)
+        invocation = _Invocation("handler", name, namespace, sid, arriving.get())
         self.running += 1
         try:
             result = self._run(invocation, call)
@@ -100,9 +109,28 @@ class HandlerGuard:
             return result
         return self._refusal(invocation, name, namespace, sid, result)
 
-    def run_callback(self, call: Callable[[], object], *, name: str) -> None:
-        """Call *call*, which leads to an acknowledgement callback; never raises."""
-        self._run(_Invocation("callback", name, None, None), call)
+    def run_callback(
+        self, call: Callable[[], object], *, name: str, arrival: Arrival | None = None
+    ) -> None:
+        """Call *call*, which leads to an acknowledgement callback; never raises.
+
+        Args:
+            call: The callback.
+            name: Of it, for records.
+            arrival: The answer that it is called for, if it is for one.
+        """
+        try:
+            self._run(_Invocation("callback", name, None, None, arrival), call)
+        finally:
+            if arrival is not None:
+                arrival.begin()
+
+    def connecting_sid(self) -> str | None:
+        """Return for whose connect handler the caller is called, if it is for one."""
+        invocation = _current.get()
+        if invocation is None or invocation.kind != "handler" or invocation.name != "connect":
+            return None
+        return invocation.sid
 
     def recording(self, target: Callable[..., object]) -> Callable[..., object]:
         """Return *target* such that what it raises is recorded and goes no further."""
@@ -143,6 +171,8 @@ class HandlerGuard:
             return handler
 
         def protected(*args: object) -> object:
+            if invocation.arrival is not None:
+                invocation.arrival.begin()
             if invocation.failure is not None:
                 raise invocation.failure.exception
             try:

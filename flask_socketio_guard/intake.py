@@ -1,4 +1,4 @@
-"""Work on its way to handlers: so much at a time, some of it in order."""
+"""Events on their way to handlers: so many at a time, some of them in order."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import heapq
 import itertools
 from _thread import RLock
 from collections import deque
+from contextvars import ContextVar
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
-from .errors import TooManyInFlight
 from .signals import logger
 
 if TYPE_CHECKING:
@@ -17,6 +17,70 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
 _STARTS_PER_TURN = 16
+_EVENT_BYTES: Final = 1024
+_VALUE_BYTES: Final = 80
+_BYTES_PER_BYTE: Final = 8  # of a packet that is not JSON: there a byte may be a value
+
+
+class Owner(Protocol):
+    """The connection that something was received on."""
+
+    def expect(self) -> None:
+        """Note that something was received which has not begun."""
+
+    def begun(self) -> None:
+        """Note that it has begun, or never will."""
+
+
+class Arrival:
+    """Something that a client sent, until its handler or callback begins.
+
+    Args:
+        owner: The connection that it came on, which does not end before.
+
+    Attributes:
+        is_taken: Whether a task will begin it.
+    """
+
+    __slots__ = ("_is_begun", "is_taken", "owner")
+
+    def __init__(self, owner: Owner) -> None:
+        self.owner = owner
+        self.is_taken = False
+        self._is_begun = False
+        owner.expect()
+
+    def begin(self) -> None:
+        """Note that it has begun, or never will; idempotent."""
+        if not self._is_begun:
+            self._is_begun = True
+            self.owner.begun()
+
+
+arriving: ContextVar[Arrival | None] = ContextVar("socketio_guard_arrival", default=None)
+"""What the present task acts on."""
+
+
+class Work(Protocol):
+    """An event of a client."""
+
+    @property
+    def owner(self) -> object:
+        """What it is held, released and lost with."""
+
+    @property
+    def lane(self) -> Hashable:
+        """Events of the same lane run one after another, in order; ``None`` is no lane."""
+
+    @property
+    def is_early(self) -> bool:
+        """Whether its owner is not let in yet."""
+
+    def run(self) -> object:
+        """Run its handler; never raises."""
+
+    def lose(self) -> object:
+        """Note that its handler will not run."""
 
 
 class IntakeBounds(NamedTuple):
@@ -24,28 +88,41 @@ class IntakeBounds(NamedTuple):
 
     Attributes:
         max_running: Events whose handlers run at a time, >= 1.
-        max_waiting: Events that wait for one of these to end, >= 0.
-        max_waiting_bytes: Bytes that these may have, >= 1.
+        max_waiting_bytes: Memory of those that wait for their turn at which nothing more should
+            be read, >= 1.
     """
 
     max_running: int
-    max_waiting: int
     max_waiting_bytes: int
 
 
-class _Job(NamedTuple):
+class _Entry(NamedTuple):
     number: int
-    run: Callable[[], object]
-    lose: Callable[[], object]
+    work: Any
     size: int
-    lane: Hashable
+
+
+def memory_of(message: str | bytes) -> int:
+    """Return about how many bytes an event holds while it waits.
+
+    That is much more than it has on the wire: there is a fixed cost for each event, and an empty
+    list, two characters of JSON, is 56 bytes of memory.
+
+    Args:
+        message: Its packet.
+    """
+    if not isinstance(message, str):
+        return _EVENT_BYTES + _BYTES_PER_BYTE * len(message)
+    values = message.count(",") + message.count("[") + message.count("{") + message.count(":")
+    width = 1 if message.isascii() else 4
+    return _EVENT_BYTES + width * len(message) + _VALUE_BYTES * values
 
 
 class Intake:
     """Runs the events of one client.
 
-    The client's packets are read on while its events wait: an answer that a
-    running handler waits for may be among them.
+    It takes whatever it is given: who reads the client's packets looks at :attr:`is_full`
+    between two of them.
 
     Args:
         bounds: How many run and wait.
@@ -56,14 +133,17 @@ class Intake:
 
     __slots__ = (
         "_bounds",
-        "_bytes",
+        "_early",
         "_lanes",
         "_lock",
         "_numbers",
         "_spawn",
         "_spawn_later",
         "_waiting",
+        "is_full",
+        "on_room",
         "running",
+        "size",
         "waiting",
     )
 
@@ -81,98 +161,146 @@ class Intake:
         self._lock = lock
         self._numbers = itertools.count()
         # Those that may run next, by arrival: of each lane one at the most.
-        self._waiting: list[_Job] = []
+        self._waiting: list[_Entry] = []
         # Those behind another of their lane; a lane is here while one of its runs or is ready.
-        self._lanes: dict[Hashable, deque[_Job]] = {}
-        self._bytes = 0
+        self._lanes: dict[Hashable, deque[_Entry]] = {}
+        # Those of owners that are not let in yet.
+        self._early: dict[object, deque[_Entry]] = {}
         self.running = 0
         """Events whose handlers run."""
         self.waiting = 0
         """Events that wait."""
+        self.size = 0
+        """Bytes of memory that these hold."""
+        self.is_full = False
+        """Whether nothing more should be read for now."""
+        self.on_room: Callable[[], object] | None = None
+        """Called when there is less than before; for who has stopped reading."""
 
     def submit(
-        self,
-        run: Callable[[], object],
-        *,
-        size: int,
-        lane: Hashable = None,
-        lose: Callable[[], object],
+        self, work: Work, message: str | bytes, *, more_bytes: int = 0, is_early: bool = False
     ) -> None:
-        """Call *run* in a task, now or when its turn comes.
+        """Run *work* in a task, now or when its turn comes.
 
         Args:
-            run: Must not raise.
-            size: Bytes that it holds.
-            lane: Events of the same lane run one after another, in order;
-                ``None`` is no lane.
-            lose: Called instead of *run* when the client leaves before its turn.
-
-        Raises:
-            TooManyInFlight: It can neither run nor wait.
+            work: An event.
+            message: Its packet, by which its size is known.
+            more_bytes: Of its attachments.
+            is_early: Whether to look if its owner is let in; it waits for that then.
         """
-        bounds = self._bounds
+        lane = work.lane
         with self._lock:
-            is_lane_busy = lane is not None and lane in self._lanes
-            may_run = self.running < bounds.max_running and not is_lane_busy
+            if (is_early and work.is_early) or (self._early and work.owner in self._early):
+                entry = self._entered(work, message, more_bytes)
+                self._early.setdefault(work.owner, deque()).append(entry)
+                return
+            may_run = self._has_begun(lane)
             if not may_run:
-                is_over = self.waiting and self._bytes + size > bounds.max_waiting_bytes
-                if self.waiting >= bounds.max_waiting or is_over:
-                    raise TooManyInFlight
-                job = _Job(next(self._numbers), run, lose, size, lane)
-                self.waiting += 1
-                self._bytes += size
-                if is_lane_busy:
-                    self._lanes[lane].append(job)
-                else:
-                    heapq.heappush(self._waiting, job)
-            else:
-                self.running += 1
-            if lane is not None and not is_lane_busy:
-                self._lanes[lane] = deque()
+                self._queue(self._entered(work, message, more_bytes))
         if may_run:
-            self._spawn(partial(self._work, run, lane))
+            self._spawn(partial(self._work, work))
 
-    def close(self) -> None:
-        """Drop what waits: the client is gone."""
+    def release(self, owner: object) -> None:
+        """Run what came before *owner* was let in, in order."""
+        to_run: list[Work] = []
         with self._lock:
-            jobs = list(self._waiting)
-            for job in list(jobs):
-                if job.lane is not None:
-                    jobs += self._lanes.pop(job.lane)
-            for lane in self._lanes.values():
-                jobs += lane
-                lane.clear()
-            self._waiting.clear()
-            self.waiting = self._bytes = 0
-        for job in sorted(jobs):
-            job.lose()
+            for entry in self._early.pop(owner, ()):
+                if self._has_begun(entry.work.lane):
+                    self._left(entry)
+                    to_run.append(entry.work)
+                else:
+                    self._queue(entry)
+        for work in to_run:
+            self._spawn(partial(self._work, work))
+        self._tell_of_room()
 
-    def _work(self, run: Callable[[], object], lane: Hashable) -> None:
+    def drop(self, owner: object) -> None:
+        """Lose what waits of *owner*."""
+        with self._lock:
+            lost = list(self._early.pop(owner, ()))
+            for lane, behind in list(self._lanes.items()):
+                kept = deque(entry for entry in behind if entry.work.owner != owner)
+                if len(kept) != len(behind):
+                    lost += [entry for entry in behind if entry.work.owner == owner]
+                    self._lanes[lane] = kept
+            ready = [entry for entry in self._waiting if entry.work.owner == owner]
+            self._waiting = [entry for entry in self._waiting if entry.work.owner != owner]
+            heapq.heapify(self._waiting)
+            for entry in ready:
+                if entry.work.lane is not None:
+                    self._advance(entry.work.lane)
+            lost += ready
+            for entry in lost:
+                self._left(entry)
+        for entry in sorted(lost):
+            entry.work.lose()
+        self._tell_of_room()
+
+    def _has_begun(self, lane: Hashable) -> bool:
+        """Count one more that runs, if it may; a lane is busy from then on."""
+        if self.running >= self._bounds.max_running or (lane is not None and lane in self._lanes):
+            return False
+        self.running += 1
+        if lane is not None:
+            self._lanes[lane] = deque()
+        return True
+
+    def _entered(self, work: Work, message: str | bytes, more_bytes: int) -> _Entry:
+        entry = _Entry(next(self._numbers), work, memory_of(message) + more_bytes)
+        self.waiting += 1
+        self.size += entry.size
+        self.is_full = self.size >= self._bounds.max_waiting_bytes
+        return entry
+
+    def _left(self, entry: _Entry) -> None:
+        self.waiting -= 1
+        self.size -= entry.size
+        self.is_full = self.size >= self._bounds.max_waiting_bytes
+
+    def _queue(self, entry: _Entry) -> None:
+        lane = entry.work.lane
+        if lane is not None and lane in self._lanes:
+            self._lanes[lane].append(entry)
+            return
+        if lane is not None:
+            self._lanes[lane] = deque()
+        heapq.heappush(self._waiting, entry)
+
+    def _advance(self, lane: Hashable) -> None:
+        """Let the next of *lane* be ready: the one before has ended."""
+        behind = self._lanes[lane]
+        if behind:
+            heapq.heappush(self._waiting, behind.popleft())
+        else:
+            del self._lanes[lane]
+
+    def _tell_of_room(self) -> None:
+        on_room = self.on_room
+        if on_room is not None:
+            on_room()
+
+    def _work(self, work: Work) -> None:
         try:
-            run()
+            work.run()
         finally:  # also when the task was killed: those that wait are not to wait for ever
-            job = self._ended(lane)
-            if job is not None:
+            following = self._ended(work.lane)
+            if following is not None:
                 # Not at once: between two of its events others have their turn.
-                self._spawn_later(partial(self._work, job.run, job.lane))
+                self._spawn_later(partial(self._work, following))
+                self._tell_of_room()
 
-    def _ended(self, lane: Hashable) -> _Job | None:
+    def _ended(self, lane: Hashable) -> Work | None:
         """Return the event to run after one of *lane* has ended: the oldest that may."""
         with self._lock:
             if lane is not None:
-                behind = self._lanes.get(lane)
-                if behind:
-                    job = behind.popleft()
-                    heapq.heappush(self._waiting, job)
-                elif behind is not None:
-                    del self._lanes[lane]
+                self._advance(lane)
             if not self._waiting:
                 self.running -= 1
                 return None
-            job = heapq.heappop(self._waiting)
-            self.waiting -= 1
-            self._bytes -= job.size
-            return job
+            entry = heapq.heappop(self._waiting)
+            self._left(entry)
+            work: Work = entry.work
+            return work
 
 
 class Starter:

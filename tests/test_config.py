@@ -30,6 +30,7 @@ POSITIVE_SECONDS = (
     "delivery_lease",
     "delivery_ack_timeout",
     "delivery_deadline",
+    "departure_timeout",
     "log_fold_interval",
 )
 SECONDS = (
@@ -81,10 +82,6 @@ WRONG: list[tuple[str, Any, str]] = [
         for value in (0, -1, 1.5, "10", True, [])
     ),
     *(
-        ("max_waiting_events", value, "an integer >= 0")
-        for value in (-1, 0.0, 1.5, "10", True, False, None)
-    ),
-    *(
         (name, value, 'None or a rate such as "20/second"')
         for name in RATES
         for value in ("", " ", 20, 0.5, True, ["20/second"], b"20/second")
@@ -119,7 +116,6 @@ RIGHT: list[tuple[str, Any]] = [
     *((name, value) for name in SECONDS for value in (0, 0.0, 1, 2.5)),
     *((name, value) for name in COUNTS for value in (1, 10**9)),
     *((name, value) for name in OPTIONAL_COUNTS for value in (None, 1, 5000)),
-    *(("max_waiting_events", value) for value in (0, 1, 10**9)),
     *((name, value) for name in RATES for value in (None, "20/second", "5 per 10 minutes")),
     *(("blocking_timeout", value) for value in (None, 0.001, 1, 2.5)),
     *((name, value) for name in FLAGS for value in (True, False)),
@@ -163,8 +159,8 @@ def test_defaults_are_the_documented_ones() -> None:
         connect_timeout=20.0,
         join_timeout=45.0,
         max_in_flight=64,
-        max_waiting_events=1000,
         max_waiting_bytes=4_194_304,
+        departure_timeout=30.0,
         event_rate=None,
         rate_storage="memory://",
         send_queue_max_packets=5000,
@@ -360,7 +356,7 @@ def test_every_kind_of_setting_is_read_from_the_environment(
 ) -> None:
     monkeypatch.setenv("SOCKETIO_GUARD_BLOCKING_TIMEOUT", "0.25")
     monkeypatch.setenv("SOCKETIO_GUARD_MAX_CONNECTIONS_PER_ADDRESS", "5")
-    monkeypatch.setenv("SOCKETIO_GUARD_MAX_WAITING_EVENTS", "0")
+    monkeypatch.setenv("SOCKETIO_GUARD_MAX_IN_FLIGHT", "1")
     monkeypatch.setenv("SOCKETIO_GUARD_EVENT_RATE", "20/second")
     monkeypatch.setenv("SOCKETIO_GUARD_RATE_STORAGE", "redis://localhost:6380")
     monkeypatch.setenv("SOCKETIO_GUARD_SLOW_CONSUMER", "drop_volatile")
@@ -368,7 +364,7 @@ def test_every_kind_of_setting_is_read_from_the_environment(
     assert GuardConfig.from_environment() == GuardConfig(
         blocking_timeout=0.25,
         max_connections_per_address=5,
-        max_waiting_events=0,
+        max_in_flight=1,
         event_rate="20/second",
         rate_storage="redis://localhost:6380",
         slow_consumer="drop_volatile",

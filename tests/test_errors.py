@@ -31,7 +31,6 @@ from flask_socketio_guard.errors import (
     PublishRefused,
     RateLimited,
     TaskError,
-    TooManyInFlight,
     UnknownDelivery,
 )
 
@@ -42,7 +41,6 @@ PARENTS = {
     EventRejected: (GuardError,),
     EventInvalid: (EventRejected,),
     RateLimited: (EventRejected,),
-    TooManyInFlight: (EventRejected,),
     HandlerTimeout: (GuardError, TimeoutError),
     ConnectionClosed: (GuardError,),
     HandOverFull: (GuardError,),
@@ -107,8 +105,6 @@ def test_errors_carry_their_facts_as_attributes() -> None:
     assert RateLimited().retry_after == 0.0
     assert RateLimited("slowly", retry_after=2.5).retry_after == 2.5
     assert RateLimited("slowly").message == "slowly"
-    assert TooManyInFlight().code == "too_many_in_flight"
-    assert TooManyInFlight("wait").message == "wait"
     assert HandlerTimeout(1.5).seconds == 1.5
     assert PublishError("gone", published=3).published == 3
     assert PublishRefused("no", published=1, refused=2).refused == 2
@@ -127,7 +123,6 @@ def test_error_texts_say_what_happened() -> None:
     assert str(EventRejected()) == "event rejected"
     assert str(EventInvalid()) == "invalid event"
     assert str(RateLimited()) == "too many events"
-    assert str(TooManyInFlight()) == "too many events in flight"
 
 
 @pytest.mark.parametrize(
@@ -136,7 +131,6 @@ def test_error_texts_say_what_happened() -> None:
         EventRejected("no", code="x"),
         EventInvalid("no", code="x"),
         RateLimited("slowly", retry_after=2.5),
-        TooManyInFlight("wait"),
         HandlerTimeout(2.0),
         OutboxFull(messages=5, size=60),
         ConnectionClosed("gone"),

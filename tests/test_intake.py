@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import random
 import sys
 import threading
+import tracemalloc
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -16,8 +18,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from flask_socketio_guard.errors import TooManyInFlight
-from flask_socketio_guard.intake import Intake, IntakeBounds, Starter
+from flask_socketio_guard.intake import Arrival, Intake, IntakeBounds, Starter, memory_of
 from flask_socketio_guard.runtime import GeventRuntime, Runtime, ThreadRuntime
 from tests import unit_support
 from tests.unit_support import wait_for
@@ -34,11 +35,14 @@ MANY = 1000
 class Job:
     """An event whose handler runs until it is released."""
 
-    def __init__(self, taking: Taking, name: object, lane: Hashable, size: int) -> None:
+    def __init__(
+        self, taking: Taking, name: object, lane: Hashable, size: int, owner: object = "owner"
+    ) -> None:
         self.taking = taking
         self.name = name
         self.lane = lane
         self.size = size
+        self.owner = owner
         self.has_begun = self.has_ended = self.is_lost = False
         self.released = taking.runtime.event()
         self.then: Callable[[], object] = lambda: None
@@ -62,6 +66,10 @@ class Job:
         self.taking.lost.append(self.name)
 
     @property
+    def is_early(self) -> bool:
+        return self.owner in self.taking.early
+
+    @property
     def is_waiting(self) -> bool:
         return not (self.has_begun or self.is_lost)
 
@@ -76,8 +84,8 @@ class Taking:
 
     runtime: Runtime
     max_running: int = 2
-    max_waiting: int = MANY
-    max_waiting_bytes: int = MANY
+    max_waiting_bytes: int = 1000 * MANY
+    early: set[object] = field(default_factory=set)
     jobs: list[Job] = field(default_factory=list)
     begun: list[Any] = field(default_factory=list)
     lost: list[Any] = field(default_factory=list)
@@ -86,7 +94,7 @@ class Taking:
 
     def __post_init__(self) -> None:
         lock: Any = nullcontext() if self.runtime.can_kill else threading.Lock()
-        bounds = IntakeBounds(self.max_running, self.max_waiting, self.max_waiting_bytes)
+        bounds = IntakeBounds(self.max_running, self.max_waiting_bytes)
         self.intake = Intake(
             bounds,
             spawn=self._spawn,
@@ -101,22 +109,20 @@ class Taking:
         self.runtime.call_later(0.0, target)
 
     def submit(
-        self, name: object, lane: Hashable = None, *, size: int = 1, is_quick: bool = False
+        self,
+        name: object,
+        lane: Hashable = None,
+        *,
+        size: int = 1,
+        is_quick: bool = False,
+        owner: object = "owner",
     ) -> Job:
-        job = Job(self, name, lane, size)
+        job = Job(self, name, lane, size, owner)
         if is_quick:
             job.released.set()
-        where: dict[str, Hashable] = {} if lane is None else {"lane": lane}
-        self.intake.submit(job.run, size=size, lose=job.lose, **where)
+        self.intake.submit(job, "x" * size, is_early=job.is_early)
         self.jobs.append(job)
         return job
-
-    def refused(self, name: object, lane: Hashable = None, *, size: int = 1) -> bool:
-        try:
-            self.submit(name, lane, size=size, is_quick=True)
-        except TooManyInFlight:
-            return True
-        return False
 
     def release(self, *jobs: Job) -> None:
         for job in jobs:
@@ -142,8 +148,9 @@ class Taking:
             assert task.join(5.0)
         ends = [task.exception for task in self.tasks if task.exception is not None]
         assert ends == self.errors
-        assert (self.intake.running, self.intake.waiting, self.intake._bytes) == (0, 0, 0)
-        assert self.intake._lanes == {}
+        assert (self.intake.running, self.intake.waiting, self.intake.size) == (0, 0, 0)
+        assert not self.intake.is_full
+        assert self.intake._lanes == self.intake._early == {}
         assert not self.intake._waiting
 
 
@@ -223,82 +230,121 @@ def test_what_comes_when_all_is_done_runs_again(take: Callable[..., Taking]) -> 
     assert taking.begun == [0, 1, 2, 3, 4]
 
 
-# How many wait
+# How much waits
 
 
-def test_more_than_may_wait_are_refused(take: Callable[..., Taking]) -> None:
-    taking = take(max_running=1, max_waiting=2)
-    running = taking.submit("runs")
-    taking.submit("first")
-    taking.submit("second")
-    with pytest.raises(TooManyInFlight) as refusal:
-        taking.submit("third")
-    assert refusal.value.code == "too_many_in_flight"
-    assert (taking.intake.running, taking.intake.waiting) == (1, 2)
+def test_all_that_waits_is_taken_and_its_size_is_known(take: Callable[..., Taking]) -> None:
+    """Who reads the client's packets looks at it."""
+    taking = take(max_running=1, max_waiting_bytes=3 * memory_of("x"))
+    running = taking.submit("runs", size=10_000)
+    assert (taking.intake.size, taking.intake.is_full) == (0, False)
+    first = taking.submit("first")
+    taking.submit("second", "lane", is_quick=True)
+    assert not taking.intake.is_full
+    taking.submit("third", "lane", is_quick=True)
+    taking.submit("fourth", is_quick=True)
+    assert taking.intake.is_full
+    assert (taking.intake.waiting, taking.intake.size) == (4, 4 * memory_of("x"))
     taking.release(running)
-    wait_for(taking.runtime, lambda: taking.intake.waiting == 1)
-    taking.submit("fourth")
-    assert taking.refused("fifth")
+    wait_for(taking.runtime, lambda: taking.intake.waiting == 3)
+    assert taking.intake.is_full
+    taking.release(first)
     taking.finish()
-    assert taking.begun == ["runs", "first", "second", "fourth"]
+    assert taking.begun == ["runs", "first", "second", "third", "fourth"]
     assert taking.lost == []
 
 
-def test_where_nothing_may_wait_what_can_run_runs(take: Callable[..., Taking]) -> None:
-    taking = take(max_running=2, max_waiting=0)
-    running = taking.submit("a", "lane")
-    assert taking.refused("b", "lane")
-    other = taking.submit("c")
-    assert taking.refused("d")
-    taking.release(running, other)
-    wait_for(taking.runtime, lambda: taking.intake.running == 0)
-    taking.submit("e", "lane", is_quick=True)
-    taking.finish()
-    assert sorted(taking.begun) == ["a", "c", "e"]
-
-
-@pytest.mark.parametrize("lane", [None, "lane"])
-def test_more_bytes_than_may_wait_are_refused(take: Callable[..., Taking], lane: object) -> None:
-    taking = take(max_running=1, max_waiting_bytes=100)
-    running = taking.submit("runs", lane, size=10_000)
-    waiting = taking.submit("a", lane, size=60)
-    assert taking.refused("b", lane, size=41)
-    taking.submit("c", lane, size=40)
-    assert taking.refused("d", lane, size=1)
+def test_who_stopped_reading_is_told_of_room(take: Callable[..., Taking]) -> None:
+    taking = take(max_running=1, max_waiting_bytes=1)
+    running = taking.submit("runs")
+    taking.submit("waits", is_quick=True)
+    sizes: list[int] = []
+    taking.intake.on_room = lambda: sizes.append(taking.intake.size)
     taking.release(running)
-    wait_for(taking.runtime, lambda: waiting.has_begun)
-    assert taking.refused("e", lane, size=61)
-    taking.submit("f", lane, size=60)
-    assert taking.intake.waiting == 2
-    taking.finish()
-    assert taking.begun == ["runs", "a", "c", "f"]
+    wait_for(taking.runtime, lambda: taking.intake.running == 0)
+    assert sizes == [0]
 
 
-def test_one_event_larger_than_the_bound_waits_when_nothing_else_does(
+@pytest.mark.parametrize(
+    "value",
+    [
+        [],
+        "x",
+        "x" * 10_000,
+        "\N{PILE OF POO}" * 1000,
+        [[] for _ in range(1000)],
+        [{} for _ in range(1000)],
+        [{"a": number} for number in range(1000)],
+        {str(number): [str(number), number / 3, None] for number in range(1000)},
+        list(range(1000, 2000)),
+    ],
+    ids=["nothing", "short", "long", "wide", "lists", "dicts", "filled", "mixed", "numbers"],
+)
+def test_the_memory_of_an_event_is_not_thought_to_be_less_than_it_is(value: object) -> None:
+    message = "42" + json.dumps(["event", value], separators=(",", ":"), ensure_ascii=False)
+    tracemalloc.start()
+    before, _ = tracemalloc.get_traced_memory()
+    kept = [json.loads(message[2:]) for _ in range(20)]
+    after, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert (after - before) / len(kept) < memory_of(message)
+
+
+def test_the_memory_of_a_packet_in_bytes_counts_what_a_byte_may_be() -> None:
+    """As those of MessagePack."""
+    assert memory_of(b"\x90" * 1000) >= 1000 * 8
+
+
+# Early events
+
+
+def test_what_comes_early_runs_in_order_when_its_owner_is_let_in(
     take: Callable[..., Taking],
 ) -> None:
-    """Else a client that sends one large event beside others would be refused for ever."""
-    taking = take(max_running=1, max_waiting_bytes=100)
-    running = taking.submit("runs")
-    huge = taking.submit("huge", size=5000)
-    assert taking.refused("next", size=1)
-    taking.release(running)
-    wait_for(taking.runtime, lambda: huge.has_begun)
-    assert not taking.refused("now", size=100)
-
-
-def test_what_is_refused_leaves_no_trace(take: Callable[..., Taking]) -> None:
-    """Neither run, nor lost, nor a lane that is held."""
-    taking = take(max_running=1, max_waiting=1)
-    running, waiting = taking.submit("a"), taking.submit("b")
-    assert taking.refused("c", "lane")
-    assert taking.refused("d", "lane")
-    taking.release(running, waiting)
+    taking = take(max_running=1)
+    taking.early.add("new")
+    for number in range(3):
+        taking.submit(number, owner="new", is_quick=True)
+    taking.submit("other", is_quick=True)
+    taking.wait_until_begun("other")
+    assert (taking.intake.waiting, taking.intake.size) == (3, 3 * memory_of("x"))
+    taking.early.clear()
+    taking.submit(3, owner="new", is_quick=True)  # not in front of those that came before
+    taking.intake.release("new")
     wait_for(taking.runtime, lambda: taking.intake.running == 0)
-    taking.submit("e", "lane", is_quick=True)
-    taking.finish()
-    assert taking.begun == ["a", "b", "e"]
-    assert taking.lost == []
+    assert taking.begun == ["other", 0, 1, 2, 3]
+    taking.submit(4, owner="new", is_quick=True)
+
+
+def test_what_comes_early_has_its_lane(take: Callable[..., Taking]) -> None:
+    taking = take(max_running=4)
+    taking.early.add("new")
+    jobs = [taking.submit(number, "lane", owner="new") for number in range(3)]
+    taking.early.clear()
+    taking.intake.release("new")
+    for number, job in enumerate(jobs):
+        taking.wait_until_begun(*range(number + 1))
+        taking.release(job)
+
+
+def test_what_comes_early_is_lost_with_its_owner(take: Callable[..., Taking]) -> None:
+    taking = take()
+    taking.early.add("new")
+    taking.submit("a", owner="new")
+    taking.submit("b", "lane", owner="new")
+    taking.intake.drop("new")
+    assert taking.lost == ["a", "b"]
+    taking.intake.release("new")
+    assert taking.begun == []
+
+
+def test_who_was_let_in_a_moment_ago_is_not_early(take: Callable[..., Taking]) -> None:
+    """It was, when somebody looked; then its connect handler ended."""
+    taking = take()
+    job = Job(taking, "a", None, 1, "new")
+    taking.jobs.append(job)
+    taking.intake.submit(job, "x", is_early=True)
+    taking.wait_until_begun("a")
 
 
 # Lanes
@@ -396,16 +442,29 @@ def test_nothing_stalls(take: Callable[..., Taking], max_running: int) -> None:
 # The end
 
 
+def test_what_waits_of_another_owner_stays(take: Callable[..., Taking]) -> None:
+    taking = take(max_running=1)
+    running = taking.submit("runs", "lane", owner="other")
+    for number in range(9):
+        owner = "owner" if number % 2 else "other"
+        taking.submit(number, "lane" if number % 3 else None, owner=owner, is_quick=True)
+    taking.intake.drop("owner")
+    assert taking.lost == [1, 3, 5, 7]
+    taking.release(running)
+    taking.finish()
+    assert taking.begun == ["runs", 0, 2, 4, 6, 8]
+
+
 def test_what_waits_is_lost_once_when_the_client_leaves(take: Callable[..., Taking]) -> None:
     taking = take(max_running=2)
     running = [taking.submit("a1", "a"), taking.submit("free")]
     for name, lane in (("a2", "a"), ("b1", "b"), ("a3", "a"), ("free too", None), ("b2", "b")):
         taking.submit(name, lane)
     wait_for(taking.runtime, lambda: len(taking.begun) == 2)
-    taking.intake.close()
+    taking.intake.drop("owner")
     assert taking.lost == ["a2", "b1", "a3", "free too", "b2"]
     assert (taking.intake.running, taking.intake.waiting) == (2, 0)
-    taking.intake.close()
+    taking.intake.drop("owner")
     assert len(taking.lost) == 5
     taking.release(*running)
     taking.finish()
@@ -414,14 +473,14 @@ def test_what_waits_is_lost_once_when_the_client_leaves(take: Callable[..., Taki
 
 
 def test_a_close_makes_room_for_nothing_that_was_lost(take: Callable[..., Taking]) -> None:
-    taking = take(max_running=1, max_waiting=2, max_waiting_bytes=100)
+    taking = take(max_running=1)
     taking.submit("runs", "lane")
     taking.submit("a", "lane", size=50)
     taking.submit("b", size=50)
-    taking.intake.close()
+    taking.intake.drop("owner")
     taking.submit("c", "lane", size=50, is_quick=True)
     taking.submit("d", "lane", size=50, is_quick=True)
-    assert taking.refused("e")
+    assert taking.intake.size == 2 * memory_of("x" * 50)
     taking.finish()
     assert taking.begun == ["runs", "c", "d"]
     assert sorted(taking.lost) == ["a", "b"]
@@ -433,19 +492,23 @@ def test_who_is_told_of_a_loss_may_ask_the_intake(take: Callable[..., Taking]) -
     taking.submit("runs")
     seen: list[int] = []
 
-    def lose() -> None:
-        taking.intake.close()
-        seen.append(taking.intake.waiting)
+    class Asking(Job):
+        def lose(self) -> None:
+            super().lose()
+            taking.intake.drop("owner")
+            seen.append(taking.intake.waiting)
 
-    for _ in range(3):
-        taking.intake.submit(lambda: None, size=1, lose=lose)
-    taking.intake.close()
+    for number in range(3):
+        job = Asking(taking, number, None, 1)
+        taking.jobs.append(job)
+        taking.intake.submit(job, "x")
+    taking.intake.drop("owner")
     assert seen == [0, 0, 0]
 
 
 def test_a_close_with_nothing_there_does_nothing(take: Callable[..., Taking]) -> None:
     taking = take()
-    taking.intake.close()
+    taking.intake.drop("owner")
     taking.submit("a", is_quick=True)
     taking.finish()
     assert (taking.begun, taking.lost) == (["a"], [])
@@ -479,7 +542,7 @@ def test_an_event_that_raises_keeps_no_other_waiting(
 
 
 def test_an_event_that_raises_when_nothing_waits_makes_room(take: Callable[..., Taking]) -> None:
-    taking = take(max_running=1, max_waiting=0)
+    taking = take(max_running=1)
     taking.errors.append(ValueError("boom"))
 
     def fail() -> None:
@@ -489,7 +552,7 @@ def test_an_event_that_raises_when_nothing_waits_makes_room(take: Callable[..., 
     failing.then = fail
     failing.released.set()
     wait_for(taking.runtime, lambda: taking.intake.running == 0)
-    assert not taking.refused("next", "lane")
+    taking.submit("next", "lane", is_quick=True)
 
 
 def test_an_event_whose_greenlet_is_killed_keeps_no_other_waiting(
@@ -516,10 +579,9 @@ def test_each_runs_once_or_is_lost_once_when_tasks_meet(runtime: Runtime, is_clo
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)
     rng = random.Random(5)
-    taking = Taking(runtime, max_running=4, max_waiting=50)
+    taking = Taking(runtime, max_running=4)
     inside: list[object] = []
     overlaps: list[object] = []
-    refused = 0
 
     def work(lane: Hashable) -> None:
         if len(inside) >= 4 or (lane is not None and lane in inside):
@@ -534,19 +596,17 @@ def test_each_runs_once_or_is_lost_once_when_tasks_meet(runtime: Runtime, is_clo
             job = Job(taking, (lane, number), lane, 1)
             job.then = lambda lane=lane: work(lane)
             job.released.set()
-            try:
-                taking.intake.submit(job.run, size=1, lane=lane, lose=job.lose)
-                taking.jobs.append(job)
-            except TooManyInFlight:
-                refused += 1
+            taking.intake.submit(job, "x")
+            taking.jobs.append(job)
+            if number % 10 == 0:
                 runtime.sleep(0)
             if is_closed and number % 100 == 99:
-                taking.intake.close()
+                taking.intake.drop("owner")
         taking.finish()
     finally:
         sys.setswitchinterval(interval)
     assert overlaps == []
-    assert len(taking.begun) + len(taking.lost) == len(taking.jobs) == 600 - refused
+    assert len(taking.begun) + len(taking.lost) == len(taking.jobs) == 600
     assert bool(taking.lost) is is_closed or not taking.lost
     for lane in "ab":
         numbers = [number for name, number in taking.begun if name == lane]
@@ -557,14 +617,14 @@ class Watched(Intake):
     """An intake that sees to it that its books are changed by one thread at a time."""
 
     def __setattr__(self, name: str, value: object) -> None:
-        if name in ("running", "waiting", "_bytes") and hasattr(self, name):
+        if name in ("running", "waiting", "size", "is_full") and hasattr(self, name):
             assert self._lock.locked(), f"{name} is changed by anybody"
         super().__setattr__(name, value)
 
 
 def test_the_books_are_changed_by_one_thread_at_a_time(nothing_left_behind: None) -> None:
     taking = Taking(ThreadRuntime(), max_running=1)
-    bounds = IntakeBounds(1, MANY, MANY)
+    bounds = IntakeBounds(1, MANY)
     taking.intake = Watched(
         bounds, spawn=taking._spawn, spawn_later=taking._spawn_later, lock=threading.Lock()
     )
@@ -575,7 +635,7 @@ def test_the_books_are_changed_by_one_thread_at_a_time(nothing_left_behind: None
     taking.finish()
     taking.submit("runs again").released.set()
     taking.submit("is lost", "lane")
-    taking.intake.close()
+    taking.intake.drop("owner")
     taking.finish()
     assert len(taking.begun) + len(taking.lost) == 5
 
@@ -594,15 +654,13 @@ class IntakeWalk(RuleBasedStateMachine):
     """Submits, ends and closes in any order, and follows by hand."""
 
     max_running = 3
-    max_waiting = 6
-    max_waiting_bytes = 30
+    max_waiting_bytes = 6 * memory_of("x")
 
     def __init__(self) -> None:
         super().__init__()
         self.taking = Stepping(
             GeventRuntime(),
             max_running=self.max_running,
-            max_waiting=self.max_waiting,
             max_waiting_bytes=self.max_waiting_bytes,
         )
         self.number = 0
@@ -624,18 +682,8 @@ class IntakeWalk(RuleBasedStateMachine):
 
     @rule(lane=st.sampled_from(["a", "b", None]), size=st.sampled_from([1, 1, 5, 50]))
     def submit(self, lane: str | None, size: int) -> None:
-        waiting = self.waiting
-        lanes = [job.lane for job in self.running]
-        can_run = len(lanes) < self.max_running and (lane is None or lane not in lanes)
-        is_over = sum(job.size for job in waiting) + size > self.max_waiting_bytes
-        can_wait = len(waiting) < self.max_waiting and not (waiting and is_over)
         self.number += 1
-        try:
-            self.taking.submit(self.number, lane, size=size)
-            is_taken = True
-        except TooManyInFlight:
-            is_taken = False
-        assert is_taken == (can_run or can_wait)
+        self.taking.submit(self.number, lane, size=size)
         self._settle()
 
     @rule(lanes=st.lists(st.sampled_from(["a", "b", None]), min_size=2, max_size=6))
@@ -654,7 +702,7 @@ class IntakeWalk(RuleBasedStateMachine):
     @rule()
     def close(self) -> None:
         waiting = self.waiting
-        self.taking.intake.close()
+        self.taking.intake.drop("owner")
         assert all(job.is_lost for job in waiting)
         self._settle()
 
@@ -662,10 +710,9 @@ class IntakeWalk(RuleBasedStateMachine):
     def the_books_are_right(self) -> None:
         intake, running, waiting = self.taking.intake, self.running, self.waiting
         assert intake.running == len(running) <= self.max_running
-        assert intake.waiting == len(waiting) <= self.max_waiting
-        size = sum(job.size for job in waiting)
-        assert intake._bytes == size
-        assert size <= self.max_waiting_bytes or len(waiting) == 1
+        assert intake.waiting == len(waiting)
+        assert intake.size == sum(memory_of("x" * job.size) for job in waiting)
+        assert intake.is_full == (intake.size >= self.max_waiting_bytes)
 
     @invariant()
     def each_lane_has_one_at_a_time_and_its_order(self) -> None:
@@ -702,6 +749,29 @@ def test_threads_have_a_lock_and_greenlets_need_none() -> None:
     """What the fixtures take for granted of the two runtimes."""
     assert GeventRuntime.can_kill
     assert not ThreadRuntime.can_kill
+
+
+# Arrivals
+
+
+def test_an_arrival_begins_once(take: Callable[..., Taking]) -> None:
+    """Its owner counts those that have not."""
+
+    class Counting:
+        unbegun = 0
+
+        def expect(self) -> None:
+            self.unbegun += 1
+
+        def begun(self) -> None:
+            self.unbegun -= 1
+
+    owner = Counting()
+    arrivals = [Arrival(owner) for _ in range(3)]
+    assert owner.unbegun == 3
+    arrivals[0].begin()
+    arrivals[0].begin()
+    assert owner.unbegun == 2
 
 
 # Many tasks that begin at once

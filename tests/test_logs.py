@@ -13,7 +13,6 @@ from flask_socketio_guard.errors import (
     EventInvalid,
     EventRejected,
     RateLimited,
-    TooManyInFlight,
 )
 from flask_socketio_guard.folding import Folder
 from flask_socketio_guard.logs import LogLines
@@ -351,12 +350,6 @@ def test_a_discarded_log_lets_go_of_the_loggers() -> None:
         ),
         (
             signals.rejected,
-            Rejection("chat", "/", SID, TooManyInFlight()),
-            WARNING,
-            "event 'chat' [/] rejected: too_many_in_flight",
-        ),
-        (
-            signals.rejected,
             Rejection("chat", "/", SID, EventRejected()),
             DEBUG,
             "event 'chat' [/] rejected: rejected",
@@ -562,7 +555,7 @@ def log(caplog: pytest.LogCaptureFixture) -> Log:
         (
             signals.rejected,
             Rejection("chat", "/", SID, RateLimited()),
-            Rejection("chat", "/", SID, TooManyInFlight()),
+            Rejection("chat", "/", SID, EventRejected()),
             ("rejected", "rate_limited"),
             WARNING,
             "events rejected: rate_limited ... 412 more in 60 s",

@@ -498,10 +498,9 @@ def test_two_polls_at_a_time_cost_the_session(
 @pytest.mark.parametrize(
     ("body", "reason"),
     [
-        (b"\x1e".join([b"42[]"] * 17), "payload"),
         (b"x" * 10_001, "size"),
         (b"\xff", "payload"),
-        (b"4\x1e", "payload"),
+        (b'42["x"]\x1e', "payload"),
         (b"9", "packet"),
         (b"x", "payload"),
         (b"d=", "payload"),
@@ -513,7 +512,7 @@ def test_two_polls_at_a_time_cost_the_session(
 def test_a_payload_that_is_none_costs_the_session(
     make_served: Callable[..., Served], kind: str, body: bytes, reason: str
 ) -> None:
-    """And nothing in front of it is acted upon, where it is none as a whole."""
+    """Whatever is wrong with it."""
     served = make_served(kind, options={"max_http_buffer_size": 10_000})
     watch = Watch(served)
     client = served.polling()
@@ -525,18 +524,18 @@ def test_a_payload_that_is_none_costs_the_session(
     assert client.get().status == 400
 
 
-def test_a_payload_may_hold_sixteen_packets_of_the_largest_size_together(
+def test_a_payload_may_hold_any_number_of_packets_of_the_largest_size_together(
     make_served: Callable[..., Served],
 ) -> None:
     served = make_served(options={"max_http_buffer_size": 1000})
     client = served.polling()
     client.join()
-    packets = [f'42{number:02}["echo"]' for number in range(10, 26)]
+    packets = [f'42{number:02}["echo"]' for number in range(10, 50)]
     missing = 1000 - len("\x1e".join(packets)) - len(',""')
     packets[0] = packets[0].replace('"echo"', f'"echo","{"x" * missing}"')
     assert len("\x1e".join(packets)) == 1000
     assert client.post(*packets).status == 200
-    served.wait_for(lambda: len(only_socket(served).queue) == 16)
+    served.wait_for(lambda: len(only_socket(served).queue) == 40)
     assert client.post("x" * 1001).status == 400
 
 

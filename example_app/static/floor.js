@@ -381,12 +381,10 @@ function openFloor() {
     );
     const values = answers.map(({ value }) => value ?? {});
     const running = Math.max(...values.map((value) => value.running ?? 0));
-    const refused = values.filter(({ error }) => error).length;
     const handled = values.filter((value) => value.running).length;
     log(
-      `Sent ${wanted} slow events: at most ${running} ran at a time, ${handled} were handled, ` +
-        `${refused} refused`,
-      handled + refused === wanted ? "good" : "bad",
+      `Sent ${wanted} slow events: at most ${running} ran at a time, ${handled} were handled`,
+      handled === wanted ? "good" : "bad",
     );
   }
 

@@ -188,13 +188,13 @@ class GuardedEngineServer(_Server):
         """Queue one Engine.IO packet for a client; as upstream's."""
         return self.put(sid, Message.of_engineio(pkt))
 
-    def put(self, eio_sid: str | None, message: Message, *, may_wait: bool = False) -> SendOutcome:
+    def put(self, eio_sid: str | None, message: Message, **how: bool) -> SendOutcome:
         """Queue *message* for a client; see :meth:`GuardedSocket.put`."""
         socket = self.sockets.get(eio_sid)
         if socket is None:
             logger.debug("a message was not sent: its client is gone")
             return SendOutcome.DROPPED_CLOSED
-        outcome: SendOutcome = socket.put(message, may_wait=may_wait)
+        outcome: SendOutcome = socket.put(message, **how)
         return outcome
 
     def forget(self, socket: GuardedSocket) -> None:
@@ -210,7 +210,8 @@ class GuardedEngineServer(_Server):
         try:
             self.handlers["disconnect"](socket.sid, reason)
         finally:
-            self.departing.pop(socket.sid, None)
+            if not self.guard.connections.of(socket.sid):
+                self.departing.pop(socket.sid, None)
 
     def _get_socket(self, sid: str) -> GuardedSocket:
         socket = self.sockets.get(sid) or self.departing.get(sid)

@@ -5,15 +5,16 @@ from __future__ import annotations
 import time
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Final, cast
+from urllib.parse import parse_qs
 
 from engineio import packet as packets
 from engineio.exceptions import EngineIOError
 from engineio.packet import Packet
-from engineio.payload import Payload
 from websockets.frames import CloseCode
 
 from ..intake import Intake, IntakeBounds
+from ..runtime import clock
 from ..sending import (
     BROADCAST_OVERFLOW,
     OVERFLOW,
@@ -28,13 +29,15 @@ from .websocket import take_socket, wants_websocket
 from .wire import LibraryWire, ProtocolWire, Wire, keep_alive
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
     from engineio.socket import Socket as _Socket
 
     from ..fan_out import Batch
-    from ..hooks import Hooks, Timer
+    from ..hooks import Connection, Hooks, Timer
+    from ..intake import Work
+    from ..runtime import Event
 else:
     from engineio.socket import Socket as _Socket
 
@@ -43,6 +46,11 @@ _UPGRADE_TIMEOUT = (
 )
 _FOR_EVER = 1e6  # seconds
 _ROOM_INTERVAL = 1.0  # seconds; between two looks at a client that is waited for
+_POST_PATIENCE = 4.0  # seconds; Engine.IO's client for Python gives a request up after five
+_LOOK_INTERVAL = 1.0  # seconds
+_ANSWER_FACTOR: Final = 8
+_TURN = 16  # packets of one request before others have their turn
+_SEPARATOR = "\x1e"
 _MESSAGE = str(packets.MESSAGE)
 _PROBE = "2probe"
 _PROBE_ANSWER = "3probe"
@@ -79,6 +87,7 @@ class GuardedSocket(_Socket):
 
     Attributes:
         is_counted: Whether the client counts among those from its address.
+        refused_by: The namespace that has refused it last.
     """
 
     def __init__(self, server: Any, sid: str, environ: WSGIEnvironment) -> None:
@@ -97,6 +106,7 @@ class GuardedSocket(_Socket):
         self.closed = False
         self.is_counted = True
         self.last_ping: float | None = None
+        self.refused_by = ""
         self._is_heard = False
         self._is_forsaken = False
         self.queue = SendQueue(
@@ -108,6 +118,8 @@ class GuardedSocket(_Socket):
         self._fan_out = guard.fan_out
         self._lock = server.queue_lock
         self._intake: Intake | None = None
+        self._room: Event | None = None  # while nothing is read
+        self._is_read_to_end = False
         self._wire: Wire | None = None
         self._candidate: Wire | None = None  # while the client changes over to it
         self._poll: Any = None
@@ -116,20 +128,21 @@ class GuardedSocket(_Socket):
 
     # Sending
 
-    def put(self, message: Message, *, may_wait: bool = False) -> SendOutcome:
+    def put(self, message: Message, *, may_wait: bool = False, is_own: bool = False) -> SendOutcome:
         """Queue *message* for the client.
 
         Args:
             message: Taken whole or not at all.
             may_wait: Whether to wait for room while the client makes progress, where
                 the caller is a task.
+            is_own: Whether to wait as a handler of the client itself does.
 
         Returns:
             What became of it.
         """
         if self._fan_out is not None and self._fan_out.is_busy:
             self._fan_out.settle(self)
-        return self._enqueue(message, may_wait=may_wait)
+        return self._enqueue(message, may_wait=may_wait, is_own=is_own)
 
     def write(self, batch: Batch) -> None:
         """Write a batch of broadcasts, or queue them behind what waits; never waits."""
@@ -144,7 +157,9 @@ class GuardedSocket(_Socket):
             self._make_room(BROADCAST_OVERFLOW, is_waiting=True, unsent=0)
             self.server.behind.discard(self)
 
-    def _enqueue(self, message: Message, *, may_wait: bool = False) -> SendOutcome:
+    def _enqueue(
+        self, message: Message, *, may_wait: bool = False, is_own: bool = False
+    ) -> SendOutcome:
         if self.closed:
             return SendOutcome.DROPPED_CLOSED
         if message.is_volatile and self._is_behind():
@@ -154,7 +169,7 @@ class GuardedSocket(_Socket):
         with self._lock:
             is_taken = self.queue.offer(message)
         if not is_taken:
-            dropped = self._make_room_for_one(may_wait=may_wait)
+            dropped = self._make_room_for_one(may_wait=may_wait, is_own=is_own)
             if dropped is not None:
                 return dropped
             with self._lock:
@@ -165,7 +180,7 @@ class GuardedSocket(_Socket):
             self._poll.set()
         return SendOutcome.QUEUED
 
-    def _make_room_for_one(self, *, may_wait: bool) -> SendOutcome | None:
+    def _make_room_for_one(self, *, may_wait: bool, is_own: bool) -> SendOutcome | None:
         """See that the queue, which is full, can take one more; see :meth:`_make_room`.
 
         A handler of the client itself waits as long as the client makes progress: that holds
@@ -181,7 +196,7 @@ class GuardedSocket(_Socket):
             if self.queue.is_over(BROADCAST_OVERFLOW):
                 self.server.behind.add(self)
             return dropped
-        is_own = current_environ() is self._environ
+        is_own = is_own or current_environ() is self._environ
         return self._make_room(1 if is_own else SHARED_OVERFLOW, is_waiting=True, is_own=is_own)
 
     def _make_room(
@@ -285,12 +300,9 @@ class GuardedSocket(_Socket):
         self.put(_PING)
 
     def _ping_overdue(self) -> None:
-        if self._is_heard and not self.closed:
-            # Its answer is behind much else that it sends.
-            self._is_heard = False
-            self._heartbeat = self._guard.deadlines.call_later(
-                self.server.ping_timeout, self._ping_overdue
-            )
+        if (self._is_heard or self._room is not None) and not self.closed:
+            # Its answer is behind much else that it sends. It waits for the next ping itself.
+            self._send_ping()
             return
         self.close(abort=True, reason=self.server.reason.PING_TIMEOUT)
 
@@ -340,43 +352,117 @@ class GuardedSocket(_Socket):
         self.server.handlers["message"](self.sid, data)
 
     def submit(
-        self, run: Callable[[], object], size: int, lane: object, lose: Callable[[], object]
+        self, work: Work, message: str | bytes, *, more_bytes: int = 0, is_early: bool = False
     ) -> None:
         """Run an event of the client; see :meth:`Intake.submit`."""
-        if self._intake is None:
-            config = self._guard.config
-            self._intake = Intake(
-                IntakeBounds(
-                    config.max_in_flight, config.max_waiting_events, config.max_waiting_bytes
-                ),
-                spawn=self.server.spawn_event
-                or (
-                    self._guard.runtime.start
-                    if config.fast_tasks
-                    else self.server.start_background_task
-                ),
-                spawn_later=partial(self._guard.runtime.call_later, 0.0),
-                lock=self._lock,
-            )
-        self._intake.submit(run, size=size, lane=lane, lose=lose)
+        intake = self._intake or self._new_intake()
+        intake.submit(work, message, more_bytes=more_bytes, is_early=is_early)
+
+    def release(self, connection: Connection) -> None:
+        """Run what came before *connection* was let in."""
+        if self._intake is not None:
+            self._intake.release(connection)
+
+    def drop(self, connection: Connection) -> None:
+        """Lose what of *connection* waits."""
+        if self._intake is not None:
+            self._intake.drop(connection)
+
+    def _new_intake(self) -> Intake:
+        config, runtime = self._guard.config, self._guard.runtime
+        with self._lock:
+            if self._intake is None:
+                self._intake = Intake(
+                    IntakeBounds(config.max_in_flight, config.max_waiting_bytes),
+                    spawn=self.server.spawn_event
+                    or (runtime.start if config.fast_tasks else self.server.start_background_task),
+                    spawn_later=partial(runtime.call_later, 0.0),
+                    lock=self._lock,
+                )
+            return self._intake
+
+    # Reading no further
+
+    def _wait_for_room(self, give_up_at: float | None = None, wire: Wire | None = None) -> None:
+        """Read nothing more until the client's events have become less.
+
+        An answer that a running handler waits for may be behind them: while the client owes one
+        it is read on, up to a larger bound.
+
+        Args:
+            give_up_at: For a request: until when it waits below the larger bound.
+            wire: For a WebSocket: what is read.
+        """
+        intake = self._intake
+        if intake is None or not self._is_over(intake) or self._is_read_to_end:
+            return
+        if self._room is not None:
+            # Source: Engine.IO, "data request overlap": a client sends one request at a time.
+            raise ProtocolViolation("payload", "requests at a time, while its events wait")
+        room = self._room = self._guard.event()
+        intake.on_room = room.set
+        config = self._guard.config
+        stopped_at = clock()
+        try:
+            while self._is_over(intake) and not self.closed:
+                if give_up_at is not None:
+                    is_below = intake.size < _ANSWER_FACTOR * config.max_waiting_bytes
+                    if is_below and clock() >= give_up_at:
+                        break
+                elif (
+                    wire is not None
+                    and wire.is_over
+                    and clock() >= stopped_at + config.departure_timeout
+                ):
+                    self._is_read_to_end = True  # what the kernel has, which is not much
+                    break
+                room.wait(_LOOK_INTERVAL)
+                room.clear()
+        finally:
+            intake.on_room = None
+            self._room = None
+            self._is_heard = True  # as soon as there is something to read
+
+    def _is_over(self, intake: Intake) -> bool:
+        bound = self._guard.config.max_waiting_bytes
+        if intake.size < bound:
+            return False
+        return intake.size >= _ANSWER_FACTOR * bound or not self._owes_answer()
+
+    def _owes_answer(self) -> bool:
+        guard = self._guard
+        connections = guard.connections.of(self.sid)
+        return any(guard.callbacks.is_owed_by(connection.sid) for connection in connections)
+
+    def look_for_answer(self) -> None:
+        """Read on: the client has been asked something."""
+        if self._room is not None:
+            self._room.set()
+
+    # Requests
 
     def handle_post_request(self, environ: WSGIEnvironment) -> None:
         """Act on the packets of a polling request.
 
         Raises:
-            EngineIOError: They are too many, too large or wrong; the answer is
-                400 then, and the session over.
+            EngineIOError: They are too large or wrong; the answer is 400 then,
+                and the session over.
         """
+        give_up_at = clock() + _POST_PATIENCE
         try:
-            for pkt in self._payload(environ):
+            for number, message in enumerate(_packets_in(self._payload(environ)), 1):
                 if self.closed:
                     return
-                self.receive(pkt)
+                self._act_on(message, "payload")
+                if self._intake is not None and self._intake.is_full:
+                    self._wait_for_room(give_up_at)
+                if number % _TURN == 0:
+                    self._guard.runtime.give_way()
         except ProtocolViolation as exc:
             self.violated(exc)
             raise
 
-    def _payload(self, environ: WSGIEnvironment) -> list[Any]:
+    def _payload(self, environ: WSGIEnvironment) -> str:
         try:
             length = int(environ.get("CONTENT_LENGTH") or 0)
         except ValueError as exc:
@@ -384,11 +470,18 @@ class GuardedSocket(_Socket):
         if not 0 <= length <= self.server.max_http_buffer_size:
             raise ProtocolViolation("size", f"a payload of {length} bytes")
         try:
-            body = environ["wsgi.input"].read(length).decode()
-            payload: list[Any] = Payload(encoded_payload=body).packets
+            body: str = environ["wsgi.input"].read(length).decode()
+            # As JSONP sends it.
+            return parse_qs(body)["d"][0] if body.startswith("d=") else body
         except Exception as exc:
             raise ProtocolViolation("payload", str(exc)) from exc
-        return payload
+
+    def _act_on(self, message: str | bytes, source: str) -> None:
+        if isinstance(message, str) and message[:1] == _MESSAGE and message[1:2].isdigit():
+            # What upstream's packet would find out as well, by an exception.
+            self._take_message(message[1:])
+        else:
+            self.receive(_decoded(message, source))
 
     def violated(self, violation: ProtocolViolation) -> None:
         """Close the session of a client that broke the protocol."""
@@ -469,7 +562,7 @@ class GuardedSocket(_Socket):
             self._wire = wire
             self.connected = self.upgraded = True
             wire.start()
-            self._read(messages)
+            self._read(wire, messages)
         finally:
             if self._wire is wire:
                 self.close(abort=not wire.is_leaving, reason=self.server.reason.TRANSPORT_CLOSE)
@@ -502,16 +595,14 @@ class GuardedSocket(_Socket):
             self.upgrading = False
             self._candidate = None
 
-    def _read(self, messages: Iterator[str | bytes]) -> None:
+    def _read(self, wire: Wire, messages: Iterator[str | bytes]) -> None:
         for message in messages:
             if self.closed:
                 continue  # until the client has seen that
             try:
-                if isinstance(message, str) and message[:1] == _MESSAGE and message[1:2].isdigit():
-                    # What upstream's packet would find out as well, by an exception.
-                    self._take_message(message[1:])
-                else:
-                    self.receive(_decoded(message))
+                self._act_on(message, "packet")
+                if self._intake is not None and self._intake.is_full:
+                    self._wait_for_room(wire=wire)
             except ProtocolViolation as exc:
                 self.violated(exc)
 
@@ -560,8 +651,8 @@ class GuardedSocket(_Socket):
             self._wire.close(code, text)
         self.queue.wake()
         self.server.behind.discard(self)
-        if self._intake is not None:
-            self._intake.close()
+        if self._room is not None:
+            self._room.set()
         self.server.departing[self.sid] = self
         self.server.forget(self)
         why = reason or self.server.reason.SERVER_DISCONNECT
@@ -590,8 +681,21 @@ def _messages_of(wire: Wire) -> Iterator[str | bytes]:
         yield from messages
 
 
-def _decoded(message: str | bytes) -> Any:
+def _packets_in(payload: str) -> Iterator[str]:
+    """Yield the packets of a payload one by one: there may be half a million of them.
+
+    Upstream takes sixteen, and drops all where there are more; a browser that was away sends
+    all that it has kept in one request.
+    """
+    start, end = 0, 0
+    while payload and end >= 0:
+        end = payload.find(_SEPARATOR, start)
+        yield payload[start:] if end < 0 else payload[start:end]
+        start = end + 1
+
+
+def _decoded(message: str | bytes, source: str) -> Any:
     try:
         return Packet(encoded_packet=message)
     except Exception as exc:
-        raise ProtocolViolation("packet", f"not an Engine.IO packet: {exc}") from exc
+        raise ProtocolViolation(source, f"not an Engine.IO packet: {exc}") from exc

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+from _thread import RLock
+from collections import deque
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -44,6 +46,7 @@ _SENT_TO_CLIENTS = frozenset({"emit", SURVEY})
 _VOLATILE = "guard_volatile"
 _READY_ONLY = "guard_ready_only"
 
+_MAX_HELD_BYTES = 64 * 1024 * 1024
 _MAX_KNOWN_HOSTS = 4096
 _LONGEST_TAIL = 24  # bytes: a sequence number, and the end of the message
 
@@ -54,6 +57,16 @@ class _Options(NamedTuple):
 
 
 _NO_OPTIONS = _Options()
+
+
+class _Held:
+    """What is sent to a client once its connect handler has let it in."""
+
+    __slots__ = ("messages", "size")
+
+    def __init__(self) -> None:
+        self.messages: deque[Message] = deque()
+        self.size = 0
 
 
 class GuardedManager(_Manager):
@@ -69,6 +82,8 @@ class GuardedManager(_Manager):
     has_own_participants = False
     """Whether the application overrides ``get_participants``."""
     _rooms_of: dict[tuple[str, str], dict[Any, None]]
+    _held: dict[str, _Held]
+    """Clients whose connect handlers run, and which have not been told that they are connected."""
 
     def initialize(self) -> None:
         """Start the guard, if a client is the first to need it."""
@@ -76,6 +91,8 @@ class GuardedManager(_Manager):
 
     def index_rooms(self) -> None:
         """Note the rooms of the clients that are here already."""
+        self._held = {}
+        self._holding = RLock()  # not gevent's: nobody waits while holding it
         self._rooms_of = {}
         for namespace, rooms in self.rooms.items():
             for room, clients in rooms.items():
@@ -155,17 +172,26 @@ class GuardedManager(_Manager):
         server: Any = self.server
         if server.takes_packets:
             encode = partial(self._encoded, namespace, body, options)
-            return _best([server.put(eio_sid, encode()) for _, eio_sid in clients])
+            return _best([self._put(sid, eio_sid, encode()) for sid, eio_sid in clients])
         find = server.eio.sockets.get
+        message = None
+        outcome = SendOutcome.DROPPED_CLOSED
+        if self._held:
+            clients = list(clients)
+            early = [client for client in clients if client[0] in self._held]
+            if early:
+                message = self._encoded(namespace, body, options)
+                outcome = _best([self._put(*client, message) for client in early])
+                clients = [client for client in clients if client not in early]
         sockets = [socket for _, eio_sid in clients if (socket := find(eio_sid)) is not None]
         if not sockets:
-            return SendOutcome.DROPPED_CLOSED
-        message = self._encoded(namespace, body, options)
+            return outcome
+        if message is None:
+            message = self._encoded(namespace, body, options)
         fan_out = self.guard.fan_out
         if len(sockets) == 1:
-            outcome: SendOutcome = sockets[0].put(message, may_wait=may_wait)
-            return outcome
-        if fan_out is None or len(sockets) < LEAST_RECIPIENTS:
+            outcome = sockets[0].put(message, may_wait=may_wait)
+        elif fan_out is None or len(sockets) < LEAST_RECIPIENTS:
             outcome = _best([socket.put(message) for socket in sockets])
         else:
             fan_out.add(message, sockets)
@@ -226,8 +252,56 @@ class GuardedManager(_Manager):
         except BaseException:
             self.guard.callbacks.discard(ack_id, sid)
             raise
+        outcome = self._put(sid, eio_sid, message, may_wait=may_wait)
+        connection = self.guard.connections.find(sid)
+        if connection is not None and connection.reason:
+            self.guard.callbacks.lose(ack_id, sid, "gone")  # it has left and will not answer
+        self._read_on(eio_sid)
+        return outcome
+
+    def _put(
+        self, sid: str, eio_sid: str, message: Message, *, may_wait: bool = False
+    ) -> SendOutcome:
+        """Queue *message* for a client, or hold it until the client is let in."""
+        server: Any = self.server
+        if self._held:
+            with self._holding:
+                held = self._held.get(sid)
+                if held is not None:
+                    if held.size > _MAX_HELD_BYTES:
+                        self.guard.facts.send_lost(1, "slow")
+                        return SendOutcome.DROPPED_SLOW
+                    held.messages.append(message)
+                    held.size += message.size
+                    return SendOutcome.QUEUED
         outcome: SendOutcome = server.put(eio_sid, message, may_wait=may_wait)
         return outcome
+
+    def connect(self, sid: str, namespace: str) -> str:
+        """Note that a client is connected, and has been told so; send what was held for it."""
+        sid = super().connect(sid, namespace)
+        self._let_through(sid, self.eio_sid_from_sid(sid, namespace))
+        return sid
+
+    def _let_through(self, sid: str, eio_sid: str) -> None:
+        server: Any = self.server
+        while True:
+            with self._holding:
+                held = self._held.get(sid)
+                if held is None or not held.messages:
+                    self._held.pop(sid, None)
+                    return
+                self._held[sid] = _Held()  # what is sent meanwhile comes behind
+            for message in held.messages:
+                # That is all that the connect handler emitted: nobody else is held up.
+                server.put(eio_sid, message, may_wait=True, is_own=True)
+
+    def _read_on(self, eio_sid: str) -> None:
+        """Have a client read that owes an answer, whatever else of it waits."""
+        server: Any = self.server
+        socket = server.eio.sockets.get(eio_sid)
+        if socket is not None:
+            socket.look_for_answer()
 
     def ask(
         self,
@@ -260,6 +334,7 @@ class GuardedManager(_Manager):
         if server.put(eio_sid, Message.of_socketio(packet)) is SendOutcome.DROPPED_CLOSED:
             self.guard.callbacks.discard(ack_id, sid)
             return None
+        self._read_on(eio_sid)
         return ack_id
 
     def _encoded(
@@ -299,7 +374,17 @@ class GuardedManager(_Manager):
         self, sid: str, namespace: str, room: Any, eio_sid: str | None = None
     ) -> None:
         """Add a client to a room, and the room to the client."""
-        super().basic_enter_room(sid, namespace, room, eio_sid=eio_sid)
+        server: Any = self.server
+        if room is None and not server.always_connect:
+            # It is about to be seen by those who emit, and is not connected yet.
+            self._held[sid] = _Held()
+            try:
+                super().basic_enter_room(sid, namespace, room, eio_sid=eio_sid)
+            except BaseException:
+                del self._held[sid]
+                raise
+        else:
+            super().basic_enter_room(sid, namespace, room, eio_sid=eio_sid)
         self._rooms_of.setdefault((sid, namespace), {})[room] = None
         if room is not None and room != sid:
             self.guard.entered(sid, room)
@@ -324,6 +409,8 @@ class GuardedManager(_Manager):
         one of its own: a thousand clients that leave at once cost a million steps.
         """
         del kwargs
+        with self._holding:
+            self._held.pop(sid, None)
         for room in list(self._rooms_of.get((sid, namespace), ())):
             self.basic_leave_room(sid, namespace, room)
         for pending in (self.pending_connect, self.pending_disconnect):

@@ -11,8 +11,9 @@ from socketio import packet as packets
 from socketio.exceptions import ConnectionRefusedError as ConnectionRefused
 from socketio.exceptions import TimeoutError as CallTimeout
 
-from ..errors import ConnectionClosed, EventInvalid, EventRejected, TooManyInFlight
+from ..errors import ConnectionClosed, EventInvalid, EventRejected
 from ..hooks import AckCallback, Connection, Hooks, Refusal
+from ..intake import Arrival, arriving
 from ..sending import SendOutcome
 from ..signals import logger
 from .encoding import encoded
@@ -50,6 +51,67 @@ class CallRecipientGone(ConnectionClosed, CallTimeout):
     Also the TimeoutError that upstream's ``call`` raises, so that code written
     for that goes on to work.
     """
+
+
+class CallTooEarly(CallTimeout):
+    """``call()`` in a connect handler, to the very client that it is for.
+
+    Nothing is sent to a client before it is let in, and nothing of it is read while its connect
+    handler runs, so there will be no answer. Also the TimeoutError that upstream's ``call``
+    raises, at the end of its timeout.
+    """
+
+
+class _ClientEvent(Arrival):
+    """An event on its way to its handler; see :class:`~flask_socketio_guard.intake.Work`."""
+
+    __slots__ = ("_ack_id", "_connection", "_data", "_namespace", "_server", "lane")
+
+    def __init__(
+        self, server: GuardedServer, connection: Connection, packet: Any, lane: object
+    ) -> None:
+        super().__init__(connection)
+        self._server = server
+        self._connection = connection
+        self._data = packet.data
+        self._namespace = connection.namespace
+        self._ack_id = packet.id
+        self.lane = lane
+
+    @property
+    def is_early(self) -> bool:
+        return self._connection.is_connecting
+
+    def run(self) -> None:
+        connection = self._connection
+        arriving.set(self)
+        try:
+            if connection.is_accepted:
+                self._server._handle_event_internal(
+                    self._server,
+                    connection.sid,
+                    connection.eio_sid,
+                    self._data,
+                    self._namespace,
+                    self._ack_id,
+                )
+            else:
+                self.lose()
+        finally:
+            self.begin()
+
+    def lose(self) -> None:
+        connection = self._connection
+        error = EventRejected("the connection ended before its turn came", code="gone")
+        self._server._reject(
+            connection.eio_sid,
+            self._namespace,
+            self._ack_id,
+            connection.sid,
+            self._data,
+            error,
+        )
+        self.begin()
 
 
 class GuardedServer(_Server):
@@ -105,7 +167,7 @@ class GuardedServer(_Server):
             return
         kind = packet.packet_type
         if kind in (packets.EVENT, packets.BINARY_EVENT):
-            self._take_event(eio_sid, packet, len(data))
+            self._take_event(eio_sid, packet, data)
         elif kind in (packets.ACK, packets.BINARY_ACK):
             self._handle_ack(eio_sid, packet.namespace, packet.id, packet.data)
         elif kind == packets.CONNECT:
@@ -125,54 +187,74 @@ class GuardedServer(_Server):
             return packet
         packet = decode(self.packet_class, data)
         if packet.attachment_count:
+            packet.text = data
             self._binary_packet[eio_sid] = packet
             return None
         return packet
 
-    def _take_event(self, eio_sid: str, packet: Any, size: int) -> None:
+    def _take_event(self, eio_sid: str, packet: Any, message: Any) -> None:
         namespace = packet.namespace or "/"
-        data, ack_id = packet.data, packet.id
+        data = packet.data
         sid = self.manager.sid_from_eio_sid(eio_sid, namespace)
         connection = self.guard.connections.find(sid)
-        if connection is None or not connection.is_open:
+        is_open = connection is not None and connection.is_open
+        if connection is None or not (is_open or connection.is_connecting):
             error = EventRejected("not connected to this namespace", code="gone")
-            self.guard.handlers.reject(_name_of(data), namespace, sid, error)
+            socket = self.eio.sockets.get(eio_sid)
+            # Who was refused may have sent it before that was known.
+            is_answered = socket is not None and socket.refused_by == namespace
+            ack_id = packet.id if is_answered else None
+            self._reject(eio_sid, namespace, ack_id, sid, data, error)
             return
         invalid = invalid_event(data)
         if invalid is not None:
-            self._reject(eio_sid, namespace, ack_id, sid, data, invalid)
+            self._reject(eio_sid, namespace, packet.id, sid, data, invalid)
             return
-        run = partial(self._handle_event_internal, self, sid, eio_sid, data, namespace, ack_id)
+        lane: object = None
         if not self.async_handlers:
-            run()
-            return
-        lose = partial(self._lose, namespace, sid, data[0])
+            if is_open:
+                self._handle_event_internal(self, sid, eio_sid, data, namespace, packet.id)
+                return
+            lane = ()  # what waits for the connect handler is handled in order, too
+        elif self.guard.is_ordered(namespace, data[0]):
+            lane = (namespace, data[0])
+        event = _ClientEvent(self, connection, packet, lane)
         socket = self.eio.sockets.get(eio_sid)
         if socket is None:
-            lose()
+            event.lose()
+        elif packet.attachments:
+            size = sum(map(len, packet.attachments))
+            socket.submit(event, packet.text, more_bytes=size, is_early=not is_open)
+        else:
+            socket.submit(event, message, is_early=not is_open)
+
+    def _handle_ack(self, eio_sid: str, namespace: str | None, id: Any, data: Any) -> None:
+        sid = self.manager.sid_from_eio_sid(eio_sid, namespace or "/")
+        connection = self.guard.connections.find(sid)
+        if connection is None:
+            super()._handle_ack(eio_sid, namespace, id, data)
             return
-        lane = (namespace, data[0]) if self.guard.is_ordered(namespace, data[0]) else None
+        answer = Arrival(connection)
+        token = arriving.set(answer)
         try:
-            socket.submit(run, size, lane, lose)
-        except TooManyInFlight as exc:
-            self._reject(eio_sid, namespace, ack_id, sid, data, exc)
+            super()._handle_ack(eio_sid, namespace, id, data)
+        finally:
+            arriving.reset(token)
+            if not answer.is_taken:
+                answer.begin()
 
     def _reject(
         self,
         eio_sid: str,
         namespace: str,
         ack_id: int | None,
-        sid: str,
+        sid: str | None,
         data: Any,
         error: EventRejected,
     ) -> None:
         refusal = self.guard.handlers.reject(_name_of(data), namespace, sid, error)
         if ack_id is not None:
             self._acknowledge(eio_sid, namespace, ack_id, refusal.reply)
-
-    def _lose(self, namespace: str, sid: str, name: str) -> None:
-        error = EventRejected("the client left before its turn came", code="gone")
-        self.guard.handlers.reject(name, namespace, sid, error)
 
     def _handle_event_internal(
         self, server: Any, sid: str, eio_sid: str, data: list[Any], namespace: str, id: int | None
@@ -219,10 +301,10 @@ class GuardedServer(_Server):
         """Whether something takes packets one by one: Flask-SocketIO's test client, for one."""
         return self.has_own_sending or "_send_eio_packet" in self.__dict__
 
-    def put(self, eio_sid: str, message: Message, *, may_wait: bool = False) -> SendOutcome:
+    def put(self, eio_sid: str, message: Message, **how: bool) -> SendOutcome:
         """Queue *message* for a client; see :meth:`GuardedSocket.put`."""
         if not self.takes_packets:
-            outcome: SendOutcome = self.eio.put(eio_sid, message, may_wait=may_wait)
+            outcome: SendOutcome = self.eio.put(eio_sid, message, **how)
             return outcome
         for packet in message.packets():
             self._send_eio_packet(eio_sid, packet)
@@ -239,6 +321,8 @@ class GuardedServer(_Server):
         sid = None
         if len(self.guard.connections.of(eio_sid)) < _MAX_NAMESPACES:
             sid = self.manager.pre_connect(eio_sid, namespace)
+            if sid is None and self._has_left(eio_sid, namespace):
+                sid = self.manager.pre_connect(eio_sid, namespace)
         if sid is None:
             self._send_refusal(eio_sid, namespace, {"message": "Unable to connect"})
             return
@@ -263,6 +347,15 @@ class GuardedServer(_Server):
         else:
             self._accept(connection)
 
+    def _has_left(self, eio_sid: str, namespace: str) -> bool:
+        """Wait for the end of a client's former connection, which it has left, to a namespace."""
+        for connection in self.guard.connections.of(eio_sid):
+            if connection.namespace == namespace and connection.reason:
+                is_closed = self.guard.event()
+                connection.defer(is_closed.set)
+                return is_closed.wait(self.guard.config.connect_timeout)
+        return False
+
     def _serves(self, namespace: str) -> bool:
         return (
             namespace in self.handlers
@@ -273,6 +366,7 @@ class GuardedServer(_Server):
 
     def _refuse(self, connection: Connection, reason: Any) -> None:
         sid, namespace, eio_sid = connection.sid, connection.namespace, connection.eio_sid
+        self._drop_waiting(connection)  # while the client still hears the answers
         if self.always_connect:
             self.manager.pre_disconnect(sid, namespace)
             self._send_packet(
@@ -282,6 +376,10 @@ class GuardedServer(_Server):
             self._send_refusal(eio_sid, namespace, reason)
         self.manager.disconnect(sid, namespace, ignore_queue=True)
         connection.refuse()
+        self._drop_waiting(connection)
+        socket = self.eio.sockets.get(eio_sid)
+        if socket is not None:
+            socket.refused_by = namespace
         self._forget_environ(eio_sid)
 
     def _accept(self, connection: Connection) -> None:
@@ -289,15 +387,18 @@ class GuardedServer(_Server):
         if not self.always_connect:
             self._send_connected(eio_sid, namespace, sid)
             self.manager.connect(sid, namespace)
-        if connection.accept():
-            socket = self.eio.sockets.get(eio_sid)
+        is_open = connection.accept()
+        socket = self._socket_of(eio_sid)
+        if socket is not None:
+            socket.release(connection)
+        if is_open:
             if socket is not None:
                 socket.joined()
             self.guard.connected(connection)
         else:
             # It was closed while its connect handler ran.
             self._send_packet(eio_sid, self.packet_class(packets.DISCONNECT, namespace=namespace))
-            self._finish(connection)
+            self._depart(connection)
 
     def _send_connected(self, eio_sid: str, namespace: str, sid: str) -> None:
         self._send_packet(
@@ -390,8 +491,36 @@ class GuardedServer(_Server):
                 connection.eio_sid,
                 self.packet_class(packets.DISCONNECT, namespace=connection.namespace),
             )
-        self._finish(connection)
+        self._depart(connection)
         return True
+
+    def _depart(self, connection: Connection) -> None:
+        """Carry out the end of a connection, once all that was received before has begun.
+
+        The last words of a client, and its departure, often are in one TCP segment. Where
+        nothing waits the disconnect handler has run when this returns.
+        """
+        if connection.unbegun:
+            self.guard.spawn("disconnect", partial(self._depart_later, connection))
+        else:
+            self._finish(connection)
+
+    def _depart_later(self, connection: Connection) -> None:
+        # Handlers that ask a client which has left keep others from beginning.
+        self.guard.callbacks.lose_recipient(connection.sid, "gone")
+        patience = self.guard.config.departure_timeout
+        if not connection.wait_until_begun(self.guard.event(), patience):
+            self._drop_waiting(connection)
+        self._finish(connection)
+
+    def _drop_waiting(self, connection: Connection) -> None:
+        socket = self._socket_of(connection.eio_sid)
+        if socket is not None:
+            socket.drop(connection)
+
+    def _socket_of(self, eio_sid: str) -> Any:
+        """Return the socket of a transport session, also of one that has ended."""
+        return self.eio.sockets.get(eio_sid) or self.eio.departing.get(eio_sid)
 
     def _finish(self, connection: Connection) -> None:
         """Run the disconnect handler, once, and leave nothing behind."""
@@ -412,6 +541,7 @@ class GuardedServer(_Server):
         # The disconnect handlers of all namespaces run in requests made of it.
         if eio_sid not in self.eio.sockets and not self.guard.connections.of(eio_sid):
             self.environ.pop(eio_sid, None)
+            self.eio.departing.pop(eio_sid, None)
 
     # Sending
 
@@ -465,7 +595,8 @@ class GuardedServer(_Server):
 
         Raises:
             ConnectionClosed: The client is gone; raised as soon as that is known.
-            socketio.exceptions.TimeoutError: No answer within *timeout* seconds.
+            socketio.exceptions.TimeoutError: No answer within *timeout* seconds, or the caller is
+                the connect handler for that client.
         """
         recipient = recipient_of(to, sid)
         namespace = namespace or "/"
@@ -473,6 +604,8 @@ class GuardedServer(_Server):
             raise ValueError("Cannot use call() to broadcast.")
         if not self.async_handlers:
             raise RuntimeError("Cannot use call() when async_handlers is False.")
+        if recipient == self.guard.handlers.connecting_sid() and self._is_deaf_to(recipient):
+            raise CallTooEarly("a client cannot answer before its connect handler has let it in")
         is_local = ignore_queue or not isinstance(self.manager, PubSubManager)
         is_empty = is_local and not any(self.manager.get_participants(namespace, recipient))
         if is_empty or is_nobody(recipient):
@@ -505,6 +638,14 @@ class GuardedServer(_Server):
         if losses and losses[0] != "expired":
             raise CallRecipientGone("the client left before it answered")
         raise CallTimeout
+
+    def _is_deaf_to(self, sid: str) -> bool:
+        """Say whether nothing of a client is read while its connect handler runs."""
+        connection = self.guard.connections.find(sid)
+        if not self.always_connect or connection is None:
+            return True
+        socket = self.eio.sockets.get(connection.eio_sid)
+        return socket is not None and bool(socket.upgraded)
 
 
 def decode(packet_class: Any, data: Any) -> Any:

@@ -10,6 +10,7 @@ import contextlib
 import logging
 import os
 import socket as sockets
+import threading
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -38,6 +39,8 @@ _MAX_ANSWERS = 8
 _POLL_INTERVAL = 0.01  # seconds
 _LOOK_INTERVAL = 2.0  # seconds
 _KEEPALIVE_PROBES = 3
+_MAX_READ_AHEAD = 256  # messages
+_MAX_READ_AHEAD_BYTES = 256 * 1024
 
 # Its own, and quiet: the library tells of the end of each connection.
 _logger = logging.getLogger("flask_socketio_guard.websocket")
@@ -51,6 +54,10 @@ class Wire(Protocol):
     """Whether the client does not take what is written."""
     is_leaving: bool
     """Whether the protocol has ended it, and the last words are still to be read."""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has been ended."""
 
     def receive(self) -> Iterable[str | bytes] | None:
         """Wait for messages; ``None`` when there will be no more."""
@@ -131,6 +138,11 @@ class ProtocolWire:
         self._weight = 0
 
     # Reading
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has been ended."""
+        return self._is_over
 
     def receive(self) -> Iterable[str | bytes] | None:
         """Wait for messages; see :class:`Wire`."""
@@ -424,6 +436,45 @@ def _keepalive_options(seconds: int) -> list[tuple[int, int, int]]:
     ]
 
 
+class _ThrottledSocket:
+    """The socket of a simple-websocket, which has a thread that reads on whoever takes it.
+
+    What it has read has no bound. Here the thread waits until that was taken.
+
+    Args:
+        websocket: A server of simple-websocket.
+    """
+
+    def __init__(self, websocket: Any) -> None:
+        self._websocket = websocket
+        self._sock = websocket.sock
+        self._taken = threading.Event()
+        self._is_waiting = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sock, name)
+
+    def recv(self, size: int) -> bytes:
+        """Read, as soon as little enough waits to be taken."""
+        while self._websocket.connected and self._is_ahead():
+            self._is_waiting = True
+            self._taken.clear()
+            if self._is_ahead():
+                self._taken.wait(_LOOK_INTERVAL)
+        self._is_waiting = False
+        data: bytes = self._sock.recv(size)
+        return data
+
+    def taken(self) -> None:
+        """Note that a message was taken."""
+        if self._is_waiting:
+            self._taken.set()
+
+    def _is_ahead(self) -> bool:
+        messages = self._websocket.input_buffer
+        return len(messages) >= _MAX_READ_AHEAD or sum(map(len, messages)) >= _MAX_READ_AHEAD_BYTES
+
+
 class LibraryWire:
     """A WebSocket that simple-websocket speaks; under threads.
 
@@ -441,6 +492,7 @@ class LibraryWire:
         self.is_stuck = False
         self.is_leaving = False
         self._websocket = websocket
+        self._throttled = websocket.ws.sock = _ThrottledSocket(websocket.ws)
         self._queue = queue
         self._guard = guard
         self._lock = lock
@@ -448,6 +500,11 @@ class LibraryWire:
         self._work = guard.event()
         self._farewell: tuple[int, str] | None = None
         self._is_over = False
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has been ended."""
+        return self._is_over
 
     def receive(self) -> Iterable[str | bytes] | None:
         """Wait for a message; see :class:`Wire`."""
@@ -459,6 +516,7 @@ class LibraryWire:
                 data = self._websocket.ws.receive(timeout=_LOOK_INTERVAL)
         except Exception:  # noqa: BLE001 - whatever it was, this connection is at its end
             return None
+        self._throttled.taken()
         if len(data) > self._max_size:
             self._guard.facts.protocol_violated("size", f"{len(data)} > {self._max_size}")
             self.close(CloseCode.MESSAGE_TOO_BIG, "message too big")

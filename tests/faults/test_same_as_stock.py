@@ -8,6 +8,8 @@ for, so that what is left open is what stock leaves open:
 - Events of one client that come at once are handled side by side. What they emit first reaches
   the clients of the same process in their order; beyond that only the set of packets is compared.
 - What two processes emit at the same time has an order for each process only.
+- What is emitted to a client before it is connected reaches it before it knows on stock, and then
+  with the guard.
 - A disconnect handler runs beside what goes on; its packets are compared as a set.
 - Where clients that poll and others are connected to one process, nothing is emitted with
   attachments: stock sends each packet to all as its first recipient needs it, and so to the
@@ -44,7 +46,7 @@ from tests.faults.sameness_app import (
     decode,
     encode,
 )
-from tests.soak.client import ACK, BINARY_ACK, BINARY_EVENT, EVENT, Client, Packet
+from tests.soak.client import ACK, BINARY_ACK, BINARY_EVENT, CONNECT, EVENT, Client, Packet
 from tests.support import wait_until
 from tests.support.raw_websocket import RawConnection, request_bytes
 
@@ -584,6 +586,7 @@ class Play:
             sid = seat.client.sids[namespace]
             seat.joined.add(namespace)
             seat.known[namespace] = sid
+            self._dirty.add(seat.visitor.process)  # a greeting may be on its way
             self._names[sid] = f"<{seat.name} in {namespace}>"
         return is_in
 
@@ -728,6 +731,7 @@ class Play:
 
     def _comparable(self, packets: list[Packet], step: Any, name: str) -> Any:
         """Return packets so that what stock leaves open does not differ."""
+        packets = _in_order_of_connecting(packets)
         left = sorted(str(packet.content[2:]) for packet in packets if _event(packet) == "left")
         rest = [packet for packet in packets if _event(packet) != "left"]
         ordered: Any = [str(packet) for packet in rest]
@@ -755,6 +759,18 @@ def _without_bytes(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _without_bytes(item) for key, item in value.items()}
     return value
+
+
+def _in_order_of_connecting(packets: list[Packet]) -> list[Packet]:
+    """Return packets with those of a namespace behind the one that lets the client in."""
+    ordered: list[Packet] = []
+    for packet in packets:
+        at = len(ordered)
+        if packet.kind == CONNECT:
+            early = (known.namespace == packet.namespace for known in ordered)
+            at = next(itertools.compress(itertools.count(), early), at)
+        ordered.insert(at, packet)
+    return ordered
 
 
 def _event(packet: Packet) -> str:

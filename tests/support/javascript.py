@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
+from typing import Any
 
 import pytest
 
@@ -27,3 +29,24 @@ def require_client() -> None:
     result = subprocess.run(command, capture_output=True, text=True, timeout=_NPM_TIMEOUT)
     if result.returncode != 0:
         pytest.skip(f"npm could not fetch the Socket.IO client for JavaScript: {result.stderr}")
+
+
+def run_script(script: str, *arguments: object, timeout: float = 60.0) -> Any:
+    """Run *script*, which has ``io`` and the *arguments* in ``args``.
+
+    Returns:
+        What it prints, as JSON.
+
+    Raises:
+        AssertionError: It failed, or did not end in time.
+    """
+    require_client()
+    prelude = f"const {{ io }} = require({json.dumps(str(CLIENT_MODULE))});\n"
+    prelude += f"const args = {json.dumps(arguments)};\n"
+    command = ["node", "-e", prelude + script]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
+    except subprocess.TimeoutExpired as error:
+        raise AssertionError(f"not ended after {timeout:g} s: {error.stdout!r}") from None
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
