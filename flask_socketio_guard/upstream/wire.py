@@ -574,7 +574,6 @@ class LibraryWire:
                 for item in items:
                     for data in item.plain():
                         self._websocket.send(data)
-                    self._queue.progressed()
                 self.is_stuck = False
                 if not items:
                     if self._farewell is not None:
