@@ -356,6 +356,7 @@ class AppGuard:
             )
         if self.server.async_mode == "gevent" and not self.runtime.can_kill:
             # Patched since: gunicorn's worker does so after a fork from a preloading master.
+            self.supervisor.stop(self.config.broker_timeout, is_internal=True)
             self.runtime = self._new_runtime()
             self._build()
 
@@ -661,6 +662,8 @@ class AppGuard:
         if self.outbox is not None and self.listener is not None:
             self.outbox.abandon()
             self.listener.abandon()
+        if self.has_started and self.app is not None:
+            self.runtime.forsake_servers()
         forsake_clients(self.server)
         self.requests = 0
         new_host_id(self.server)

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import gc
+import os
+import sys
 import time
 import weakref
 from collections import deque
@@ -15,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 import gevent
 import gevent.event
 from gevent import monkey
+from gevent.baseserver import BaseServer
 
 from .errors import ConfigError, HandlerTimeout, HandOverFull
 from .loop_monitor import LoopMonitor
@@ -32,9 +36,12 @@ _HAND_OVER = "socketio-guard:hand-over"
 _NEXT_TURN = 1e-6  # seconds; any timer is due in a later turn
 _TURN_TIME = 0.005  # seconds of one task after the other before others get their turn
 
+_nowhere: tuple[Any, Any] | None = None
+
 # Those of the standard library, in a patched process too.
 _get_ident = monkey.get_original("_thread", "get_ident")
 _start_new_thread = monkey.get_original("_thread", "start_new_thread")
+_native_socketpair = monkey.get_original("socket", "socketpair")
 _native_sleep = monkey.get_original("time", "sleep")
 
 
@@ -92,6 +99,7 @@ class Runtime(Protocol):
     def call_with_timeout(self, target: Callable[[], T], seconds: float) -> T: ...
     def call_soon(self, target: Callable[[], object]) -> None: ...
     def settle(self) -> None: ...
+    def forsake_servers(self) -> None: ...
     def is_home(self) -> bool: ...
     def call_home(self, target: Callable[[], object]) -> None: ...
     def watch_loop(
@@ -241,6 +249,23 @@ class GeventRuntime:
         if self._home is None or not self.is_home():
             self._home = _Home(self)
             self._home_ident = self._home.ident
+
+    def forsake_servers(self) -> None:
+        """Have no part, in a forked child, of the servers of its parent and their connections.
+
+        Their greenlets are in the child, too, and would accept connections, take requests
+        off those of the parent, and answer them, as soon as the child waits for anything.
+        """
+        pywsgi = sys.modules.get("gevent.pywsgi")
+        handlers = () if pywsgi is None else (pywsgi.WSGIHandler,)
+        for each in gc.get_objects():
+            kind = type(each)  # isinstance() asks proxies, which may not like that
+            if issubclass(kind, handlers):
+                silence(vars(each).get("socket"))
+            elif issubclass(kind, BaseServer):
+                each.stop_accepting()
+                for greenlet in each.pool or ():
+                    silence(next(iter(getattr(greenlet, "args", ())), None))
 
     def is_home(self) -> bool:
         """Say whether the caller is in the native thread of :meth:`settle`; before it: yes."""
@@ -453,6 +478,21 @@ def runtime_for(async_mode: str, *, is_write_only: bool) -> Runtime:
         f"async_mode {async_mode!r} is not supported: "
         'create SocketIO with async_mode="gevent" or async_mode="threading"'
     )
+
+
+def silence(sock: Any) -> None:
+    """Let a socket that is shared with a parent process lead nowhere; safe for what is none.
+
+    Nothing comes from it, and what is sent to it is lost. Who waits for it goes on
+    waiting; were it closed, they would wake with an error, and tell of it.
+    """
+    global _nowhere
+    if _nowhere is None:
+        _nowhere = _native_socketpair()
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        number = sock.fileno()
+        if number >= 0:
+            os.dup2(_nowhere[0].fileno(), number)
 
 
 def is_patched() -> bool:

@@ -124,6 +124,9 @@ class ThreadRuntime:
     def settle(self) -> None:
         """Do nothing: every thread is as good as any other."""
 
+    def forsake_servers(self) -> None:
+        """Do nothing: the threads of a server are not in a forked child."""
+
     def is_home(self) -> bool:
         """Say yes: every thread is as good as any other."""
         return True

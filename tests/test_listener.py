@@ -519,3 +519,11 @@ def test_probes_keep_to_their_interval(running: Queue) -> None:
     tokens = running.listener._token
     running.runtime.sleep(10 * PROBE_INTERVAL)
     assert 3 <= running.listener._token - tokens <= 12
+
+
+def test_a_forked_child_lets_go_of_the_connection_and_says_nothing(running: Queue) -> None:
+    """What comes over it is for the parent; the child's loop, where it is due, must not read it."""
+    running.listener.abandon()
+    assert running.wires[0].is_closed
+    assert running.changes == [("idle", "starting"), ("starting", "running")]
+    assert running.broker.is_reachable

@@ -55,6 +55,13 @@ facts["requests"] = time.monotonic() - began_at
 if os.environ["GUARD"] == "1":
     facts["listener"] = str(guard.listener_state)
 facts["ended_at"] = time.monotonic()
+if os.environ.get("END") == "abrupt":
+    thread = threading.Thread(target=lambda: socketio.emit("from a thread", 3))
+    thread.start()
+    thread.join()
+    report()
+    sys.stdout.flush()
+    os._exit(0)
 """
 
 SERVER = """
@@ -76,11 +83,11 @@ def environment(**env: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(PROJECT_ROOT), **env}
 
 
-def unit_test(*, url: str, mode: str, guard: str) -> dict[str, Any]:
+def unit_test(*, url: str, mode: str, guard: str, end: str = "") -> dict[str, Any]:
     """Run the unit test of an application and return what it saw."""
     answer = subprocess.run(
         [sys.executable, "-c", UNIT_TEST],
-        env=environment(REDIS_URL=url, MODE=mode, GUARD=guard),
+        env=environment(REDIS_URL=url, MODE=mode, GUARD=guard, END=end),
         capture_output=True,
         text=True,
         timeout=60,
@@ -104,22 +111,23 @@ def test_a_unit_test_passes_and_ends_at_once_where_there_is_no_redis(mode: str) 
 
 
 def test_a_command_emits_where_nothing_is_patched(redis_server: RedisServer) -> None:
+    """From each of its threads, of which none runs an event loop, and to its abrupt end."""
     with redis_server.client() as client:
         pubsub = client.pubsub(ignore_subscribe_messages=True)
         pubsub.subscribe("flask-socketio")
         wait_until(lambda: redis_server.subscribers() == 1)
-        facts = unit_test(url=redis_server.url, mode="gevent", guard="1")
+        facts = unit_test(url=redis_server.url, mode="gevent", guard="1", end="abrupt")
         events: list[str] = []
 
         def have_come() -> bool:
             message = pubsub.get_message(timeout=0.1)
             if message:
                 events.append(json.loads(message["data"])["event"])
-            return len(events) == 4
+            return len(events) == 5
 
         wait_until(have_come)
         pubsub.close()
-    assert events == ["news", "news", "news", "from a command"]
+    assert events == ["news", "news", "news", "from a command", "from a thread"]
     assert facts["listener"] == "idle"
 
 

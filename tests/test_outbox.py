@@ -876,3 +876,13 @@ def test_who_waits_for_the_broker_waits_for_an_answer(make_box: Callable[..., Bo
     box.start()
     assert box.outbox.settle(5.0)
     assert len(box.publisher.taken) == 1
+
+
+def test_what_a_forked_child_abandons_is_not_its_to_tell_of(make_box: Callable[..., Box]) -> None:
+    """The parent will publish it, over a connection that is the parent's."""
+    box = make_box(start=False)
+    box.put("1", "2")
+    box.outbox.abandon()
+    assert len(box.outbox) == 0
+    assert box.publisher.closed == 1
+    assert box.lost == []

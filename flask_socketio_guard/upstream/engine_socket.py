@@ -44,7 +44,6 @@ else:
 _UPGRADE_TIMEOUT = (
     10.0  # between the two messages of a client that changes to WebSocket, in seconds
 )
-_FOR_EVER = 1e6  # seconds
 _ROOM_INTERVAL = 1.0  # seconds; between two looks at a client that is waited for
 _POST_PATIENCE = 4.0  # seconds; Engine.IO's client for Python gives a request up after five
 _LOOK_INTERVAL = 1.0  # seconds
@@ -108,7 +107,6 @@ class GuardedSocket(_Socket):
         self.last_ping: float | None = None
         self.refused_by = ""
         self._is_heard = False
-        self._is_forsaken = False
         self.queue = SendQueue(
             max_packets=config.send_queue_max_packets,
             max_bytes=config.send_queue_max_bytes,
@@ -268,8 +266,6 @@ class GuardedSocket(_Socket):
                     poll.wait(self.server.ping_interval + self.server.ping_timeout)
             finally:
                 self._poll = None
-            while self._is_forsaken:
-                self._guard.runtime.sleep(_FOR_EVER)  # the parent answers
         with self._lock:
             messages = cast("list[Message]", self.queue.take(self.server.max_http_buffer_size))
         if not messages and self.closed:
@@ -278,7 +274,7 @@ class GuardedSocket(_Socket):
 
     def forsake(self) -> None:
         """Have no part of it, in a forked child: its client is the parent's."""
-        self._is_forsaken = self.closing = self.closed = True
+        self.closing = self.closed = True
 
     # Heartbeat
 

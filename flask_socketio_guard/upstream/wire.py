@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import socket as sockets
 import threading
 from functools import lru_cache
@@ -19,6 +18,7 @@ from websockets.frames import CloseCode, Frame, Opcode
 from websockets.protocol import SERVER, State
 from websockets.protocol import Protocol as WebSocketProtocol
 
+from ..runtime import silence
 from .websocket import close_frame, cut_reason
 
 if TYPE_CHECKING:
@@ -339,7 +339,7 @@ class ProtocolWire:
         """Have no part of it; see :class:`Wire`."""
         self._is_over = True
         self._is_direct = False
-        _drop(self._sock)
+        silence(self._sock)
 
     def _let_go(self) -> None:
         """Give up what waits, unless the session goes on without this WebSocket."""
@@ -394,12 +394,6 @@ class ProtocolWire:
             self.abort()
         finally:
             self.is_stuck = False
-
-
-def _drop(sock: Any) -> None:
-    """Close this process's side of a socket that is shared with another one."""
-    with contextlib.suppress(OSError, ValueError):
-        os.close(sock.detach())
 
 
 def keep_alive(sock: Any, *, silence: float) -> None:
@@ -562,7 +556,7 @@ class LibraryWire:
     def forsake(self) -> None:
         """Have no part of it; see :class:`Wire`. The threads behind it are the parent's, too."""
         self._is_over = True
-        _drop(self._websocket.ws.sock)
+        silence(self._websocket.ws.sock)
 
     def _write(self) -> None:
         try:

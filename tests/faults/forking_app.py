@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -21,11 +22,20 @@ def create_app() -> Flask:
     app = create()
     socketio: Any = app.extensions["socketio"]
 
-    def work(count: int, seconds: float) -> None:
+    guard: Any = app.extensions.get("socketio_guard")
+    if guard is not None:
+
+        @guard.task(every=0.05, name="ticker")
+        def tick() -> None:
+            """Tell who runs it, which must not be a child."""
+            socketio.emit("tick", os.getpid())
+
+    def work(count: int, seconds: float, ppid: int) -> None:
+        # gunicorn's loop is in the child, too, and would end it when it sees another parent.
+        os.getppid = lambda: ppid
         for number in range(count):
             socketio.emit("child", number)
         time.sleep(seconds)  # what the child has of its parent gets its chance
-        guard = app.extensions.get("socketio_guard")
         if guard is not None:
             guard.flush(5)
             guard.emit("tables", _tables(socketio))
@@ -37,7 +47,7 @@ def create_app() -> Flask:
             socketio.emit("parent", number)
         # In the same turn of the event loop: nothing of that has been written yet.
         child = multiprocessing.get_context("fork").Process(
-            target=work, args=(values["count"], values["seconds"])
+            target=work, args=(values["count"], values["seconds"], os.getppid())
         )
         child.start()
         child.join()

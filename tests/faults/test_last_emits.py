@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -161,7 +162,13 @@ def test_a_child_of_a_process_that_serves_has_nothing_of_its_parent(
     fleet = make_fleet(app=FORKING_APP, processes=1)
     clients = [sio_client(fleet.a), sio_client(fleet.a, transports=("polling",))]
     wait_until_delivering(fleet.a, clients[0])
-    fleet.a.post("/fork", count=EVENTS, seconds=0.5)
+    (pid,) = fleet.a.worker_pids()
+    with ThreadPoolExecutor(1) as requests:
+        forking = requests.submit(fleet.a.post, "/fork", count=EVENTS, seconds=1.0)
+        clients[0].wait_for("child", count=EVENTS)
+        while not forking.done():  # whom would the child answer, if it could?
+            assert [client.call("pid") for client in clients] == [pid, pid]
+            assert fleet.a.get("/").text == "here"
     for client in clients:
         client.wait_for("tables")
         for event in ("parent", "child"):
@@ -174,5 +181,6 @@ def test_a_child_of_a_process_that_serves_has_nothing_of_its_parent(
         client.wait_for("child", count=2 * EVENTS)
         assert client.call("echo", "still here") == "still here"
         assert len(client.events("parent")) == len(client.events("child")) == 2 * EVENTS
+        assert {item.args[0] for item in client.events("tick")} == {pid}
     records = fleet.a.records(matching=lambda record: record.level in {"WARNING", "ERROR"})
     assert records == []
