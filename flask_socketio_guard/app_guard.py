@@ -752,6 +752,7 @@ class AppGuard:
                 ticks += 1
                 self.health.tick()
                 self._log_lines.tick()
+                self.server.look()
                 if ticks % _SWEEP_TICKS == 0:
                     self._sweep()
             # A worker that is to stop says so to nobody; its load balancer shall know soon.

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Final, Protocol
 from .runtime import clock
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from .runtime import Event, Runtime
 
 TURN_TIME: Final = 0.003
@@ -113,17 +115,37 @@ class SendQueue:
     def __len__(self) -> int:
         return len(self._items)
 
+    def __iter__(self) -> Iterator[Outgoing]:
+        return iter(list(self._items))
+
+    # As of a queue of the standard library, for those who look into one.
+
     def qsize(self) -> int:
-        """Return how much waits; as that of the queue in whose place it is."""
+        """Return how many messages wait."""
         return len(self._items)
 
     def empty(self) -> bool:
-        """Say whether nothing waits."""
+        """Say whether none waits."""
         return not self._items
 
     def full(self) -> bool:
         """Say whether a bound is reached."""
         return self.is_full
+
+    @property
+    def maxsize(self) -> int:
+        """How many messages may wait."""
+        return self._max_packets
+
+    @property
+    def unfinished_tasks(self) -> int:
+        """How many messages wait."""
+        return len(self._items)
+
+    @property
+    def queue(self) -> deque[Outgoing]:
+        """What waits, in a copy."""
+        return self._items.copy()
 
     @property
     def is_full(self) -> bool:

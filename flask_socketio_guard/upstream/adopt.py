@@ -79,6 +79,7 @@ def adopt(socketio: SocketIO, hooks: Hooks) -> None:
     guarded: Any = socketio
     guarded.event_contexts = EventContexts(guarded, is_fast=hooks.config.fast_contexts)
     keep_json(server, is_fast=hooks.config.fast_json)
+    server.look()
 
 
 def _guard_queue(manager: Any) -> None:

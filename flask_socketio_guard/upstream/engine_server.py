@@ -13,6 +13,7 @@ from ..sending import SendOutcome
 from ..signals import logger
 from .engine_socket import GuardedSocket
 from .outgoing import Message
+from .watched_socket import WatchedSocket, admin_of, is_logged
 from .websocket import refuse_websocket, upgrade_problem, wants_websocket
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ class GuardedEngineServer(_Server):
     """Sessions whose clients read more slowly than others broadcast."""
     wires: set[Wire]
     """WebSockets that are served, until the last word is said."""
+    socket_class: type[GuardedSocket] = GuardedSocket
     spawn_event: Callable[..., object] | None = None
     """Starts the task of an event, where the application has overridden what does."""
 
@@ -149,7 +151,8 @@ class GuardedEngineServer(_Server):
         if refusal is not None:
             return refusal
         sid = self.generate_id()
-        socket = GuardedSocket(self, sid, environ)
+        self.look()
+        socket = self.socket_class(self, sid, environ)
         self.sockets[sid] = socket
         self.guard.came(socket.address)
         socket.send(
@@ -176,6 +179,15 @@ class GuardedEngineServer(_Server):
         socket.connected = True
         return self._ok(socket.poll(), headers=self._cookies(sid), jsonp_index=jsonp_index)
 
+    def look(self) -> None:
+        """See whether anybody wants to see each packet; sockets that are here take part."""
+        is_watched = is_logged(self.logger) or admin_of(self) is not None
+        wanted = WatchedSocket if is_watched else GuardedSocket
+        if wanted is not self.socket_class:
+            self.socket_class = wanted
+            for socket in [*self.sockets.values(), *self.departing.values()]:
+                socket.__class__ = wanted
+
     def _cookies(self, sid: str) -> list[tuple[str, str]] | None:
         if not self.cookie:
             return None
@@ -193,6 +205,8 @@ class GuardedEngineServer(_Server):
         socket = self.sockets.get(eio_sid)
         if socket is None:
             logger.debug("a message was not sent: its client is gone")
+            if self.socket_class is WatchedSocket:
+                self.logger.warning("Cannot send to sid %s", eio_sid)
             return SendOutcome.DROPPED_CLOSED
         outcome: SendOutcome = socket.put(message, **how)
         return outcome
@@ -227,8 +241,9 @@ class GuardedEngineServer(_Server):
 
     def _log_error_once(self, message: str, message_key: str) -> None:
         reason = _REASONS.get(message_key)
-        if reason is None:
+        if reason is None or self.socket_class is WatchedSocket:
             super()._log_error_once(message, message_key)
+        if reason is None:
             return
         # An origin or a version that is refused is most often a mistake of the
         # developer's, who has to see which.

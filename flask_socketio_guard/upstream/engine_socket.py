@@ -51,9 +51,9 @@ _ANSWER_FACTOR: Final = 8
 _TURN = 16  # packets of one request before others have their turn
 _SEPARATOR = "\x1e"
 _MESSAGE = str(packets.MESSAGE)
-_PROBE = "2probe"
-_PROBE_ANSWER = "3probe"
-_UPGRADE = "5"
+PROBE = "2probe"
+PROBE_ANSWER = "3probe"
+UPGRADE = "5"
 # One for all clients: a message is made once.
 _CLOSE = Message.of_engineio(Packet(packets.CLOSE))
 _NOOP = Message.of_engineio(Packet(packets.NOOP))
@@ -551,12 +551,14 @@ class GuardedSocket(_Socket):
         messages = _messages_of(wire)
         self.server.wires.add(wire)
         try:
-            if self.connected and not self._has_upgraded(wire, messages):
+            is_direct = not self.connected
+            if not is_direct and not self._has_upgraded(wire, messages):
                 return
             if self.closed:
                 return
             self._wire = wire
             self.connected = self.upgraded = True
+            self._upgraded(is_direct=is_direct)
             wire.start()
             self._read(wire, messages)
         finally:
@@ -578,18 +580,30 @@ class GuardedSocket(_Socket):
         self._candidate = wire
         deadline = self._guard.deadlines.call_later(_UPGRADE_TIMEOUT, wire.abort)
         try:
-            if next(messages, None) != _PROBE:
+            first = next(messages, None)
+            if first != PROBE:
+                self._has_failed_to_upgrade(first, is_first=True)
                 return False
-            wire.send_at_once(_PROBE_ANSWER)
+            wire.send_at_once(PROBE_ANSWER)
             if self._poll is not None:
                 self.put(_NOOP)  # ends it
-            return next(messages, None) == _UPGRADE
+            second = next(messages, None)
         except OSError:
             return False
+        else:
+            if second != UPGRADE:
+                self._has_failed_to_upgrade(second, is_first=False)
+            return second == UPGRADE
         finally:
             deadline.cancel()
             self.upgrading = False
             self._candidate = None
+
+    def _upgraded(self, *, is_direct: bool) -> None:
+        """Take note that the session is on a WebSocket, from its beginning or by an upgrade."""
+
+    def _has_failed_to_upgrade(self, received: str | bytes | None, *, is_first: bool) -> None:
+        """Take note that the first or second message of an upgrade was none."""
 
     def _read(self, wire: Wire, messages: Iterator[str | bytes]) -> None:
         for message in messages:

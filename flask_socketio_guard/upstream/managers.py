@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import logging
 from _thread import RLock
 from collections import deque
 from functools import lru_cache, partial
@@ -18,6 +19,7 @@ from ..sending import SendOutcome
 from .encoding import KeptPacket, encoded, encoded_event, encoded_for_queue
 from .outgoing import Message
 from .recipients import is_nobody, recipient_of
+from .watched_socket import is_logged
 
 if TYPE_CHECKING:
     from collections import OrderedDict
@@ -89,6 +91,9 @@ class GuardedManager(_Manager):
         """Start the guard, if a client is the first to need it."""
         self.guard.start()
 
+    def look(self) -> None:
+        """See who wants to know of each message; to be called now and then."""
+
     def index_rooms(self) -> None:
         """Note the rooms of the clients that are here already."""
         self._held = {}
@@ -107,7 +112,9 @@ class GuardedManager(_Manager):
     def trigger_callback(self, sid: Any, id: Any, data: Any) -> None:
         """Hand the answer of *sid* to the callback *id*; unknown ones are ignored."""
         arguments = tuple(data) if isinstance(data, list | tuple) else ()
-        self.guard.callbacks.resolve(id, _recipient(sid), arguments)
+        server: Any = self.server
+        if not self.guard.callbacks.resolve(id, _recipient(sid), arguments) and server.is_logged:
+            self._get_logger().warning("Unknown callback received, ignoring.")
 
     def emit(
         self,
@@ -330,6 +337,8 @@ class GuardedManager(_Manager):
         server: Any = self.server
         if ack_id is None:
             ack_id = self.guard.callbacks.add(sid, callback)
+        if server.is_logged:
+            server.logger.info('emitting event "%s" to %s [%s]', event, sid, namespace)
         packet = encoded_event(server.packet_class, event, arguments, namespace, ack_id)
         if server.put(eio_sid, Message.of_socketio(packet)) is SendOutcome.DROPPED_CLOSED:
             self.guard.callbacks.discard(ack_id, sid)
@@ -425,7 +434,19 @@ class GuardedManager(_Manager):
 class GuardedPubSubManager(GuardedManager, _PubSubManager):
     """Goes in front of ``PubSubManager``: sends through the outbox, is fed by the listener."""
 
+    is_logged = False
+    """Whether anybody takes the line that upstream writes of each message."""
     _newest: OrderedDict[str, int]
+
+    def initialize(self) -> None:
+        """Start the guard, if a client is the first to need it."""
+        super().initialize()
+        if not self.write_only:
+            self._get_logger().info(f"{self.name} backend initialized.")
+
+    def look(self) -> None:
+        """See who wants to know of each message; to be called now and then."""
+        self.is_logged = is_logged(self._get_logger(), logging.DEBUG)
 
     def emit(
         self,
@@ -626,7 +647,12 @@ class GuardedPubSubManager(GuardedManager, _PubSubManager):
         Args:
             arrival: JSON text or a dict, from anyone who can write to the channel.
         """
-        if isinstance(arrival, bytes) and self._is_own(arrival) and self.guard.config.fast_queue:
+        if (
+            isinstance(arrival, bytes)
+            and self._is_own(arrival)
+            and self.guard.config.fast_queue
+            and not self.is_logged
+        ):
             return
         message: Any = arrival if isinstance(arrival, dict) else self._decode(arrival)
         method = message.get("method") if isinstance(message, dict) else None
@@ -634,6 +660,8 @@ class GuardedPubSubManager(GuardedManager, _PubSubManager):
             error = EventInvalid("not a message of Socket.IO")
             self.guard.handlers.reject("<queue message>", "", None, error)
             return
+        if self.is_logged:
+            self._get_logger().debug(f"pubsub message: {method}")
         host_id = message.get("host_id")
         if method == "callback":
             self._handle_callback(message)

@@ -20,6 +20,7 @@ from .encoding import encoded
 from .engine_socket import ProtocolViolation
 from .outgoing import Message
 from .recipients import is_nobody, recipient_of
+from .watched_socket import is_logged
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -118,6 +119,8 @@ class GuardedServer(_Server):
     """Goes in front of ``Server``; every packet of a client passes through here."""
 
     guard: Hooks
+    is_logged = False
+    """Whether anybody takes the lines that upstream writes of each event."""
     has_own_sending = False
     """Whether the application overrides how packets are sent."""
     is_manager_asked = False
@@ -153,6 +156,12 @@ class GuardedServer(_Server):
         if handler is not None:
             return partial(handler.trigger_event, event, *handler_args)
         return None
+
+    def look(self) -> None:
+        """See who wants to know of each packet and event; to be called now and then."""
+        self.is_logged = is_logged(self.logger)
+        self.manager.look()
+        self.eio.look()
 
     # Packets
 
@@ -197,8 +206,12 @@ class GuardedServer(_Server):
         data = packet.data
         sid = self.manager.sid_from_eio_sid(eio_sid, namespace)
         connection = self.guard.connections.find(sid)
+        if self.is_logged:
+            self.logger.info('received event "%s" from %s [%s]', _name_of(data), sid, namespace)
         is_open = connection is not None and connection.is_open
         if connection is None or not (is_open or connection.is_connecting):
+            if self.is_logged:
+                self.logger.warning("%s is not connected to namespace %s", sid, namespace)
             error = EventRejected("not connected to this namespace", code="gone")
             socket = self.eio.sockets.get(eio_sid)
             # Who was refused may have sent it before that was known.
@@ -484,6 +497,8 @@ class GuardedServer(_Server):
         """
         if not connection.begin_close(reason):
             return False
+        if is_told and self.is_logged:
+            self.logger.info("Disconnecting %s [%s]", connection.sid, connection.namespace)
         if connection.is_left_to_connect:
             return True
         if is_told:
@@ -565,6 +580,9 @@ class GuardedServer(_Server):
             What became of it.
         """
         room = recipient_of(to, room)
+        if self.is_logged:
+            everybody = "all" if room is None else room
+            self.logger.info('emitting event "%s" to %s [%s]', event, everybody, namespace or "/")
         # An application's own emit() may know none of these.
         options = _NO_OPTIONS
         if volatile or ready_only:

@@ -111,10 +111,14 @@ class Application:
         self.app.config["SOCKETIO_GUARD_HEALTH_DETAILS"] = HEALTH_TOKEN
         self.app.config.update(json.loads(os.environ.get("APP_CONFIG", "{}")))
         self.socketio = SocketIO(self.app, async_mode=self.async_mode, **self._queue_options())
+        self.before_guard()
         if os.environ.get("GUARD") == "1":
             from flask_socketio_guard import SocketIOGuard
 
             self.guard = SocketIOGuard(self.app, self.socketio)
+
+    def before_guard(self) -> None:
+        """Do what an application does between Flask-SocketIO and the guard."""
 
     def _queue_options(self) -> dict[str, Any]:
         options: dict[str, Any] = json.loads(os.environ.get("SOCKETIO_OPTIONS", "{}"))
