@@ -162,7 +162,21 @@ def test_a_socketio_that_serves_two_applications_is_refused(guarded: Guarded) ->
     )
 
 
-@pytest.mark.parametrize("async_mode", ["eventlet", "gevent_uwsgi"])
+def test_eventlet_that_is_merely_installed_is_named(nothing_left_behind: None) -> None:
+    """Flask-SocketIO takes it without being told to."""
+    app, socketio = new_app()
+    socketio.server.eio.async_mode = "eventlet"  # it is not installed here
+    socketio.server.__dict__["async_mode"] = "eventlet"
+    with pytest.raises(ConfigError) as caught:
+        SocketIOGuard(app, socketio)
+    assert str(caught.value) == (
+        "eventlet is installed, and Flask-SocketIO takes it where async_mode is not named; the "
+        'guard does not support it: name async_mode="gevent" or async_mode="threading"'
+    )
+    assert "socketio_guard" not in app.extensions
+
+
+@pytest.mark.parametrize("async_mode", ["gevent_uwsgi"])
 def test_another_async_mode_is_refused(nothing_left_behind: None, async_mode: str) -> None:
     app, socketio = new_app()
     socketio.server.eio.async_mode = async_mode  # neither is installed here

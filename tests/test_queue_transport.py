@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,18 +16,19 @@ from flask_socketio_guard.transport import Message, Probe
 from flask_socketio_guard.upstream.queue_transport import QueueTransport
 from tests import unit_support
 from tests.support import wait_until
-from tests.unit_support import BusManager
+from tests.unit_support import Bus, BusManager
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from tests.support import RedisServer
-    from tests.unit_support import Bus, Guarded
+    from tests.unit_support import Guarded
 
 nothing_left_behind = unit_support.nothing_left_behind
 make_guarded = unit_support.make_guarded
 make_process = unit_support.make_process
-bus = unit_support.bus
+NOISE = 1.5
+"""Seconds that a busy machine may add to a figure before a test takes it for a failure."""
 
 
 class ListManager(PubSubManager):  # type: ignore[misc]
@@ -47,10 +49,14 @@ class ListManager(PubSubManager):  # type: ignore[misc]
         yield from self.arrivals
 
 
+def transport_of(manager: Any) -> QueueTransport:
+    return QueueTransport(manager, answer_timeout=0.2)
+
+
 def test_messages_go_out_as_the_dicts_that_the_queue_expects() -> None:
     """With their sequence number, and the probe before them."""
     manager = ListManager([])
-    publisher = QueueTransport(manager).publisher(lambda: True)
+    publisher = transport_of(manager).publisher(lambda: True)
     batch = [Message(4, b'{"method": "emit", "n": 1}'), Message(5, b'{"n": 2}')]
     assert publisher.publish(batch, 9) is None
     probe, *sent = manager.published
@@ -64,7 +70,7 @@ def test_a_failure_tells_how_many_went_out(fails_at: int, published: int) -> Non
     """The probe, which goes first, is none of them."""
     manager = ListManager([])
     manager.fails_at = fails_at
-    publisher = QueueTransport(manager).publisher(lambda: True)
+    publisher = transport_of(manager).publisher(lambda: True)
     with pytest.raises(PublishError, match=r"^ConnectionError: reset by peer$") as caught:
         publisher.publish([Message(n, b"{}") for n in range(1, 4)], 1)
     assert caught.value.published == published
@@ -73,14 +79,14 @@ def test_a_failure_tells_how_many_went_out(fails_at: int, published: int) -> Non
 
 def test_what_arrives_is_handed_over_as_it_came() -> None:
     arrivals = [{"method": "emit"}, b'{"method": "emit"}', '{"method": "emit"}', b"\xff", 5, None]
-    subscription = QueueTransport(ListManager(arrivals)).subscribe()
+    subscription = transport_of(ListManager(arrivals)).subscribe()
     assert [subscription.read(1.0) for _ in arrivals] == [[item] for item in arrivals]
     subscription.close()
 
 
 def test_a_probe_of_this_process_is_recognised_in_every_form() -> None:
     manager = ListManager([])
-    transport = QueueTransport(manager)
+    transport = transport_of(manager)
     transport.publisher(lambda: True).publish([], 3)
     (probe,) = manager.published
     manager.arrivals += [probe, json.dumps(probe), json.dumps(probe).encode()]
@@ -101,14 +107,14 @@ def test_a_probe_of_this_process_is_recognised_in_every_form() -> None:
 )
 def test_what_only_looks_like_a_probe_is_none(message: Any) -> None:
     """Every process sees the probes of all, and what strangers write."""
-    subscription = QueueTransport(ListManager([message])).subscribe()
+    subscription = transport_of(ListManager([message])).subscribe()
     assert subscription.read(1.0) == [message]
 
 
 @pytest.mark.parametrize("token", ["3", None, 1.5, [3]])
 def test_a_probe_with_a_token_that_is_no_number_is_none(token: Any) -> None:
     manager = ListManager([])
-    transport = QueueTransport(manager)
+    transport = transport_of(manager)
     transport.publisher(lambda: True).publish([], 3)
     forged = {**manager.published[0], "token": token}
     manager.arrivals.append(forged)
@@ -117,17 +123,17 @@ def test_a_probe_with_a_token_that_is_no_number_is_none(token: Any) -> None:
 
 def test_a_listening_generator_that_returns_is_an_error() -> None:
     """It never should; the supervisor starts a new one."""
-    subscription = QueueTransport(ListManager([])).subscribe()
+    subscription = transport_of(ListManager([])).subscribe()
     with pytest.raises(RuntimeError, match=r"^the queue's listen\(\) returned$"):
         subscription.read(1.0)
 
 
 def test_there_is_no_way_to_ask_whether_the_queue_is_there() -> None:
-    assert QueueTransport(ListManager([])).check() is None
+    assert transport_of(ListManager([])).check() is None
 
 
 def test_a_transport_is_named_after_its_queue(bus: Bus) -> None:
-    assert QueueTransport(BusManager(bus)).name == "bus"
+    assert transport_of(BusManager(bus)).name == "bus"
 
 
 def test_the_queue_of_a_guarded_application_is_still_its_own(
@@ -180,6 +186,46 @@ def test_a_queue_that_is_down_keeps_messages_waiting_in_order(
     assert guarded.guard.flush(5.0)
     sent = [data["data"][0] for data in bus.published if data["method"] == "emit"]
     assert sent == list(range(20))
+
+
+class WaitingBus(Bus):
+    """A queue that waits for its broker, as kombu does, and raises nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_back = threading.Event()
+        self.is_back.set()
+
+    def publish(self, data: Any) -> None:
+        self.is_back.wait(10)
+        super().publish(data)
+
+
+@pytest.fixture
+def bus() -> Bus:
+    """A queue between processes."""
+    return WaitingBus()
+
+
+def test_a_queue_that_waits_for_its_broker_is_found_out(
+    make_process: Callable[..., Guarded], bus: WaitingBus, measured: Callable[[str, object], None]
+) -> None:
+    """Nothing fails and nothing comes back: the one sign is that publishing takes so long."""
+    guarded = make_process()  # with the default intervals
+    http = guarded.app.test_client()
+    assert http.get("/readyz").json["status"] == "pass"
+    bus.is_back.clear()
+    began_at = time.monotonic()
+    guarded.guard.emit("news", 1)
+    wait_until(lambda: http.get("/readyz").json["status"] == "warn", timeout=10)
+    seen_after = time.monotonic() - began_at
+    measured("seen after", seen_after)
+    assert seen_after < 3.0 + NOISE
+    assert guarded.guard.listener_state is ListenerState.RECONNECTING
+    bus.is_back.set()
+    wait_until(lambda: http.get("/readyz").json["status"] == "pass")
+    assert guarded.guard.flush(5.0)
+    assert bus.methods() == ["emit"]
 
 
 @pytest.fixture(params=["memory", "redis"])

@@ -142,7 +142,7 @@ def transport_of(server: Any, config: GuardConfig) -> Transport | None:
         return None
     if _is_redis(type(manager)):
         return RedisTransport(manager, answer_timeout=config.broker_timeout)
-    return QueueTransport(manager)
+    return QueueTransport(manager, answer_timeout=config.broker_timeout)
 
 
 def new_host_id(server: Any) -> None:

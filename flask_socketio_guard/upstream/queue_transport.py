@@ -6,7 +6,8 @@ import json
 import uuid
 from typing import TYPE_CHECKING, Any
 
-from ..errors import PublishError
+from ..errors import BrokerError, PublishError
+from ..runtime import clock
 from ..transport import Arrival, Message, Probe
 from .managers import SEQUENCE_KEY, ThroughOutbox
 
@@ -14,8 +15,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from socketio import PubSubManager
-
-    from ..errors import BrokerError
 
 _PROBE = "guard_probe"
 
@@ -27,8 +26,13 @@ class QueueTransport:
     published while it is away is lost, as it is without the guard. Probes share
     the channel, so every process sees them; each ignores those of others.
 
+    Some wait in ``_publish`` until the broker is back, as kombu does. Such a call that takes
+    too long is the one sign that it is away.
+
     Args:
         manager: A client manager, guarded or not.
+        answer_timeout: Longest time that publishing may take, in seconds, before the
+            broker counts as one that does not answer.
 
     Source:
         python-socketio, "Writing your own client manager": ``PubSubManager``.
@@ -36,8 +40,11 @@ class QueueTransport:
 
     is_probing = True
 
-    def __init__(self, manager: PubSubManager) -> None:
+    def __init__(self, manager: PubSubManager, *, answer_timeout: float) -> None:
         self._manager: Any = manager
+        self._answer_timeout = answer_timeout
+        self.publishing_since: float | None = None
+        """When the call that publishes now began; ``None`` if there is none."""
         self._id = uuid.uuid4().hex
         # The guarded class has a _publish of its own, in front of the queue's.
         self._queue_class = next(
@@ -49,19 +56,30 @@ class QueueTransport:
 
     def publisher(self, is_answering: Callable[[], bool]) -> _QueuePublisher:
         """Return the way out; *is_answering* has no use here."""
-        return _QueuePublisher(self._manager, self._queue_class, self._id)
+        return _QueuePublisher(self, self._manager, self._queue_class, self._id)
 
     def subscribe(self) -> _QueueSubscription:
         """Start a new run of the queue's own listening generator."""
         return _QueueSubscription(self._manager, self._id)
 
     def check(self) -> BrokerError | None:
-        """Assume that the broker answers: there is no way to ask."""
-        return None
+        """Assume that the broker answers, unless publishing waits for it: there is no way to ask.
+
+        Returns:
+            ``None``, or why it does not.
+        """
+        since = self.publishing_since
+        waited = 0.0 if since is None else clock() - since
+        if waited < self._answer_timeout:
+            return None
+        return BrokerError(f"a message has been waiting to be published for {waited:.1f} s")
 
 
 class _QueuePublisher:
-    def __init__(self, manager: Any, queue_class: Any, transport_id: str) -> None:
+    def __init__(
+        self, transport: QueueTransport, manager: Any, queue_class: Any, transport_id: str
+    ) -> None:
+        self._transport = transport
         self._manager = manager
         self._queue_class = queue_class
         self._id = transport_id
@@ -75,10 +93,13 @@ class _QueuePublisher:
             self._send(data, published=published)
 
     def _send(self, data: dict[str, Any], *, published: int) -> None:
+        self._transport.publishing_since = clock()
         try:
             self._queue_class._publish(self._manager, data)
         except Exception as exc:
             raise PublishError(f"{type(exc).__name__}: {exc}", published=published) from exc
+        finally:
+            self._transport.publishing_since = None
 
     def close(self) -> None:
         """Do nothing: the connection is the manager's."""
