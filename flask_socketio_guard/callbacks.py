@@ -67,6 +67,12 @@ class CallbackTable:
     def __len__(self) -> int:
         return len(self._waiting)
 
+    def waiting(self) -> list[tuple[object, int, Callable[..., object]]]:
+        """Return recipient, id and function of each that waits."""
+        with self._lock:
+            entries = list(self._waiting.items())
+        return [(entry.recipient, id, entry.callback.function) for id, entry in entries]
+
     def add(self, recipient: object, callback: Awaiting) -> int:
         """Register *callback* and return the id that its answer will carry.
 

@@ -104,6 +104,19 @@ class GuardedManager(_Manager):
                 for sid in clients:
                     self._rooms_of.setdefault((sid, namespace), {})[room] = None
 
+    @property
+    def callbacks(self) -> dict[Any, dict[int, Callable[..., object]]]:
+        """The callbacks that wait, by session id or room and then by id, in a copy."""
+        found: dict[Any, dict[int, Callable[..., object]]] = {}
+        for recipient, id, function in self.guard.callbacks.waiting():
+            key = tuple(recipient) if isinstance(recipient, list) else recipient
+            found.setdefault(key, {})[id] = function
+        return found
+
+    @callbacks.setter
+    def callbacks(self, value: object) -> None:
+        """Take no other: upstream's table is not in use."""
+
     def _generate_ack_id(self, sid: Any, callback: Callable[..., object]) -> int:
         if not isinstance(callback, AckCallback):
             callback = AckCallback(callback)

@@ -64,8 +64,8 @@ class WatchedSocket(GuardedSocket):
         for message in batch.messages:
             self._enqueue(message)
 
-    def _enqueue(self, message: Message, *, may_wait: bool = False) -> SendOutcome:
-        outcome = super()._enqueue(message, may_wait=may_wait)
+    def _enqueue(self, message: Message, **options: bool) -> SendOutcome:
+        outcome = super()._enqueue(message, **options)
         if outcome is SendOutcome.QUEUED:
             self._sent(message)
         return outcome
