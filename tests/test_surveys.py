@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from flask_socketio_guard.hooks import SURVEY, SURVEY_ANSWER, SURVEY_ROLL
+from flask_socketio_guard.runtime import clock
 from flask_socketio_guard.surveys import BroadcastAnswers, Surveys
 from tests import unit_support
 from tests.unit_support import wait_for
@@ -29,6 +30,8 @@ class Process:
         self.name = name
         self.sids = list(sids)
         self.gone: set[str] = set()
+        self.prompt: dict[str, tuple[object, ...]] = {}
+        """What clients answer while others are still being asked."""
         self.others = others
         self.peers: list[Process] = []
         self.asked: dict[str, AckCallback] = {}
@@ -59,6 +62,8 @@ class Process:
         if sid in self.gone:
             return None
         self.asked[sid] = callback
+        if sid in self.prompt:
+            callback.function(*self.prompt[sid])
         return 1
 
     def answer(self, sid: str, *answer: object) -> None:
@@ -75,7 +80,7 @@ class Asking:
         self._process = process
         self._results: list[BroadcastAnswers] = []
         self._job = process.runtime.spawn(lambda: self._ask(timeout), name="asking")
-        wait_for(process.runtime, lambda: bool(process.told))
+        wait_for(process.runtime, lambda: {*process.sids} <= process.asked.keys() | process.gone)
 
     def _ask(self, timeout: float) -> None:
         self._results.append(
@@ -113,8 +118,8 @@ def test_it_is_over_when_all_in_all_processes_have_answered(pair: tuple[Process,
 
 def test_who_does_not_answer_in_time_is_told(pair: tuple[Process, Process]) -> None:
     one, _ = pair
+    one.prompt = {"a": ("yes",)}
     asking = one.begin(timeout=0.2)
-    one.answer("a", "yes")
     assert asking.result() == BroadcastAnswers({"a": "yes"}, ("b", "c"), 0)
 
 
@@ -130,12 +135,12 @@ def test_who_has_left_is_not_waited_for(pair: tuple[Process, Process]) -> None:
 
 
 def test_a_process_that_says_nothing_is_told(pair: tuple[Process, Process]) -> None:
-    one, _ = pair
+    one, two = pair
     one.others = 2
+    one.prompt = {"a": (1,), "b": (2,)}
+    two.prompt = {"c": (3,)}
     asking = one.begin(timeout=0.2)
-    one.answer("a", 1)
-    one.answer("b", 2)
-    assert asking.result().silent_processes == 1
+    assert asking.result() == BroadcastAnswers({"a": 1, "b": 2, "c": 3}, (), 1)
 
 
 def test_where_nobody_knows_how_many_there_are_it_lasts_the_whole_time(
@@ -143,11 +148,11 @@ def test_where_nobody_knows_how_many_there_are_it_lasts_the_whole_time(
 ) -> None:
     one, two = pair
     one.others = None
-    asking = one.begin(timeout=0.3)
-    for process, sid in ((one, "a"), (one, "b"), (two, "c")):
-        process.answer(sid, "yes")
-    assert not asking.is_over
-    result = asking.result()
+    one.prompt = {"a": ("yes",), "b": ("yes",)}
+    two.prompt = {"c": ("yes",)}
+    began_at = clock()
+    result = one.begin(timeout=0.3).result()
+    assert clock() - began_at >= 0.3
     assert (result.missing, result.silent_processes) == ((), None)
     assert not result.is_complete, "somebody may have been left out"
 
@@ -188,14 +193,15 @@ def test_answers_to_nothing_are_ignored(
 
 def test_answers_of_others_than_those_asked_are_ignored(pair: tuple[Process, Process]) -> None:
     one, two = pair
-    asking = one.begin(timeout=0.2)
+    asking = one.begin()
     survey = one.told[0]["survey"]
     reply = {"survey": survey, "to": "one", "host_id": "three"}
     one.surveys.take({"method": SURVEY_ANSWER, **reply, "sid": "stranger", "answer": ["mine"]})
     one.surveys.take({"method": SURVEY_ROLL, **reply, "sids": [1, None, {}]})
     one.surveys.take({"method": SURVEY_ANSWER, **reply, "to": "two", "sid": "a", "answer": [0]})
-    two.answer("c", "yes")
-    assert asking.result().answers == {"c": "yes"}
+    for process, sid in ((one, "a"), (one, "b"), (two, "c")):
+        process.answer(sid, "yes")
+    assert asking.result() == BroadcastAnswers({"a": "yes", "b": "yes", "c": "yes"}, (), 0)
 
 
 def test_others_are_asked_in_turns(
