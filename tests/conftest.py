@@ -22,8 +22,10 @@ FAULTS_MARKER = (
     "without the guard; *because* is a regular expression that the failure must match then."
 )
 ALONE_MARKER = "alone: measures times, so that no other test runs meanwhile"
+APART_MARKER = "apart: shares no fixture with the others of its module, and may run in any process"
 _FAULT_PROPERTY = "fault"
 _MEASURED_PROPERTY = "measured"
+_GROUP = re.compile(r"@\w+$")  # what xdist writes behind the name of a test
 _outcome = pytest.StashKey[dict[str, pytest.TestReport]]()
 _turns = pytest.StashKey[Turns]()
 
@@ -49,12 +51,21 @@ def pytest_configure(config: pytest.Config) -> None:
     """Register the markers."""
     config.addinivalue_line("markers", FAULTS_MARKER)
     config.addinivalue_line("markers", ALONE_MARKER)
+    config.addinivalue_line("markers", APART_MARKER)
     config.stash[_turns] = Turns()
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """In stock mode keep the fault tests only, and expect each to fail."""
+    # Those that have the machine to themselves come last, one behind the other in one process:
+    # anywhere else, every process would wait for each of them.
+    items.sort(key=_is_alone)
     for item in items:
+        if _is_alone(item):
+            item.add_marker(pytest.mark.xdist_group("alone"))
+        elif item.get_closest_marker("apart") is None:
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
         marker = item.get_closest_marker("faults")
         if marker is not None:
             item.user_properties.append((_FAULT_PROPERTY, marker.args[0]))
@@ -116,7 +127,7 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
             fault = dict(properties).get(_FAULT_PROPERTY)
             figures = [text for name, text in properties if name == _MEASURED_PROPERTY]
             if (fault is not None or figures) and getattr(report, "when", "") == "call":
-                test = report.nodeid.rsplit("::", 1)[-1]
+                test = _GROUP.sub("", report.nodeid.rsplit("::", 1)[-1])
                 rows.append((fault or "all at once", test, outcome, "; ".join(figures)))
     if not rows:
         return

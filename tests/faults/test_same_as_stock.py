@@ -53,6 +53,8 @@ from tests.support.raw_websocket import RawConnection, request_bytes
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+pytestmark = pytest.mark.apart
+
 _DEFAULT_EXAMPLES = 30
 _EXAMPLES = int(os.environ.get("SAMENESS_EXAMPLES", _DEFAULT_EXAMPLES))
 _IS_SEARCHING = "SAMENESS_EXAMPLES" in os.environ
