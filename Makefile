@@ -9,7 +9,7 @@ PYTEST_ARGS ?=
 PARALLEL := -n 4 --dist loadgroup --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help test test-stock test-oldest lint types bench demo soak soak-deliveries format clean
+.PHONY: help test test-stock test-oldest test-newest lint types bench demo soak soak-deliveries format clean
 
 help:  ## Show what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -43,6 +43,14 @@ test-oldest:  ## Run all tests on the oldest versions that pyproject.toml allows
 	@$(PIP) install --editable '.[test]' $$($(BIN)/python tests/oldest.py pyproject.toml)
 	@touch $@
 
+test-newest: $(VENV)/.installed-test  ## Run a part of the tests on the newest Python here that gevent supports
+	@newest=$$($(BIN)/python tests/newest.py); \
+	if [ -z "$$newest" ]; then echo "No Python here is newer and has a wheel of gevent."; exit; fi; \
+	echo "The newest here that gevent has a wheel for is $$($$newest --version)."; \
+	$(MAKE) --no-print-directory VENV=.venv-newest PYTHON=$$newest .venv-newest/.installed-test \
+	&& .venv-newest/bin/python -m pytest $(PARALLEL) $(PYTEST_ARGS) \
+		tests/test_*.py tests/faults/test_same_as_stock.py
+
 lint: $(VENV)/.installed-lint  ## Check style
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -70,4 +78,4 @@ soak-deliveries: $(VENV)/.installed-test  ## Deliver 10,000 messages to 200 clie
 	@CHAOS_MESSAGES=10000 CHAOS_CLIENTS=200 $(BIN)/python -m pytest tests/faults/test_delivery_chaos.py $(PYTEST_ARGS)
 
 clean:  ## Remove environments and caches
-	@rm -rf .venv .venv-oldest .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
+	@rm -rf .venv .venv-oldest .venv-newest .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     StartDemo = Callable[..., "DemoCommand"]
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = [pytest.mark.timeout(60), pytest.mark.apart]
 
 START_TIMEOUT = 30.0
 STOP_TIMEOUT = 20.0
@@ -255,12 +255,12 @@ def test_demo_refuses_one_port_for_both(start_demo: StartDemo) -> None:
 
 
 @pytest.mark.parametrize("port", ["0", "65536", "-1", "http"])
-def test_demo_refuses_what_is_no_port(start_demo: StartDemo, port: str) -> None:
+def test_demo_refuses_what_is_no_port(capsys: pytest.CaptureFixture[str], port: str) -> None:
     """As any command refuses an argument that it does not understand."""
-    command = start_demo("--ports", str(free_port()), port)
-    assert command.wait(START_TIMEOUT) == 2
-    assert "Traceback" not in command.output
-    assert "usage:" in command.output
+    with pytest.raises(SystemExit) as refused:
+        demo.main(["--ports", str(free_port()), port])
+    assert refused.value.code == 2
+    assert capsys.readouterr().err.startswith("usage:")
 
 
 def test_demo_without_a_redis_server_says_how_to_get_one(
