@@ -1071,6 +1071,7 @@ def test_gevents_own_monitor_stays_as_it_is() -> None:
         "    if isinstance(event, EventLoopBlocked):\n"
         "        told.add('gevent')\n"
         "subscribers.append(hear)\n"
+        "gevent.sleep(0)\n"  # a hub that has not begun is gone for it
         "theirs = gevent.get_hub().start_periodic_monitoring_thread()\n"
         "tracer = greenlet.gettrace()\n"
         "stop = GeventRuntime().watch_loop(0.1, lambda *_: told.add('ours'), print)\n"

@@ -453,12 +453,12 @@ def test_a_poll_waits_for_the_first_packet(served: Served) -> None:
 
 @both_modes
 def test_a_poll_that_nothing_comes_for_ends(make_served: Callable[..., Served], kind: str) -> None:
-    served = make_served(kind, options={"ping_interval": 0.1, "ping_timeout": 0.1})
+    served = make_served(kind, options={"ping_interval": 0.1, "ping_timeout": 20})
     client = served.polling()
     client.join()
     began_at = time.monotonic()
     assert client.get().text == "2"
-    assert time.monotonic() - began_at < 2.0
+    assert time.monotonic() - began_at < 10.0
 
 
 def test_the_answer_to_a_poll_is_bounded_and_the_rest_follows(
