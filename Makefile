@@ -9,7 +9,7 @@ PYTEST_ARGS ?=
 PARALLEL := -n 4 --dist loadgroup --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help test test-stock test-oldest test-newest lint types bench demo soak soak-deliveries format clean
+.PHONY: help test test-stock test-oldest test-newest lint types bench demo soak soak-deliveries soak-packets format clean
 
 help:  ## Show what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -76,6 +76,9 @@ soak: $(VENV)/.installed-test  ## Run 500 clients in all patterns for half an ho
 
 soak-deliveries: $(VENV)/.installed-test  ## Deliver 10,000 messages to 200 clients while everything fails
 	@CHAOS_MESSAGES=10000 CHAOS_CLIENTS=200 $(BIN)/python -m pytest tests/faults/test_delivery_chaos.py $(PYTEST_ARGS)
+
+soak-packets: $(VENV)/.installed-test  ## Send a million random packets
+	@FUZZ_CASES=1000000 $(BIN)/python -m pytest tests/faults/test_packets.py -k fuzzed $(PYTEST_ARGS)
 
 clean:  ## Remove environments and caches
 	@rm -rf .venv .venv-oldest .venv-newest .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info

@@ -79,7 +79,7 @@ def test_it_refuses_what_upstream_refuses(text: str) -> None:
         KeptJSON.loads(text)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=100)
 @given(
     kind=st.sampled_from([packets.EVENT, packets.ACK]),
     data=st.lists(values | st.binary(max_size=4) | st.lists(st.binary(max_size=4)), max_size=4),
@@ -94,7 +94,7 @@ def test_packets_are_encoded_as_upstream_encodes_them(
         assert encoded(packet_class, kind, data, namespace, id) == wanted
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=100)
 @given(
     event=st.text(),
     arguments=st.lists(values.filter(lambda value: value == value), max_size=3),
@@ -111,7 +111,7 @@ def test_arguments_that_are_text_already_are_taken_as_they_are(
         assert encoded_event(Packet, event, text, namespace, id) == wanted
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=100)
 @given(st.recursive(values | st.binary(), lambda inner: st.lists(inner), max_leaves=10))
 def test_what_is_binary_is_known_as_upstream_knows_it(value: Any) -> None:
     assert KeptPacket.data_is_binary(value) == Packet.data_is_binary(value)

@@ -930,6 +930,7 @@ def play(client: Peer | Polling, seconds: float, *, is_answering: bool = True) -
     return pings
 
 
+@pytest.mark.alone
 @both_modes
 def test_a_client_that_answers_pings_stays(make_served: Callable[..., Served], kind: str) -> None:
     served = make_served(kind, options={"ping_interval": 0.15, "ping_timeout": 0.3})
@@ -948,6 +949,7 @@ def test_a_client_that_answers_pings_stays(make_served: Callable[..., Served], k
             watch.reasons.clear()
 
 
+@pytest.mark.alone
 @both_modes
 def test_pongs_that_nobody_asked_for_change_nothing(
     make_served: Callable[..., Served], kind: str
@@ -969,6 +971,7 @@ def test_pongs_that_nobody_asked_for_change_nothing(
     assert watch.reasons == []
 
 
+@pytest.mark.alone
 @every_server
 @pytest.mark.parametrize("transport", ["websocket", "polling"])
 def test_a_client_that_answers_no_ping_is_cut_off(
@@ -993,6 +996,7 @@ def test_a_client_that_answers_no_ping_is_cut_off(
     assert 0.38 < took < 2.0
 
 
+@pytest.mark.alone
 @both_modes
 def test_a_client_whose_pong_is_behind_much_else_stays(
     make_served: Callable[..., Served], kind: str
@@ -1012,6 +1016,7 @@ def test_a_client_whose_pong_is_behind_much_else_stays(
     watch.expect("ping timeout")
 
 
+@pytest.mark.alone
 def test_a_client_whose_pong_is_late_is_gone(make_served: Callable[..., Served]) -> None:
     served = make_served(options={"ping_interval": 0.1, "ping_timeout": 0.1})
     watch = Watch(served)
