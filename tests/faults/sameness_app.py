@@ -136,27 +136,35 @@ class SamenessApplication(Application):
         emit = flask_socketio.emit if in_context else self.socketio.emit
         emit(name, *values, **options)
 
+    def do_emit_many(self, name: str, count: int, *, in_context: bool, **options: Any) -> None:
+        """Emit more than fits into a queue, without a pause."""
+        emit = flask_socketio.emit if in_context else self.socketio.emit
+        for number in range(count):
+            emit(name, number, **options)
+
     def do_send(self, args: list[Any], *, in_context: bool, **options: Any) -> None:
         (value,) = decode(args)
         send = flask_socketio.send if in_context else self.socketio.send
         send(value, json=not isinstance(value, str), **options)
 
     def do_ask(
-        self, args: list[Any], *, is_answered: bool, in_context: bool, **options: Any
+        self, args: list[Any], *, count: int, is_answered: bool, in_context: bool, **options: Any
     ) -> list[Any]:
-        """Emit with a callback, and wait for it where somebody will answer."""
+        """Emit with callbacks that emit again, and wait for them where somebody will answer."""
         answers: list[Any] = []
-        has_come = threading.Event()
+        have_come = threading.Semaphore(0)
 
         def callback(*values: Any) -> None:
             if flask.has_request_context():
                 self.play.counts["callbacks"] += 1
+                flask_socketio.emit("again", values)
             answers.extend(values)
-            has_come.set()
+            have_come.release()
 
         emit = flask_socketio.emit if in_context else self.socketio.emit
-        emit("question", *decode(args), callback=callback, **options)
-        if is_answered and not has_come.wait(_CALL_TIMEOUT):
+        for _ in range(count):
+            emit("question", *decode(args), callback=callback, **options)
+        if is_answered and not all(have_come.acquire(timeout=_CALL_TIMEOUT) for _ in range(count)):
             return ["no answer"]
         return encode(answers)
 
@@ -179,7 +187,9 @@ class SamenessApplication(Application):
 
     def do_rooms(self, **options: Any) -> list[str]:
         # A session id is sorted by what it is, not by its letters.
-        return sorted(flask_socketio.rooms(**options), key=lambda room: (len(room) == 20, room))
+        return sorted(
+            flask_socketio.rooms(**options), key=lambda room: (len(str(room)) == 20, str(room))
+        )
 
     def do_disconnect(self, **options: Any) -> None:
         flask_socketio.disconnect(**options)
@@ -318,6 +328,49 @@ def _event_handlers(application: SamenessApplication) -> dict[str, Callable[...,
     def recall() -> dict[str, Any]:
         return dict(session)
 
+    def contexts(*_args: Any) -> list[Any]:
+        """Do what Flask and its extensions do with the context of a request."""
+
+        def known() -> list[Any]:
+            return [
+                request.sid,  # type: ignore[attr-defined]
+                request.namespace,  # type: ignore[attr-defined]
+                request.args.get("name"),
+                session.get("entered"),
+            ]
+
+        copied = flask.copy_current_request_context(known)
+        seen = [copied(), copied()]
+
+        @flask.copy_current_request_context
+        def work() -> None:
+            seen.append(known())
+            flask_socketio.emit("worked", len(seen))
+
+        application.socketio.start_background_task(work).join()
+        with application.app.test_request_context("/inner?name=inner"):
+            seen.append([request.path, request.args["name"]])
+        with application.app.app_context():
+            seen.append(known())
+        streamed = flask.stream_with_context(iter(["a", "b"]))
+        return [*seen, [*streamed], known()]
+
+    def later(*args: Any) -> str:
+        """Have a task emit, once this has returned, what it was told of the client."""
+        sid, namespace = request.sid, request.namespace  # type: ignore[attr-defined]
+        has_ended = threading.Event()
+
+        def work() -> None:
+            application.socketio.emit("later", len(args), to=sid, namespace=namespace)
+            has_ended.set()
+
+        application.socketio.start_background_task(work)
+        has_ended.wait(WAIT_TIMEOUT)
+        return namespace
+
+    def forbid(*_args: Any) -> None:
+        flask.abort(403)
+
     def fail(*args: Any) -> None:
         raise RuntimeError(f"failed with {len(args)} arguments")
 
@@ -334,6 +387,9 @@ def _event_handlers(application: SamenessApplication) -> dict[str, Callable[...,
         "remember": remember,
         "recall": recall,
         "fail": fail,
+        "forbid": forbid,
+        "contexts": contexts,
+        "later": later,
     }
 
 

@@ -10,7 +10,8 @@ for, so that what is left open is what stock leaves open:
 - What two processes emit at the same time has an order for each process only.
 - What is emitted to a client before it is connected reaches it before it knows on stock, and then
   with the guard.
-- A disconnect handler runs beside what goes on; its packets are compared as a set.
+- A disconnect handler runs beside what goes on, and so do callbacks and tasks of a handler; their
+  packets are compared as a set.
 - Where clients that poll and others are connected to one process, nothing is emitted with
   attachments: stock sends each packet to all as its first recipient needs it, and so to the
   wrong ones in a form that they cannot read.
@@ -69,6 +70,8 @@ _NOWHERE = "/nowhere"
 """A namespace that there is not."""
 _REFUSAL = ("{'message': 'Invalid namespace'}", "'Unable to connect'")
 """What clients are told of a namespace that there is not: as the protocol says, and by stock."""
+_BESIDE = ("again", "worked", "later")
+"""What tasks and callbacks emit, beside the handler that they belong to."""
 _numbers = itertools.count()
 
 
@@ -185,7 +188,7 @@ _clients = st.integers(0, _CLIENTS - 1)
 _processes = st.sampled_from(_PROCESSES)
 # Mostly such that somebody is there.
 _namespaces = st.sampled_from(("/", "/", "/", "/", *NAMESPACES))
-_rooms = st.sampled_from(("one", "lobby", "lobby", "Größe 💥"))
+_rooms = st.sampled_from(("one", "lobby", "lobby", "Größe 💥", 7))
 _texts = st.text(max_size=6) | st.sampled_from(("\x1e", "ä\u2028\u2029", "💥" * 3, "<&'\">", "\0"))
 _leaves = (
     st.none()
@@ -261,20 +264,19 @@ def _sends(*, in_context: bool) -> st.SearchStrategy[Any]:
     return _action("send", **options)
 
 
-_asks = st.sampled_from(("ask", "call")).flatmap(
-    lambda do: _action(
-        do,
-        to=_one_client,
-        namespace=_namespaces,
-        args=st.lists(_values, max_size=1),
-        in_context=st.just(False),
-    )
+def _asking(**options: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    options["args"] = st.lists(_values, max_size=1)
+    return _action("call", **options) | _action("ask", count=st.sampled_from((1, 1, 3)), **options)
+
+
+_asks = _asking(to=_one_client, namespace=_namespaces, in_context=st.just(False))
+_asks_in_context = _asking(to=st.none(), in_context=st.just(True))
+# More than one, and more than all of the bounds on what may wait for a client.
+_counts = st.sampled_from((2, 100, 300, 1_200))
+_many = _action(
+    "emit_many", count=_counts, to=_anywhere, namespace=_namespaces, in_context=st.just(False)
 )
-_asks_in_context = st.sampled_from(("ask", "call")).flatmap(
-    lambda do: _action(
-        do, to=st.none(), args=st.lists(_values, max_size=1), in_context=st.just(True)
-    )
-)
+_many_in_context = _action("emit_many", count=_counts, to=_anywhere, in_context=st.just(True))
 _moves = (
     st.sampled_from(("join", "join", "leave")).flatmap(
         lambda do: _action(do, room=_rooms, sid=_one_client, namespace=_namespaces)
@@ -287,8 +289,14 @@ _moves_in_context = (
     | _action("close_room", room=_rooms)
     | _action("rooms")
 )
-_outside = _emits(in_context=False) | _sends(in_context=False) | _asks | _moves
-_inside = _emits(in_context=True) | _sends(in_context=True) | _asks_in_context | _moves_in_context
+_outside = _emits(in_context=False) | _sends(in_context=False) | _asks | _moves | _many
+_inside = (
+    _emits(in_context=True)
+    | _sends(in_context=True)
+    | _asks_in_context
+    | _moves_in_context
+    | _many_in_context
+)
 _disconnects = _action("disconnect", sid=_one_client, namespace=_namespaces)
 # Only as the last action: the disconnect handler of a client of the other process runs beside
 # whatever would follow.
@@ -300,7 +308,12 @@ def _actions(kinds: st.SearchStrategy[Any]) -> st.SearchStrategy[list[Any]]:
 
 
 _events = (
-    st.tuples(st.sampled_from(("echo", "echo", "facts", "nothing", "fail", "unknown")), _arguments)
+    st.tuples(
+        st.sampled_from(
+            ("echo", "facts", "nothing", "fail", "forbid", "unknown", "contexts", "later")
+        ),
+        _arguments,
+    )
     | st.tuples(st.just("remember"), st.lists(_texts, min_size=1, max_size=1))
     | st.tuples(st.just("recall"), st.just([]))
 )
@@ -622,7 +635,7 @@ class Play:
             if "args" in chosen:
                 args = _without_bytes(chosen["args"]) if is_mixed else chosen["args"]
                 action["args"] = encode(args)
-            if do == "emit":
+            if do in ("emit", "emit_many"):
                 action["name"] = f"{prefix}{index}"
             if do in ("ask", "call"):
                 asked = own if chosen["in_context"] else self._seats[chosen["to"]["client"]]
@@ -735,7 +748,8 @@ class Play:
         """Return packets so that what stock leaves open does not differ."""
         packets = _in_order_of_connecting(packets)
         left = sorted(str(packet.content[2:]) for packet in packets if _event(packet) == "left")
-        rest = [packet for packet in packets if _event(packet) != "left"]
+        beside = sorted(str(packet) for packet in packets if _event(packet) in _BESIDE)
+        rest = [packet for packet in packets if _event(packet) not in ("left", *_BESIDE)]
         ordered: Any = [str(packet) for packet in rest]
         if isinstance(step, Both):
             ordered = {
@@ -750,7 +764,9 @@ class Play:
                 ordered = [events, sorted(map(str, rest))]
             else:
                 ordered = sorted(map(str, rest))
-        return [ordered, left] if left else ordered
+        elif isinstance(step, Burst) and {"contexts", "later"} & {name for name, *_ in step.events}:
+            ordered = sorted(map(str, rest))
+        return [ordered, left, beside] if left or beside else ordered
 
 
 def _without_bytes(value: Any) -> Any:
