@@ -304,6 +304,15 @@ class AppGuard:
         """Whether this process could hear other processes, and so serve clients."""
         return self.outbox is None or self.server.async_mode != "gevent" or is_patched()
 
+    def check_paths(self) -> None:
+        """See that no route that has come since ``init_app()`` is hidden by a path of the guard.
+
+        Raises:
+            ConfigError: One is.
+        """
+        if self.app is not None:
+            require_free_paths(self.app, self.config)
+
     def start(self) -> None:
         """Start all that serves clients: listener, tasks and the rest; idempotent.
 
@@ -316,8 +325,8 @@ class AppGuard:
         with self._lock:
             if self.has_started or self.stopping.is_set():
                 return
+            self.check_paths()
             if self.app is not None:
-                require_free_paths(self.app, self.config)  # routes may have come since init_app()
                 self._require_patched()
             self.start_sending()
             self.has_started = True

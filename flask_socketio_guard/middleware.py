@@ -25,11 +25,15 @@ class GuardMiddleware:
     def __init__(self, wsgi_app: WSGIApplication, guard: AppGuard) -> None:
         self._wsgi_app = wsgi_app
         self._guard = guard
+        self._has_checked_paths = False
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Serve one request."""
         guard = self._guard
         path = environ.get("PATH_INFO", "")
+        if not self._has_checked_paths:
+            guard.check_paths()  # a worker with threads starts while the application is loading
+            self._has_checked_paths = True
         if not guard.has_started:
             self._start(environ, path)
         if guard.admission.is_draining:

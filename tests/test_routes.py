@@ -10,6 +10,7 @@ from flask_socketio import SocketIO
 from werkzeug.routing import BaseConverter
 
 from flask_socketio_guard import ConfigError, SocketIOGuard
+from flask_socketio_guard.app_guard import all_guards
 from tests import unit_support
 
 if TYPE_CHECKING:
@@ -76,11 +77,19 @@ def test_an_own_health_check_that_is_there_is_not_hidden(add: Callable[[Flask], 
     assert "socketio_guard" not in app.extensions
 
 
+@pytest.mark.parametrize("has_started", [False, True])
 @pytest.mark.parametrize("add", [by_route, by_blueprint])
-def test_an_own_health_check_that_comes_later_is_not_hidden(add: Callable[[Flask], None]) -> None:
-    """Applications add their routes after their extensions: no request is answered, then."""
+def test_an_own_health_check_that_comes_later_is_not_hidden(
+    add: Callable[[Flask], None], has_started: bool
+) -> None:
+    """Applications add their routes after their extensions: no request is answered, then.
+
+    gunicorn's worker with threads may have started the guard by then.
+    """
     app, socketio = new_app()
     SocketIOGuard(app, socketio)
+    if has_started:
+        next(guard for guard in all_guards() if guard.app is app).start()
     add(app)
     for path in ("/healthz", "/", "/healthz"):
         with pytest.raises(ConfigError, match="SOCKETIO_GUARD_HEALTHZ_PATH"):

@@ -12,6 +12,7 @@ import pytest
 from tests.faults.connections import CONNECTION_APP, worker_options
 from tests.support.javascript import CLIENT_MODULE, require_client
 from tests.support.raw_clients import ask
+from tests.support.raw_websocket import RawConnection, request_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -77,6 +78,21 @@ def test_it_is_told_under_other_workers_too(server: GunicornServer) -> None:
     seen = seen_by_javascript(server)
     assert seen.pop("namespace") == ["Invalid namespace"] * 2
     assert seen == {"page": [200], "poll": [200], "post": [400]}
+
+
+@pytest.mark.parametrize(
+    ("asked", "is_closed"),
+    [("close", True), ("Close", True), ("close, TE", True), ("TE,close", True), ("TE", False)],
+)
+def test_the_end_of_a_connection_is_announced_to_who_asks_for_it(
+    server: GunicornServer, asked: str, is_closed: bool
+) -> None:
+    """Source: RFC 9112, section 9.6; the option may be one of a list."""
+    with RawConnection(server.port) as connection:
+        connection.dial().write(request_bytes("GET", "/", headers={"Connection": asked}))
+        answer = connection.read_answer()
+    assert answer.status == 200
+    assert (answer.headers.get("connection") == "close") is is_closed
 
 
 @pytest.mark.faults(
