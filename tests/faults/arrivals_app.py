@@ -45,6 +45,10 @@ def create_app() -> Flask:
                 notes.clear()
         return jsonify(found)
 
+    @app.get("/held")
+    def held() -> Response:
+        return jsonify(len(getattr(socketio.server.manager, "_held", ())))
+
     @app.get("/ping")
     def ping() -> str:
         return "pong"

@@ -184,6 +184,18 @@ def test_a_request_of_100000_packets_keeps_nobody_waiting(server: GunicornServer
     client.vanish()
 
 
+@both_modes
+def test_one_request_at_a_time_waits_for_room(narrow: GunicornServer) -> None:
+    """As many as a client cares to send would take all workers or threads."""
+    client = PollingClient(narrow.port, timeout=20).open().join()
+    packets = ['42["last",1,2]'] * 100
+    waiting = client.begin("POST", "\x1e".join(packets))
+    wait_until(lambda: len(handled(narrow)) == MAX_IN_FLIGHT)
+    assert client.post(*packets).status == 400
+    waiting.read_answer()
+    client.vanish()
+
+
 @pytest.mark.alone
 @both_modes
 @both_transports

@@ -81,6 +81,7 @@ def test_who_is_refused_has_been_sent_nothing(server: GunicornServer) -> None:
     assert len(received) == 1, f"{received[:-1]} came before it was refused"
     # What waits for its answer is told that there will be none.
     wait_until(lambda: not server.state()["guard"]["waiting_callbacks"])
+    assert server.get("/held").json() == 0
 
 
 @both_modes
@@ -102,6 +103,7 @@ def test_what_a_connect_handler_emits_comes_after_the_client_is_connected(
         received = [text[1:] for text in client.received if text.startswith("4")]
     assert received[0].startswith(CONNECTED), f"{received[0]} came before it was connected"
     assert received[1:3] == [f'2{GATE},["secret",1]', f'2{GATE},["secret",2]']
+    assert server.get("/held").json() == 0
     assert received[3:] == [
         f'2{GATE},["message","secret 3"]',
         f'2{GATE},["news","to all"]',
