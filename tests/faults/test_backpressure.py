@@ -126,7 +126,8 @@ def test_a_client_with_too_many_waiting_events_is_not_read_and_loses_nothing(
     script = """
     const s = io(args[0], { transports: [args[1]], reconnection: false });
     let acknowledged = 0;
-    s.on("connect", () => { for (let i = 0; i < args[2]; i++) s.emit("last", i, 0.1, () => {
+    const seconds = (i) => i < 8 ? 3.5 : 0.02;
+    s.on("connect", () => { for (let i = 0; i < args[2]; i++) s.emit("last", i, seconds(i), () => {
       if (++acknowledged == args[2]) { console.log(acknowledged); s.close(); }
     }); });
     s.on("disconnect", (reason) => { if (acknowledged < args[2]) {
@@ -146,7 +147,7 @@ def test_a_request_that_would_wait_for_long_is_answered_in_time(narrow: Gunicorn
         for number in range(count):
             client.emit("last", (number, 6.0 if number < MAX_IN_FLIGHT else 0.0))
         wait_until(lambda: len(handled(narrow)) == count, timeout=25, interval=0.1)
-        assert client.connected
+        assert client.call("echo", "still there", timeout=10) == "still there"
 
 
 @both_modes
@@ -174,9 +175,9 @@ def test_an_answer_behind_events_that_wait_is_read(
 
 
 @both_modes
-def test_a_request_of_100000_packets_keeps_nobody_waiting(server: GunicornServer) -> None:
+def test_a_request_of_400000_packets_keeps_nobody_waiting(server: GunicornServer) -> None:
     client = PollingClient(server.port, timeout=30).open().join()
-    posting = client.begin("POST", "\x1e".join(["3"] * 100_000))
+    posting = client.begin("POST", "\x1e".join(["3"] * 400_000))
     began_at = time.monotonic()
     assert server.get("/ping").text == "pong"
     assert time.monotonic() - began_at < 1
@@ -230,12 +231,15 @@ def test_a_flood_of_events_costs_bounded_memory(
     flooder = threading.Thread(target=flood, daemon=True)
     flooder.start()
     slowest, most = 0.0, 0
-    until = time.monotonic() + 2
-    while time.monotonic() < until and flooder.is_alive():
+    before_that, steady_at = -1, time.monotonic()
+    until = time.monotonic() + 15
+    while time.monotonic() < min(until, steady_at + 1):
         began_at = time.monotonic()
         assert forgetful.get("/ping").text == "pong"
         slowest = max(slowest, time.monotonic() - began_at)
         most = max(most, worker.memory_info().rss)
+        if sent[0] > before_that:
+            before_that, steady_at = sent[0], time.monotonic()
     is_over.set()
     client.shut()
     flooder.join(10.0)
@@ -243,6 +247,7 @@ def test_a_flood_of_events_costs_bounded_memory(
     measured("sent", f"{sent[0] / MIB:.0f} MiB")
     measured("grown by", f"{(most - before) / MIB:.0f} MiB")
     measured("others wait at most", slowest)
+    assert steady_at < until - 1, "it was read on"
     assert sent[0] < 100e6, "it was read on"
     assert most - before < 24 * MIB
     assert slowest < 1

@@ -199,7 +199,8 @@ def test_events_wait_for_the_connect_handler(eager: GunicornServer, wants: str) 
 
     def has_all() -> bool:
         packets.extend(client.get().packets)
-        return len(answers()) == 5
+        is_refused = any(text.startswith(f"41{GATE},") for text in packets)
+        return len(answers()) == 5 and is_refused == ("refuse" in wants)
 
     wait_until(has_all)
     client.vanish()
@@ -209,6 +210,8 @@ def test_events_wait_for_the_connect_handler(eager: GunicornServer, wants: str) 
     if "refuse" in wants:
         assert all('"gone"' in answer for answer in answers())
         assert told == []
+        # While it still hears them.
+        assert packets[-1].startswith(f"41{GATE},")
     else:
         assert told == [["early", number, True] for number in range(5)]
 
