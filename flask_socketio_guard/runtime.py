@@ -265,7 +265,10 @@ class GeventRuntime:
             elif issubclass(kind, BaseServer):
                 each.stop_accepting()
                 for greenlet in each.pool or ():
-                    silence(next(iter(getattr(greenlet, "args", ())), None))
+                    # See gevent.baseserver: _handle_and_close_when_done(handle, close, arguments)
+                    for argument in getattr(greenlet, "args", ()):
+                        if isinstance(argument, tuple):
+                            silence(argument[0])
 
     def is_home(self) -> bool:
         """Say whether the caller is in the native thread of :meth:`settle`; before it: yes."""

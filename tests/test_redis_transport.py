@@ -527,7 +527,17 @@ def test_who_needs_a_password_and_has_none_is_not_let_in(
     } == {"authentication"}
 
 
-@pytest.mark.parametrize("word", ["BUSY a script is running", "MISCONF cannot save"])
+@pytest.mark.parametrize(
+    "word",
+    [
+        "BUSY a script is running",
+        "MISCONF cannot save",
+        "MASTERDOWN link with the master is down",
+        "CLUSTERDOWN the cluster is down",
+        "READONLY a replica",
+        "OOM command not allowed",
+    ],
+)
 def test_what_is_refused_for_now_is_to_be_sent_again(make_transport: Any, word: str) -> None:
     """It has nothing to do with the message."""
     with ScriptedRedis(OK, f"-{word}\r\n".encode()) as server:

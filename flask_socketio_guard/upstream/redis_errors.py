@@ -10,12 +10,24 @@ from typing import Any
 from ..broker import PERMISSION, UNREACHABLE
 from ..errors import BrokerError
 
-_NOT_NOW = re.compile("BUSY|MISCONF|NOREPLICAS|UNKILLABLE|TRYAGAIN|CLUSTERDOWN|MASTERDOWN")
+_NOT_NOW = re.compile("BUSY|MISCONF|NOREPLICAS|UNKILLABLE")
+_NOT_NOW_ERRORS = frozenset(  # for which the drivers have classes, and take the word away
+    (
+        "ClusterDownError",
+        "MasterDownError",
+        "MovedError",
+        "OutOfMemoryError",
+        "ReadOnlyError",
+        "TryAgainError",
+    )
+)
 
 
 def means_not_now(reply: Any) -> bool:
     """Say whether Redis refused for what has nothing to do with the message."""
-    return isinstance(reply, Exception) and _NOT_NOW.match(str(reply)) is not None
+    if not isinstance(reply, Exception):
+        return False
+    return type(reply).__name__ in _NOT_NOW_ERRORS or _NOT_NOW.match(str(reply)) is not None
 
 
 def categorize(exc: BaseException) -> str:

@@ -14,6 +14,7 @@ import pytest
 
 from tests.faults.fleet import NOISE, wait_until_delivering
 from tests.faults.forking_app import FORKING_APP
+from tests.faults.watches import PLAIN_GEVENT_WORKER
 from tests.support import wait_until
 from tests.support.processes import end_process, start_process
 from tests.support.servers import PROJECT_ROOT
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.timeout(60)
 
 EVENTS = 5
-both_modes = pytest.mark.parametrize("async_mode", ["gevent", "threading"])
 beside_stock = pytest.mark.parametrize("guard", ["0", "1"], ids=["stock", "guarded"])
 
 
@@ -154,12 +154,19 @@ def test_the_last_emit_of_a_job_arrives(
     assert channel.numbers("last", count=EVENTS) == list(range(EVENTS))
 
 
-@both_modes
+@pytest.mark.parametrize(
+    ("async_mode", "arguments"),
+    [("gevent", ()), ("gevent", PLAIN_GEVENT_WORKER), ("threading", ())],
+    ids=["gevent-websocket", "gevent", "threading"],
+)
 def test_a_child_of_a_process_that_serves_has_nothing_of_its_parent(
-    make_fleet: Callable[..., Fleet], sio_client: Connect, is_stock: bool, measured: Measured
+    arguments: tuple[str, ...],
+    make_fleet: Callable[..., Fleet],
+    sio_client: Connect,
+    measured: Measured,
 ) -> None:
     """It is forked right behind an emit, and lives on for a while."""
-    fleet = make_fleet(app=FORKING_APP, processes=1)
+    fleet = make_fleet(app=FORKING_APP, processes=1, arguments=arguments)
     clients = [sio_client(fleet.a), sio_client(fleet.a, transports=("polling",))]
     wait_until_delivering(fleet.a, clients[0])
     (pid,) = fleet.a.worker_pids()
