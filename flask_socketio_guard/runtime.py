@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import gc
+import importlib
 import os
 import sys
 import time
@@ -15,10 +16,17 @@ import weakref
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
-import gevent
-import gevent.event
-from gevent import monkey
-from gevent.baseserver import BaseServer
+try:
+    import gevent
+    import gevent.event
+    from gevent.baseserver import BaseServer
+    from gevent.monkey import get_original
+except ImportError:  # it comes with the extra "gunicorn"; threads need none
+
+    def get_original(module: str, name: str) -> Any:
+        """Return what nobody has patched."""
+        return getattr(importlib.import_module(module), name)
+
 
 from .errors import ConfigError, HandlerTimeout, HandOverFull
 from .loop_monitor import LoopMonitor
@@ -39,10 +47,10 @@ _TURN_TIME = 0.005  # seconds of one task after the other before others get thei
 _nowhere: tuple[Any, Any] | None = None
 
 # Those of the standard library, in a patched process too.
-_get_ident = monkey.get_original("_thread", "get_ident")
-_start_new_thread = monkey.get_original("_thread", "start_new_thread")
-_native_socketpair = monkey.get_original("socket", "socketpair")
-_native_sleep = monkey.get_original("time", "sleep")
+_get_ident = get_original("_thread", "get_ident")
+_start_new_thread = get_original("_thread", "start_new_thread")
+_native_socketpair = get_original("socket", "socketpair")
+_native_sleep = get_original("time", "sleep")
 
 
 class Event(Protocol):
@@ -505,7 +513,8 @@ def silence(sock: Any) -> None:
 
 def is_patched() -> bool:
     """Say whether gevent has patched the sockets of this process."""
-    return bool(monkey.is_module_patched("socket"))
+    monkey: Any = sys.modules.get("gevent.monkey")
+    return monkey is not None and bool(monkey.is_module_patched("socket"))
 
 
 clock = time.monotonic

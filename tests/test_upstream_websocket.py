@@ -19,10 +19,10 @@ from websockets.frames import Opcode
 from websockets.protocol import CLIENT, SERVER, Protocol
 
 from flask_socketio_guard.upstream import websocket
+from flask_socketio_guard.upstream.gevent_websocket import mend_gevent_websocket
 from flask_socketio_guard.upstream.websocket import (
     agree_on_extensions,
     close_frame,
-    mend_gevent_websocket,
     offer_compression,
     refuse_websocket,
     take_socket,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import uuid
 from _thread import RLock
@@ -22,7 +23,6 @@ from .overrides import calls_on, check, guarded_class, is_guarded, is_upstream, 
 from .queue_transport import QueueTransport
 from .redis_transport import RedisTransport
 from .server import GuardedServer
-from .websocket import mend_gevent_websocket
 
 if TYPE_CHECKING:
     from flask_socketio import SocketIO
@@ -127,7 +127,15 @@ def _guard_engine(engine: Any, hooks: Hooks) -> None:
     engine.spawn_event = None
     if overrides(type(engine), "start_background_task"):
         engine.spawn_event = engine.start_background_task
-    mend_gevent_websocket()
+    _mend_gevent_websocket()
+
+
+def _mend_gevent_websocket() -> None:
+    # It comes with the extra "gunicorn"; threads, and gevent alone, serve without it.
+    with contextlib.suppress(ImportError):
+        from .gevent_websocket import mend_gevent_websocket
+
+        mend_gevent_websocket()
 
 
 def has_queue(server: Any) -> bool:

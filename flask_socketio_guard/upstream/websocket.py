@@ -13,15 +13,11 @@ from functools import lru_cache
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from geventwebsocket.handler import WebSocketHandler
-from geventwebsocket.websocket import WebSocket
 from websockets.exceptions import InvalidHeader, NegotiationError
 from websockets.extensions.permessage_deflate import ServerPerMessageDeflateFactory
 from websockets.frames import Close, CloseCode, Frame, Opcode
 from websockets.headers import parse_connection, parse_extension, parse_upgrade
 from websockets.utils import accept_key
-
-from ..signals import logger
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,7 +28,11 @@ if TYPE_CHECKING:
 _VERSION = "13"
 _LONGEST_USUAL = 64  # characters: what is remembered of strangers is not for them to choose
 _MAX_REASON = 123  # bytes; a control frame holds 125, and two are the code
-_EXTENSIONS = "guard.websocket_extensions"
+EXTENSIONS = "guard.websocket_extensions"
+"""Where the environ of a request says what was agreed on before the application is asked."""
+
+taken_classes: dict[type, type] = {}
+"""What becomes of a server's objects once their sockets are served here."""
 
 
 class RawSocket(NamedTuple):
@@ -50,18 +50,6 @@ class RawSocket(NamedTuple):
     read_first: Callable[[int], bytes]
     extensions: list[Extension]
     websocket: Any
-
-
-class _TakenWebSocket(WebSocket):
-    """One whose socket is served by us; there is nothing to close.
-
-    gevent-websocket would make two classes and two exceptions to find that out.
-    """
-
-    __slots__ = ()
-
-    def __del__(self) -> None:
-        pass
 
 
 def upgrade_problem(environ: WSGIEnvironment) -> str | None:
@@ -120,10 +108,9 @@ def take_socket(environ: WSGIEnvironment, *, is_compressing: bool) -> RawSocket 
     websocket = environ.get("wsgi.websocket")
     if websocket is not None:
         handler = websocket.handler
-        extensions = environ.get(_EXTENSIONS, [])
+        extensions = environ.get(EXTENSIONS, [])
         _forget_body(environ)
-        if type(websocket) is WebSocket:
-            websocket.__class__ = _TakenWebSocket
+        websocket.__class__ = taken_classes.get(type(websocket), type(websocket))
         return RawSocket(handler.socket, handler.rfile.read1, extensions, websocket)
     sock = environ.get("gunicorn.socket")
     if sock is None:
@@ -215,79 +202,6 @@ def offer_compression(path: str) -> None:
     _compressing_paths.add(path)
 
 
-class _Reset(BaseException):
-    """The client is gone before its request was read."""
-
-
-def mend_gevent_websocket() -> None:
-    """Let gevent-websocket's handler bear clients that are odd or leave early.
-
-    On a ``Sec-WebSocket-Key`` that is no base64, and on some other headers, it
-    raises where it should answer 400. And gevent prints a traceback or two for each client
-    that resets its connection within a request, and closes connections unannounced.
-    """
-    if not _originals:
-        # With or without gevent-websocket, it is gevent's handler that closes.
-        base = next(cls for cls in WebSocketHandler.__mro__ if "finalize_headers" in vars(cls))
-        _originals["finalize_headers"] = base.finalize_headers
-        base.finalize_headers = _finalize_headers
-        for name, mended in (
-            ("upgrade_websocket", _upgrade_websocket),
-            ("read_request", _read_request),
-            ("handle", _handle),
-        ):
-            _originals[name] = getattr(WebSocketHandler, name)
-            setattr(WebSocketHandler, name, mended)
-
-
-_originals: dict[str, Callable[..., Any]] = {}
-
-
-def _read_request(handler: Any, requestline: Any) -> Any:
-    try:
-        return _originals["read_request"](handler, requestline)
-    except OSError as exc:
-        raise _Reset from exc  # gevent prints any Exception, and then answers nobody
-
-
-def _handle(handler: Any) -> None:
-    try:
-        _originals["handle"](handler)
-    except (_Reset, ConnectionError):
-        logger.debug("a client was gone before its request was answered")
-
-
-def _finalize_headers(handler: Any) -> None:
-    """Announce that the connection will be closed.
-
-    A client that is not told keeps the connection for its next request, which fails.
-
-    Source:
-        RFC 9112, section 9.6: a server that receives the "close" option SHOULD send it in
-        its final response on that connection. Section 9.3: it is one of a list.
-    """
-    _originals["finalize_headers"](handler)
-    asked = handler.environ.get("HTTP_CONNECTION", "")
-    if "," in asked and "close" in [option.strip().lower() for option in asked.split(",")]:
-        handler.close_connection = True
-    if handler.close_connection and not any(
-        name.lower() == b"connection" for name, _ in handler.response_headers
-    ):
-        handler.response_headers.append((b"Connection", b"close"))
-
-
-def _upgrade_websocket(handler: Any) -> Any:
-    environ = handler.environ
-    if not wants_websocket(environ) or environ.get("REQUEST_METHOD") != "GET":
-        return None
-    environ.setdefault("SERVER_PROTOCOL", handler.request_version)
-    if upgrade_problem(environ) is not None:
-        handler.start_response("400 Bad Request", [("Content-Type", "text/plain")])
-        return [b"Bad Request"]
-    is_compressing = any(environ.get("PATH_INFO", "").startswith(p) for p in _compressing_paths)
-    header, extensions = agree_on_extensions(environ, is_compressing=is_compressing)
-    result = _originals["upgrade_websocket"](handler)
-    if header is not None and environ.get("wsgi.websocket") is not None:
-        handler.response_headers.append((b"Sec-WebSocket-Extensions", header.encode()))
-        environ[_EXTENSIONS] = extensions
-    return result
+def is_compression_offered(path: str) -> bool:
+    """Say whether requests for *path* may agree on permessage-deflate."""
+    return any(path.startswith(each) for each in _compressing_paths)

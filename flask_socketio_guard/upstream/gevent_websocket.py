@@ -1,0 +1,128 @@
+"""gevent's and gevent-websocket's handlers, mended; imported only where these are."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from geventwebsocket.handler import WebSocketHandler
+from geventwebsocket.websocket import WebSocket
+
+from ..signals import logger
+from .websocket import (
+    EXTENSIONS,
+    agree_on_extensions,
+    is_compression_offered,
+    taken_classes,
+    upgrade_problem,
+    wants_websocket,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class _TakenWebSocket(WebSocket):
+    """One whose socket is served by us; there is nothing to close.
+
+    gevent-websocket would make two classes and two exceptions to find that out.
+    """
+
+    __slots__ = ()
+
+    def __del__(self) -> None:
+        pass
+
+
+class _NoAddress(str):
+    """The address of a client behind a Unix socket: empty, and yet no other client's."""
+
+    __slots__ = ()
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
+
+class _Reset(BaseException):
+    """The client is gone before its request was read."""
+
+
+def mend_gevent_websocket() -> None:
+    """Let gevent-websocket's handler bear clients that are odd or leave early.
+
+    On a ``Sec-WebSocket-Key`` that is no base64, and on some other headers, it
+    raises where it should answer 400. It keeps its clients by address, of which those
+    behind a Unix socket have one for all. And gevent prints a traceback or two for each client
+    that resets its connection within a request, and closes connections unannounced.
+    """
+    if not _originals:
+        # With or without gevent-websocket, it is gevent's handler that closes.
+        base = next(cls for cls in WebSocketHandler.__mro__ if "finalize_headers" in vars(cls))
+        _originals["finalize_headers"] = base.finalize_headers
+        base.finalize_headers = _finalize_headers
+        for name, mended in (
+            ("upgrade_websocket", _upgrade_websocket),
+            ("read_request", _read_request),
+            ("handle", _handle),
+            ("run_websocket", _run_websocket),
+        ):
+            _originals[name] = getattr(WebSocketHandler, name)
+            setattr(WebSocketHandler, name, mended)
+        taken_classes[WebSocket] = _TakenWebSocket
+
+
+_originals: dict[str, Callable[..., Any]] = {}
+
+
+def _read_request(handler: Any, requestline: Any) -> Any:
+    try:
+        return _originals["read_request"](handler, requestline)
+    except OSError as exc:
+        raise _Reset from exc  # gevent prints any Exception, and then answers nobody
+
+
+def _handle(handler: Any) -> None:
+    try:
+        _originals["handle"](handler)
+    except (_Reset, ConnectionError):
+        logger.debug("a client was gone before its request was answered")
+
+
+def _finalize_headers(handler: Any) -> None:
+    """Announce that the connection will be closed.
+
+    A client that is not told keeps the connection for its next request, which fails.
+
+    Source:
+        RFC 9112, section 9.6: a server that receives the "close" option SHOULD send it in
+        its final response on that connection. Section 9.3: it is one of a list.
+    """
+    _originals["finalize_headers"](handler)
+    asked = handler.environ.get("HTTP_CONNECTION", "")
+    if "," in asked and "close" in [option.strip().lower() for option in asked.split(",")]:
+        handler.close_connection = True
+    if handler.close_connection and not any(
+        name.lower() == b"connection" for name, _ in handler.response_headers
+    ):
+        handler.response_headers.append((b"Connection", b"close"))
+
+
+def _run_websocket(handler: Any) -> None:
+    if not handler.client_address:
+        handler.client_address = _NoAddress()
+    _originals["run_websocket"](handler)
+
+
+def _upgrade_websocket(handler: Any) -> Any:
+    environ = handler.environ
+    if not wants_websocket(environ) or environ.get("REQUEST_METHOD") != "GET":
+        return None
+    environ.setdefault("SERVER_PROTOCOL", handler.request_version)
+    if upgrade_problem(environ) is not None:
+        handler.start_response("400 Bad Request", [("Content-Type", "text/plain")])
+        return [b"Bad Request"]
+    is_compressing = is_compression_offered(environ.get("PATH_INFO", ""))
+    header, extensions = agree_on_extensions(environ, is_compressing=is_compressing)
+    result = _originals["upgrade_websocket"](handler)
+    if header is not None and environ.get("wsgi.websocket") is not None:
+        handler.response_headers.append((b"Sec-WebSocket-Extensions", header.encode()))
+        environ[EXTENSIONS] = extensions
+    return result
