@@ -5,8 +5,10 @@ Pure, but for a limit that counts in Redis.
 
 from __future__ import annotations
 
+import os
+import resource
 from _thread import RLock
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from .errors import RateLimited
 
@@ -14,6 +16,34 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _RATE_KEY = "handshakes"
+_SPARE_FILES: Final = 24  # for the message queue, databases, and files of the application
+_MOST_OTHERS: Final = 16  # connections that are left for health checks, pages and refusals
+
+
+def fit_to_files(connections: int) -> int:
+    """Return how many of so many *connections* this process may hold open at a time.
+
+    Source:
+        getrlimit(2), RLIMIT_NOFILE: beyond it ``accept`` fails with EMFILE.
+    """
+    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if most == resource.RLIM_INFINITY or most >= 2 * connections + 1024:
+        return connections
+    return max(1, min(connections, most - _open_files() - _SPARE_FILES))
+
+
+def capacity(connections: int) -> int:
+    """Return how many of so many *connections* are for Socket.IO; others need a few, too."""
+    return max(1, connections - min(_MOST_OTHERS, connections // 8))
+
+
+def _open_files() -> int:
+    for directory in ("/proc/self/fd", "/dev/fd"):
+        try:
+            return len(os.listdir(directory))
+        except OSError:
+            continue
+    return 32
 
 
 class SupportsHit(Protocol):
@@ -57,6 +87,10 @@ class Admission:
         self._limit = limit
         self._lock = RLock()  # not gevent's: nobody waits while holding it
         self._counts: dict[str, int] = {}
+
+    def limit_to(self, connections: int) -> None:
+        """Let in so many clients at the most from now on."""
+        self._max_connections = connections
 
     def refusal(self, address: str) -> str | None:
         """Say why a new client from *address* is not let in.

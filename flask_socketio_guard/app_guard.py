@@ -18,7 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from . import signals
-from .admission import Admission
+from .admission import Admission, capacity, fit_to_files
 from .blocking import BlockReports
 from .broker import Broker
 from .callbacks import CallbackTable
@@ -125,7 +125,7 @@ class AppGuard:
             count=self.counters.add,
         )
         self.is_worker_alive: Callable[[], bool] = lambda: True
-        self.on_drained: Callable[[float], object] = lambda stopping_for: None
+        self.on_drained: Callable[[float], object] | None = None
         self.requests = 0
         """Requests in progress that have nothing to do with Socket.IO."""
         self.ordered: set[tuple[str, str]] = set()
@@ -180,6 +180,7 @@ class AppGuard:
         self._drained: Event = self.runtime.event()
         self._is_draining = False
         self._is_complete = False
+        self._is_stopped = False
         self.supervisor = Supervisor(
             self.runtime, on_failure=self._task_failed, on_change=self._task_changed
         )
@@ -615,9 +616,15 @@ class AppGuard:
         is_busy = self.handlers.running or self._jobs or engine.sockets or engine.wires
         return not is_busy and not self.connections
 
+    @property
+    def is_stopped(self) -> bool:
+        """Whether :meth:`stop` was called."""
+        return self._is_stopped
+
     def stop(self, timeout: float) -> None:
         """Flush the outbox and end every task, within about *timeout* seconds each."""
         with self._lock:
+            self._is_stopped = True
             self._is_serving = False
             self.admission.is_draining = True
             self.health.refresh()
@@ -733,6 +740,8 @@ class AppGuard:
         )
 
     def _start_serving(self) -> None:
+        if self.config.max_connections is None:
+            self.admission.limit_to(capacity(fit_to_files(sys.maxsize)))
         self.supervisor.watch(
             "socketio-guard:deadlines",
             self.deadlines.run,
@@ -777,7 +786,8 @@ class AppGuard:
         """Do what a process does that was told to stop, before its server lets go."""
         told_at = clock()
         self.drain(self.config.stop_timeout)
-        self.on_drained(clock() - told_at)
+        if self.on_drained is not None:
+            self.on_drained(clock() - told_at)
 
     def _stop_tasks(self, timeout: float) -> list[str]:
         """End the application's tasks; its clients may still be there."""

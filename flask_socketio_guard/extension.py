@@ -14,7 +14,7 @@ from .app_guard import AppGuard, stop_superseded
 from .config import GuardConfig, require_seconds
 from .delivery.records import Retry, is_text
 from .errors import ConfigError, ConnectionClosed, DeliveryInvalid, DuplicateTask
-from .gunicorn import start_in_worker
+from .gunicorn import join_worker, loading_worker, require_fitting
 from .middleware import GuardMiddleware
 from .routes import require_free_paths
 from .schema import validator
@@ -130,6 +130,9 @@ class SocketIOGuard:
             )
         socketio = self._socketio_of(app, socketio)
         stop_superseded(socketio)
+        worker = loading_worker()
+        if worker is not None:
+            require_fitting(socketio.server.async_mode, worker)
         config = GuardConfig.from_mapping(app.config, **overrides)
         require_free_paths(app, config)
         if config.scripts_path is not None:
@@ -140,7 +143,8 @@ class SocketIOGuard:
         self._references = list(self._guards.values())
         app.extensions[_KEY] = self
         app.wsgi_app = GuardMiddleware(app.wsgi_app, guard)  # type: ignore[method-assign]
-        start_in_worker(guard)
+        if worker is not None:
+            join_worker(worker)
 
     def _init_write_only(self, socketio: SocketIO | None, overrides: dict[str, Any]) -> None:
         if socketio is None or socketio.server is None:

@@ -1,8 +1,9 @@
-"""What gunicorn has to say: when a worker starts and when it ends.
+"""What a gunicorn worker has to say: that it has loaded the application, and that it ends.
 
-Hooks for ``gunicorn.conf.py``, which should import this module inside of them:
-gunicorn reads that file in the master, before a worker patches the standard
-library, and what is imported there keeps parts that block::
+The guard finds the worker that loads it by itself. Hooks in ``gunicorn.conf.py`` are for
+applications that are made later than that, with the first request for example. They should
+import this module inside of them: gunicorn reads that file in the master, before a worker
+patches the standard library, and what is imported there keeps parts that block::
 
     def post_worker_init(worker):
         from flask_socketio_guard import gunicorn
@@ -11,9 +12,6 @@ library, and what is imported there keeps parts that block::
     def worker_exit(server, worker):
         from flask_socketio_guard import gunicorn
         gunicorn.worker_exit(server, worker)
-
-Without them the guard starts by itself as soon as a worker has loaded the
-application, except where it was preloaded; it then starts with the first request.
 """
 
 from __future__ import annotations
@@ -21,13 +19,24 @@ from __future__ import annotations
 import inspect
 import math
 import os
+import socket
+import weakref
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
+from werkzeug.middleware.proxy_fix import ProxyFix
+
+from .admission import capacity, fit_to_files
 from .app_guard import AppGuard, all_guards
+from .errors import ConfigError
 from .runtime import clock
+from .signals import logger
 
 _POLL_INTERVAL = 0.05  # seconds
+_BOOT_FAILED: Final = 3
+"""Exit code of a worker after which the master ends; gunicorn's ``Arbiter.WORKER_BOOT_ERROR``."""
+
+_joined: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 def post_worker_init(worker: Any) -> None:
@@ -43,9 +52,14 @@ def post_worker_init(worker: Any) -> None:
     for guard in all_guards():
         if guard.is_superseded:
             continue
+        require_fitting(guard.server.async_mode, worker)
+        is_second = guard.on_drained is not None
         guard.is_worker_alive = lambda: bool(getattr(worker, "alive", True))
         guard.on_drained = partial(_let_go, worker, guard)
         guard.start()
+        if hasattr(worker, "cfg") and not is_second:
+            _limit_connections(worker, guard)
+            _tell_of_traps(worker, guard)
 
 
 def worker_exit(server: Any, worker: Any) -> None:
@@ -58,20 +72,125 @@ def worker_exit(server: Any, worker: Any) -> None:
     if worker.pid != os.getpid():
         return  # called in the master, for a worker that was gone already
     for guard in all_guards():
+        if guard.is_stopped:
+            continue
         if guard.is_draining:
             # gunicorn lets go once no connection is left; a handler may still run.
             guard.drain(guard.config.stop_timeout)
         guard.stop(guard.config.stop_timeout)
 
 
-def start_in_worker(guard: AppGuard) -> None:
-    """Start *guard* soon, if a gunicorn worker is loading the application right now.
+def loading_worker() -> Any:
+    """Return the gunicorn worker that is loading the application right now, or ``None``.
 
     A preloading master loads it too, and would take the listener's place in
     the message queue; nothing but the call stack tells the two apart.
     """
-    if guard.can_listen and _is_worker_loading():
-        guard.runtime.call_later(0.0, guard.start)
+    return _local_of("gunicorn.workers.", "self")
+
+
+def join_worker(worker: Any) -> None:
+    """Have *worker* call both hooks; those of its configuration are called before."""
+    if worker in _joined:
+        return
+    _joined.add(worker)
+    on_init, on_exit = worker.cfg.post_worker_init, worker.cfg.worker_exit
+
+    def init(worker: Any) -> None:
+        on_init(worker)
+        post_worker_init(worker)
+
+    def end(server: Any, worker: Any) -> None:
+        on_exit(server, worker)
+        worker_exit(server, worker)
+
+    worker.cfg.set("post_worker_init", init)
+    worker.cfg.set("worker_exit", end)
+
+
+def require_fitting(async_mode: str, worker: Any) -> None:
+    """See that *worker* can serve a ``SocketIO`` of *async_mode*.
+
+    Raises:
+        ConfigError: No client would ever be answered.
+    """
+    kind = _kind_of(worker)
+    if async_mode == "gevent" and kind in {"sync", "gthread"}:
+        raise ConfigError(
+            f"gunicorn's {kind} worker cannot serve async_mode 'gevent', which Flask-SocketIO "
+            'picks where gevent is installed: create SocketIO with async_mode="threading" and '
+            "run gunicorn with --threads 100, or run it with --worker-class gevent"
+        )
+
+
+def _kind_of(worker: Any) -> str:
+    """Return gunicorn's name of the class that *worker* is made of, or an empty string."""
+    names = {f"{cls.__module__}.{cls.__qualname__}" for cls in type(worker).__mro__}
+    return next((kind for name, kind in _KINDS.items() if name in names), "")
+
+
+_KINDS: Final = {
+    "geventwebsocket.gunicorn.workers.GeventWebSocketWorker": "gevent-websocket",
+    "gunicorn.workers.ggevent.GeventWorker": "gevent",
+    "gunicorn.workers.gthread.ThreadWorker": "gthread",
+    "gunicorn.workers.sync.SyncWorker": "sync",
+}
+
+
+def _tell_of_traps(worker: Any, guard: AppGuard) -> None:
+    """Say what of gunicorn's configuration will not work."""
+    kind, mode = _kind_of(worker), guard.server.async_mode
+    if mode == "threading" and kind == "sync":
+        logger.error(
+            "gunicorn's sync worker serves one request at a time, and a client that waits "
+            "for events holds it: run gunicorn with --threads 100"
+        )
+    if mode == "threading" and kind == "gevent-websocket":
+        logger.warning(
+            "async_mode 'threading' cannot use the WebSockets of %s: run gunicorn with "
+            '--worker-class gevent, or create SocketIO with async_mode="gevent"',
+            type(worker).__name__,
+        )
+    count = worker.cfg.workers
+    if count > 1 and worker.age == 1 and "polling" in guard.server.eio.transports:
+        logger.error(
+            "gunicorn runs %d workers and hands the requests of a client that polls, as each does "
+            "at first, to any of them, while its session is in one: run one worker in each of "
+            "several gunicorns behind a load balancer with sticky sessions, or allow "
+            'transports=["websocket"] only, on both sides',
+            count,
+        )
+    if (
+        guard.config.max_connections_per_address is not None
+        and any(each.family == socket.AF_UNIX for each in worker.sockets)
+        and guard.app is not None
+        and not isinstance(guard.app.wsgi_app, ProxyFix)
+    ):
+        logger.warning(
+            "SOCKETIO_GUARD_MAX_CONNECTIONS_PER_ADDRESS limits nobody: behind a Unix socket "
+            "clients have no address unless app.wsgi_app = ProxyFix(app.wsgi_app) after "
+            "guard.init_app() takes it from X-Forwarded-For"
+        )
+
+
+def _limit_connections(worker: Any, guard: AppGuard) -> None:
+    """Take no more connections than there are files for, and leave some for other requests.
+
+    Source:
+        ``GeventWorker.run`` and ``ThreadWorker.run``: they read ``worker_connections`` after
+        ``post_worker_init``, and accept no more than that at a time.
+    """
+    most = fit_to_files(worker.worker_connections)
+    if most < worker.worker_connections:
+        logger.warning(
+            "this process may open so few files that it takes %d connections instead of %d: "
+            "raise the limit (ulimit -n)",
+            most,
+            worker.worker_connections,
+        )
+        worker.worker_connections = most
+    if guard.config.max_connections is None:
+        guard.admission.limit_to(capacity(most))
 
 
 def _let_go(worker: Any, guard: AppGuard, stopping_for: float) -> None:
@@ -94,10 +213,31 @@ def _let_go(worker: Any, guard: AppGuard, stopping_for: float) -> None:
         worker.cfg.set("graceful_timeout", min(rest, worker.cfg.graceful_timeout))
 
 
-def _is_worker_loading() -> bool:
+def _local_of(module: str, name: str) -> Any:
+    """Return a variable of the innermost caller whose module's name begins with *module*."""
     frame = inspect.currentframe()
     while frame is not None:
-        if str(frame.f_globals.get("__name__", "")).startswith("gunicorn.workers."):
-            return True
+        if str(frame.f_globals.get("__name__", "")).startswith(module):
+            return frame.f_locals.get(name)
         frame = frame.f_back
-    return False
+    return None
+
+
+def _after_fork() -> None:
+    """Join the worker that a preloading master has forked."""
+    worker = _local_of("gunicorn.arbiter", "worker")
+    if worker is None or not all_guards():
+        return
+    try:
+        for guard in all_guards():
+            if not guard.is_superseded:
+                require_fitting(guard.server.async_mode, worker)
+    except ConfigError as exc:
+        # Nobody would hear of an exception here.
+        logger.critical("%s", exc)
+        os._exit(_BOOT_FAILED)
+    join_worker(worker)
+
+
+# Behind that of ``app_guard``, which makes the guards anew.
+os.register_at_fork(after_in_child=_after_fork)

@@ -46,6 +46,7 @@ _REFUSAL_LEVELS = {
     "rate": logging.WARNING,
     "origin": logging.WARNING,
     "version": logging.WARNING,
+    "elsewhere": logging.WARNING,
     "draining": logging.INFO,
 }
 """Clients that come with an old session or half a request are for debugging only."""

@@ -65,7 +65,8 @@ class Counters:
         ``listener_restarts``, ``listener_stalls``, ``task_restarts``,
         ``connections_opened`` (let in by their connect handlers),
         ``connections_closed`` (of those, the ones that are gone),
-        ``connections_swept``, ``handshakes_refused``, ``protocol_violations``,
+        ``connections_swept``, ``handshakes_refused``, ``sessions_elsewhere`` (of those,
+        the ones whose session is not of this process), ``protocol_violations``,
         ``sends_dropped``, ``deliveries_acknowledged``, ``deliveries_dead`` (expired,
         refused, or for a connection that is gone), ``deliveries_withdrawn`` (cancelled or
         replaced), ``deliveries_abandoned`` (lost with the process), ``loop_blocks``,
@@ -126,8 +127,9 @@ class Counters:
                     self._counts["connections_closed"] += 1
 
     def _handshake_refused(self, record: HandshakeRefusal) -> None:
-        del record
         self._add("handshakes_refused")
+        if record.reason == "elsewhere":
+            self._add("sessions_elsewhere")
 
     def _protocol_violated(self, record: Violation) -> None:
         del record
@@ -170,6 +172,7 @@ _KEYS = (
     "connections_closed",
     "connections_swept",
     "handshakes_refused",
+    "sessions_elsewhere",
     "protocol_violations",
     "sends_dropped",
     "deliveries_acknowledged",

@@ -196,9 +196,9 @@ class HandshakeRefusal:
 
     Attributes:
         reason: ``"full"``, ``"address"`` (too many from one), ``"rate"``,
-            ``"draining"``, ``"upgrade"`` (odd headers), ``"session"`` (unknown
-            or over), ``"origin"``, ``"version"`` or ``"request"`` (anything else
-            that is wrong with it).
+            ``"draining"``, ``"upgrade"`` (odd headers), ``"session"`` (over,
+            or none), ``"elsewhere"`` (its session was never in this process), ``"origin"``,
+            ``"version"`` or ``"request"`` (anything else that is wrong with it).
         detail: For people; never what the client sent.
     """
 

@@ -169,7 +169,7 @@ def test_a_session_that_is_unknown_is_no_new_client(front: Front, sid: str) -> N
     """It is refused for what it is, and takes nobody's place in the rate."""
     front.guarded.inner.admission.is_draining = True
     assert front.get(f"{HANDSHAKE}&{sid}").status_code == 400
-    assert [reason for reason, _ in front.refusals] == ["session"]
+    assert [reason for reason, _ in front.refusals] == ["elsewhere"]
 
 
 NO_HANDSHAKES = {

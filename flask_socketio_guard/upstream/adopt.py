@@ -6,7 +6,7 @@ import contextlib
 import threading
 import uuid
 from _thread import RLock
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from typing import TYPE_CHECKING, Any, Final
 
 from socketio import Manager, PubSubManager, RedisManager
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from ..config import GuardConfig
     from ..hooks import Hooks
     from ..transport import Transport
+
+
+_ENDED: Final = 2048  # sessions that are remembered
 
 
 def adopt(socketio: SocketIO, hooks: Hooks) -> None:
@@ -119,6 +122,7 @@ def _guard_engine(engine: Any, hooks: Hooks) -> None:
     _guard(engine, GuardedEngineServer)
     engine.guard = hooks
     engine.departing = {}
+    engine.ended = deque(maxlen=_ENDED)
     engine.wires = set()
     engine.behind = set()
     _renew_lock(engine)

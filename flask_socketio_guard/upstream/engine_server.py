@@ -18,6 +18,7 @@ from .websocket import refuse_websocket, upgrade_problem, wants_websocket
 
 if TYPE_CHECKING:
     import threading
+    from collections import deque
     from collections.abc import Callable, Iterable
 
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
@@ -48,6 +49,10 @@ _REFUSALS = {
 }
 """Why a client is not let in, as it is told on a WebSocket that is open already."""
 
+_ELSEWHERE = (
+    "its session is not one of this process: let the load balancer be sticky, run one worker in "
+    "each gunicorn, or allow WebSockets only; after a restart clients find their way by themselves"
+)
 _BAD_VERSION = "The client is using an unsupported version of the Socket.IO or Engine.IO protocols"
 _RETRY_AFTER = "5"  # seconds a refused client is asked to wait
 _SESSION = re.compile("(?:^|&)sid=[^&]")
@@ -63,6 +68,8 @@ class GuardedEngineServer(_Server):
     """Sessions that have ended and whose disconnect handlers run."""
     behind: set[GuardedSocket]
     """Sessions whose clients read more slowly than others broadcast."""
+    ended: deque[str]
+    """Ids of the sessions that ended last, for which clients may still ask."""
     wires: set[Wire]
     """WebSockets that are served, until the last word is said."""
     socket_class: type[GuardedSocket] = GuardedSocket
@@ -214,6 +221,7 @@ class GuardedEngineServer(_Server):
     def forget(self, socket: GuardedSocket) -> None:
         """Drop the entry of a socket that is closed; upstream may have done so before."""
         self.sockets.pop(socket.sid, None)
+        self.ended.append(socket.sid)
         with self.queue_lock:
             is_counted, socket.is_counted = socket.is_counted, False
         if is_counted:
@@ -245,7 +253,14 @@ class GuardedEngineServer(_Server):
             super()._log_error_once(message, message_key)
         if reason is None:
             return
+        if message_key == "bad-sid" and self._is_elsewhere(message.rpartition(" ")[2]):
+            self.guard.facts.handshake_refused("elsewhere", _ELSEWHERE)
+            return
         # An origin or a version that is refused is most often a mistake of the
         # developer's, who has to see which.
         detail = message if message_key in _FOR_DEVELOPERS else message_key
         self.guard.facts.handshake_refused(reason, detail[:200])
+
+    def _is_elsewhere(self, sid: str) -> bool:
+        """Say whether a session was never here, as far as that is remembered."""
+        return sid != str(None) and sid not in self.departing and sid not in self.ended
