@@ -60,7 +60,8 @@ class GuardConfig:
         livez_path: Path of the liveness answer, or ``None``.
         readyz_path: Path of the readiness answer, or ``None``.
         max_connections: Socket.IO connections this process accepts; further
-            handshakes get 503. ``None``: no bound.
+            handshakes get 503. ``None``: as many as the process can hold, by gunicorn's
+            ``worker_connections`` and the files it may open.
         max_connections_per_address: The same for one client address, as the
             application sees it (behind a proxy: with Werkzeug's ``ProxyFix``).
         connection_rate: New connections that this process accepts, in the words

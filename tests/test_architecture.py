@@ -28,8 +28,8 @@ FLOORS: tuple[frozenset[str], ...] = (
 """Imports go from a later row to an earlier one. Rooms in one row do not import each other."""
 
 GEVENT = frozenset({"gevent", "greenlet"})
-ALLOWED_PRIVATE = {("extension", "_get_current_object")}
-"""Names with an underscore that are no private parts: Werkzeug's name for "the object itself"."""
+ALLOWED_PRIVATE = {("extension", "_get_current_object"), ("gunicorn", "_exit")}
+"""Names with an underscore that are no private parts: Werkzeug's "the object itself", os._exit."""
 
 NAMED_TUPLE = {"_asdict", "_make", "_replace"}
 """What ``typing.NamedTuple`` documents, with an underscore so as not to meet names of fields."""

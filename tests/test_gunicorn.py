@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from importlib.metadata import requires
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 from weakref import WeakSet
@@ -16,6 +17,7 @@ from flask_socketio_guard import gunicorn as hooks
 from flask_socketio_guard.gunicorn import loading_worker
 from tests import unit_support
 from tests.support import GunicornServer, wait_until
+from tests.support.raw_clients import PollingClient
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -168,3 +170,36 @@ def test_a_worker_that_died_is_replaced_by_one_that_starts(
         assert server.get("/readyz").status_code == 200
     finally:
         server.close()
+
+
+WITHOUT_GEVENT = """
+import sys
+sys.modules.update({"gevent": None, "geventwebsocket": None, "greenlet": None})
+"""
+
+
+def test_threads_are_served_where_gevent_is_not_installed(
+    launch: Callable[..., GunicornServer], tmp_path: Path
+) -> None:
+    """A real client is answered; nothing that is always there asks for gevent."""
+    (tmp_path / "without.py").write_text(WITHOUT_GEVENT)
+    server = launch(
+        "threading", has_hooks=False, arguments=("--config", str(tmp_path / "without.py"))
+    )
+    try:
+        server.start()
+        client = PollingClient(server.port).open().join()
+        assert client.post('420["quick"]').status == 200
+        assert '430["in time"]' in client.get().packets
+        assert server.get("/readyz").status_code == 200
+        assert "Traceback" not in server.log()
+    finally:
+        server.close()
+
+
+def test_gevent_does_not_come_unasked() -> None:
+    """Flask-SocketIO takes its mode as soon as it can be imported."""
+    required = [line.lower() for line in requires("Flask-SocketIO-Guard") or []]
+    gevents = [line for line in required if line.startswith(("gevent", "greenlet"))]
+    assert len(gevents) == 2
+    assert all('extra == "gunicorn"' in line for line in gevents)
