@@ -40,7 +40,7 @@ from .metrics import Counters
 from .outbox import BATCH_MESSAGES, Outbox
 from .rates import Limit, RateLimiter
 from .routes import require_free_paths
-from .runtime import Event, Runtime, clock, is_patched, runtime_for
+from .runtime import GEVENT_MODES, Event, Runtime, clock, is_patched, runtime_for
 from .sending import Flusher
 from .signals import (
     BrokerChange,
@@ -160,7 +160,7 @@ class AppGuard:
     def _new_runtime(self) -> Runtime:
         # Who cannot serve may emit all the same, as tests and commands do: that takes threads.
         can_only_emit = self.app is None or (
-            self.server.async_mode == "gevent" and has_queue(self.server) and not is_patched()
+            self._has_loop() and has_queue(self.server) and not is_patched()
         )
         return runtime_for(self.server.async_mode, is_write_only=can_only_emit)
 
@@ -303,7 +303,7 @@ class AppGuard:
     @property
     def can_listen(self) -> bool:
         """Whether this process could hear other processes, and so serve clients."""
-        return self.outbox is None or self.server.async_mode != "gevent" or is_patched()
+        return self.outbox is None or not self._has_loop() or is_patched()
 
     def check_paths(self) -> None:
         """See that no route that has come since ``init_app()`` is hidden by a path of the guard.
@@ -362,13 +362,16 @@ class AppGuard:
             raise ConfigError(
                 "a message queue under gevent needs a patched standard library: call "
                 "gevent.monkey.patch_all() before anything else is imported, or serve "
-                "with one of gunicorn's gevent workers"
+                "with one of gunicorn's gevent workers, or with uWSGI's --gevent-monkey-patch"
             )
-        if self.server.async_mode == "gevent" and not self.runtime.can_kill:
+        if self._has_loop() and not self.runtime.can_kill:
             # Patched since: gunicorn's worker does so after a fork from a preloading master.
             self.supervisor.stop(self.config.broker_timeout, is_internal=True)
             self.runtime = self._new_runtime()
             self._build()
+
+    def _has_loop(self) -> bool:
+        return self.server.async_mode in GEVENT_MODES
 
     def is_ordered(self, namespace: str, event: str) -> bool:
         """Say whether events of that name are handled one after another."""

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 try:
     import gevent
     import gevent.event
+    import gevent.socket
     from gevent.baseserver import BaseServer
     from gevent.monkey import get_original
 except ImportError:  # it comes with the extra "gunicorn"; threads need none
@@ -39,6 +40,9 @@ T = TypeVar("T")
 
 MAX_HANDED_OVER: Final = 10_000
 """Calls of other native threads that may wait for the event loop."""
+
+GEVENT_MODES: Final = ("gevent", "gevent_uwsgi")
+"""Modes of Flask-SocketIO that have gevent's event loop; the second one is uWSGI's."""
 
 _HAND_OVER = "socketio-guard:hand-over"
 _NEXT_TURN = 1e-6  # seconds; any timer is due in a later turn
@@ -477,11 +481,11 @@ def runtime_for(async_mode: str, *, is_write_only: bool) -> Runtime:
     standard library then, and it needs threads.
 
     Raises:
-        ConfigError: The mode is neither gevent nor threading.
+        ConfigError: The mode has neither gevent's event loop nor threads.
     """
     if is_write_only:
         return GeventRuntime() if is_patched() else ThreadRuntime()
-    if async_mode == "gevent":
+    if async_mode in GEVENT_MODES:
         return GeventRuntime()
     if async_mode == "threading":
         return ThreadRuntime()
@@ -509,6 +513,11 @@ def silence(sock: Any) -> None:
         number = sock.fileno()
         if number >= 0:
             os.dup2(_nowhere[0].fileno(), number)
+
+
+def gevent_socket(fd: int) -> Any:
+    """Return a socket of gevent's for a descriptor, which belongs to it then."""
+    return gevent.socket.socket(fileno=fd)
 
 
 def is_patched() -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import threading
 import uuid
 from _thread import RLock
@@ -54,6 +55,7 @@ def adopt(socketio: SocketIO, hooks: Hooks) -> None:
             f"client_manager is a {type(manager).__name__}: use a subclass of "
             "socketio.Manager or socketio.PubSubManager"
         )
+    _require_loop(server)
     has_queue = isinstance(manager, PubSubManager)
     manager_class: Any = GuardedPubSubManager if has_queue else GuardedManager
     check(manager, manager_class, unused=_UNUSED_OF_MANAGERS, needed=_NEEDED_OF_MANAGERS)
@@ -83,6 +85,23 @@ def adopt(socketio: SocketIO, hooks: Hooks) -> None:
     guarded.event_contexts = EventContexts(guarded, is_fast=hooks.config.fast_contexts)
     keep_json(server, is_fast=hooks.config.fast_json)
     server.look()
+
+
+def _require_loop(server: Any) -> None:
+    """See that uWSGI, if it serves, runs the event loop of the mode that is chosen there.
+
+    Source:
+        uWSGI, "The uWSGI Python module": ``opt`` holds the options it was started with.
+    """
+    uwsgi: Any = sys.modules.get("uwsgi")
+    if server.async_mode != "gevent_uwsgi" or uwsgi is None:
+        return
+    if "gevent" not in uwsgi.opt and uwsgi.opt.get("loop") != b"gevent":
+        raise ConfigError(
+            "Flask-SocketIO picks async_mode 'gevent_uwsgi' where gevent is installed, and uWSGI "
+            "runs without it, so that no client would be answered: start uWSGI with "
+            "--gevent 1000 --gevent-monkey-patch"
+        )
 
 
 def _guard_queue(manager: Any) -> None:

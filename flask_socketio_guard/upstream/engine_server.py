@@ -14,7 +14,7 @@ from ..signals import logger
 from .engine_socket import GuardedSocket
 from .outgoing import Message
 from .watched_socket import WatchedSocket, admin_of, is_logged
-from .websocket import refuse_websocket, upgrade_problem, wants_websocket
+from .websocket import answer_once, refuse_websocket, upgrade_problem, wants_websocket
 
 if TYPE_CHECKING:
     import threading
@@ -82,6 +82,7 @@ class GuardedEngineServer(_Server):
         """Serve one request; as upstream's."""
         # The mended handler of gevent-websocket has looked before it answered.
         if wants_websocket(environ) and "wsgi.websocket" not in environ:
+            start_response = answer_once(environ, start_response)
             problem = upgrade_problem(environ)
             if problem is not None:
                 self.guard.facts.handshake_refused("upgrade", problem)

@@ -25,7 +25,7 @@ from ..sending import (
 )
 from .event_context import current_environ
 from .outgoing import Message
-from .websocket import take_socket, wants_websocket
+from .websocket import leave_uwsgi, take_socket, wants_websocket
 from .wire import LibraryWire, ProtocolWire, Wire, keep_alive
 
 if TYPE_CHECKING:
@@ -517,7 +517,7 @@ class GuardedSocket(_Socket):
         if raw is None:
             raise RuntimeError(
                 "this server does not hand over its sockets: use gunicorn with a gevent "
-                "worker, or gevent's server with gevent-websocket's handler"
+                "worker, uWSGI, or gevent's server with gevent-websocket's handler"
             )
         silence = self.server.ping_interval + self.server.ping_timeout
         keep_alive(raw.sock, silence=silence)
@@ -530,7 +530,8 @@ class GuardedSocket(_Socket):
         finally:
             if raw.websocket is not None:
                 raw.websocket.closed = True  # all has been said
-        if raw.websocket is None:
+            leave_uwsgi(environ)
+        if "gunicorn.socket" in environ:
             raise StopIteration  # tells gunicorn to close the connection without an answer
         return []
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import base64
 import binascii
 import contextlib
+import os
+import sys
 from functools import lru_cache
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -19,10 +21,12 @@ from websockets.frames import Close, CloseCode, Frame, Opcode
 from websockets.headers import parse_connection, parse_extension, parse_upgrade
 from websockets.utils import accept_key
 
+from ..runtime import gevent_socket
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from _typeshed.wsgi import WSGIEnvironment
+    from _typeshed.wsgi import StartResponse, WSGIEnvironment
     from websockets.extensions import Extension
 
 _VERSION = "13"
@@ -30,6 +34,8 @@ _LONGEST_USUAL = 64  # characters: what is remembered of strangers is not for th
 _MAX_REASON = 123  # bytes; a control frame holds 125, and two are the code
 EXTENSIONS = "guard.websocket_extensions"
 """Where the environ of a request says what was agreed on before the application is asked."""
+
+_LEFT = "guard.has_left"
 
 taken_classes: dict[type, type] = {}
 """What becomes of a server's objects once their sockets are served here."""
@@ -112,7 +118,7 @@ def take_socket(environ: WSGIEnvironment, *, is_compressing: bool) -> RawSocket 
         _forget_body(environ)
         websocket.__class__ = taken_classes.get(type(websocket), type(websocket))
         return RawSocket(handler.socket, handler.rfile.read1, extensions, websocket)
-    sock = environ.get("gunicorn.socket")
+    sock = environ.get("gunicorn.socket") or _socket_of_uwsgi(environ)
     if sock is None:
         return None
     header, extensions = agree_on_extensions(environ, is_compressing=is_compressing)
@@ -128,6 +134,44 @@ def take_socket(environ: WSGIEnvironment, *, is_compressing: bool) -> RawSocket 
         lines.append(f"Sec-WebSocket-Extensions: {header}")
     sock.sendall("\r\n".join([*lines, "", ""]).encode("latin-1"))
     return RawSocket(sock, sock.recv, extensions, None)
+
+
+def _socket_of_uwsgi(environ: WSGIEnvironment) -> Any:
+    """Return the connection of a request that uWSGI serves, or ``None``.
+
+    uWSGI's own functions for WebSockets are not in each of its builds, and hide close codes.
+
+    Source:
+        uWSGI, "The uWSGI Python module": ``connection_fd()``.
+    """
+    uwsgi: Any = sys.modules.get("uwsgi")
+    if uwsgi is None or "uwsgi.version" not in environ:
+        return None
+    return gevent_socket(os.dup(uwsgi.connection_fd()))
+
+
+def leave_uwsgi(environ: WSGIEnvironment) -> None:
+    """Have uWSGI, if it is that, close its connection of a request without an answer."""
+    uwsgi: Any = sys.modules.get("uwsgi")
+    if uwsgi is not None and "uwsgi.version" in environ:
+        uwsgi.disconnect()
+        environ[_LEFT] = True
+
+
+def answer_once(environ: WSGIEnvironment, start_response: StartResponse) -> StartResponse:
+    """Return *start_response* such that uWSGI answers no request that :func:`leave_uwsgi` ended.
+
+    Upstream answers one at the end of its WebSocket, which uWSGI takes for an error then.
+    """
+    if "uwsgi.version" not in environ:
+        return start_response
+
+    def start(status: str, headers: list[tuple[str, str]], *args: Any) -> Callable[[bytes], object]:
+        if _LEFT in environ:
+            return lambda body: None
+        return start_response(status, headers, *args)
+
+    return start
 
 
 def _forget_body(environ: WSGIEnvironment) -> None:

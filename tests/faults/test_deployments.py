@@ -15,7 +15,7 @@ from websockets.sync.client import unix_connect
 
 from tests.faults.connection_app import HIDE
 from tests.faults.connections import CONNECTION_APP, WORKERS, happenings
-from tests.support import GunicornServer, wait_until
+from tests.support import GunicornServer, RedisServer, UwsgiServer, wait_until
 from tests.support.raw_clients import PollingClient, ask
 from tests.support.raw_websocket import target
 
@@ -239,3 +239,48 @@ def test_clients_behind_a_unix_socket_leave_in_peace(launch: Launch, tmp_path: P
     if server.records(matching=lambda each: each.logger.startswith("flask_socketio_guard")):
         told = [line for line in errors(server, level="WARNING") if "PER_ADDRESS" in line]
         assert len(told) == 1
+
+
+@pytest.mark.parametrize("is_routed", [False, True], ids=["http-socket", "http"])
+def test_uwsgi_serves_as_gunicorn_does(clients: RawClients, *, is_routed: bool) -> None:
+    """Both transports and the change between them, a queue, and a drain with its close code.
+
+    No row of the table: whether stock serves WebSockets there is up to uWSGI's build.
+    """
+    with RedisServer() as redis:
+        env = {"GUARD": "1", "ASYNC_MODE": "gevent_uwsgi", "REDIS_URL": redis.url}
+        with UwsgiServer(CONNECTION_APP, env=env, is_routed=is_routed) as server:
+            polling = clients.polling(server.port).open().join()
+            opened = clients.websocket(server.port).open().join()
+            upgraded = clients.polling(server.port).open().join()
+            change = clients.websocket(server.port).open(session=upgraded.session)
+            change.send("2probe")
+            assert change.read_until("3probe")
+            change.send("5")
+            wait_until(lambda: server.get("/readyz").status_code == 200)
+            for client in (opened, change):
+                client.emit("work", 0.0)
+            wait_until(lambda: len(happenings(server, "work done")) == 2)
+            gone = clients.websocket(server.port).open().join()
+            gone.shut()
+            wait_until(lambda: happenings(server, "departed", sids={gone.sid}))
+            server.post("/guard/drain")
+            assert {each.read_farewell().code for each in (opened, change)} == {SERVICE_RESTART}
+            wait_until(lambda: len(happenings(server, "departed")) == 4)
+            assert polling.sid in {seen["sid"] for seen in happenings(server, "departed")}
+            assert server.get("/readyz").status_code == 503
+            assert ask(server.port, "GET", target("polling")).status == 503
+            for trouble in ("Traceback", "OSError"):
+                assert trouble not in server.log(), server.log()
+
+
+def test_uwsgi_without_gevent_loads_no_application_that_needs_it() -> None:
+    """The error names the option; with ``--need-app`` uWSGI ends."""
+    env = {"GUARD": "1", "ASYNC_MODE": "gevent_uwsgi"}
+    server = UwsgiServer(CONNECTION_APP, env=env, arguments=("--need-app",), is_gevent=False)
+    try:
+        server.launch()
+        wait_until(lambda: not server.is_alive(), timeout=_SOON)
+        assert "start uWSGI with --gevent 1000" in server.log()
+    finally:
+        server.close()

@@ -9,7 +9,7 @@ from __future__ import annotations
 from tests.support.clients import RawClient, Received, SocketIOClient
 from tests.support.ports import free_port
 from tests.support.redis_server import RedisServer, Sentinel
-from tests.support.servers import GunicornServer
+from tests.support.servers import GunicornServer, UwsgiServer
 from tests.support.tcp_proxy import TcpProxy
 from tests.support.waiting import DeadlineExceeded, wait_until
 
@@ -22,6 +22,7 @@ __all__ = [
     "Sentinel",
     "SocketIOClient",
     "TcpProxy",
+    "UwsgiServer",
     "free_port",
     "wait_until",
 ]

@@ -255,3 +255,37 @@ class GunicornServer:
         if async_mode == "gevent":
             return ["--worker-class", GEVENT_WEBSOCKET_WORKER]
         return ["--worker-class", "gthread", "--threads", str(_THREADS)]
+
+
+class UwsgiServer(GunicornServer):
+    """One uWSGI master with one worker under gevent.
+
+    Args:
+        app: What it serves, as in ``package.module:factory()``.
+        env: Added to the environment of the processes.
+        arguments: Further command line arguments.
+        is_routed: Whether its HTTP router is in front.
+        is_gevent: Whether it runs gevent's event loop.
+    """
+
+    def __init__(
+        self,
+        app: str,
+        *,
+        env: Mapping[str, str] | None = None,
+        arguments: Sequence[str] = (),
+        is_routed: bool = False,
+        is_gevent: bool = True,
+    ) -> None:
+        super().__init__(app, env=env)
+        address = f"127.0.0.1:{self.port}"
+        listen = (
+            ("--http", address, "--http-websockets") if is_routed else ("--http-socket", address)
+        )
+        self._command = [
+            *(str(Path(sys.executable).with_name("uwsgi")), "--module", app),
+            *listen,
+            *(("--gevent", "200", "--gevent-monkey-patch") if is_gevent else ()),
+            *("--master", "--die-on-term"),
+            *arguments,
+        ]
