@@ -270,6 +270,8 @@ def test_uwsgi_serves_as_gunicorn_does(clients: RawClients, *, is_routed: bool) 
             assert polling.sid in {seen["sid"] for seen in happenings(server, "departed")}
             assert server.get("/readyz").status_code == 503
             assert ask(server.port, "GET", target("polling")).status == 503
+            ended = f"transport=websocket&sid={upgraded.session} => "
+            wait_until(lambda: ended in server.log(), message="the request did not end")
             for trouble in ("Traceback", "OSError"):
                 assert trouble not in server.log(), server.log()
 
