@@ -176,10 +176,10 @@ def test_eventlet_that_is_merely_installed_is_named(nothing_left_behind: None) -
     assert "socketio_guard" not in app.extensions
 
 
-@pytest.mark.parametrize("async_mode", ["gevent_uwsgi"])
+@pytest.mark.parametrize("async_mode", ["asgi"])
 def test_another_async_mode_is_refused(nothing_left_behind: None, async_mode: str) -> None:
     app, socketio = new_app()
-    socketio.server.eio.async_mode = async_mode  # neither is installed here
+    socketio.server.eio.async_mode = async_mode
     socketio.server.__dict__["async_mode"] = async_mode
     with pytest.raises(ConfigError) as caught:
         SocketIOGuard(app, socketio)
