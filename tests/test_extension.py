@@ -215,7 +215,7 @@ def test_a_queue_under_gevent_needs_a_patched_library(nothing_left_behind: None,
         assert str(caught.value) == (
             "a message queue under gevent needs a patched standard library: call "
             "gevent.monkey.patch_all() before anything else is imported, or serve "
-            "with one of gunicorn's gevent workers"
+            "with one of gunicorn's gevent workers, or with uWSGI's --gevent-monkey-patch"
         )
 
 
