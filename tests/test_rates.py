@@ -689,6 +689,7 @@ print(json.dumps([failures, longest]), flush=True)
 """
 
 
+@pytest.mark.alone
 def test_greenlets_wait_together_and_the_loop_runs_on(
     make_redis: Callable[[], RedisServer],
 ) -> None:
@@ -716,5 +717,5 @@ def test_greenlets_wait_together_and_the_loop_runs_on(
     assert [storm[0] for storm in (answering, hanging, after)] == [200, 200, 200]
     assert hanging[1] < 2.0
     assert after[1] < 0.3
-    assert len(failures) == 1
+    assert 1 <= len(failures) < 10, "each tried for itself"
     assert longest < 0.5

@@ -421,7 +421,7 @@ def test_a_client_that_always_says_something_lets_others_have_their_turn(
 
     def count() -> None:
         while not line.has_ended:
-            turns.append(time.monotonic())
+            turns.append(time.process_time())  # what other processes do does not count
             line.inner.runtime.sleep(0.0002)
 
     line.inner.runtime.spawn(count, name="counter")
