@@ -142,7 +142,7 @@ def test_a_client_with_too_many_waiting_events_is_not_read_and_loses_nothing(
 def test_a_request_that_would_wait_for_long_is_answered_in_time(narrow: GunicornServer) -> None:
     """Engine.IO's client for Python gives a request up after five seconds."""
     count = 90
-    with python_socketio.SimpleClient() as client:
+    with python_socketio.SimpleClient(reconnection=False) as client:
         client.connect(narrow.url, transports=["polling"])
         for number in range(count):
             client.emit("last", (number, 6.0 if number < MAX_IN_FLIGHT else 0.0))
