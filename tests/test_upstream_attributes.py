@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from flask import Flask
 from flask_socketio import SocketIO
 
+from flask_socketio_guard.fan_out import Batch
+from flask_socketio_guard.upstream.outgoing import Message
 from tests import unit_support
 from tests.unit_support import Bus, BusManager, PollingClient
 
@@ -106,3 +110,20 @@ def answer(*_arguments: Any) -> None:
 def guarded_app(make_guarded: Callable[..., Guarded]) -> Guarded:
     """One application."""
     return make_guarded()
+
+
+def test_a_broadcast_that_is_written_in_passing_is_logged_for_each_client(
+    make_guarded: Callable[..., Guarded], caplog: pytest.LogCaptureFixture
+) -> None:
+    """What goes to many is written as frames, past the queues, unless somebody logs packets."""
+    logger = logging.getLogger("own")
+    caplog.set_level(logging.INFO, "own")
+    guarded = make_guarded(options={"engineio_logger": logger})
+    guarded.socketio.on_event("any", print)
+    client = guarded.polling()
+    client.connect()
+    socket = guarded.socketio.server.eio.sockets[client.eio_sid]
+    socket._wire = SimpleNamespace(write_now=lambda _frames: True, wake=lambda: None)
+    socket.write(Batch([Message.of_socketio('2["news"]')]))
+    socket._wire = None
+    assert caplog.messages[-1] == f'{client.eio_sid}: Sending packet MESSAGE data 2["news"]'

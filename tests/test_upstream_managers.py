@@ -646,3 +646,16 @@ def test_without_a_queue_a_callback_to_nobody_waits_for_nothing(
     guarded = make_guarded()
     guarded.guard.emit("question", to="nobody", callback=print)
     assert guarded.guard.waiting_callbacks == 0
+
+
+def test_what_json_has_not_is_not_passed_on_from_elsewhere(
+    a: Guarded, b: Guarded, bus: Bus
+) -> None:
+    """A process without the guard publishes a NaN; no browser bears to be sent one."""
+    client = connected(a)
+    message = {"method": "emit", "event": "news", "namespace": "/", "room": None}
+    bus.send({**message, "data": [float("nan")], "host_id": "stranger"})
+    bus.send({**message, "data": [1], "host_id": "stranger"})
+    assert client.receive("42") == '42["news",1]'
+    assert a.guard.counters["events_rejected"] == 1
+    assert "events_rejected" not in {name for name, count in b.guard.counters.items() if count}

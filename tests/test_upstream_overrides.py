@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 nothing_left_behind = unit_support.nothing_left_behind
 make_guarded = unit_support.make_guarded
 stop_guards = unit_support.stop_guards
+make_process = unit_support.make_process
 bus = unit_support.bus
 
 MANAGERS = (
@@ -358,6 +359,24 @@ def test_who_extends_what_is_published_keeps_the_guards_connections(
     assert seen[0]["signed"]
     assert a.inner.outbox is not None
     assert isinstance(a.inner.outbox._publisher, RedisPublisher)
+
+
+class Discreet(BusManager):
+    def _handle_emit(self, message: dict[str, Any]) -> None:
+        if message["event"] != "secret":
+            super()._handle_emit(message)
+
+
+def test_who_handles_emits_otherwise_handles_those_of_its_own_process_too(
+    make_process: Callable[..., Guarded], bus: Bus
+) -> None:
+    guarded = make_process(options={"client_manager": Discreet(bus)})
+    guarded.socketio.on_event("any", print)
+    client = guarded.polling()
+    client.connect()
+    for event in ("secret", "news"):
+        guarded.socketio.emit(event)
+    assert client.receive("42") == '42["news"]'
 
 
 def test_who_publishes_otherwise_has_a_queue_of_its_own(

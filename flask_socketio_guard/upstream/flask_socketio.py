@@ -56,15 +56,20 @@ class GuardedSocketIO(_SocketIO):
 
     def emit(self, event: str, *args: object, **kwargs: Any) -> None:
         """Emit an event; as ``SocketIO.emit``, but only ``to=None`` is everybody."""
-        super().emit(event, *args, **(marked(kwargs) if self._is_guarded() else kwargs))
+        to = kwargs.get("to")
+        if not to and (to is not None or not kwargs.get("room", True)):
+            kwargs = self._marked(kwargs)
+        super().emit(event, *args, **kwargs)
 
     def call(self, event: str, *args: object, **kwargs: Any) -> Any:
         """Emit to one client and wait for its answer; as ``SocketIO.call``."""
-        return super().call(event, *args, **(marked(kwargs) if self._is_guarded() else kwargs))
+        return super().call(event, *args, **self._marked(kwargs))
 
-    def _is_guarded(self) -> bool:
-        """Say whether the server is: it may be that of another application, without a guard."""
-        return isinstance(self.server, GuardedServer)
+    def _marked(self, options: dict[str, Any]) -> dict[str, Any]:
+        changed = marked(options)
+        if changed is options or isinstance(self.server, GuardedServer):
+            return changed
+        return options  # the server is that of another application, without a guard
 
     def in_present_request(self, function: Callable[..., object]) -> Callable[..., object]:
         """Return *function* such that it runs in the request context of the present event.

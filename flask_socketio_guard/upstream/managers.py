@@ -18,7 +18,7 @@ from ..hooks import SURVEY, SURVEY_ANSWER, SURVEY_ROLL, AckCallback, Awaiting, H
 from ..sending import SendOutcome
 from .encoding import KeptPacket, encoded, encoded_event, encoded_for_queue
 from .outgoing import Message
-from .recipients import is_nobody, recipient_of
+from .recipients import is_nobody
 from .watched_socket import is_logged
 
 if TYPE_CHECKING:
@@ -153,8 +153,9 @@ class GuardedManager(_Manager):
             ValueError: It holds a NaN or an infinity, which JSON has not; nothing was sent.
         """
         del kwargs
-        room = recipient_of(to, room)
-        if is_nobody(room):
+        if to is not None:
+            room = to
+        if not room and is_nobody(room):
             return SendOutcome.DROPPED_CLOSED
         options = _Options(volatile, ready_only)
         arguments = (event, data, namespace or "/", room, skip_sid, callback, options)
@@ -486,8 +487,9 @@ class GuardedPubSubManager(GuardedManager, _PubSubManager):
             ValueError: It holds a NaN or an infinity, which JSON has not; nothing was sent.
             OutboxFull: The outbox refused the message; nothing was sent.
         """
-        room = recipient_of(to, room)
-        if is_nobody(room):
+        if to is not None:
+            room = to
+        if not room and is_nobody(room):
             return SendOutcome.DROPPED_CLOSED
         namespace = namespace or "/"
         if kwargs.get("ignore_queue"):

@@ -19,7 +19,7 @@ from ..signals import logger
 from .encoding import encoded
 from .engine_socket import ProtocolViolation
 from .outgoing import Message
-from .recipients import is_nobody, recipient_of
+from .recipients import Exactly, is_nobody, recipient_of
 from .watched_socket import is_logged
 
 if TYPE_CHECKING:
@@ -35,7 +35,6 @@ _MAX_ATTACHMENT_MESSAGES = 8  # the attachments of one packet, in messages of th
 _MAX_NAMESPACES = 100  # of one client at a time
 _MAX_DEPTH = 100
 _CONNECT = packets.Packet(encoded_packet="0")  # to "/" and with no more to say; most are
-_NO_OPTIONS: dict[str, bool] = {}
 _MARKS = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]')
 
 RESERVED_EVENTS = frozenset({"connect", "disconnect", "*"})
@@ -579,25 +578,27 @@ class GuardedServer(_Server):
         Returns:
             What became of it.
         """
-        room = recipient_of(to, room)
+        if to is not None:
+            room = to
+        if type(room) is Exactly:
+            room = room.recipient
+        namespace = namespace or "/"
         if self.is_logged:
             everybody = "all" if room is None else room
-            self.logger.info('emitting event "%s" to %s [%s]', event, everybody, namespace or "/")
-        # An application's own emit() may know none of these.
-        options = _NO_OPTIONS
-        if volatile or ready_only:
-            options = {"volatile": volatile, "ready_only": ready_only}
+            self.logger.info('emitting event "%s" to %s [%s]', event, everybody, namespace)
+        # An application's own emit() may know none of the options, and return nothing.
+        options = {"volatile": volatile, "ready_only": ready_only} if volatile or ready_only else {}
         outcome: SendOutcome | None = self.manager.emit(
             event,
             data,
-            namespace or "/",
+            namespace,
             room=room,
             skip_sid=skip_sid,
             callback=callback,
             ignore_queue=ignore_queue,
             **options,
         )
-        return SendOutcome.QUEUED if outcome is None else outcome  # the application's own emit
+        return SendOutcome.QUEUED if outcome is None else outcome
 
     def call(
         self,
