@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import gevent
 import gevent.socket
 import pytest
+from gevent import pywsgi
 from geventwebsocket.handler import WebSocketHandler
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -481,3 +482,28 @@ def test_a_client_that_resets_its_request_is_nothing_to_talk_about(
     sock.close()
     answer = server.ask("GET / HTTP/1.1\nHost: test\nConnection: close")
     assert answer.status == 200
+
+
+def test_a_socket_is_taken_from_gevents_own_handler_too() -> None:
+    """As where gevent is installed without gevent-websocket."""
+
+    def serve(environ: Any, start_response: Any) -> list[bytes]:
+        raw = take_socket(environ, is_compressing=False)
+        assert raw is not None
+        raw.sock.sendall(raw.read_first(100))
+        raw.sock.shutdown(socket.SHUT_RDWR)
+        return []
+
+    server = pywsgi.WSGIServer(("127.0.0.1", 0), serve, log=None)
+    server.start()
+    try:
+        with gevent.socket.create_connection(server.address, timeout=5.0) as client:
+            client.sendall(GOOD_HEAD.replace("\n", "\r\n").encode() + b"\r\n\r\n")
+            head = b""
+            while not head.endswith(b"\r\n\r\n"):
+                head += client.recv(1)
+            assert head.startswith(b"HTTP/1.1 101 ")
+            client.sendall(b"frame")
+            assert client.recv(100) == b"frame"
+    finally:
+        server.stop()

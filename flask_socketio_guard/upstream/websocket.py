@@ -118,7 +118,7 @@ def take_socket(environ: WSGIEnvironment, *, is_compressing: bool) -> RawSocket 
         _forget_body(environ)
         websocket.__class__ = taken_classes.get(type(websocket), type(websocket))
         return RawSocket(handler.socket, handler.rfile.read1, extensions, websocket)
-    sock = environ.get("gunicorn.socket") or _socket_of_uwsgi(environ)
+    sock = environ.get("gunicorn.socket") or _socket_of_uwsgi(environ) or _socket_of_gevent(environ)
     if sock is None:
         return None
     header, extensions = agree_on_extensions(environ, is_compressing=is_compressing)
@@ -148,6 +148,19 @@ def _socket_of_uwsgi(environ: WSGIEnvironment) -> Any:
     if uwsgi is None or "uwsgi.version" not in environ:
         return None
     return gevent_socket(os.dup(uwsgi.connection_fd()))
+
+
+def _socket_of_gevent(environ: WSGIEnvironment) -> Any:
+    """Return the connection of a request that gevent's own handler serves, or ``None``.
+
+    Source:
+        simple-websocket, ``Server.__init__``: the same way to it.
+    """
+    if not environ.get("SERVER_SOFTWARE", "").startswith("gevent/"):
+        return None
+    reader: Any = environ["wsgi.input"]
+    reader = getattr(reader, "rfile", reader)
+    return getattr(getattr(reader, "raw", None), "_sock", None)
 
 
 def leave_uwsgi(environ: WSGIEnvironment) -> None:
