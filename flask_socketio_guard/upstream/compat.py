@@ -15,7 +15,7 @@ from ..errors import IncompatibleVersion
 
 WANTED = {
     "Flask-SocketIO": "5.6.0",
-    "python-socketio": "5.18.0",
+    "python-socketio": "5.18.1",
     "python-engineio": "4.15.1",
 }
 """Oldest version of each package that the tests run against."""

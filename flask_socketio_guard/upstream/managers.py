@@ -369,22 +369,17 @@ class GuardedManager(_Manager):
 
     def enter_room(self, sid: str, namespace: str, room: Any, eio_sid: str | None = None) -> None:
         """Add a client to a room; from any thread."""
-        if not self.guard.runtime.is_home():
-            self.guard.hand_over(partial(self.enter_room, sid, namespace, room, eio_sid))
-        elif self.is_pre_connected(sid, namespace):
-            # With a queue, python-socketio 5.18.0 tells the other processes only.
-            self.basic_enter_room(sid, namespace, room, eio_sid=eio_sid)
-        else:
+        if self.guard.runtime.is_home():
             super().enter_room(sid, namespace, room, eio_sid=eio_sid)
+        else:
+            self.guard.hand_over(partial(self.enter_room, sid, namespace, room, eio_sid))
 
     def leave_room(self, sid: str, namespace: str, room: Any) -> None:
         """Take a client out of a room; from any thread."""
-        if not self.guard.runtime.is_home():
-            self.guard.hand_over(partial(self.leave_room, sid, namespace, room))
-        elif self.is_pre_connected(sid, namespace):  # as above
-            self.basic_leave_room(sid, namespace, room)
-        else:
+        if self.guard.runtime.is_home():
             super().leave_room(sid, namespace, room)
+        else:
+            self.guard.hand_over(partial(self.leave_room, sid, namespace, room))
 
     def close_room(self, room: Any, namespace: str | None = None) -> None:
         """Take everyone out of a room; from any thread."""
