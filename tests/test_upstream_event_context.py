@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import gc
 import logging
+import threading
 import weakref
 from typing import TYPE_CHECKING, Any
 
 import flask
 import pytest
-from flask import Flask, g, request, session
-from flask.ctx import RequestContext
+from flask import Flask, current_app, g, request, session
 from flask.sessions import SecureCookieSessionInterface
 from flask_socketio import SocketIO
 from werkzeug.exceptions import NotFound
@@ -18,10 +18,11 @@ from werkzeug.routing import RequestRedirect
 
 from flask_socketio_guard import SocketIOGuard
 from flask_socketio_guard.upstream import event_context
+from flask_socketio_guard.upstream.event_context import RequestContext
 from tests import unit_support
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 nothing_left_behind = unit_support.nothing_left_behind
 stop_guards = unit_support.stop_guards
@@ -211,6 +212,131 @@ def test_sessions_of_an_interface_are_opened_and_saved(
 
     recorder.run(see)
     assert (sessions.opened, sessions.saved) == (opened, saved)
+
+
+def copy_and_run() -> object:
+    def see() -> object:
+        session["copied"] = session.get("copied", 0) + 1
+        return (
+            request.sid,  # type: ignore[attr-defined]
+            request.event["message"],  # type: ignore[attr-defined]
+            session["copied"],
+            flask.has_request_context(),
+            flask.url_for("page"),
+            type(request.routing_exception),
+        )
+
+    sid = request.sid  # type: ignore[attr-defined]
+    copied = flask.copy_current_request_context(see)
+    return [seen[1:] for seen in (copied(), in_thread(copied)) if seen[0] == sid]
+
+
+def in_thread(function: Callable[..., Any], *args: object) -> Any:
+    """Return what *function* returns in a background task."""
+    found: list[Any] = []
+    thread = threading.Thread(target=lambda: found.append(function(*args)))
+    thread.start()
+    thread.join()
+    return found[0]
+
+
+def hold(context: Any) -> object:
+    """Push a context by hand, twice, and pop it."""
+    context.push()
+    with context:
+        inner = flask.has_request_context(), request.path, session.get("copied")
+    outer = current_app.name, request.is_json
+    context.pop()
+    return inner, outer
+
+
+def push_by_hand() -> object:
+    context = the_context()
+    again = hold(context.copy()), in_thread(hold, context.copy()), hold(context)
+    return again, the_context() is context, g.get("mine")
+
+
+def the_context() -> Any:
+    return flask.globals.request_ctx._get_current_object()  # type: ignore[attr-defined]
+
+
+def make_another_like_it() -> object:
+    """As extensions do that know Flask's class, or take it from the context."""
+    context: Any = the_context()
+    another = type(context)(current_app._get_current_object(), request.environ)  # type: ignore[attr-defined]
+    with another, current_app.request_context(request.environ) as third:
+        same = request.url == context.request.url, request is context.request
+    with current_app.test_request_context("/page"):
+        endpoint = request.endpoint
+    return same, endpoint, type(third) is type(context), isinstance(context, RequestContext)
+
+
+def stream() -> object:
+    @flask.stream_with_context
+    def numbers() -> Iterator[object]:
+        yield request.event["message"]  # type: ignore[attr-defined]
+        yield session.get("copied")
+
+    return list(numbers())
+
+
+def answer_later() -> object:
+    ran: list[object] = []
+
+    @flask.after_this_request
+    def note(response: Any) -> Any:
+        ran.append(response)
+        return response
+
+    response = current_app.process_response(current_app.make_response("x"))
+    return [each is response for each in ran]
+
+
+def flash() -> object:
+    flask.flash("one")
+    with the_context().copy():
+        flask.flash("two")
+    return flask.get_flashed_messages(), flask.get_flashed_messages()
+
+
+def ask_about_it() -> object:
+    context = the_context()
+    return (
+        type(context).__name__,
+        repr(context).replace(hex(id(context)), "").replace(str(id(context)), ""),
+        flask.has_request_context(),
+        flask.has_app_context(),
+        flask.globals.request_ctx.request == request,
+        flask.globals.request_ctx.session == session,
+        flask.globals.app_ctx.app is context.app,
+        context.match_request(),
+    )
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        copy_and_run,
+        push_by_hand,
+        make_another_like_it,
+        stream,
+        answer_later,
+        flash,
+        ask_about_it,
+    ],
+)
+@pytest.mark.parametrize("is_managed", [True, False])
+def test_what_is_done_with_a_context_can_be_done_with_that_of_any_event(
+    use: Callable[[], object], is_managed: bool
+) -> None:
+    """From the first event to the last, in the handler and in tasks that it starts."""
+    seen = []
+    for kind in KINDS:
+        app = Flask(__name__)
+        app.add_url_rule("/page", "page", lambda: "")
+        seen.append(Recorder(kind, app, manage_session=is_managed).run(use))
+    assert seen[0] == seen[1] == seen[2]
+    assert len(seen[2]) == 5
 
 
 def test_teardown_functions_run_for_each_event_with_what_was_raised() -> None:

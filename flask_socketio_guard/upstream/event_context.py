@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakKeyDictionary
 
 import flask
+import flask.ctx
 from flask import Flask
-from flask.ctx import RequestContext
 from flask_socketio import SocketIO, _ManagedSession
 from socketio.exceptions import ConnectionRefusedError as ConnectionRefused
 from werkzeug.datastructures import EnvironHeaders
@@ -24,7 +24,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from _typeshed.wsgi import WSGIEnvironment
+    from flask.ctx import RequestContext
+else:
+    # Flask 3.2 has merged it into AppContext and warns of the name.
+    RequestContext = vars(flask.ctx).get("RequestContext") or flask.ctx.AppContext
 
+_HAS_REQUEST_CONTEXTS: Final = "RequestContext" in vars(flask.ctx)
 _ROUTE: Final = "socketio_guard.route"
 _REQUEST: Final = "werkzeug.request"
 _SESSION: Final = "saved_session"  # Flask-SocketIO's name for it
@@ -105,8 +110,13 @@ def _names_of(request: flask.Request) -> frozenset[str]:
     return names
 
 
-class _EventContext(RequestContext):
-    """A request context with a request of its own, and all else of its connection.
+def _event_context(
+    app: Flask, environ: WSGIEnvironment, route: _Route, session: Any
+) -> RequestContext:
+    """Return a request context with a request of its own, and all else of its connection.
+
+    It is Flask's own kind, filled by hand, since Flask and extensions make contexts like it
+    by calling its class: ``RequestContext.copy`` does.
 
     Args:
         app: The application.
@@ -114,19 +124,21 @@ class _EventContext(RequestContext):
         route: Of the connection.
         session: Of the connection; ``None`` to have Flask open it.
     """
+    context = RequestContext.__new__(RequestContext)
+    # Not Flask's constructor, which binds the URL anew.
+    context.app = app
+    context.request = route.request(environ)
+    context.url_adapter = route.adapter
+    context.flashes = None
+    context._after_request_functions = []
+    context._cv_tokens = []
+    context.match_request = _do_nothing  # type: ignore[method-assign]  # the route is known
+    setattr(context, _SESSION_ATTRIBUTE, session)
+    return context
 
-    def __init__(self, app: Flask, environ: WSGIEnvironment, route: _Route, session: Any) -> None:
-        # Not Flask's, which binds the URL anew.
-        self.app = app
-        self.request = route.request(environ)
-        self.url_adapter = route.adapter
-        self.flashes = None
-        self._after_request_functions = []
-        self._cv_tokens = []
-        setattr(self, _SESSION_ATTRIBUTE, session)
 
-    def match_request(self) -> None:
-        """Do nothing: the route is known."""
+def _do_nothing() -> None:
+    pass
 
 
 class EventContexts:
@@ -142,6 +154,8 @@ class EventContexts:
         self._is_fast = is_fast
         if overrides(type(socketio), "_handle_event"):
             self._give_up("SocketIO._handle_event is overridden")
+        if not _HAS_REQUEST_CONTEXTS:
+            self._give_up("those of this version of Flask are of another kind")
 
     @property
     def is_fast(self) -> bool:
@@ -175,7 +189,7 @@ class EventContexts:
         context = (
             app.request_context(environ)
             if route is None
-            else _EventContext(app, environ, route, session)
+            else _event_context(app, environ, route, session)
         )
         with context:
             if route is None:
