@@ -14,6 +14,7 @@ import threading
 import time
 import weakref
 from contextlib import AbstractContextManager, nullcontext
+from contextvars import Context
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -196,7 +197,9 @@ class AppGuard:
         has_loop = self.runtime.can_kill
         self.fan_out = FanOut(self.runtime) if config.fast_broadcasts and has_loop else None
         self.connections = Connections(
-            on_change=self._connection_changed, on_failure=self._cleanup_failed
+            on_change=self._connection_changed,
+            on_failure=self._cleanup_failed,
+            call_apart=lambda target: self.runtime.call_apart(target, Context()),
         )
         self.admission = Admission(
             max_connections=config.max_connections,
@@ -830,7 +833,7 @@ class AppGuard:
         if arrival is not None:
             arrival.is_taken = True
         run = partial(self.handlers.run_callback, call, name=name, arrival=arrival)
-        if self.config.fast_tasks and self.runtime.is_home():
+        if self.runtime.is_home():
             self.runtime.start(run)
         else:
             self.runtime.spawn(run, name="socketio-guard:callback")

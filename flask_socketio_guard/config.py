@@ -114,7 +114,6 @@ class GuardConfig:
         fast_contexts: Whether route and session of a connection are worked out
             once, and not for each event. For diagnosis, as all that follow.
         fast_json: Whether JSON encoders and decoders are kept.
-        fast_tasks: Whether events and callbacks that do not wait share a greenlet.
         fast_writes: Whether all that is sent to a client within one turn of the event
             loop is written in one go.
         fast_broadcasts: Whether broadcasts are written past the queues of those
@@ -171,7 +170,6 @@ class GuardConfig:
     log_fold_interval: float = 60.0
     fast_contexts: bool = True
     fast_json: bool = True
-    fast_tasks: bool = True
     fast_writes: bool = True
     fast_broadcasts: bool = True
     fast_queue: bool = True
@@ -356,7 +354,6 @@ _RULES: Mapping[str, _Rule] = {
     "log_fold_interval": _POSITIVE,
     "fast_contexts": _FLAG,
     "fast_json": _FLAG,
-    "fast_tasks": _FLAG,
     "fast_writes": _FLAG,
     "fast_broadcasts": _FLAG,
     "fast_queue": _FLAG,

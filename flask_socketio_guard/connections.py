@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from _thread import RLock
 from collections.abc import ItemsView, Iterator, Mapping, ValuesView
+from functools import partial
 from typing import TYPE_CHECKING
 
 from .runtime import Event, clock
@@ -40,6 +41,7 @@ class Connection:
 
     __slots__ = (
         "_all_begun",
+        "_call_apart",
         "_cleanups",
         "_handshake",
         "_lock",
@@ -65,6 +67,7 @@ class Connection:
         lock: threading.RLock,
         on_change: Callable[[Connection, ConnectionState, ConnectionState], None],
         on_failure: Callable[[Connection, BaseException], None],
+        call_apart: Callable[[Callable[[], None]], None],
     ) -> None:
         self.sid = sid
         self.namespace = namespace
@@ -83,6 +86,7 @@ class Connection:
         self._handshake: Timer | None = None
         self._on_change = on_change
         self._on_failure = on_failure
+        self._call_apart = call_apart
 
     def __repr__(self) -> str:
         return f"<Connection {self.state} in {self.namespace!r}>"
@@ -224,7 +228,7 @@ class Connection:
             self._move(event)
             cleanups, self._cleanups = self._cleanups, None
         if cleanups:
-            self._release(cleanups)
+            self._call_apart(partial(self._release, cleanups))
 
     def _forget_handshake(self) -> None:
         if self._handshake is not None:
@@ -249,6 +253,8 @@ class Connections(Mapping[str, Connection]):
             of state; *old* is ``None`` for a new one.
         on_failure: Called as ``on_failure(connection, exc)`` with what a deferred
             cleanup raised.
+        call_apart: Calls the deferred cleanups of one connection in a task of their own, and
+            waits for it.
     """
 
     def __init__(
@@ -256,9 +262,11 @@ class Connections(Mapping[str, Connection]):
         *,
         on_change: Callable[[Connection, ConnectionState | None, ConnectionState], None],
         on_failure: Callable[[Connection, BaseException], None],
+        call_apart: Callable[[Callable[[], None]], None],
     ) -> None:
         self._on_change = on_change
         self._on_failure = on_failure
+        self._call_apart = call_apart
         self._lock = threading.RLock()
         self._by_sid: dict[str, Connection] = {}
         self._by_eio_sid: dict[str, tuple[Connection, ...]] = {}
@@ -323,6 +331,7 @@ class Connections(Mapping[str, Connection]):
             lock=self._lock,
             on_change=self._changed,
             on_failure=self._on_failure,
+            call_apart=self._call_apart,
         )
         with self._lock:
             self._by_sid[sid] = connection

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextvars import Context, copy_context
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from werkzeug.wsgi import FileWrapper
@@ -12,6 +14,8 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
     from .app_guard import AppGuard
+
+_END: Any = object()
 
 
 class GuardMiddleware:
@@ -43,7 +47,21 @@ class GuardMiddleware:
         engineio_path: str = guard.socketio.sockio_mw.engineio_path
         if not path.startswith(engineio_path):
             return self._serve_http(environ, start_response)
-        return self._wsgi_app(environ, start_response)
+        return self._call_app(environ, start_response)[0]
+
+    def _call_app(
+        self, environ: WSGIEnvironment, start_response: StartResponse
+    ) -> tuple[Iterable[bytes], Context | None]:
+        """Return the application's answer, and the context in which it is to be read.
+
+        Servers handle one request after the other in the context of a thread or of a TCP
+        connection, which a proxy shares among clients: what one request sets in there must not
+        be left for the next. A test may look for it afterwards.
+        """
+        if not _is_served(environ):
+            return self._wsgi_app(environ, start_response), None
+        context = copy_context()
+        return context.run(self._wsgi_app, environ, start_response), context
 
     def _start(self, environ: WSGIEnvironment, path: str) -> None:
         """Start the guard if this process serves, and is not a test or a command.
@@ -52,8 +70,7 @@ class GuardMiddleware:
             ConfigError: It serves clients, and cannot.
         """
         guard = self._guard
-        # Servers name themselves; Werkzeug's test client, and those of others, do not.
-        is_served = "SERVER_SOFTWARE" in environ or "uwsgi.version" in environ
+        is_served = _is_served(environ)
         if not guard.can_listen:
             if is_served and path.startswith(guard.socketio.sockio_mw.engineio_path):
                 guard.start()
@@ -67,25 +84,35 @@ class GuardMiddleware:
         guard = self._guard
         guard.requests += 1
         try:
-            answer = self._wsgi_app(environ, start_response)
+            answer, context = self._call_app(environ, start_response)
         except BaseException:
             guard.requests -= 1
             raise
         if isinstance(answer, list | tuple | FileWrapper) or _is_file(answer, environ):
             guard.requests -= 1  # the server knows it by its type, and may send it in its own way
             return answer
-        return _Answer(answer, guard)
+        return _Answer(answer, guard, context)
+
+
+def _is_served(environ: WSGIEnvironment) -> bool:
+    # Servers name themselves; Werkzeug's test client, and those of others, do not.
+    return "SERVER_SOFTWARE" in environ or "uwsgi.version" in environ
 
 
 class _Answer:
     """An answer that counts as a request in progress until it is closed."""
 
-    def __init__(self, answer: Iterable[bytes], guard: AppGuard) -> None:
+    def __init__(self, answer: Iterable[bytes], guard: AppGuard, context: Context | None) -> None:
         self._answer = answer
         self._guard: AppGuard | None = guard
+        self._context = context
 
     def __iter__(self) -> Iterator[bytes]:
-        return iter(self._answer)
+        if self._context is None:
+            return iter(self._answer)
+        # A token of a context variable is good for one context only.
+        run = self._context.run
+        return iter(partial(run, next, run(iter, self._answer)), _END)
 
     def close(self) -> None:
         """Close the application's answer."""
@@ -94,7 +121,9 @@ class _Answer:
             return
         try:
             close = getattr(self._answer, "close", None)
-            if close is not None:
+            if close is not None and self._context is not None:
+                self._context.run(close)
+            elif close is not None:
                 close()
         finally:
             guard.requests -= 1

@@ -47,6 +47,7 @@ GEVENT_MODES: Final = ("gevent", "gevent_uwsgi")
 _HAND_OVER = "socketio-guard:hand-over"
 _NEXT_TURN = 1e-6  # seconds; any timer is due in a later turn
 _TURN_TIME = 0.005  # seconds of one task after the other before others get their turn
+_MADE_AHEAD = 256  # greenlets; a new one has no address of any of so many that ended before
 
 _nowhere: tuple[Any, Any] | None = None
 
@@ -109,6 +110,7 @@ class Runtime(Protocol):
     def turn(self) -> float: ...
     def can_wait(self) -> bool: ...
     def call_with_timeout(self, target: Callable[[], T], seconds: float) -> T: ...
+    def call_apart(self, target: Callable[[], T], context: contextvars.Context) -> T: ...
     def call_soon(self, target: Callable[[], object]) -> None: ...
     def settle(self) -> None: ...
     def forsake_servers(self) -> None: ...
@@ -178,7 +180,7 @@ class GeventRuntime:
     def __init__(self) -> None:
         self._home: _Home | None = None
         self._home_ident: int | None = None
-        self._crew = _Crew()
+        self._starter = _Starter()
 
     def spawn(
         self,
@@ -190,8 +192,38 @@ class GeventRuntime:
         return _GreenletJob(target, name, on_exit)
 
     def start(self, target: Callable[[], object]) -> None:
-        """Call *target*, which must not raise, in a task; see :class:`_Crew`."""
-        self._crew.add(target)
+        """Call *target*, which must not raise, in a task; see :class:`_Starter`."""
+        self._starter.add(target)
+
+    def call_apart(self, target: Callable[[], T], context: contextvars.Context) -> T:
+        """Call *target* in a greenlet of its own, in *context*, and wait for it.
+
+        What ends the caller meanwhile, such as a kill, ends *target* in its place.
+        """
+        outcomes: list[T] = []
+        error: BaseException | None = None
+
+        def run() -> None:
+            nonlocal error
+            try:
+                outcomes.append(context.run(target))
+            except BaseException as exc:  # noqa: BLE001 - raised below
+                error = exc
+
+        greenlet = self._starter.start(run)
+        while not greenlet.ready():
+            try:
+                greenlet.join()
+            except BaseException as exc:  # noqa: BLE001 - as if the caller had run it
+                error = exc
+                greenlet.kill(exc, block=False)
+        if outcomes:
+            return outcomes[0]
+        assert error is not None
+        try:
+            raise error
+        finally:
+            error = None  # its traceback holds this frame
 
     def call_later(self, delay: float, target: Callable[[], object]) -> Timer:
         return _GreenletTimer(delay, target)
@@ -357,58 +389,52 @@ class GeventRuntime:
         return stop
 
 
-class _Crew:
-    """Runs many short tasks in few greenlets.
+class _Starter:
+    """Starts a greenlet for each of many short tasks, some at a time.
 
-    To make a greenlet, start it and end it costs a sixth of a small event, and most
-    handlers never wait. So a greenlet goes on with the next task, in the same turn of the
-    event loop, unless the last one made it wait or left something that belongs to the
-    greenlet (``threading.local``, patched): then it ends, as it would have without. Each
-    task has a copy of the context of who added it, as a greenlet of its own would.
+    Each has a greenlet and an empty context of its own, as from ``gevent.spawn``: nothing that code
+    knows a task by, or leaves with it, is another's. The ``threading.get_ident()`` of a greenlet
+    is its address, and a new one is made where the last one ended; so those that are next have
+    been made long before.
     """
 
     def __init__(self) -> None:
-        self._tasks: deque[tuple[contextvars.Context, Callable[[], object]]] = deque()
+        self._tasks: deque[Callable[[], object]] = deque()
+        self._next: deque[gevent.Greenlet] = deque()
+        self._hub: object = None
         self._is_due = False
-        self._until = 0.0
-        self._at_work: Any = None
-        self._idle: Any = None
 
     def add(self, target: Callable[[], object]) -> None:
         """Have *target* called in the loop's next turn, in the order of the calls."""
-        self._tasks.append((contextvars.copy_context(), target))
+        self._tasks.append(target)
         if not self._is_due:
             self._is_due = True
             gevent.get_hub().loop.run_callback(self._run)
 
+    def start(self, target: Callable[[], object]) -> gevent.Greenlet:
+        """Return a new greenlet that is to call *target*, like one of ``gevent.spawn``."""
+        greenlets, hub = self._next, gevent.get_hub()
+        if hub is not self._hub:  # they belong to one
+            self._hub = hub
+            greenlets.clear()
+            greenlets.extend(gevent.Greenlet() for _ in range(_MADE_AHEAD))
+        greenlets.append(gevent.Greenlet())
+        greenlet = greenlets.popleft()
+        greenlet._run = target
+        greenlet.spawn_tree_locals = {}  # not those of whoever made it
+        greenlet.start()
+        return greenlet
+
     def _run(self) -> None:
-        # In the loop itself: whoever works comes back here when it waits, ends, or is idle.
-        self._until = clock() + _TURN_TIME
-        while self._tasks and clock() < self._until:
-            greenlet, self._idle = self._idle, None
-            if greenlet is None or greenlet.dead:
-                greenlet = gevent.Greenlet(self._work)
-            self._at_work = greenlet
-            greenlet.switch()
-        self._at_work = None
-        self._is_due = bool(self._tasks)
+        # In the loop itself: a greenlet that waits or ends comes back here.
+        until = clock() + _TURN_TIME
+        tasks = self._tasks
+        while tasks and clock() < until:
+            self.start(tasks.popleft()).switch()
+        self._is_due = bool(tasks)
         if self._is_due:
             # Sockets are looked at before a timer is due.
             gevent.spawn_later(_NEXT_TURN, gevent.get_hub().loop.run_callback, self._run)
-
-    def _work(self) -> None:
-        me: Any = gevent.getcurrent()
-        while True:
-            while self._tasks and clock() < self._until:
-                context, target = self._tasks.popleft()
-                context.run(target)
-                if self._at_work is not me or me.has_links():
-                    return
-            self._idle = me
-            try:
-                gevent.get_hub().switch()
-            except BaseException:  # noqa: BLE001 - left behind by a task, for its greenlet
-                return
 
 
 class _Home:

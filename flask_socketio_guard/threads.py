@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextvars
 import threading
 import time
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from .errors import HandlerTimeout
@@ -69,8 +70,17 @@ class ThreadRuntime:
         return ThreadJob(target, name, on_exit)
 
     def start(self, target: Callable[[], object]) -> ThreadJob:
-        """Start *target*, which must not raise, in a daemon thread."""
-        return ThreadJob(target, "socketio-guard:event", None)
+        """Start *target*, which must not raise, in a daemon thread, in an empty context."""
+        return ThreadJob(partial(contextvars.Context().run, target), "socketio-guard:event", None)
+
+    def call_apart(self, target: Callable[[], T], context: contextvars.Context) -> T:
+        """Call *target* in a thread of its own, in *context*, and wait for it."""
+        answer: list[T] = []
+        job = ThreadJob(lambda: answer.append(context.run(target)), "socketio-guard:handler", None)
+        job.join()
+        if job.exception is not None:
+            raise job.exception
+        return answer[0]
 
     def call_later(self, delay: float, target: Callable[[], object]) -> threading.Timer:
         """Call *target* in a daemon thread, in *delay* seconds."""

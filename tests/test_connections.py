@@ -62,6 +62,7 @@ class Registry:
         self.connections = Connections(
             on_change=self._changed,
             on_failure=lambda connection, exc: self.failures.append((connection.sid, exc)),
+            call_apart=lambda target: target(),
         )
 
     def _changed(

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import gevent
 import gevent.local
+import gevent.thread
 import greenlet
 import pytest
 
@@ -1097,16 +1098,124 @@ def test_no_trace_function_is_installed(settled: GeventRuntime) -> None:
 # Short tasks
 
 
-def test_tasks_that_do_not_wait_share_a_greenlet(gevent_runtime: GeventRuntime) -> None:
-    greenlets: list[object] = []
-    for _ in range(100):
-        gevent_runtime.start(lambda: greenlets.append(gevent.getcurrent()))
-    assert greenlets == [], "it has to be the next turn"
-    wait_for(gevent_runtime, lambda: len(greenlets) == 100)
-    assert len(set(greenlets)) == 1
-    gevent_runtime.start(lambda: greenlets.append(gevent.getcurrent()))
-    wait_for(gevent_runtime, lambda: len(greenlets) == 101)
-    assert len(set(greenlets)) == 1, "it waits for more"
+def leave_marks(found: list[object], name: str) -> None:
+    """Note what another task has left where this one can see it, and leave the same."""
+    me = gevent.getcurrent()
+    ident = gevent.thread.get_ident()
+    found += [getattr(_local, "mark", None), _variable.get(), _by_ident.get(ident)]
+    found += [getattr(me, "mark", None), me.spawn_tree_locals.get("mark")]
+    me.spawn_tree_locals["mark"] = me.mark = name
+    _local.mark = _by_ident[ident] = name
+    _variable.set(name)
+
+
+_local = gevent.local.local()
+_variable: contextvars.ContextVar[str | None] = contextvars.ContextVar("mark", default=None)
+_by_ident: dict[int, str] = {}
+
+
+@pytest.mark.parametrize("way", ["start", "call_apart"])
+def test_no_task_sees_what_another_left(gevent_runtime: GeventRuntime, way: str) -> None:
+    """Also one that begins when the last one has ended and its memory is free."""
+    _by_ident.clear()
+    _local.mark = "of the starter"
+    found: list[object] = []
+    done: list[int] = []
+    token = _variable.set("of the starter")
+
+    def task() -> None:
+        leave_marks(found, "of a task")
+        done.append(1)
+
+    for number in range(200):
+        if way == "start":
+            gevent_runtime.start(task)
+        else:
+            gevent_runtime.call_apart(task, contextvars.Context())
+        if number % 20 == 0:
+            wait_for(gevent_runtime, lambda: len(done) == number + 1)  # noqa: B023
+    wait_for(gevent_runtime, lambda: len(done) == 200)
+    assert set(found) == {None}
+    assert _variable.get() == "of the starter"
+    assert not hasattr(gevent.getcurrent(), "mark")
+    _variable.reset(token)
+
+
+def test_a_task_can_be_killed_by_no_one_who_holds_another(gevent_runtime: GeventRuntime) -> None:
+    greenlets: list[gevent.Greenlet] = []
+    ended: list[int] = []
+
+    def task(number: int) -> None:
+        greenlets.append(gevent.getcurrent())
+        if number == 1:
+            greenlets[0].kill(block=False)
+            gevent.sleep(0.01)
+        ended.append(number)
+
+    gevent_runtime.start(partial(task, 0))
+    wait_for(gevent_runtime, lambda: ended == [0])
+    gevent_runtime.start(partial(task, 1))
+    wait_for(gevent_runtime, lambda: ended == [0, 1])
+    assert len(set(greenlets)) == 2
+
+
+def test_who_is_told_of_greenlets_is_told_of_tasks(gevent_runtime: GeventRuntime) -> None:
+    """Tracers and leak detectors ask gevent to tell them."""
+    told: list[object] = []
+    ran: list[object] = []
+    gevent.Greenlet.add_spawn_callback(told.append)
+    try:
+        gevent_runtime.start(lambda: ran.append(gevent.getcurrent()))
+        wait_for(gevent_runtime, lambda: ran)
+    finally:
+        gevent.Greenlet.remove_spawn_callback(told.append)
+    assert ran[0] in told
+
+
+def test_what_is_called_apart_answers_its_caller(runtime: Runtime) -> None:
+    variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="none")
+    context = contextvars.Context()
+    context.run(variable.set, "given")
+    assert runtime.call_apart(lambda: (runtime.sleep(0.01), variable.get()), context) == (
+        None,
+        "given",
+    )
+
+    def fail() -> None:
+        raise LookupError("x")
+
+    with pytest.raises(LookupError, match="x"):
+        runtime.call_apart(fail, contextvars.Context())
+
+
+def test_who_ends_the_caller_ends_what_is_called_apart(gevent_runtime: GeventRuntime) -> None:
+    ends: list[object] = []
+
+    def target() -> str:
+        try:
+            gevent.sleep(60)
+        except gevent.GreenletExit as exc:
+            ends.append(type(exc))
+        return "cleaned up"
+
+    caller = gevent.spawn(lambda: gevent_runtime.call_apart(target, contextvars.Context()))
+    gevent.sleep(0.01)
+    caller.kill(timeout=5.0)
+    assert ends == [gevent.GreenletExit]
+    assert caller.value == "cleaned up"
+
+
+def test_who_is_ended_before_what_it_calls_apart_begins_is_ended(
+    gevent_runtime: GeventRuntime,
+) -> None:
+    began: list[bool] = []
+    caller = gevent.spawn(
+        lambda: gevent_runtime.call_apart(lambda: began.append(True), contextvars.Context())
+    )
+    gevent.get_hub().loop.run_callback(caller.throw, gevent.GreenletExit)
+    caller.join(5.0)
+    assert not began
+    assert isinstance(caller.value, gevent.GreenletExit)
 
 
 def test_tasks_are_started_in_order_and_a_task_that_waits_keeps_none(runtime: Runtime) -> None:
@@ -1143,22 +1252,7 @@ def test_a_task_that_has_waited_ends_with_its_greenlet(gevent_runtime: GeventRun
     assert len(set(greenlets)) == 3
 
 
-def test_tasks_share_nothing_that_belongs_to_a_greenlet(gevent_runtime: GeventRuntime) -> None:
-    """A database session is often kept per thread, and so per greenlet."""
-    local = gevent.local.local()
-    found: list[object] = []
-
-    def task() -> None:
-        found.append(getattr(local, "mine", None))
-        local.mine = True
-
-    for _ in range(3):
-        gevent_runtime.start(task)
-    wait_for(gevent_runtime, lambda: len(found) == 3)
-    assert found == [None] * 3
-
-
-def test_a_task_has_a_copy_of_the_context_of_who_started_it(runtime: Runtime) -> None:
+def test_a_task_begins_with_an_empty_context(runtime: Runtime) -> None:
     variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="none")
     found: list[str] = []
 
@@ -1171,23 +1265,7 @@ def test_a_task_has_a_copy_of_the_context_of_who_started_it(runtime: Runtime) ->
         runtime.start(task)
     variable.reset(token)
     wait_for(runtime, lambda: len(found) == 3)
-    assert found == ["of the starter" if isinstance(runtime, GeventRuntime) else found[0]] * 3
-
-
-def test_a_greenlet_that_is_killed_costs_no_other_task(gevent_runtime: GeventRuntime) -> None:
-    greenlets: list[gevent.Greenlet] = []
-    began: list[int] = []
-
-    def task(number: int) -> None:
-        greenlets.append(gevent.getcurrent())
-        began.append(number)
-
-    gevent_runtime.start(partial(task, 0))
-    wait_for(gevent_runtime, lambda: began == [0])
-    greenlets[0].kill()
-    for number in (1, 2):
-        gevent_runtime.start(partial(task, number))
-    wait_for(gevent_runtime, lambda: began == [0, 1, 2])
+    assert found == ["none"] * 3
 
 
 def test_many_tasks_let_others_have_their_turn(gevent_runtime: GeventRuntime) -> None:

@@ -370,8 +370,7 @@ class GuardedSocket(_Socket):
             if self._intake is None:
                 self._intake = Intake(
                     IntakeBounds(config.max_in_flight, config.max_waiting_bytes),
-                    spawn=self.server.spawn_event
-                    or (runtime.start if config.fast_tasks else self.server.start_background_task),
+                    spawn=self.server.spawn_event or runtime.start,
                     spawn_later=partial(runtime.call_later, 0.0),
                     lock=self._lock,
                 )

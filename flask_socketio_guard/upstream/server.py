@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import re
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,7 @@ _MAX_ATTACHMENT_MESSAGES = 8  # the attachments of one packet, in messages of th
 _MAX_NAMESPACES = 100  # of one client at a time
 _MAX_DEPTH = 100
 _CONNECT = packets.Packet(encoded_packet="0")  # to "/" and with no more to say; most are
+_IN_PLACE = frozenset({"connect", "disconnect"})
 _MARKS = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]')
 
 RESERVED_EVENTS = frozenset({"connect", "disconnect", "*"})
@@ -133,7 +135,11 @@ class GuardedServer(_Server):
             call = partial(
                 self.guard.runtime.call_with_timeout, call, self.guard.config.connect_timeout
             )
-        result = self.guard.handlers.run(event, namespace, args[0], call)
+        if event in _IN_PLACE:
+            run = partial(self.guard.handlers.run, event, namespace, args[0], call)
+            result = self._call_apart(run, event)
+        else:
+            result = self.guard.handlers.run(event, namespace, args[0], call)
         if type(result) is not Refusal:
             return result
         if event == "connect":
@@ -161,6 +167,21 @@ class GuardedServer(_Server):
         self.is_logged = is_logged(self.logger)
         self.manager.look()
         self.eio.look()
+
+    def _call_apart(self, run: Callable[[], object], event: str) -> object:
+        """Call *run*, which leads to a handler, such that nothing of it is left to another.
+
+        Other events have a task each. These come in the task of the connection, which may be
+        that of requests before and after it.
+        """
+        runtime = self.guard.runtime
+        if self._has_test_client:
+            return run()
+        if event != "connect":
+            return runtime.call_apart(run, contextvars.Context())
+        context = contextvars.copy_context()  # middleware in front may have left something for it
+        # A thread has been made for the sake of its timeout.
+        return runtime.call_apart(run, context) if runtime.can_kill else context.run(run)
 
     # Packets
 
@@ -225,7 +246,10 @@ class GuardedServer(_Server):
         lane: object = None
         if not self.async_handlers:
             if is_open:
-                self._handle_event_internal(self, sid, eio_sid, data, namespace, packet.id)
+                run = partial(
+                    self._handle_event_internal, self, sid, eio_sid, data, namespace, packet.id
+                )
+                self._call_apart(run, data[0])
                 return
             lane = ()  # what waits for the connect handler is handled in order, too
         elif self.guard.is_ordered(namespace, data[0]):
@@ -309,9 +333,13 @@ class GuardedServer(_Server):
         self.eio.put(eio_sid, Message.of_socketio(pkt.encode()))
 
     @property
+    def _has_test_client(self) -> bool:
+        return "_send_eio_packet" in self.__dict__
+
+    @property
     def takes_packets(self) -> bool:
         """Whether something takes packets one by one: Flask-SocketIO's test client, for one."""
-        return self.has_own_sending or "_send_eio_packet" in self.__dict__
+        return self.has_own_sending or self._has_test_client
 
     def put(self, eio_sid: str, message: Message, **how: bool) -> SendOutcome:
         """Queue *message* for a client; see :meth:`GuardedSocket.put`."""
