@@ -376,6 +376,14 @@ class AppGuard:
     def _has_loop(self) -> bool:
         return self.server.async_mode in GEVENT_MODES
 
+    @property
+    def is_propagating(self) -> bool:
+        """Whether Flask's test client would raise what a view raises."""
+        if self.app is None:
+            return False
+        wanted = self.app.config["PROPAGATE_EXCEPTIONS"]
+        return bool(self.app.testing if wanted is None else wanted)
+
     def is_ordered(self, namespace: str, event: str) -> bool:
         """Say whether events of that name are handled one after another."""
         return (namespace, event) in self.ordered

@@ -54,10 +54,10 @@ class EventRejected(GuardError):
 
     Args:
         message: Shown to the client.
-        code: Stable, machine-readable reason, shown to the client.
+        code: Stable, machine-readable reason, shown to the client; an ``abort(403)`` has 403.
     """
 
-    def __init__(self, message: str = "event rejected", *, code: str = "rejected") -> None:
+    def __init__(self, message: str = "event rejected", *, code: str | int = "rejected") -> None:
         super().__init__(message)
         self.message = message
         self.code = code

@@ -17,6 +17,9 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from socketio.exceptions import ConnectionRefusedError as ConnectionRefused
+from werkzeug.exceptions import HTTPException
+from werkzeug.http import HTTP_STATUS_CODES
+from werkzeug.wrappers import Response
 
 from . import signals
 from .errors import EventInvalid, EventRejected
@@ -27,6 +30,7 @@ from .signals import Failure, Rejection
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+_REDIRECT, _SERVER_ERROR = 300, 500  # the first status of each kind
 _FITTED_EVENTS = frozenset({"connect", "disconnect"})
 _MAX_NAME = 100
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -52,7 +56,7 @@ class Event:
 class _Invocation:
     """One event, or one acknowledgement, on its way through upstream."""
 
-    __slots__ = ("arrival", "failure", "kind", "name", "namespace", "rejection", "sid")
+    __slots__ = ("arrival", "failure", "kind", "name", "namespace", "raised", "rejection", "sid")
 
     def __init__(
         self,
@@ -67,6 +71,7 @@ class _Invocation:
         self.name = name
         self.namespace = namespace
         self.sid = sid
+        self.raised: Exception | None = None
         self.failure: Failure | None = None
         self.rejection: EventRejected | None = None
 
@@ -86,6 +91,8 @@ class HandlerGuard:
         self._sender = sender
         self._is_debug = is_debug
         self.before_event: list[Callable[[Event], object]] = []
+        self.seen: list[BaseException] | None = None
+        """What has failed, while a test client of Flask-SocketIO waits for it."""
         self.running = 0
         """Handlers that run now."""
 
@@ -105,7 +112,12 @@ class HandlerGuard:
             result = self._run(invocation, call)
         finally:
             self.running -= 1
-        if invocation.failure is None and invocation.rejection is None:
+        if (
+            invocation.raised is None
+            and invocation.failure is None
+            and invocation.rejection is None
+            and not _is_refusal(result)
+        ):
             return result
         return self._refusal(invocation, name, namespace, sid, result)
 
@@ -150,7 +162,11 @@ class HandlerGuard:
                 raise
             self._fail(invocation, exc)
         except BaseException as exc:  # noqa: BLE001 - recorded; must not end a task of ours
-            self._fail(invocation, exc)
+            rejection = _rejection_of(exc) if invocation.kind == "handler" else None
+            if rejection is None:
+                self._fail(invocation, exc)
+            else:
+                invocation.rejection = rejection
         finally:
             _current.reset(token)
         return None
@@ -173,8 +189,8 @@ class HandlerGuard:
         def protected(*args: object) -> object:
             if invocation.arrival is not None:
                 invocation.arrival.begin()
-            if invocation.failure is not None:
-                raise invocation.failure.exception
+            if invocation.raised is not None:
+                raise invocation.raised
             try:
                 if self.before_event and message is not None:
                     self._call_hooks(invocation, args)
@@ -188,7 +204,8 @@ class HandlerGuard:
             except ConnectionRefused:
                 raise
             except Exception as exc:
-                self._fail(invocation, exc)
+                # An error handler, or whoever overrides what is in between, may answer it.
+                invocation.raised = exc
                 raise
             except BaseException as exc:  # noqa: BLE001 - recorded; see run()
                 self._fail(invocation, exc)
@@ -197,11 +214,17 @@ class HandlerGuard:
         return protected
 
     def reject(
-        self, name: object, namespace: str, sid: str | None, error: EventRejected
+        self,
+        name: object,
+        namespace: str,
+        sid: str | None,
+        error: EventRejected,
+        exception: Exception | None = None,
+        error_id: str = "",
     ) -> Refusal:
-        """Refuse an event and record that."""
+        """Refuse an event and record that; see :class:`Rejection`."""
         event = name[:_MAX_NAME] if isinstance(name, str) else f"<{type(name).__name__}>"
-        record = Rejection(event, namespace, sid, error)
+        record = Rejection(event, namespace, sid, error, exception, error_id)
         signals.send(signals.rejected, self._sender, record)
         answer: dict[str, object] = {"code": error.code, "message": error.message}
         return Refusal(answer, {"error": answer})
@@ -209,6 +232,26 @@ class HandlerGuard:
     def fail(self, name: str, namespace: str, sid: str | None, exc: BaseException) -> Refusal:
         """Record a failure after the handler, such as an answer that cannot be sent."""
         return self._failed(self._record(Failure("handler", exc, name, namespace, sid)))
+
+    def _answered(
+        self, invocation: _Invocation, name: str, namespace: str, sid: str, result: object
+    ) -> Refusal:
+        """Refuse an event whose handler raised what the application has answered."""
+        exc = invocation.raised
+        assert exc is not None
+        known = _rejection_of(exc)
+        if known is not None:
+            refusal = self.reject(name, namespace, sid, known)
+        else:
+            failure = Failure("handler", exc, name, namespace, sid)
+            error = EventRejected("the handler failed", code=failure.code)
+            self.reject(name, namespace, sid, error, exc, failure.error_id)
+            refusal = self._failed(failure)
+        # An error handler may answer in its own words; nothing, or a bare True,
+        # would tell the client that all went well.
+        if result is None or result is True:
+            return refusal
+        return Refusal(refusal.error, result)
 
     def _call_hooks(self, invocation: _Invocation, args: tuple[object, ...]) -> None:
         event = Event(invocation.name, invocation.namespace or "/", invocation.sid or "", args)
@@ -226,21 +269,22 @@ class HandlerGuard:
             invocation.failure = failure
 
     def _record(self, failure: Failure) -> Failure:
+        if self.seen is not None:
+            self.seen.append(failure.exception)
         signals.send(signals.failed, self._sender, failure)
         return failure
 
     def _refusal(
         self, invocation: _Invocation, name: str, namespace: str, sid: str, result: object
     ) -> Refusal:
+        if invocation.failure is not None:
+            return self._failed(invocation.failure)
         if invocation.rejection is not None:
             return self.reject(name, namespace, sid, invocation.rejection)
-        assert invocation.failure is not None
-        refusal = self._failed(invocation.failure)
-        # An error handler may answer in its own words; nothing, or a bare True,
-        # would tell the client that all went well.
-        if result is None or result is True:
-            return refusal
-        return Refusal(refusal.error, result)
+        if invocation.raised is not None:
+            return self._answered(invocation, name, namespace, sid, result)
+        assert isinstance(result, Response)
+        return self.reject(name, namespace, sid, _status_error(result.status_code, ""))
 
     def _failed(self, failure: Failure) -> Refusal:
         error: dict[str, object] = {"code": failure.code, "id": failure.error_id}
@@ -249,6 +293,28 @@ class HandlerGuard:
             lines = traceback.format_exception_only(failure.exception)
             error["message"] = "".join(lines).strip()
         return Refusal(error, {"error": error})
+
+
+def _rejection_of(exc: BaseException) -> EventRejected | None:
+    """Return what *exc* refuses an event with; ``None`` if it is a failure."""
+    if isinstance(exc, EventRejected):
+        return exc
+    if not isinstance(exc, HTTPException):
+        return None
+    status = exc.code if exc.response is None else exc.response.status_code
+    if status is None or status >= _SERVER_ERROR:
+        return None
+    return _status_error(status, exc.description)
+
+
+def _is_refusal(result: object) -> bool:
+    # What a decorator such as Flask-Login's ``login_required`` returns in the handler's place.
+    return isinstance(result, Response) and _REDIRECT <= result.status_code < _SERVER_ERROR
+
+
+def _status_error(status: int, description: object) -> EventRejected:
+    text = description if isinstance(description, str) and description else None
+    return EventRejected(text or HTTP_STATUS_CODES.get(status, "refused"), code=status)
 
 
 def _require_arguments(handler: Callable[..., object], count: int) -> None:

@@ -28,7 +28,7 @@ class Refusal:
     """The outcome of an event that failed or was rejected.
 
     Attributes:
-        error: ``{"code": str, ...}`` as the client sees it, with ``"id"`` for a
+        error: ``{"code": str | int, ...}`` as the client sees it, with ``"id"`` for a
             failure and ``"message"`` for a rejection.
         reply: The value to acknowledge with.
     """
@@ -167,6 +167,8 @@ class Callbacks(Protocol):
 class Handlers(Protocol):
     """What encloses the application's handlers."""
 
+    seen: list[BaseException] | None
+
     def connecting_sid(self) -> str | None: ...
     def run(self, name: str, namespace: str, sid: str, call: Callable[[], object]) -> object: ...
     def protect(
@@ -221,6 +223,10 @@ class Hooks(Protocol):
     @property
     def event_limit(self) -> Limit | None:
         """How many events a client may send, if there is a bound."""
+
+    @property
+    def is_propagating(self) -> bool:
+        """Whether Flask's test client would raise what a view raises."""
 
     def is_ordered(self, namespace: str, event: str) -> bool:
         """Say whether events of that name are handled one after another."""

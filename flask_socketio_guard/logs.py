@@ -170,15 +170,22 @@ class LogLines:
         )
 
     def _rejected(self, record: Rejection) -> None:
-        code = _printable(record.error.code)
+        code = _printable(str(record.error.code))
         message = "event %r [%s] rejected: %s"
-        arguments = (record.event[:_LONGEST_NAME], _printable(record.namespace), code)
+        arguments: tuple[object, ...] = (
+            record.event[:_LONGEST_NAME],
+            _printable(record.namespace),
+            code,
+        )
         extra = {"event": record.event, "namespace": record.namespace, "sid": record.sid}
         if code in _LIMIT_CODES:
             key, repeated = ("rejected", code), f"events rejected: {code}"
             self._fold(key, logging.WARNING, repeated, message, *arguments, extra=extra)
         else:
-            logger.debug(message, *arguments, extra=extra)
+            if record.error_id:
+                message += ", but answered by the application, error id %s"
+                arguments += (record.error_id,)
+            logger.debug(message, *arguments, extra=extra, exc_info=record.exception)
 
     def _callback_lost(self, record: CallbackLoss) -> None:
         logger.debug("an acknowledgement callback was dropped: %s", record.reason)

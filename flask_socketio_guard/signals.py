@@ -98,12 +98,17 @@ class Rejection:
         namespace: Socket.IO namespace.
         sid: Session id of the sender.
         error: The refusal, with code and message.
+        exception: What the handler raised, where an error handler or an overridden
+            ``trigger_event`` of the application has answered it; such is no :class:`Failure`.
+        error_id: Told to the client with it.
     """
 
     event: str
     namespace: str
     sid: str | None
     error: EventRejected
+    exception: Exception | None = None
+    error_id: str = ""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import flask_socketio
 import pytest
-from flask_socketio.test_client import SocketIOTestClient
 
 from flask_socketio_guard import SocketIOGuard
 from flask_socketio_guard.upstream.flask_socketio import GuardedSocketIO
@@ -23,13 +22,10 @@ if TYPE_CHECKING:
 
     from flask import Flask
 
-    from flask_socketio_guard import Failure
-
 GUARDED_COUNT = "guarded"
 """The property of the JUnit report that says how often a ``SocketIO`` was guarded."""
 
 _guards: list[SocketIOGuard] = []
-_failures: list[Failure] = []
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -42,11 +38,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="SETTINGS",
         type=json.loads,
         help="guard every SocketIO, with these settings: a JSON object as for SocketIOGuard",
-    )
-    parser.addoption(
-        "--raise-failures",
-        action="store_true",
-        help="let the test client raise what failed in a handler, as it does without the guard",
     )
 
 
@@ -64,8 +55,6 @@ def pytest_configure(config: pytest.Config) -> None:
             _guard(app, self, settings)
 
     flask_socketio.SocketIO.init_app = init_app
-    if config.getoption("--raise-failures"):
-        _raise_failures()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -78,22 +67,8 @@ def _guard(app: Flask | None, socketio: flask_socketio.SocketIO, settings: dict[
     if app is not None:
         # A SocketIO that is initialised once more has a new server, and wants a new guard.
         app.extensions.pop("socketio_guard", None)
+        app.testing = True  # what a handler raises reaches the test then, as what a view raises
     guard = SocketIOGuard(app, socketio, **settings)
-    guard.on_failure(_failures.append)
     _guards.append(guard)
     assert isinstance(socketio, GuardedSocketIO)
     assert isinstance(socketio.server, GuardedServer)
-
-
-def _raise_failures() -> None:
-    stock_emit = SocketIOTestClient.emit
-
-    @wraps(stock_emit)
-    def emit(self: SocketIOTestClient, *args: Any, **options: Any) -> object:
-        _failures.clear()
-        answer: object = stock_emit(self, *args, **options)
-        if _failures:
-            raise _failures[0].exception
-        return answer
-
-    SocketIOTestClient.emit = emit

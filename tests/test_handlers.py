@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import json
@@ -14,7 +15,7 @@ import pytest
 from flask_socketio import ConnectionRefusedError as ConnectionRefused
 from flask_socketio import Namespace, SocketIO
 
-from flask_socketio_guard import Event, EventRejected, Failure, HandlerTimeout
+from flask_socketio_guard import Event, EventRejected, Failure, HandlerTimeout, signals
 from flask_socketio_guard.handlers import HandlerGuard, fit
 from flask_socketio_guard.hooks import Refusal
 from tests import unit_support
@@ -22,6 +23,7 @@ from tests import unit_support
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from flask_socketio_guard.signals import Rejection
     from tests.unit_support import Guarded
 
 nothing_left_behind = unit_support.nothing_left_behind
@@ -33,6 +35,17 @@ SECRET = "text of the exception"
 
 class UnheardOfError(BaseException):
     """What no application should raise."""
+
+
+def collect_rejections(guarded: Guarded) -> list[Rejection]:
+    """Return a list that will hold every rejection."""
+    rejections: list[Rejection] = []
+
+    def note(_sender: object, *, record: Rejection) -> None:
+        rejections.append(record)
+
+    signals.rejected.connect(note, sender=guarded.app, weak=False)
+    return rejections
 
 
 def collect_failures(guarded: Guarded) -> list[Failure]:
@@ -396,9 +409,14 @@ def test_a_refused_tcp_connection_is_a_failure_and_no_refusal(guarded: Guarded) 
     ids=repr,
 )
 def test_an_error_handler_may_answer_but_not_claim_success(
-    guarded: Guarded, place: str, returned: object, is_answered: bool
+    guarded: Guarded,
+    caplog: pytest.LogCaptureFixture,
+    place: str,
+    returned: object,
+    is_answered: bool,
 ) -> None:
-    failures = collect_failures(guarded)
+    """What it has answered is a rejection: counted, and no line in the log."""
+    failures, rejections = collect_failures(guarded), collect_rejections(guarded)
     seen: list[BaseException] = []
 
     def on_error(exc: BaseException) -> object:
@@ -413,11 +431,120 @@ def test_an_error_handler_may_answer_but_not_claim_success(
     guarded.socketio.on_event("bad", raiser(raised))
     answer = guarded.client().emit("bad", callback=True)
     assert seen == [raised]
-    assert len(failures) == 1
+    assert failures == []
+    (rejection,) = rejections
+    assert rejection.exception is raised
+    assert guarded.guard.counters["handler_failures"] == 0
+    assert guarded.guard.counters["events_rejected"] == 1
+    assert not [record for record in caplog.records if record.levelno > logging.DEBUG]
     if is_answered:
         assert answer == returned
     else:
-        assert answer == {"error": {"code": "internal_error", "id": failures[0].error_id}}
+        assert answer == {"error": {"code": "internal_error", "id": rejection.error_id}}
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 429])
+def test_an_abort_is_an_answer_with_its_code(
+    guarded: Guarded, caplog: pytest.LogCaptureFixture, status: int
+) -> None:
+    """Of Flask, Werkzeug or Flask-Login; a client can cause one as often as it likes."""
+    failures = collect_failures(guarded)
+    guarded.socketio.on_event("no", lambda: flask.abort(status, "not you"))
+    guarded.socketio.on_event("response", lambda: flask.abort(flask.Response("x", status=status)))
+    guarded.socketio.on_event("connect", lambda: flask.abort(status, "not you"), namespace="/no")
+    client = guarded.client()
+    answer = client.emit("no", callback=True)
+    assert answer == {"error": {"code": status, "message": "not you"}}
+    assert client.emit("response", callback=True)["error"]["code"] == status
+    assert not guarded.client(namespace="/no").is_connected("/no")
+    assert failures == []
+    assert guarded.guard.counters["events_rejected"] == 3
+    assert not [record for record in caplog.records if record.levelno > logging.DEBUG]
+
+
+def test_an_abort_for_an_error_of_the_server_is_a_failure(guarded: Guarded) -> None:
+    failures = collect_failures(guarded)
+    guarded.socketio.on_event("no", lambda: flask.abort(503))
+    assert guarded.client().emit("no", callback=True)["error"]["code"] == "internal_error"
+    assert len(failures) == 1
+
+
+def test_a_redirect_to_the_login_page_is_a_refusal(guarded: Guarded) -> None:
+    """Flask-Login's ``login_required`` returns it in the handler's place; stock lets it in."""
+    failures = collect_failures(guarded)
+
+    def login_required(*_args: object) -> object:
+        return flask.redirect("/login")
+
+    guarded.socketio.on_event("no", login_required)
+    guarded.socketio.on_event("connect", login_required, namespace="/no")
+    answer = guarded.client().emit("no", callback=True)
+    assert answer == {"error": {"code": 302, "message": "Found"}}
+    assert not guarded.client(namespace="/no").is_connected("/no")
+    assert failures == []
+
+
+@pytest.mark.parametrize("error", [KeyError("mine"), EventRejected("mine", code="mine")])
+def test_what_an_overridden_trigger_event_answers_is_a_rejection(
+    guarded: Guarded, error: Exception
+) -> None:
+    class Own(Namespace):
+        def trigger_event(self, event: str, *args: object) -> object:
+            if event == "direct":
+                raise EventRejected("not here", code="direct")
+            try:
+                return super().trigger_event(event, *args)
+            except KeyError:
+                return "answered"
+
+        def on_bad(self) -> None:
+            raise error
+
+    failures = collect_failures(guarded)
+    guarded.socketio.on_namespace(Own("/own"))
+    client = guarded.client(namespace="/own")
+    answer = client.emit("bad", callback=True, namespace="/own")
+    expected = {"error": {"code": "mine", "message": "mine"}}
+    assert answer == ("answered" if isinstance(error, KeyError) else expected)
+    answer = client.emit("direct", callback=True, namespace="/own")
+    assert answer == {"error": {"code": "direct", "message": "not here"}}
+    assert failures == []
+    assert guarded.guard.counters["events_rejected"] == 2
+
+
+@pytest.mark.parametrize(
+    ("config", "is_raised"),
+    [
+        ({}, False),
+        ({"TESTING": True}, True),
+        ({"PROPAGATE_EXCEPTIONS": True}, True),
+        ({"TESTING": True, "PROPAGATE_EXCEPTIONS": False}, False),
+    ],
+)
+def test_what_fails_reaches_a_test_as_from_a_view(
+    guarded: Guarded, config: dict[str, bool], is_raised: bool
+) -> None:
+    """With Flask-SocketIO's test client; also what cannot be encoded, and is recorded as ever."""
+    guarded.app.config.update(config)
+    failures = collect_failures(guarded)
+    guarded.socketio.on_event("bad", raiser(LookupError("x")))
+    guarded.socketio.on_event("odd", object)
+    guarded.socketio.on_event("no", lambda: flask.abort(403))
+    guarded.socketio.on_event("connect", raiser(LookupError("x")), namespace="/bad")
+    guarded.socketio.on_event("disconnect", raiser(LookupError("x")))
+    client = guarded.client()
+    raising = pytest.raises(LookupError) if is_raised else contextlib.nullcontext()
+    with raising:
+        client.emit("bad", callback=True)
+    with pytest.raises(TypeError) if is_raised else contextlib.nullcontext():
+        client.emit("odd", callback=True)
+    with raising:
+        guarded.client(namespace="/bad")
+    assert client.emit("no", callback=True)["error"]["code"] == 403
+    with raising:
+        client.disconnect()
+    assert len(failures) == 4
+    assert len(guarded.guard.connections) == 0
 
 
 @pytest.mark.parametrize("returned", [None, True, "welcome", {"ok": True}], ids=repr)
@@ -440,7 +567,7 @@ def test_an_error_handler_that_raises_is_a_failure_of_its_own(guarded: Guarded) 
     guarded.socketio.on_error_default(raiser(ValueError("the error handler is bad too")))
     guarded.socketio.on_event("bad", raiser(RuntimeError()))
     answer = guarded.client().emit("bad", callback=True)
-    assert [type(failure.exception) for failure in failures] == [RuntimeError, ValueError]
+    assert [type(failure.exception) for failure in failures] == [ValueError]
     assert answer["error"]["id"] == failures[0].error_id
 
 
@@ -658,18 +785,19 @@ def test_an_error_method_of_a_namespace_may_answer_but_let_nobody_in(guarded: Gu
     guarded.socketio.on_namespace(namespace)
     client = guarded.client(namespace="/answering")
     answer = client.emit("bad", callback=True, namespace="/answering")
-    assert len(failures) == 1
     # Flask-SocketIO before 5.6.1 knows no error method.
-    if "self.error(" in inspect.getsource(Namespace.trigger_event):
+    has_error_method = "self.error(" in inspect.getsource(Namespace.trigger_event)
+    if has_error_method:
         assert answer == "handled"
         assert len(namespace.errors) == 1
+        assert failures == []
     else:
+        assert len(failures) == 1
         assert answer == {"error": {"code": "internal_error", "id": failures[0].error_id}}
     answer = client.emit("reject", callback=True, namespace="/answering")
     assert answer == {"error": {"code": "rejected", "message": "no"}}
-    assert len(failures) == 1
     assert not guarded.client(namespace="/answering", auth="raise").is_connected("/answering")
-    assert len(failures) == 2
+    assert len(failures) == (0 if has_error_method else 2)
 
 
 def test_a_namespace_class_registered_before_the_guard_is_protected(

@@ -194,6 +194,20 @@ class GuardedServer(_Server):
         packet = self._decode(eio_sid, data)
         if packet is None:
             return
+        if not self._has_test_client or not self.guard.is_propagating:
+            self._handle_packet(eio_sid, packet, data)
+            return
+        handlers = self.guard.handlers
+        seen: list[BaseException] = []
+        before, handlers.seen = handlers.seen, seen
+        try:
+            self._handle_packet(eio_sid, packet, data)
+        finally:
+            handlers.seen = before
+        if seen:
+            raise seen[0]
+
+    def _handle_packet(self, eio_sid: str, packet: Any, data: Any) -> None:
         kind = packet.packet_type
         if kind in (packets.EVENT, packets.BINARY_EVENT):
             self._take_event(eio_sid, packet, data)

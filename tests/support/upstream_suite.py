@@ -24,7 +24,7 @@ from tests.support.processes import end_process, start_process
 from tests.support.servers import PROJECT_ROOT
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
 _DOWNLOAD_TIMEOUT = 90.0
 _RUN_TIMEOUT = 90.0
@@ -83,17 +83,12 @@ class UpstreamSuite:
         async_mode: str,
         *,
         guarded: Mapping[str, Any] | None = None,
-        is_raising: bool = False,
-        only: Iterable[str] | None = None,
     ) -> SuiteRun:
         """Run the tests.
 
         Args:
             async_mode: ``gevent``, with everything patched, or ``threading``.
             guarded: Settings of the guard of each ``SocketIO``; ``None`` guards none.
-            is_raising: Whether the test client raises what failed in a handler, as without
-                the guard; also where an error handler of the application took care of it.
-            only: Names of the tests to run; ``None`` runs all.
         """
         self._runs += 1
         report = self._folder / f"report-{self._runs}.xml"
@@ -102,11 +97,9 @@ class UpstreamSuite:
         command += [f"--async-mode={async_mode}"]
         if guarded is not None:
             command.append(f"--guarded={json.dumps(guarded)}")
-        if is_raising:
-            command.append("--raise-failures")
         command += ["-c", os.devnull, f"--rootdir={self._folder}", "-p", "no:cacheprovider"]
         command += ["--tb=short", f"--junitxml={report}"]
-        command += self.files if only is None else map(_node_of, only)
+        command += self.files
         output = self._output_of(command)
         assert report.exists(), f"the tests did not run:\n{output}"
         return _read(report, output)
@@ -190,11 +183,6 @@ def _unpack_tests(archive: Path, folder: Path) -> list[str]:
                 (folder / path.name).write_bytes(source.read())
                 files.append(path.name)
     return sorted(name for name in files if name.startswith("test_"))
-
-
-def _node_of(name: str) -> str:
-    module, *names = name.split(".")
-    return "::".join([f"{module}.py", *names])
 
 
 def _read(report: Path, output: str) -> SuiteRun:
