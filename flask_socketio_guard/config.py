@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
@@ -238,6 +239,24 @@ def require_seconds(name: str, value: object) -> None:
     """
     if not _is_seconds(value):
         raise ConfigError(f"{name} must be a number of seconds > 0, not {value!r}")
+
+
+def require_plain(name: str, function: object) -> None:
+    """Make sure that a call of *function* runs its body.
+
+    Raises:
+        ConfigError: It is an ``async def`` or a generator function; the text calls it *name*.
+    """
+    for each in (function, getattr(function, "__call__", None)):  # noqa: B004 - of an object
+        if inspect.iscoroutinefunction(each) or inspect.isasyncgenfunction(each):
+            kind, mend = "async def", "write it as a plain def"
+        elif inspect.isgeneratorfunction(each):
+            kind, mend = "generator", "let it return, and emit what it would yield"
+        else:
+            continue
+        raise ConfigError(
+            f"{name} is a function of kind {kind}, whose body would never run: {mend}"
+        )
 
 
 def _is_whole(value: object, *, least: int) -> bool:

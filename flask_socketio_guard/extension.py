@@ -11,7 +11,7 @@ import flask
 from flask import Flask, current_app, has_app_context
 
 from .app_guard import AppGuard, stop_superseded
-from .config import GuardConfig, require_seconds
+from .config import GuardConfig, require_plain, require_seconds
 from .delivery.records import Retry, is_text
 from .errors import ConfigError, ConnectionClosed, DeliveryInvalid, DuplicateTask
 from .gunicorn import join_worker, loading_worker, require_fitting
@@ -230,6 +230,7 @@ class SocketIOGuard:
             raise ConfigError(f"ordered, rate and schema are not for {message!r} handlers")
 
         def decorator(handler: F) -> F:
+            require_plain(f"the handler of {message!r}", handler)
             fits = None if schema is None else validator(schema, handler)
             entry = _Handler(message, handler, namespace, timeout, ordered, rate, fits)
             self._handlers.append(entry)

@@ -15,13 +15,21 @@ import pytest
 from flask_socketio import ConnectionRefusedError as ConnectionRefused
 from flask_socketio import Namespace, SocketIO
 
-from flask_socketio_guard import Event, EventRejected, Failure, HandlerTimeout, signals
+from flask_socketio_guard import (
+    Event,
+    EventRejected,
+    Failure,
+    HandlerTimeout,
+    SocketIOGuard,
+    signals,
+)
+from flask_socketio_guard.errors import ConfigError
 from flask_socketio_guard.handlers import HandlerGuard, fit
 from flask_socketio_guard.hooks import Refusal
 from tests import unit_support
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable, Iterator
 
     from flask_socketio_guard.signals import Rejection
     from tests.unit_support import Guarded
@@ -898,3 +906,76 @@ def test_the_name_of_a_rejected_event_is_cut() -> None:
     guard.reject({"not": "a name"}, "/", "sid", EventRejected())
     assert [record.event for record in records] == ["x" * 100, "<dict>"]
     del subscription
+
+
+# What would never run
+
+
+async def coroutine(*_args: object) -> None:
+    """Would return a coroutine that nobody awaits."""
+
+
+def generator(*_args: object) -> Iterator[int]:
+    """Would return a generator that nobody reads."""
+    yield 1
+
+
+async def asynchronous_generator(*_args: object) -> AsyncIterator[int]:
+    """Both."""
+    yield 1
+
+
+class Callee:
+    """Whose call is one."""
+
+    async def __call__(self, *_args: object) -> None:
+        """Do nothing."""
+
+
+NEVER_RUN = [coroutine, generator, asynchronous_generator, Callee()]
+
+
+@pytest.mark.parametrize("handler", [*NEVER_RUN, functools.partial(coroutine, 1)])
+def test_a_handler_that_would_never_run_is_refused(guarded: Guarded, handler: Any) -> None:
+    """However it is registered; stock takes it, and nothing ever happens."""
+    socketio, guard = guarded.socketio, guarded.guard
+    bad = type("Bad", (Namespace,), {"on_x": staticmethod(handler)})
+    ways: list[Callable[[], object]] = [
+        lambda: socketio.on("x")(handler),
+        lambda: socketio.on_event("x", handler),
+        lambda: guard.on("x")(handler),
+        lambda: guard.on_event("x", handler),
+        lambda: SocketIOGuard().on("x")(handler),
+        lambda: socketio.on_namespace(bad("/x")),
+        lambda: socketio.on_error()(handler),
+        lambda: socketio.on_error_default(handler),
+    ]
+    for way in ways:
+        with pytest.raises(ConfigError, match="would never run"):
+            way()
+
+
+@pytest.mark.parametrize("handler", NEVER_RUN[:3])
+def test_what_was_registered_before_the_guard_and_would_never_run_is_refused(
+    handler: Any,
+) -> None:
+    app, socketio = flask.Flask(__name__), SocketIO(async_mode="threading")
+    socketio.on("x")(handler)
+    socketio.init_app(app)
+    with pytest.raises(ConfigError, match="the handler of 'x' is a function of kind"):
+        SocketIOGuard(app, socketio)
+
+
+def test_a_generator_that_a_decorator_has_made_a_plain_function_is_one(
+    make_guarded: Callable[..., Guarded],
+) -> None:
+    @functools.wraps(generator)
+    def decorated(*args: object) -> list[int]:
+        return list(generator(*args))
+
+    socketio = SocketIO()
+    socketio.on_event("before", decorated)
+    guarded = make_guarded(socketio=socketio)
+    guarded.socketio.on_event("after", decorated)
+    client = guarded.client()
+    assert client.emit("before", callback=True) == client.emit("after", callback=True) == [1]

@@ -18,7 +18,7 @@ from ..signals import logger
 from .encoding import keep_json
 from .engine_server import GuardedEngineServer
 from .event_context import EventContexts
-from .flask_socketio import GuardedSocketIO, mend_recipients
+from .flask_socketio import GuardedSocketIO, mend_recipients, require_plain_handlers
 from .managers import GuardedManager, GuardedPubSubManager, QueuedRedisManager, ThroughOutbox
 from .overrides import calls_on, check, guarded_class, is_guarded, is_upstream, overrides, rebind
 from .queue_transport import QueueTransport
@@ -56,6 +56,7 @@ def adopt(socketio: SocketIO, hooks: Hooks) -> None:
             "socketio.Manager or socketio.PubSubManager"
         )
     _require_loop(server)
+    require_plain_handlers(socketio)
     has_queue = isinstance(manager, PubSubManager)
     manager_class: Any = GuardedPubSubManager if has_queue else GuardedManager
     check(manager, manager_class, unused=_UNUSED_OF_MANAGERS, needed=_NEEDED_OF_MANAGERS)

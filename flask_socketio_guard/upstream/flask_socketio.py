@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import flask
 import flask_socketio
 
+from ..config import require_plain
 from .event_context import EventContexts, untie_route_error
 from .recipients import marked
 from .server import GuardedServer
@@ -25,6 +26,42 @@ class GuardedSocketIO(_SocketIO):
     """Goes in front of ``SocketIO``; every handler passes through here."""
 
     event_contexts: EventContexts
+
+    def on(
+        self, message: str, namespace: str | None = None
+    ) -> Callable[[Callable[..., object]], Callable[..., object]]:
+        """Register an event handler; as upstream's, but refuse one that would never run."""
+        register = super().on(message, namespace=namespace)
+
+        def decorator(handler: Callable[..., object]) -> Callable[..., object]:
+            require_plain(f"the handler of {message!r}", handler)
+            registered: Callable[..., object] = register(handler)
+            return registered
+
+        return decorator
+
+    def on_namespace(self, namespace_handler: Any) -> None:
+        """Register a class-based namespace; as upstream's, see :meth:`on`."""
+        require_plain_methods(namespace_handler)
+        super().on_namespace(namespace_handler)
+
+    def on_error(
+        self, namespace: str | None = None
+    ) -> Callable[[Callable[..., object]], Callable[..., object]]:
+        """Register an error handler; as upstream's, see :meth:`on`."""
+        register = super().on_error(namespace)
+
+        def decorator(handler: Callable[..., object]) -> Callable[..., object]:
+            require_plain("the error handler", handler)
+            registered: Callable[..., object] = register(handler)
+            return registered
+
+        return decorator
+
+    def on_error_default(self, exception_handler: Callable[..., object]) -> Any:
+        """Register the default error handler; as upstream's, see :meth:`on`."""
+        require_plain("the default error handler", exception_handler)
+        return super().on_error_default(exception_handler)
 
     def _handle_event(
         self,
@@ -136,3 +173,32 @@ def call(event: Any, *args: Any, **kwargs: Any) -> Any:
 def send(message: Any, **kwargs: Any) -> Any:
     """Send a message."""
     return _socketio_guard_call("send", message, (), kwargs)
+
+
+def require_plain_methods(namespace: Any) -> None:
+    """Make sure that the handlers of a class-based namespace run.
+
+    Raises:
+        ConfigError: One would not.
+    """
+    for name in dir(type(namespace)):
+        if name.startswith("on_") or name == "error":
+            require_plain(f"{type(namespace).__name__}.{name}", getattr(namespace, name))
+
+
+def require_plain_handlers(socketio: Any) -> None:
+    """Make sure that what was registered before the guard came runs.
+
+    Raises:
+        ConfigError: A handler would not.
+    """
+    server = socketio.server
+    for handlers in server.handlers.values():
+        for event, handler in handlers.items():
+            is_enclosed = getattr(handler, "__globals__", None) is vars(flask_socketio)
+            function = getattr(handler, "__wrapped__", handler) if is_enclosed else handler
+            require_plain(f"the handler of {event!r}", function)
+    for namespace in server.namespace_handlers.values():
+        require_plain_methods(namespace)
+    for handler in (*socketio.exception_handlers.values(), socketio.default_exception_handler):
+        require_plain("an error handler", handler)
