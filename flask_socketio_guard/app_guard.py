@@ -23,7 +23,7 @@ from .admission import Admission, capacity, fit_to_files
 from .blocking import BlockReports
 from .broker import Broker
 from .callbacks import CallbackTable
-from .config import require_seconds
+from .config import require_plain, require_seconds
 from .connections import Connections
 from .deadlines import Deadlines
 from .delivery.records import DEAD, DeadLetter
@@ -54,6 +54,7 @@ from .signals import (
     OutboxLoss,
     Sweep,
     TaskChange,
+    logger,
 )
 from .states import ConnectionState, ListenerState, TaskState
 from .supervisor import (
@@ -75,6 +76,7 @@ from .upstream import (
     has_queue,
     new_host_id,
     offer_compression,
+    take_lost_handlers,
     transport_of,
 )
 
@@ -161,7 +163,7 @@ class AppGuard:
     def _new_runtime(self) -> Runtime:
         # Who cannot serve may emit all the same, as tests and commands do: that takes threads.
         can_only_emit = self.app is None or (
-            self._has_loop() and has_queue(self.server) and not is_patched()
+            self.has_loop() and has_queue(self.server) and not is_patched()
         )
         return runtime_for(self.server.async_mode, is_write_only=can_only_emit)
 
@@ -306,7 +308,7 @@ class AppGuard:
     @property
     def can_listen(self) -> bool:
         """Whether this process could hear other processes, and so serve clients."""
-        return self.outbox is None or not self._has_loop() or is_patched()
+        return self.outbox is None or not self.has_loop() or is_patched()
 
     def check_paths(self) -> None:
         """See that no route that has come since ``init_app()`` is hidden by a path of the guard.
@@ -336,6 +338,7 @@ class AppGuard:
             self.has_started = True
             self.runtime.settle()
             if self.app is not None:
+                self._tell_of_lost_handlers()
                 self._start_serving()
                 self.delivery.lead(self._watch)
                 if self.listener is not None:
@@ -360,6 +363,16 @@ class AppGuard:
                 "socketio-guard:tick", self._tick, policy=_INTERNAL, is_internal=True
             )
 
+    def _tell_of_lost_handlers(self) -> None:
+        lost = "" if self.is_superseded else take_lost_handlers(self.socketio)
+        if lost:
+            logger.warning(
+                "no handler for %s in this application, while an earlier one of the same SocketIO "
+                "had it: register handlers before socketio.init_app(), each time that the factory "
+                "is called, or with guard.on",
+                lost,
+            )
+
     def _require_patched(self) -> None:
         if not self.can_listen:
             raise ConfigError(
@@ -367,13 +380,14 @@ class AppGuard:
                 "gevent.monkey.patch_all() before anything else is imported, or serve "
                 "with one of gunicorn's gevent workers, or with uWSGI's --gevent-monkey-patch"
             )
-        if self._has_loop() and not self.runtime.can_kill:
+        if self.has_loop() and not self.runtime.can_kill:
             # Patched since: gunicorn's worker does so after a fork from a preloading master.
             self.supervisor.stop(self.config.broker_timeout, is_internal=True)
             self.runtime = self._new_runtime()
             self._build()
 
-    def _has_loop(self) -> bool:
+    def has_loop(self) -> bool:
+        """Say whether a gevent loop serves the clients."""
         return self.server.async_mode in GEVENT_MODES
 
     @property
@@ -569,6 +583,9 @@ class AppGuard:
         """
         if timeout is not None:
             require_seconds("callback_timeout", timeout)
+        require_plain("the callback", function)
+        if on_timeout is not None:
+            require_plain("on_timeout", on_timeout)
         bound: Callable[..., object] = self.socketio.in_present_request(function)
         on_lost = None
         if on_timeout is not None:

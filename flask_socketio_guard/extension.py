@@ -21,7 +21,7 @@ from .schema import validator
 from .scripts import serve_scripts
 from .sending import SendOutcome
 from .tasks import TaskSpec, restart_policy, task_name, task_spec
-from .upstream import check_versions
+from .upstream import check_versions, is_socketio
 
 if TYPE_CHECKING:
     from flask_socketio import SocketIO
@@ -120,6 +120,7 @@ class SocketIOGuard:
                 python-engineio is too old.
         """
         check_versions()
+        _require_kinds(app, socketio)
         overrides = {**self._settings, **settings}
         if app is None:
             self._init_write_only(socketio, overrides)
@@ -290,6 +291,8 @@ class SocketIOGuard:
             guard.require_handshake(where, timeout)
 
         def decorator(handler: F) -> F:
+            require_plain(f"the handler of {message!r}", handler)
+
             @wraps(handler)
             def shaking(*args: Any) -> Any:
                 answer = handler(*args)
@@ -852,6 +855,20 @@ class SocketIOGuard:
             raise RuntimeError("this SocketIOGuard guards no app yet: call guard.init_app(app)")
         raise RuntimeError(
             "this SocketIOGuard guards several apps: use it inside `with app.app_context():`"
+        )
+
+
+def _require_kinds(app: object, socketio: object) -> None:
+    """See that the two that are set up are what they should be, and in their order."""
+    if is_socketio(app):
+        raise ConfigError(
+            "the app comes first: SocketIOGuard(app, socketio), or guard.init_app(app, socketio)"
+        )
+    if app is not None and not isinstance(app, Flask):
+        raise ConfigError(f"app must be a Flask application, not a {type(app).__name__}")
+    if socketio is not None and not is_socketio(socketio):
+        raise ConfigError(
+            f"socketio must be the SocketIO of Flask-SocketIO, not a {type(socketio).__name__}"
         )
 
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from werkzeug.wsgi import FileWrapper
 
+from .signals import logger
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
@@ -38,6 +40,7 @@ class GuardMiddleware:
         if not self._has_checked_paths:
             guard.check_paths()  # a worker with threads starts while the application is loading
             self._has_checked_paths = True
+            _tell_of_server(environ, guard)
         if not guard.has_started:
             self._start(environ, path)
         if guard.admission.is_draining:
@@ -97,6 +100,20 @@ class GuardMiddleware:
 def _is_served(environ: WSGIEnvironment) -> bool:
     # Servers name themselves; Werkzeug's test client, and those of others, do not.
     return "SERVER_SOFTWARE" in environ or "uwsgi.version" in environ
+
+
+def _tell_of_server(environ: WSGIEnvironment, guard: AppGuard) -> None:
+    """Say so if Flask's development server runs in a mode that it cannot serve.
+
+    ``flask run`` has Flask-SocketIO pick threads, but only where no mode is named.
+    """
+    if environ.get("SERVER_SOFTWARE", "").startswith("Werkzeug/") and guard.has_loop():
+        logger.error(
+            "flask run cannot serve async_mode %r: no WebSocket works, and without "
+            "gevent.monkey.patch_all() polling hangs too: start with socketio.run(app), or let "
+            'flask run have SocketIO(async_mode="threading")',
+            guard.server.async_mode,
+        )
 
 
 class _Answer:

@@ -128,6 +128,36 @@ def test_a_second_init_app_is_refused(guarded: Guarded, is_same: bool) -> None:
     assert guarded.app.extensions["socketio_guard"] is guarded.guard
 
 
+SWAPPED = "the app comes first: SocketIOGuard(app, socketio), or guard.init_app(app, socketio)"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (lambda app, socketio: (socketio, app), SWAPPED),
+        (lambda _app, socketio: (socketio,), SWAPPED),
+        (
+            lambda app, socketio: (app.wsgi_app, socketio),
+            "app must be a Flask application, not a _SocketIOMiddleware",
+        ),
+        (
+            lambda app, socketio: (app, socketio.server),
+            "socketio must be the SocketIO of Flask-SocketIO, not a Server",
+        ),
+    ],
+    ids=["swapped", "only-socketio", "middleware", "server"],
+)
+def test_what_is_no_application_or_no_socketio_is_refused(
+    nothing_left_behind: None, arguments: Callable[..., tuple[Any, ...]], text: str
+) -> None:
+    app, socketio = new_app()
+    for set_up in (SocketIOGuard, SocketIOGuard().init_app):
+        with pytest.raises(ConfigError) as caught:
+            set_up(*arguments(app, socketio))
+        assert str(caught.value) == text
+    assert "socketio_guard" not in app.extensions
+
+
 def test_an_application_without_socketio_is_refused(nothing_left_behind: None) -> None:
     with pytest.raises(ConfigError) as caught:
         SocketIOGuard(Flask("app"))
@@ -219,6 +249,47 @@ def test_a_queue_under_gevent_needs_a_patched_library(nothing_left_behind: None,
         )
 
 
+@pytest.mark.parametrize("url", ["redis:/:secret@host:6379/0", "amqp:/user:secret@host"])
+def test_a_queue_whose_url_lacks_a_slash_is_refused(nothing_left_behind: None, url: str) -> None:
+    """Stock takes all of it for the name of a host, and looks for that for ever."""
+    app, socketio = new_app(message_queue=url)
+    with pytest.raises(ConfigError) as caught:
+        SocketIOGuard(app, socketio)
+    scheme = url.partition(":")[0]
+    assert str(caught.value) == (
+        f"the URL of the message queue begins with '{scheme}:/': "
+        f"write '{scheme}://', with two slashes"
+    )
+
+
+@pytest.mark.parametrize(
+    ("url", "options", "is_warned"),
+    [
+        ("user:secret@host:6379", {}, True),
+        ("secret:/", {}, True),
+        ("localhost", {}, True),
+        ("localhost", {"transport": "redis"}, False),
+        ("memory://", {}, False),
+        ("amqp://user:secret@host", {}, False),
+        ("sqla+sqlite:///:memory:", {}, False),
+        ("redis+socket:///tmp/x", {}, False),
+    ],
+)
+def test_a_queue_that_works_on_stock_is_not_refused(
+    nothing_left_behind: None,
+    caplog: pytest.LogCaptureFixture,
+    url: str,
+    options: dict[str, str],
+    is_warned: bool,
+) -> None:
+    manager = python_socketio.KombuManager(url, connection_options=options)
+    app, socketio = new_app(client_manager=manager)
+    SocketIOGuard(app, socketio)
+    said = [record.getMessage() for record in caplog.records if "no scheme" in record.getMessage()]
+    assert len(said) == is_warned
+    assert "secret" not in caplog.text
+
+
 # Several applications
 
 
@@ -261,6 +332,35 @@ def test_a_factory_that_is_called_again_stops_what_ran_for_the_last_application(
     wait_until(lambda: not guards_threads(), message=f"{len(guards_threads())} threads are left")
     warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert warnings == []
+
+
+@pytest.mark.parametrize("is_registered_again", [False, True])
+def test_handlers_that_the_next_application_does_not_get_are_named(
+    nothing_left_behind: None, caplog: pytest.LogCaptureFixture, is_registered_again: bool
+) -> None:
+    """Flask-SocketIO registers late ones with one server, and a module is imported once."""
+    socketio, guard = SocketIO(), SocketIOGuard()
+    socketio.on_event("early", str)
+    guard.on("kept")(str)
+    late: list[Flask] = []
+    for _ in range(2):
+        app, _ = new_app(socketio)
+        if is_registered_again or not late:
+            socketio.on_event("before", str, namespace="/x")
+        guard.init_app(app, socketio)
+        if is_registered_again or not late:
+            socketio.on_event("late", str)
+        late.append(app)
+        assert app.test_client().get("/readyz").status_code == 200
+    with app.app_context():
+        guard.stop(2.0)
+    said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    text = (
+        "no handler for 'late', 'before' of '/x' in this application, while an earlier one of "
+        "the same SocketIO had it: register handlers before socketio.init_app(), each time that "
+        "the factory is called, or with guard.on"
+    )
+    assert said == ([] if is_registered_again else [text])
 
 
 def test_a_discarded_application_is_freed(nothing_left_behind: None) -> None:

@@ -10,6 +10,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 import flask
+import flask_socketio
 import gevent
 import pytest
 from flask_socketio import ConnectionRefusedError as ConnectionRefused
@@ -949,10 +950,38 @@ def test_a_handler_that_would_never_run_is_refused(guarded: Guarded, handler: An
         lambda: socketio.on_namespace(bad("/x")),
         lambda: socketio.on_error()(handler),
         lambda: socketio.on_error_default(handler),
+        lambda: guard.handshake("x", "/x")(handler),
+        lambda: SocketIOGuard().handshake("x")(handler),
     ]
     for way in ways:
         with pytest.raises(ConfigError, match="would never run"):
             way()
+
+
+@pytest.mark.parametrize("callback", NEVER_RUN)
+def test_a_callback_that_would_never_run_is_refused(guarded: Guarded, callback: Any) -> None:
+    """The emit raises; nothing was sent, and nothing waits."""
+    socketio, guard = guarded.socketio, guarded.guard
+    raised: list[str] = []
+
+    @socketio.on("go")
+    def go() -> None:
+        for way in (
+            lambda: flask_socketio.emit("x", callback=callback),
+            lambda: flask_socketio.send("x", callback=callback),
+            lambda: socketio.emit("x", callback=callback),
+            lambda: socketio.server.emit("x", callback=callback),
+            lambda: guard.emit("x", callback=callback),
+            lambda: guard.emit("x", callback=print, on_timeout=callback),
+        ):
+            with pytest.raises(ConfigError, match="would never run"):
+                way()
+            raised.append("refused")
+
+    client = guarded.client()
+    client.emit("go", callback=True)
+    assert raised == ["refused"] * 6
+    assert guard.waiting_callbacks == 0
 
 
 @pytest.mark.parametrize("handler", NEVER_RUN[:3])

@@ -596,3 +596,31 @@ def test_a_closing_iterator_is_no_list(counted: Counted) -> None:
     answer.close()
     assert counted.closed == ["own"]
     assert counted.front.requests == 0
+
+
+@pytest.mark.parametrize(
+    ("async_mode", "server", "is_told"),
+    [
+        ("gevent", "Werkzeug/3.1.3", True),
+        ("threading", "Werkzeug/3.1.3", False),
+        ("gevent", "gevent/25.0 Python/3.11", False),
+    ],
+)
+def test_a_development_server_that_cannot_serve_the_mode_is_told_once(
+    make_guarded: Callable[..., Guarded],
+    caplog: pytest.LogCaptureFixture,
+    async_mode: str,
+    server: str,
+    is_told: bool,
+) -> None:
+    """As with ``flask run``, which starts, answers pages, and leaves its clients waiting."""
+    client = make_guarded(async_mode=async_mode).app.test_client()
+    for _ in range(2):
+        client.get("/livez", environ_overrides={"SERVER_SOFTWARE": server})
+    said = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    text = (
+        "flask run cannot serve async_mode 'gevent': no WebSocket works, and without "
+        "gevent.monkey.patch_all() polling hangs too: start with socketio.run(app), or let "
+        'flask run have SocketIO(async_mode="threading")'
+    )
+    assert said == ([text] if is_told else [])

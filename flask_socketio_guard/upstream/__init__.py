@@ -17,6 +17,7 @@ from .adopt import (
 )
 from .compat import check_versions
 from .encoding import encode_strict
+from .flask_socketio import is_socketio, take_lost_handlers
 from .sweeper import Sweeper
 from .websocket import offer_compression
 
@@ -28,7 +29,9 @@ __all__ = [
     "encode_strict",
     "forsake_clients",
     "has_queue",
+    "is_socketio",
     "new_host_id",
     "offer_compression",
+    "take_lost_handlers",
     "transport_of",
 ]

@@ -18,10 +18,15 @@ from ..signals import logger
 from .encoding import keep_json
 from .engine_server import GuardedEngineServer
 from .event_context import EventContexts
-from .flask_socketio import GuardedSocketIO, mend_recipients, require_plain_handlers
+from .flask_socketio import (
+    GuardedSocketIO,
+    mend_recipients,
+    note_handlers,
+    require_plain_handlers,
+)
 from .managers import GuardedManager, GuardedPubSubManager, QueuedRedisManager, ThroughOutbox
 from .overrides import calls_on, check, guarded_class, is_guarded, is_upstream, overrides, rebind
-from .queue_transport import QueueTransport
+from .queue_transport import QueueTransport, require_scheme
 from .redis_transport import RedisTransport
 from .server import GuardedServer
 
@@ -56,6 +61,7 @@ def adopt(socketio: SocketIO, hooks: Hooks) -> None:
             "socketio.Manager or socketio.PubSubManager"
         )
     _require_loop(server)
+    require_scheme(manager)
     require_plain_handlers(socketio)
     has_queue = isinstance(manager, PubSubManager)
     manager_class: Any = GuardedPubSubManager if has_queue else GuardedManager
@@ -81,6 +87,7 @@ def adopt(socketio: SocketIO, hooks: Hooks) -> None:
     _hear_engine(server)
     if overrides(type(server), "start_background_task"):
         server.eio.spawn_event = server.start_background_task
+    note_handlers(socketio)
     mend_recipients()
     guarded: Any = socketio
     guarded.event_contexts = EventContexts(guarded, is_fast=hooks.config.fast_contexts)

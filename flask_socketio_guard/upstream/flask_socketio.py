@@ -26,6 +26,8 @@ class GuardedSocketIO(_SocketIO):
     """Goes in front of ``SocketIO``; every handler passes through here."""
 
     event_contexts: EventContexts
+    known_events: set[tuple[str, str]]
+    """Namespace and name of all that has had a handler on a server of this object."""
 
     def on(
         self, message: str, namespace: str | None = None
@@ -36,6 +38,7 @@ class GuardedSocketIO(_SocketIO):
         def decorator(handler: Callable[..., object]) -> Callable[..., object]:
             require_plain(f"the handler of {message!r}", handler)
             registered: Callable[..., object] = register(handler)
+            self.known_events.add((namespace or "/", message))
             return registered
 
         return decorator
@@ -93,6 +96,10 @@ class GuardedSocketIO(_SocketIO):
 
     def emit(self, event: str, *args: object, **kwargs: Any) -> None:
         """Emit an event; as ``SocketIO.emit``, but only ``to=None`` is everybody."""
+        callback = kwargs.get("callback")
+        if callback is not None:
+            # Here, where it is not yet hidden in upstream's own.
+            require_plain("the callback", callback)
         to = kwargs.get("to")
         if not to and (to is not None or not kwargs.get("room", True)):
             kwargs = self._marked(kwargs)
@@ -202,3 +209,33 @@ def require_plain_handlers(socketio: Any) -> None:
         require_plain_methods(namespace)
     for handler in (*socketio.exception_handlers.values(), socketio.default_exception_handler):
         require_plain("an error handler", handler)
+
+
+def is_socketio(value: object) -> bool:
+    """Say whether *value* is a ``SocketIO``."""
+    return isinstance(value, flask_socketio.SocketIO)
+
+
+def note_handlers(socketio: Any) -> None:
+    """Note what the server of *socketio* has handlers for, for the next one."""
+    known: set[tuple[str, str]] = vars(socketio).setdefault("known_events", set())
+    known.update(_events(socketio.server))
+
+
+def take_lost_handlers(socketio: Any) -> str:
+    """Name the events that lost their handlers when *socketio* got its present server; once.
+
+    ``SocketIO.on`` registers with the server of the moment, if there is one, and only there:
+    what came after an ``init_app`` is unknown to the next.
+    """
+    lost = socketio.known_events.difference(_events(socketio.server))
+    socketio.known_events -= lost
+    return ", ".join(
+        f"{name!r}" if namespace == "/" else f"{name!r} of {namespace!r}"
+        for namespace, name in sorted(lost)
+        if namespace not in socketio.server.namespace_handlers
+    )
+
+
+def _events(server: Any) -> set[tuple[str, str]]:
+    return {(namespace, name) for namespace, names in server.handlers.items() for name in names}

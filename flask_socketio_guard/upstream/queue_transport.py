@@ -6,10 +6,14 @@ import json
 import uuid
 from typing import TYPE_CHECKING, Any
 
-from ..errors import BrokerError, PublishError
+from socketio import KombuManager
+
+from ..errors import BrokerError, ConfigError, PublishError
 from ..runtime import clock
+from ..signals import logger
 from ..transport import Arrival, Message, Probe
 from .managers import SEQUENCE_KEY, ThroughOutbox
+from .overrides import overrides
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +21,35 @@ if TYPE_CHECKING:
     from socketio import PubSubManager
 
 _PROBE = "guard_probe"
+
+
+def require_scheme(manager: Any) -> None:
+    """See that what kombu connects to was meant for it.
+
+    It refuses schemes that it does not know, but takes a text without ``://`` for the host of
+    an AMQP broker, and looks for that for ever. Neither message holds the text: it may have a
+    password in it.
+
+    Raises:
+        ConfigError: No host has such a name.
+    """
+    if not isinstance(manager, KombuManager) or overrides(type(manager), "_connection"):
+        return
+    url: Any = manager.url
+    if not isinstance(url, str) or "://" in url or "transport" in manager.connection_options:
+        return
+    from kombu.transport import TRANSPORT_ALIASES
+
+    scheme, _, rest = url.partition(":")
+    if rest.startswith("/") and scheme in {*TRANSPORT_ALIASES, "rediss", "kafka"}:
+        raise ConfigError(
+            f"the URL of the message queue begins with {scheme + ':/'!r}: "
+            f"write {scheme + '://'!r}, with two slashes"
+        )
+    logger.warning(
+        "the URL of the message queue has no scheme, so it is taken for the host of an AMQP broker "
+        "such as RabbitMQ: write redis:// or amqp:// in front of it"
+    )
 
 
 class QueueTransport:

@@ -12,6 +12,7 @@ from socketio import packet as packets
 from socketio.exceptions import ConnectionRefusedError as ConnectionRefused
 from socketio.exceptions import TimeoutError as CallTimeout
 
+from ..config import require_plain
 from ..errors import ConnectionClosed, EventInvalid, EventRejected
 from ..hooks import AckCallback, Connection, Hooks, Refusal
 from ..intake import Arrival, arriving
@@ -620,6 +621,8 @@ class GuardedServer(_Server):
         Returns:
             What became of it.
         """
+        if callback is not None:
+            require_plain("the callback", callback)
         if to is not None:
             room = to
         if type(room) is Exactly:
