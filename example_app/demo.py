@@ -147,6 +147,7 @@ def running(folder: Path, ports: tuple[int, ...]) -> Iterator[Demo]:
             "FLASK_PING_TIMEOUT": "3",
             # Ctrl-C shall not take long: nobody waits for a callback that hangs, and what was
             # emitted while the broker was away has nobody left to go to.
+            "FLASK_SOCKETIO_GUARD_SLOW_CONSUMER_TIMEOUT": "1",
             "FLASK_SOCKETIO_GUARD_STOP_TIMEOUT": "1",
             "FLASK_SOCKETIO_GUARD_EXIT_FLUSH_TIMEOUT": "1",
         }

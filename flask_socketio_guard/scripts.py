@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from flask import Blueprint, Flask
+from pathlib import Path
+
+from flask import Blueprint, Flask, Response, send_from_directory
 
 from .errors import ConfigError
 
@@ -10,6 +12,7 @@ SCRIPTS = "socketio_guard"
 """Name of the blueprint."""
 
 SCRIPT_FILE = "deliveries.js"
+_FOLDER = Path(__file__).with_name("static")
 _HOUR = 3600
 
 
@@ -30,9 +33,13 @@ def serve_scripts(app: Flask, path: str) -> None:
 
 
 def _blueprint(path: str) -> Blueprint:
-    scripts = Blueprint(SCRIPTS, __name__, static_folder="static")
-    scripts.get_send_file_max_age = lambda filename: _HOUR  # type: ignore[method-assign]
+    # Without a static folder of its own, which would have a route beside the application's.
+    scripts = Blueprint(SCRIPTS, __name__)
+
+    def script(filename: str) -> Response:
+        return send_from_directory(_FOLDER, filename, max_age=_HOUR)
+
     # Not all that is below *path*: a catch-all route of the application goes on to serve that.
     rule = f"{path}/<any({SCRIPT_FILE!r}):filename>"
-    scripts.add_url_rule(rule, endpoint="static", view_func=scripts.send_static_file)
+    scripts.add_url_rule(rule, endpoint="static", view_func=script)
     return scripts

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from flask import Blueprint, Flask
+from flask import Blueprint, Flask, url_for
 from flask_socketio import SocketIO
 from werkzeug.routing import BaseConverter
 
@@ -158,6 +158,14 @@ def test_a_static_file_of_a_blueprint_is_not_hidden(tmp_path: Path) -> None:
     app.register_blueprint(pages)
     with pytest.raises(ConfigError, match="SOCKETIO_GUARD_SCRIPTS_PATH"):
         SocketIOGuard(app, socketio)
+
+
+def test_the_script_has_one_route_and_that_is_the_one_that_pages_ask_for() -> None:
+    app, socketio = new_app(static_folder=None)
+    SocketIOGuard(app, socketio)
+    with app.test_request_context():
+        assert url_for("socketio_guard.static", filename="deliveries.js") == SCRIPT
+    assert status(app.test_client(), "/static/deliveries.js") == 404
 
 
 def test_the_settings_that_the_error_names_mend_it() -> None:
