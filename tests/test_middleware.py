@@ -607,14 +607,15 @@ def test_a_closing_iterator_is_no_list(counted: Counted) -> None:
     ],
 )
 def test_a_development_server_that_cannot_serve_the_mode_is_told_once(
-    make_guarded: Callable[..., Guarded],
     caplog: pytest.LogCaptureFixture,
     async_mode: str,
     server: str,
     is_told: bool,
 ) -> None:
     """As with ``flask run``, which starts, answers pages, and leaves its clients waiting."""
-    client = make_guarded(async_mode=async_mode).app.test_client()
+    app = Flask("app")
+    SocketIOGuard(app, SocketIO(app, async_mode=async_mode))
+    client = app.test_client()
     for _ in range(2):
         client.get("/livez", environ_overrides={"SERVER_SOFTWARE": server})
     said = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
