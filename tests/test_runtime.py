@@ -324,7 +324,7 @@ def test_an_application_gets_the_runtime_of_its_async_mode(
     assert isinstance(runtime_for(async_mode, is_write_only=False), expected)
 
 
-@pytest.mark.parametrize("async_mode", ["eventlet", "asgi"])
+@pytest.mark.parametrize("async_mode", ["aiohttp", "asgi"])
 def test_another_async_mode_is_refused_with_the_two_that_work(async_mode: str) -> None:
     with pytest.raises(ConfigError) as caught:
         runtime_for(async_mode, is_write_only=False)

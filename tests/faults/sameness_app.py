@@ -444,7 +444,9 @@ def _add_request_functions(application: SamenessApplication) -> None:
 
     @app.teardown_appcontext
     def teardown_app(error: BaseException | None) -> None:
-        if "event" in flask.g:
+        # A disconnect handler that another handler brings about shares that one's application
+        # context on stock; behind the guard it has its own, and nothing of another client's.
+        if flask.g.get("event", "disconnect") != "disconnect":
             flask.g.play.counts[f"teardown app:{flask.g.event}:{type(error).__name__}"] += 1
 
 
