@@ -194,7 +194,7 @@ def vanish(check: Check) -> Seen:
         if not wait_until(lambda: connections() <= clients_before, timeout=10):
             raise Failed(f"{connections() - clients_before} clients are still there")
         silence = time.monotonic() - silent_at
-        if not wait_until(lambda: worker.num_fds() <= descriptors_before, timeout=1):
+        if not wait_until(lambda: worker.num_fds() <= descriptors_before, timeout=5):
             raise Failed(f"{worker.num_fds() - descriptors_before} descriptors are still open")
     return Seen(f"gone after {silence:.1f} s of silence, and all their descriptors")
 

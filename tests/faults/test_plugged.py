@@ -213,7 +213,7 @@ def test_the_admin_ui_shows_the_same_figures(
         polled = server.state()["figures"]
         for client in clients:
             client.close()
-        wait_until(lambda server=server: not server.state()["clients"])
+        wait_until(lambda server=server: not server.state()["clients"], timeout=20)
         came_in = {name: polled[name] for name in ("bytesIn", "packetsIn", "rawConnection")}
         seen.append((exact, came_in, watch(server, is_acting=not admin)))
     stock, guarded = seen
