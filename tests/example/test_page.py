@@ -45,7 +45,7 @@ CHROMIUM_ARGUMENTS = [
     "--disable-sync",
 ]
 SECOND = 1000.0  # playwright counts in milliseconds
-TIMEOUT = 10 * SECOND
+TIMEOUT = 20 * SECOND
 
 
 @dataclass
