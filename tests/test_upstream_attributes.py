@@ -29,6 +29,7 @@ LEFT_OUT = {
     # Who takes packets out, or puts any in past the socket, is the writer's business.
     *("queue.all_tasks_done", "queue.get", "queue.get_nowait", "queue.join", "queue.mutex"),
     *("queue.not_empty", "queue.not_full", "queue.put_nowait", "queue.task_done"),
+    *("queue.is_shutdown", "queue.shutdown"),  # of Python 3.13
     # The listener is the guard's: guard.listener_state says how it is.
     "manager.thread",
     # A class with dumps() and loads(), which is what upstream asks of a JSON module.
