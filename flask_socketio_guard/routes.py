@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from flask import Flask
-    from werkzeug.routing import Rule
+    from werkzeug.routing import BaseConverter, Rule
 
     from .config import GuardConfig
 
@@ -69,7 +69,8 @@ def _is_for(rule: Rule, path: str, app: Flask) -> bool:
         return False
     if rule.endpoint.rpartition(".")[2] == _STATIC:
         return _is_static_file(rule, path.removeprefix(fixed), app)
-    alone = Map([_without_host(rule)], converters=app.url_map.converters)
+    converters = {name: _unconverted(each) for name, each in app.url_map.converters.items()}
+    alone = Map([_without_host(rule)], converters=converters)
     # A path of the same shape that nobody has meant; what is fixed of a segment is meant.
     folder = fixed[: fixed.rindex("/") + 1]
     name = "".join("q" if mark.isalnum() else mark for mark in path.removeprefix(folder))
@@ -86,6 +87,11 @@ def _without_host(rule: Rule) -> Rule:
     alone = rule.empty()
     alone.host, alone.subdomain, alone.methods = None, "", None
     return alone
+
+
+def _unconverted(converter: type[BaseConverter]) -> type[BaseConverter]:
+    """Return *converter* without its conversion, which may ask a database, or the application."""
+    return type(converter.__name__, (converter,), {"to_python": lambda self, value: value})
 
 
 def _matches(routes: Map, path: str) -> bool:

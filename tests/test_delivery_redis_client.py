@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import traceback
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -157,14 +158,16 @@ def test_who_may_not_ask_whether_it_is_a_cluster_starts(
         f"redis://:{PASSWORD}@h:not-a-port/0",
         f"redis+sentinel://:{PASSWORD}@h-without-a-port/0/main",
         f"redis+sentinel://:{PASSWORD}@h:1/not-a-database/main",
+        f"redis://:{PASSWORD}/unescaped@h:6379/0",
+        f"redis://:[{PASSWORD}@h:6379/0",
+        f"redis+sentinel://:[{PASSWORD}@h:26379/0/main",
     ],
 )
 def test_a_url_that_cannot_be_read_is_refused_and_never_shown(url: str) -> None:
     with pytest.raises(ConfigError) as caught:
         Driver(url, service="main", timeout=1.0)
-    assert str(caught.value) == (
-        "SOCKETIO_GUARD_DELIVERY_STORE is no URL of Redis or Valkey that can be read"
-    )
+    assert str(caught.value) == "SOCKETIO_GUARD_DELIVERY_STORE is not a valid Redis or Valkey URL"
+    assert PASSWORD not in "".join(traceback.format_exception(caught.value))
 
 
 def test_the_driver_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from flask import Blueprint, Flask, url_for
+from flask import Blueprint, Flask, current_app, url_for
 from flask_socketio import SocketIO
 from werkzeug.routing import BaseConverter
 
@@ -137,6 +137,23 @@ def test_a_catch_all_route_and_others_go_on_to_work(text: str) -> None:
     }
     if text in own:
         assert status(http, own[text]) == 503
+
+
+class Stored(BaseConverter):
+    """As converters are written that ask a database, which needs an application context."""
+
+    def to_python(self, value: str) -> str:
+        return f"{current_app.name} {value}"
+
+
+def test_a_converter_that_needs_the_application_is_not_asked() -> None:
+    app, socketio = new_app()
+    app.url_map.converters["stored"] = Stored
+    app.add_url_rule("/<stored:item>", "item", lambda item: item)
+    SocketIOGuard(app, socketio)
+    http = app.test_client()
+    assert http.get("/readyz").json is not None
+    assert http.get("/mine").text == f"{app.name} mine"
 
 
 def test_a_static_file_is_not_hidden(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 from typing import Any
-from urllib.parse import urlsplit
 
 from socketio.redis_manager import parse_redis_sentinel_url
 
@@ -27,7 +26,7 @@ class Driver:
     """
 
     def __init__(self, url: str, *, service: str, timeout: float) -> None:
-        scheme = urlsplit(url).scheme
+        scheme = url.partition("://")[0]  # the rest may be no URL
         self.name = "valkey" if scheme.startswith("valkey") else "redis"
         try:
             self._module: Any = importlib.import_module(self.name)
@@ -48,10 +47,10 @@ class Driver:
         self._timeout = timeout
         try:
             self.client().close()
-        except ValueError as exc:
+        except ValueError:
             raise ConfigError(
-                "SOCKETIO_GUARD_DELIVERY_STORE is no URL of Redis or Valkey that can be read"
-            ) from exc
+                "SOCKETIO_GUARD_DELIVERY_STORE is not a valid Redis or Valkey URL"
+            ) from None  # its text may hold a part of the password
 
     def client(self, *, patience: float = 0.0) -> Any:
         """Return a client; it connects when it is used.
@@ -68,7 +67,7 @@ class Driver:
         }
         if not self._url.startswith("unix://"):
             options |= {"socket_connect_timeout": self._timeout, "socket_keepalive": True}
-        if "+sentinel" not in urlsplit(self._url).scheme:
+        if "+sentinel" not in self._url.partition("://")[0]:
             return getattr(self._module, self.name.capitalize()).from_url(self._url, **options)
         sentinels, service, of_url = parse_redis_sentinel_url(self._url)
         asking = {**options, "socket_timeout": self._timeout}
