@@ -183,7 +183,8 @@ class AppGuard:
         self._drained: Event = self.runtime.event()
         self._is_draining = False
         self._is_complete = False
-        self._is_stopped = False
+        self.is_stopped = False
+        """Whether :meth:`stop` was called."""
         self.supervisor = Supervisor(
             self.runtime, on_failure=self._task_failed, on_change=self._task_changed
         )
@@ -495,7 +496,7 @@ class AppGuard:
             )
         if not self._is_told_of_memory:
             self._is_told_of_memory = True
-            signals.logger.warning(
+            logger.warning(
                 "messages that must arrive stay in the memory of this process, although there is "
                 "a message queue: set SOCKETIO_GUARD_DELIVERY_STORE"
             )
@@ -647,15 +648,10 @@ class AppGuard:
         is_busy = self.handlers.running or self._jobs or engine.sockets or engine.wires
         return not is_busy and not self.connections
 
-    @property
-    def is_stopped(self) -> bool:
-        """Whether :meth:`stop` was called."""
-        return self._is_stopped
-
     def stop(self, timeout: float) -> None:
         """Flush the outbox and end every task, within about *timeout* seconds each."""
         with self._lock:
-            self._is_stopped = True
+            self.is_stopped = True
             self._is_serving = False
             self.admission.is_draining = True
             self.health.refresh()
@@ -665,7 +661,7 @@ class AppGuard:
             self.flush(min(timeout, self.config.exit_flush_timeout))
         late = self.supervisor.stop(timeout, is_internal=True)
         if late:
-            signals.logger.warning("tasks did not end in time: %s", ", ".join(late))
+            logger.warning("tasks did not end in time: %s", ", ".join(late))
         self._stop_watching()
         if self.listener is not None:
             self.listener.stopped()
@@ -698,7 +694,7 @@ class AppGuard:
     def _tell_of_abandoned(self, count: int) -> None:
         if count:
             self.counters.add("deliveries_abandoned", count)
-            signals.logger.warning(
+            logger.warning(
                 "%d messages that must arrive were still in the memory of this process", count
             )
 
@@ -825,7 +821,7 @@ class AppGuard:
         self.stopping.set()
         late = self.supervisor.stop(timeout, is_internal=False)
         if late:
-            signals.logger.warning("tasks did not end in time: %s", ", ".join(late))
+            logger.warning("tasks did not end in time: %s", ", ".join(late))
         return late
 
     def _context(self) -> AbstractContextManager[object]:
@@ -947,11 +943,9 @@ class AppGuard:
 
     def _publishing_refused(self, reason: str) -> None:
         if reason:
-            signals.logger.error(
-                "the message queue refuses what is published, which is kept: %s", reason
-            )
+            logger.error("the message queue refuses what is published, which is kept: %s", reason)
         else:
-            signals.logger.warning("the message queue takes what is published again")
+            logger.warning("the message queue takes what is published again")
         self.health.refresh()
 
     def _probe_published(self, token: int) -> None:

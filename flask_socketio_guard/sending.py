@@ -150,7 +150,7 @@ class SendQueue:
     @property
     def is_full(self) -> bool:
         """Whether a bound is reached."""
-        return self.size >= self._max_bytes or len(self._items) >= self._max_packets
+        return self.is_over(1)
 
     @property
     def is_filling(self) -> bool:

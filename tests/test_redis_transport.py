@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
 import socket
-import ssl
 import subprocess
 import threading
 import time
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -28,9 +25,11 @@ from flask_socketio_guard.upstream.redis_transport import RedisTransport, stamp
 from tests import unit_support
 from tests.support import Sentinel, TcpProxy, free_port, wait_until
 from tests.support.redis_server import redis_binary
+from tests.support.tls import untrusted_server
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from flask_socketio_guard.upstream.redis_transport import RedisPublisher, RedisSubscription
     from tests.support import RedisServer
@@ -39,7 +38,6 @@ nothing_left_behind = unit_support.nothing_left_behind
 
 CHANNEL = "flask-socketio"
 PASSWORD = "s3cret-passw0rd"
-UNTRUSTED = Path(__file__).parent / "support" / "untrusted.pem"  # signed by itself, until 2126
 _users = itertools.count(1)
 
 
@@ -456,24 +454,8 @@ def test_a_forbidden_count_is_not_asked_for_again(
 @pytest.fixture
 def untrusted() -> Iterator[int]:
     """The port of a server with a certificate that nobody trusts."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(UNTRUSTED)
-    with socket.create_server(("127.0.0.1", 0)) as server:
-
-        def serve() -> None:
-            while True:
-                try:
-                    connection, _ = server.accept()
-                except OSError:
-                    return
-                with connection, contextlib.suppress(OSError):
-                    context.wrap_socket(connection, server_side=True).close()
-
-        thread = threading.Thread(target=serve, daemon=True)
-        thread.start()
-        yield server.getsockname()[1]
-        server.shutdown(socket.SHUT_RDWR)
-    thread.join(5.0)
+    with untrusted_server() as port:
+        yield port
 
 
 def test_what_is_wrong_with_the_way_to_redis_has_a_category(

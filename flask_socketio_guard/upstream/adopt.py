@@ -63,15 +63,14 @@ def adopt(socketio: SocketIO, hooks: Hooks) -> None:
     _require_loop(server)
     require_scheme(manager)
     require_plain_handlers(socketio)
-    has_queue = isinstance(manager, PubSubManager)
-    manager_class: Any = GuardedPubSubManager if has_queue else GuardedManager
+    manager_class: Any = GuardedPubSubManager if has_queue(server) else GuardedManager
     check(manager, manager_class, unused=_UNUSED_OF_MANAGERS, needed=_NEEDED_OF_MANAGERS)
     check(server, GuardedServer, unused=_UNUSED_OF_SERVERS, needed=_NEEDED_OF_SERVERS)
     check(server.eio, GuardedEngineServer, unused=_UNUSED_OF_ENGINES, needed=_NEEDED_OF_ENGINES)
     if not isinstance(socketio, GuardedSocketIO):
         check(socketio, GuardedSocketIO, unused=(), needed=())
         _guard(socketio, GuardedSocketIO)
-    if has_queue:
+    if has_queue(server):
         _guard_queue(manager)
     else:
         _guard(manager, manager_class)
@@ -177,7 +176,7 @@ def has_queue(server: Any) -> bool:
 def transport_of(server: Any, config: GuardConfig) -> Transport | None:
     """Return the message queue of a ``socketio.Server``, or ``None`` if it has none."""
     manager = server.manager
-    if not isinstance(manager, PubSubManager):
+    if not has_queue(server):
         return None
     if _is_redis(type(manager)):
         return RedisTransport(manager, answer_timeout=config.broker_timeout)
@@ -190,9 +189,8 @@ def new_host_id(server: Any) -> None:
     Upstream makes it in the manager's constructor; processes forked after that
     would take each other's messages for their own and skip them.
     """
-    manager = server.manager
-    if isinstance(manager, PubSubManager):
-        manager.host_id = uuid.uuid4().hex
+    if has_queue(server):
+        server.manager.host_id = uuid.uuid4().hex
 
 
 def forsake_clients(server: Any) -> None:
@@ -206,15 +204,14 @@ def forsake_clients(server: Any) -> None:
         wire.forsake()
     for socket in list(engine.sockets.values()):
         socket.forsake()
-    for table in (engine.sockets, engine.departing, engine.wires, engine.behind):
+    for table in (
+        *(engine.sockets, engine.departing, engine.wires, engine.behind),
+        *(server.environ, server._binary_packet),
+        *(manager.rooms, manager.eio_to_sid, manager.pending_connect, manager.pending_disconnect),
+    ):
         table.clear()
-    for table in (server.environ, server._binary_packet):
-        table.clear()
-    for table in (manager.rooms, manager.eio_to_sid, manager.pending_disconnect):
-        table.clear()
-    manager.pending_connect.clear()
     manager.index_rooms()
-    if isinstance(manager, PubSubManager):
+    if has_queue(server):
         manager._newest = OrderedDict()
     server.manager_initialized = False
     _renew_lock(engine)

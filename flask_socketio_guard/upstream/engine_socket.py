@@ -219,11 +219,13 @@ class GuardedSocket(_Socket):
                 # Whoever waits for packets with a request has only not had its turn yet.
                 is_slow = self._poll is None and queue.is_slow(timeout, is_shared=not is_own)
                 is_over = queue.is_over(overflow)
-                room = queue.room = queue.room or self._guard.event()
             if is_slow or (is_over and not is_waiting):
                 return self._give_up(unsent)
             if not is_over:
                 return None
+            with self._lock:
+                # Made for who waits only: whoever writes sets it each time.
+                room = queue.room = queue.room or self._guard.event()
             room.clear()
             if queue.is_over(overflow):
                 room.wait(min(_ROOM_INTERVAL, timeout / 4))

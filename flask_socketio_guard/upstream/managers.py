@@ -198,12 +198,14 @@ class GuardedManager(_Manager):
         message = None
         outcome = SendOutcome.DROPPED_CLOSED
         if self._held:
-            clients = list(clients)
-            early = [client for client in clients if client[0] in self._held]
+            early: list[tuple[str, str]] = []
+            connected: list[tuple[str, str]] = []
+            for client in clients:
+                (early if client[0] in self._held else connected).append(client)
             if early:
                 message = self._encoded(namespace, body, options)
                 outcome = _best([self._put(*client, message) for client in early])
-                clients = [client for client in clients if client not in early]
+            clients = connected
         sockets = [socket for _, eio_sid in clients if (socket := find(eio_sid)) is not None]
         if not sockets:
             return outcome

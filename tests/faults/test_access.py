@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
-import socket
-import ssl
-import threading
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,6 +10,7 @@ import pytest
 from tests.faults.fleet import APP, health_details, wait_until_delivering
 from tests.faults.watches import HealthWatch
 from tests.support import GunicornServer, TcpProxy, wait_until
+from tests.support.tls import untrusted_server
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -29,7 +25,6 @@ pytestmark = pytest.mark.timeout(90)
 
 PASSWORD = "s3cret-passw0rd"
 CHANNEL = "flask-socketio"
-UNTRUSTED = Path(__file__).parents[1] / "support" / "untrusted.pem"
 both_modes = pytest.mark.parametrize("async_mode", ["gevent", "threading"])
 
 
@@ -111,32 +106,6 @@ def test_a_right_to_the_channel_of_flask_socketio_alone_is_enough(
         wait_until(lambda: observed(a, "listener:probes") == ("end to end", None), timeout=10)
         wait_until_delivering(b, witness)
     assert not any(PASSWORD in record.message for record in warnings(a))
-
-
-@contextlib.contextmanager
-def untrusted_server() -> Iterator[int]:
-    """Serve TLS with a certificate that nobody trusts; yield the port."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(UNTRUSTED)
-    server = socket.create_server(("127.0.0.1", 0))
-
-    def serve() -> None:
-        while True:
-            try:
-                connection, _ = server.accept()
-            except OSError:
-                return
-            with connection, contextlib.suppress(OSError):
-                context.wrap_socket(connection, server_side=True).close()
-
-    thread = threading.Thread(target=serve, daemon=True)
-    thread.start()
-    try:
-        yield server.getsockname()[1]
-    finally:
-        server.shutdown(socket.SHUT_RDWR)
-        server.close()
-        thread.join(5.0)
 
 
 def test_a_process_that_never_reached_its_broker_is_not_ready(
