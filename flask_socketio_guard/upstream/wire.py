@@ -323,7 +323,7 @@ class ProtocolWire:
             self._protocol.data_to_send()
         self._farewell = close_frame(code, reason)
         self._is_direct = False
-        self._guard.deadlines.call_later(self._guard.config.close_timeout, self.abort)
+        self._guard.deadlines.call_later(self._guard.config.close_timeout, self._give_up)
         self.wake()
 
     def abort(self) -> None:
@@ -340,6 +340,13 @@ class ProtocolWire:
         self._is_over = True
         self._is_direct = False
         silence(self._sock)
+
+    def _give_up(self) -> None:
+        """End it, although the client has not answered the close frame."""
+        # After a loop that stood still, this may be due before what waits was written.
+        if self._is_due:
+            self.flush()
+        self.abort()
 
     def _let_go(self) -> None:
         """Give up what waits, unless the session goes on without this WebSocket."""
