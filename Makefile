@@ -9,7 +9,7 @@ PYTEST_ARGS ?=
 PARALLEL := -n 4 --dist loadgroup --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help test test-stock test-oldest test-newest lint types bench demo soak soak-deliveries soak-packets format clean
+.PHONY: help test test-long test-stock test-oldest test-newest lint types bench demo soak soak-deliveries soak-packets format clean
 
 help:  ## Show what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -29,6 +29,9 @@ $(VENV)/.installed-%: pyproject.toml | $(BIN)/python
 
 test: $(VENV)/.installed-test  ## Run all tests, in gevent and in threading mode
 	@$(BIN)/python -m pytest $(PARALLEL) $(PYTEST_ARGS)
+
+test-long: $(VENV)/.installed-test  ## Run what `make test` leaves out because it takes long
+	@$(BIN)/python -m pytest $(PARALLEL) --long $(PYTEST_ARGS)
 
 test-stock: $(VENV)/.installed-test  ## Run the fault tests without the guard: each is expected to fail
 	@$(BIN)/python -m pytest tests/faults --stock $(PARALLEL) $(PYTEST_ARGS)

@@ -22,6 +22,11 @@ FAULTS_MARKER = (
     "without the guard; *because* is a regular expression that the failure must match then."
 )
 ALONE_MARKER = "alone: measures times, so that no other test runs meanwhile"
+LONG_MARKER = "long: takes many seconds, so that it runs in `make test-long` only"
+SAMPLED_MARKER = (
+    "sampled(every): of the combinations of its parameters, `make test` runs one in *every*, each "
+    "value among them, and `make test-long` the others"
+)
 APART_MARKER = "apart: shares no fixture with the others of its module, and may run in any process"
 _FAULT_PROPERTY = "fault"
 _MEASURED_PROPERTY = "measured"
@@ -31,11 +36,14 @@ _turns = pytest.StashKey[Turns]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add ``--stock`` and ``--guard-config``."""
+    """Add ``--stock``, ``--long`` and ``--guard-config``."""
     parser.addoption(
         "--stock",
         action="store_true",
         help="run only the fault tests, without the guard; each must fail for its stated reason",
+    )
+    parser.addoption(
+        "--long", action="store_true", help="run only what takes long, and is left out otherwise"
     )
     parser.addoption(
         "--guard-config",
@@ -52,20 +60,34 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", FAULTS_MARKER)
     config.addinivalue_line("markers", ALONE_MARKER)
     config.addinivalue_line("markers", APART_MARKER)
+    config.addinivalue_line("markers", LONG_MARKER)
+    config.addinivalue_line("markers", SAMPLED_MARKER)
     config.stash[_turns] = Turns()
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Keep the tests of a module together, which share servers, and those that run alone."""
+    if _is_alone(item):
+        item.add_marker(pytest.mark.xdist_group("alone"))
+    elif item.get_closest_marker("apart") is None:
+        item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """In stock mode keep the fault tests only, and expect each to fail."""
+    """Leave out what takes long; in stock mode keep the fault tests, and expect each to fail."""
+    is_named = any("::" in argument for argument in config.args)
+    if not config.getoption("--stock") and not is_named:
+        wanted = config.getoption("--long")
+        seen: dict[object, list[object]] = {}
+        others = [item for item in items if _is_long(item, seen) is not wanted]
+        config.hook.pytest_deselected(items=others)
+        left_out = set(others)
+        items[:] = [item for item in items if item not in left_out]
     # Those that have the machine to themselves come last, one behind the other in one process:
     # anywhere else, every process would wait for each of them.
     items.sort(key=_is_alone)
     for item in items:
-        if _is_alone(item):
-            item.add_marker(pytest.mark.xdist_group("alone"))
-        elif item.get_closest_marker("apart") is None:
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
         marker = item.get_closest_marker("faults")
         if marker is not None:
             item.user_properties.append((_FAULT_PROPERTY, marker.args[0]))
@@ -82,12 +104,43 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = kept
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Refuse to run where xdist and pytest do not agree on how groups are told.
+
+    Raises:
+        pytest.UsageError: Each test would run in any process, and shared servers start often.
+    """
+    is_grouping = getattr(session.config.option, "loadgroup", False)
+    grouped = [item for item in session.items if item.get_closest_marker("xdist_group")]
+    if is_grouping and grouped and not any("@" in item.nodeid for item in grouped):
+        raise pytest.UsageError("this pytest-xdist does not group the tests of this pytest")
+
+
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
     """Wait for the turn of a test, outside its timeout."""
     turns = item.config.stash[_turns]
     with turns.taken(is_alone=_is_alone(item), is_next_alone=_is_alone(nextitem)):
         return (yield)
+
+
+def _is_long(item: pytest.Item, seen: dict[object, list[object]]) -> bool:
+    """Tell whether *item* is left out of `make test`; to be asked in the order of the items.
+
+    Args:
+        item: A test.
+        seen: The values of each parameter so far.
+    """
+    sampled = item.get_closest_marker("sampled")
+    total = 0
+    if sampled is not None:
+        # As the diagonal of a table, in which each row and each column occurs.
+        for name, value in item.callspec.params.items():  # type: ignore[attr-defined]
+            values = seen.setdefault((item.path, item.originalname, name), [])  # type: ignore[attr-defined]
+            if value not in values:
+                values.append(value)
+            total += values.index(value)
+    return bool(item.get_closest_marker("long") or (sampled and total % sampled.args[0]))
 
 
 def _is_alone(item: pytest.Item | None) -> bool:

@@ -80,6 +80,7 @@ def handled(server: GunicornServer, kind: str = "last") -> list[Any]:
     return [found[2] for found in server.get("/notes").json() if found[0] == kind]
 
 
+@pytest.mark.sampled(2)
 @both_modes
 @both_transports
 def test_what_a_browser_kept_while_it_was_offline_is_handled(
@@ -103,6 +104,7 @@ def test_what_a_browser_kept_while_it_was_offline_is_handled(
     assert counter(server, "events_rejected") == 0
 
 
+@pytest.mark.sampled(2)
 @both_modes
 @both_transports
 def test_a_burst_of_the_client_for_python_is_handled(
@@ -116,6 +118,7 @@ def test_a_burst_of_the_client_for_python_is_handled(
     assert sorted(handled(server)) == list(range(COUNT))
 
 
+@pytest.mark.sampled(2)
 @both_modes
 @both_transports
 def test_a_client_with_too_many_waiting_events_is_not_read_and_loses_nothing(
@@ -150,6 +153,7 @@ def test_a_request_that_would_wait_for_long_is_answered_in_time(narrow: Gunicorn
         assert client.call("echo", "still there", timeout=10) == "still there"
 
 
+@pytest.mark.sampled(2)
 @both_modes
 @both_transports
 def test_an_answer_behind_events_that_wait_is_read(
@@ -198,6 +202,7 @@ def test_one_request_at_a_time_waits_for_room(narrow: GunicornServer) -> None:
 
 
 @pytest.mark.alone
+@pytest.mark.sampled(2)
 @both_modes
 @both_transports
 def test_a_flood_of_events_costs_bounded_memory(

@@ -47,8 +47,8 @@ def broker_records(server: GunicornServer, *, since: float) -> list[LogRecord]:
     ("async_mode", "seconds"),
     [
         pytest.param("gevent", 2.0, marks=pytest.mark.timeout(60)),
-        pytest.param("gevent", 10.0, marks=pytest.mark.timeout(90)),
-        pytest.param("gevent", 35.0, marks=pytest.mark.timeout(150)),
+        pytest.param("gevent", 10.0, marks=[pytest.mark.timeout(90), pytest.mark.long]),
+        pytest.param("gevent", 35.0, marks=[pytest.mark.timeout(150), pytest.mark.long]),
         pytest.param("threading", 2.0, marks=pytest.mark.timeout(60)),
     ],
 )

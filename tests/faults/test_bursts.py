@@ -62,6 +62,7 @@ def single(make_fleet: Callable[..., Fleet]) -> Fleet:
     return make_fleet(app=BURST_APP, processes=1, has_queue=False)
 
 
+@pytest.mark.sampled(3)
 @BOTH_MODES
 @BOTH_TRANSPORTS
 @pytest.mark.parametrize("burst", [SMALL, LARGE], ids=["small", "large"])
@@ -73,6 +74,7 @@ def test_a_client_that_reads_gets_all_that_is_emitted_in_one_go(
     assert ask_for(single, transport, where, burst) == everything(burst)
 
 
+@pytest.mark.sampled(2)
 @BOTH_MODES
 @BOTH_TRANSPORTS
 def test_everybody_in_a_room_gets_a_burst_of_broadcasts(single: Fleet, transport: str) -> None:
@@ -81,6 +83,7 @@ def test_everybody_in_a_room_gets_a_burst_of_broadcasts(single: Fleet, transport
     assert ask_for(single, transport, "task", burst, clients=20) == everything(burst, clients=20)
 
 
+@pytest.mark.sampled(2)
 @BOTH_TRANSPORTS
 @pytest.mark.parametrize("burst", [SMALL, LARGE], ids=["small", "large"])
 def test_a_client_that_reads_gets_a_burst_of_another_process(

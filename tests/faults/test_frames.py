@@ -184,6 +184,7 @@ def fragments(size: int) -> Iterator[bytes]:
         yield following
 
 
+@pytest.mark.sampled(2)
 @both_workers(
     LARGE_MESSAGE,
     stock="stalls the worker for 4 s (10 MB), 30 s (100 MB), until gunicorn kills it",
@@ -237,6 +238,7 @@ def tiny_fragments(count: int) -> Iterator[bytes]:
         yield following
 
 
+@pytest.mark.sampled(2)
 @both_workers(
     ENDLESS_FRAGMENTS, stock="stall the worker for seconds", because=f"{_stalls}|memory grew"
 )
@@ -269,6 +271,7 @@ def test_endless_fragments_stall_nobody_and_cost_no_memory(
     wait_for_empty_tables(server)
 
 
+@pytest.mark.sampled(2)
 @both_workers(
     "a WebSocket sends tiny frames without end", stock="stall the worker for as long as they come"
 )

@@ -147,6 +147,7 @@ def test_the_callback_of_an_emit_in_a_connect_handler_is_called(server: Gunicorn
     stock="it waits until its time is over",
     because=r"waited for \d+ s",
 )
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("always_connect", [False, True])
 def test_a_call_in_a_connect_handler_does_not_wait_for_nothing(
     make_server: Callable[..., GunicornServer], always_connect: bool
@@ -181,6 +182,7 @@ def test_a_call_in_a_connect_handler_is_answered_by_who_is_told_before(
     assert notes(eager, "called")[0][1] == "yes"
 
 
+@pytest.mark.sampled(2)
 @both_modes
 @pytest.mark.parametrize("wants", ["slow", "slow,refuse"])
 def test_events_wait_for_the_connect_handler(eager: GunicornServer, wants: str) -> None:

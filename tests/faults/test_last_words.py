@@ -82,6 +82,7 @@ def test_last_words_are_handled_before_the_farewell(
         assert [found[0] for found in told if found[1] == sid] == ["last", "left"]
 
 
+@pytest.mark.sampled(2)
 @both_modes
 @pytest.mark.parametrize("transport", ["websocket", "polling"])
 def test_the_callback_of_a_client_that_leaves_has_its_request(

@@ -54,7 +54,7 @@ HOSTILE_PACKETS = "malformed packets"
 MAX_LOG_LINES = 10
 SLOWEST_ANSWER = 1.0
 """Seconds that others may wait for an answer meanwhile."""
-FUZZ_CASES = int(os.environ.get("FUZZ_CASES", "25000"))
+FUZZ_CASES = int(os.environ.get("FUZZ_CASES", "10000"))
 """Packets that the fuzzer sends; `make soak-packets` sends many more."""
 
 _PACKETS = 10_000

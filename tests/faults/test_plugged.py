@@ -184,8 +184,8 @@ def watch(server: GunicornServer, *, is_acting: bool) -> Counter[str]:
     ("async_mode", "instrument", "admin"),
     [
         ("gevent", "before", {}),
-        ("gevent", "after", {"mode": "production"}),
-        ("threading", "before", {"read_only": True}),
+        pytest.param("gevent", "after", {"mode": "production"}, marks=pytest.mark.long),
+        pytest.param("threading", "before", {"read_only": True}, marks=pytest.mark.long),
         ("threading", "after", {}),
     ],
 )

@@ -885,6 +885,7 @@ def test_clients_receive_what_stock_sends(
     _compare(make_pair(manage_session=manage_session), _EXAMPLES)
 
 
+@pytest.mark.long
 @pytest.mark.timeout(_SHRINKING + 2 * _EXAMPLES)
 @pytest.mark.parametrize("switch", _SWITCHES)
 def test_clients_receive_what_stock_sends_without(
