@@ -4,9 +4,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 PYTEST_ARGS ?=
-# Most tests wait for something most of the time, so that two cores have enough to do with four
+# Most tests wait for something most of the time, so that two cores have enough to do with five
 # processes. Those that measure times run alone, at the end; the longest, of faults, begin.
-PARALLEL := -n 4 --dist loadgroup --no-loadscope-reorder
+PARALLEL := -n 5 --dist loadgroup --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help test test-long test-stock test-oldest test-newest lint types bench demo soak soak-deliveries soak-packets format clean

@@ -18,6 +18,7 @@ import pytest
 import requests
 
 from example_app import demo
+from example_app.check_faults import RECOVERY_TIMEOUT
 from tests.support import RedisServer, free_port, wait_until
 from tests.support.servers import PROJECT_ROOT
 
@@ -291,7 +292,7 @@ def test_check_passes_for_every_fault(start_demo: StartDemo) -> None:
     assert list(rows) == list(FAULTS), command.output
     for fault, row in rows.items():
         assert int(row["sent"]) > 0
-        assert float(row["flowing"]) < 5.0
+        assert float(row["flowing"]) < RECOVERY_TIMEOUT
         assert re.fullmatch(FAULTS[fault], row["seen"]), command.output
     for fault in ("handler raises", "callback hangs", "broker paused 3 s", "broker stopped 3 s"):
         assert rows[fault]["lost"] == "0", command.output

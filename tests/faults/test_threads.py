@@ -67,6 +67,7 @@ def check_delays(delays: list[float], measured: Measured) -> None:
     assert usual < AT_ONCE, f"it usually took {usual:.2f} s"
 
 
+@pytest.mark.sampled(2)
 @with_and_without_queue(
     NATIVE_THREAD, stock="late: they lie there until something else wakes the event loop"
 )
