@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 import weakref
+from _thread import RLock
 from contextlib import AbstractContextManager, nullcontext
 from contextvars import Context
 from functools import partial
@@ -171,6 +172,7 @@ class AppGuard:
         """Make everything that holds tasks, locks or connections; again after a fork."""
         config = self.config
         self._lock = threading.RLock()
+        self._jobs_lock = RLock()  # not gevent's: nobody waits while holding it
         self.has_started = False
         self._is_sending = False
         self._is_writing = False
@@ -262,6 +264,7 @@ class AppGuard:
             recipients,
             publish=getattr(manager, "tell_others", None),
             spawn=self.spawn,
+            recording=self.handlers.recording,
             count_others=self._count_others,
             host_id=lambda: str(manager.host_id),
         )
@@ -533,15 +536,18 @@ class AppGuard:
 
     def spawn(self, name: str, target: Callable[[], object]) -> None:
         """Run *target* in a task of its own and record what it raises."""
-        self._jobs += 1
-        self._starter.start(
-            partial(
-                self.runtime.spawn,
-                self.handlers.recording(target),
-                name=f"socketio-guard:{name}",
-                on_exit=self._job_exited,
-            )
+        run = self.handlers.recording(target)
+        spawn = partial(
+            self.runtime.spawn, run, name=f"socketio-guard:{name}", on_exit=self._job_exited
         )
+
+        def run_here() -> None:
+            run()
+            self._job_exited(None)
+
+        with self._jobs_lock:
+            self._jobs += 1
+        self._starter.start(spawn, run_here)
 
     def hand_over(self, target: Callable[[], object]) -> None:
         """Run *target*, called from another native thread, on the event loop.
@@ -552,7 +558,8 @@ class AppGuard:
         self.runtime.call_home(self.handlers.recording(target))
 
     def _job_exited(self, _exc: BaseException | None) -> None:
-        self._jobs -= 1
+        with self._jobs_lock:
+            self._jobs -= 1
 
     def event(self) -> Event:
         """Return a new event of the runtime."""

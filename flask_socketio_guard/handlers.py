@@ -9,11 +9,10 @@ it into a return value.
 
 from __future__ import annotations
 
-import inspect
 import traceback
+from _thread import RLock
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from socketio.exceptions import ConnectionRefusedError as ConnectionRefused
@@ -26,6 +25,7 @@ from .errors import EventInvalid, EventRejected
 from .hooks import Refusal
 from .intake import Arrival, arriving
 from .signals import Failure, Rejection
+from .signatures import accepts, fit
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 _REDIRECT, _SERVER_ERROR = 300, 500  # the first status of each kind
 _FITTED_EVENTS = frozenset({"connect", "disconnect"})
 _MAX_NAME = 100
-_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,17 @@ class Event:
 class _Invocation:
     """One event, or one acknowledgement, on its way through upstream."""
 
-    __slots__ = ("arrival", "failure", "kind", "name", "namespace", "raised", "rejection", "sid")
+    __slots__ = (
+        "arrival",
+        "attempt",
+        "failure",
+        "kind",
+        "name",
+        "namespace",
+        "raised",
+        "rejection",
+        "sid",
+    )
 
     def __init__(
         self,
@@ -72,6 +81,8 @@ class _Invocation:
         self.namespace = namespace
         self.sid = sid
         self.raised: Exception | None = None
+        self.attempt: tuple[Callable[..., object], int] | None = None
+        """The handler that raised it, and with how many arguments."""
         self.failure: Failure | None = None
         self.rejection: EventRejected | None = None
 
@@ -95,6 +106,7 @@ class HandlerGuard:
         """What has failed, while a test client of Flask-SocketIO waits for it."""
         self.running = 0
         """Handlers that run now."""
+        self._lock = RLock()  # not gevent's: nobody waits while holding it
 
     def run(self, name: str, namespace: str, sid: str, call: Callable[[], object]) -> object:
         """Call *call*, which leads to the handler of an event.
@@ -107,11 +119,13 @@ class HandlerGuard:
                 its client. Nothing else is ever raised.
         """
         invocation = _Invocation("handler", name, namespace, sid, arriving.get())
-        self.running += 1
+        with self._lock:
+            self.running += 1
         try:
             result = self._run(invocation, call)
         finally:
-            self.running -= 1
+            with self._lock:
+                self.running -= 1
         if (
             invocation.raised is None
             and invocation.failure is None
@@ -172,11 +186,12 @@ class HandlerGuard:
         return None
 
     def protect(self, handler: Callable[..., object], message: str | None) -> Callable[..., object]:
-        """Return *handler* such that it runs at most once for the present event.
+        """Return *handler* such that it does not run twice because it raised a TypeError.
 
-        Upstream calls a handler again with fewer arguments when it sees a
-        TypeError, also when the handler itself raised it. The second call gets
-        the first one's exception instead.
+        Upstream calls a handler again with fewer arguments when it sees one, also when the
+        handler itself raised it. The second call gets the first one's exception instead. Any
+        other is by whoever overrides ``trigger_event``, to fall back on another handler or to
+        try again.
 
         Args:
             handler: The application's function.
@@ -190,7 +205,11 @@ class HandlerGuard:
             if invocation.arrival is not None:
                 invocation.arrival.begin()
             if invocation.raised is not None:
-                raise invocation.raised
+                before, count = invocation.attempt or (None, 0)
+                if before is handler and len(args) < count:
+                    raise invocation.raised
+                invocation.raised = invocation.rejection = None
+            count = len(args)
             try:
                 if self.before_event and message is not None:
                     self._call_hooks(invocation, args)
@@ -205,10 +224,8 @@ class HandlerGuard:
                 raise
             except Exception as exc:
                 # An error handler, or whoever overrides what is in between, may answer it.
-                invocation.raised = exc
+                invocation.raised, invocation.attempt = exc, (handler, count)
                 raise
-            except BaseException as exc:  # noqa: BLE001 - recorded; see run()
-                self._fail(invocation, exc)
             return None
 
         return protected
@@ -322,56 +339,3 @@ def _require_arguments(handler: Callable[..., object], count: int) -> None:
     # traceback for each packet of that kind that anybody cares to send.
     if not accepts(handler, count):
         raise EventInvalid(f"an event of this name does not have {count} arguments")
-
-
-def accepts(handler: Callable[..., object], count: int) -> bool:
-    """Say whether *handler* can be called with *count* arguments, as far as its signature tells.
-
-    The signature of a decorator that passes on whatever it gets tells nothing:
-    it may add arguments of its own.
-    """
-    try:
-        fewest, most = _arity(handler)
-    except TypeError:  # not hashable
-        return True
-    return fewest <= count and (most is None or count <= most)
-
-
-@lru_cache(maxsize=1024)
-def _arity(handler: Callable[..., object]) -> tuple[int, int | None]:
-    """Return the fewest and the most positional arguments that *handler* takes."""
-    try:
-        parameters = inspect.signature(handler, follow_wrapped=False).parameters.values()
-    except (TypeError, ValueError):
-        return 0, None
-    named = [parameter for parameter in parameters if parameter.kind in _POSITIONAL]
-    fewest = sum(parameter.default is inspect.Parameter.empty for parameter in named)
-    kinds = {parameter.kind for parameter in parameters}
-    return fewest, None if inspect.Parameter.VAR_POSITIONAL in kinds else len(named)
-
-
-def fit(handler: Callable[..., object], args: tuple[object, ...]) -> tuple[object, ...]:
-    """Cut *args* to what *handler* accepts by its signature.
-
-    Connect handlers are written with and without the client's authentication,
-    disconnect handlers with and without the reason.
-    """
-    try:
-        return args[: _capacity(handler)]
-    except TypeError:  # not hashable
-        return args[: _capacity.__wrapped__(handler)]
-
-
-@lru_cache(maxsize=1024)
-def _capacity(function: Callable[..., object]) -> int | None:
-    """Return how many positional arguments *function* takes; ``None``: any, or unknown."""
-    # A decorator's own signature counts, unless it passes on whatever it gets.
-    for is_following in (False, True):
-        try:
-            signature = inspect.signature(function, follow_wrapped=is_following)
-        except (TypeError, ValueError):
-            return None
-        kinds = [parameter.kind for parameter in signature.parameters.values()]
-        if inspect.Parameter.VAR_POSITIONAL not in kinds:
-            return sum(kind in _POSITIONAL for kind in kinds)
-    return None

@@ -134,6 +134,7 @@ class Intake:
     __slots__ = (
         "_bounds",
         "_early",
+        "_is_due",
         "_lanes",
         "_lock",
         "_numbers",
@@ -166,6 +167,8 @@ class Intake:
         self._lanes: dict[Hashable, deque[_Entry]] = {}
         # Those of owners that are not let in yet.
         self._early: dict[object, deque[_Entry]] = {}
+        # Somebody starts what waits, or is about to: nobody else does.
+        self._is_due = False
         self.running = 0
         """Events whose handlers run."""
         self.waiting = 0
@@ -194,25 +197,21 @@ class Intake:
                 entry = self._entered(work, message, more_bytes)
                 self._early.setdefault(work.owner, deque()).append(entry)
                 return
-            may_run = self._has_begun(lane)
+            # Nothing overtakes what is about to start.
+            may_run = not self._waiting and not self._is_due and self._has_begun(lane)
             if not may_run:
                 self._queue(self._entered(work, message, more_bytes))
         if may_run:
-            self._spawn(partial(self._work, work))
+            self._start(work)
 
     def release(self, owner: object) -> None:
         """Run what came before *owner* was let in, in order."""
-        to_run: list[Work] = []
         with self._lock:
             for entry in self._early.pop(owner, ()):
-                if self._has_begun(entry.work.lane):
-                    self._left(entry)
-                    to_run.append(entry.work)
-                else:
-                    self._queue(entry)
-        for work in to_run:
-            self._spawn(partial(self._work, work))
-        self._tell_of_room()
+                self._queue(entry)
+            is_first, self._is_due = not self._is_due, True
+        if is_first:
+            self._start_waiting()
 
     def drop(self, owner: object) -> None:
         """Lose what waits of *owner*."""
@@ -279,28 +278,48 @@ class Intake:
         if on_room is not None:
             on_room()
 
+    def _start(self, work: Work) -> None:
+        run = partial(self._work, work)
+        try:
+            self._spawn(run)
+        except Exception:  # noqa: BLE001 - a process may be out of threads; no event is lost
+            logger.exception("no task could be started for an event, which runs here")
+            run()
+
     def _work(self, work: Work) -> None:
         try:
             work.run()
         finally:  # also when the task was killed: those that wait are not to wait for ever
-            following = self._ended(work.lane)
-            if following is not None:
-                # Not at once: between two of its events others have their turn.
-                self._spawn_later(partial(self._work, following))
-                self._tell_of_room()
+            self._ended(work.lane)
 
-    def _ended(self, lane: Hashable) -> Work | None:
-        """Return the event to run after one of *lane* has ended: the oldest that may."""
+    def _ended(self, lane: Hashable) -> None:
+        """Have what waits started after an event of *lane* has ended."""
         with self._lock:
+            self.running -= 1
             if lane is not None:
                 self._advance(lane)
-            if not self._waiting:
-                self.running -= 1
-                return None
-            entry = heapq.heappop(self._waiting)
-            self._left(entry)
-            work: Work = entry.work
-            return work
+            if not self._waiting or self._is_due:
+                return
+            self._is_due = True
+        # Not at once: between two of its events others have their turn.
+        try:
+            self._spawn_later(self._start_waiting)
+        except Exception:  # noqa: BLE001 - as in _start()
+            logger.exception("no task could be started for the events that wait")
+            self._start_waiting()
+
+    def _start_waiting(self) -> None:
+        """Start what waits, as far as it may run, in the order in which it came."""
+        while True:
+            with self._lock:
+                if not self._waiting or self.running >= self._bounds.max_running:
+                    self._is_due = False
+                    break
+                entry = heapq.heappop(self._waiting)
+                self._left(entry)
+                self.running += 1
+            self._start(entry.work)
+        self._tell_of_room()
 
 
 class Starter:
@@ -316,16 +335,29 @@ class Starter:
     def __init__(self, spawn_later: Callable[[Callable[[], object]], object]) -> None:
         self._spawn_later = spawn_later
         self._lock = RLock()  # not gevent's: nobody waits while holding it
-        self._waiting: deque[Callable[[], object]] = deque()
+        self._waiting: deque[tuple[Callable[[], object], Callable[[], object]]] = deque()
         self._is_scheduled = False
 
-    def start(self, spawn: Callable[[], object]) -> None:
-        """Call *spawn*, which starts a task, soon and in the order of the calls."""
+    def start(self, spawn: Callable[[], object], instead: Callable[[], object]) -> None:
+        """Call *spawn*, which starts a task, soon and in the order of the calls.
+
+        Args:
+            spawn: Starts it.
+            instead: Does what the task is for, if none can be started; never raises.
+        """
         with self._lock:
-            self._waiting.append(spawn)
+            self._waiting.append((spawn, instead))
             is_first, self._is_scheduled = not self._is_scheduled, True
         if is_first:
+            self._schedule()
+
+    def _schedule(self) -> None:
+        try:
             self._spawn_later(self._start_some)
+        except Exception:  # noqa: BLE001 - a process may be out of threads
+            logger.exception("a task could not be started")
+            with self._lock:
+                self._is_scheduled = False  # whoever comes next tries again
 
     def _start_some(self) -> None:
         for _ in range(_STARTS_PER_TURN):
@@ -333,9 +365,10 @@ class Starter:
                 if not self._waiting:
                     self._is_scheduled = False
                     return
-                spawn = self._waiting.popleft()
+                spawn, instead = self._waiting.popleft()
             try:
                 spawn()
-            except Exception:  # noqa: BLE001 - a process may be out of threads; the others go on
-                logger.exception("a task could not be started")
-        self._spawn_later(self._start_some)
+            except Exception:  # noqa: BLE001 - a process may be out of threads
+                logger.exception("a task could not be started; it runs where others are started")
+                instead()
+        self._schedule()

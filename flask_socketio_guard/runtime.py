@@ -9,6 +9,7 @@ import contextlib
 import contextvars
 import gc
 import importlib
+import logging
 import os
 import sys
 import time
@@ -50,6 +51,7 @@ _TURN_TIME = 0.005  # seconds of one task after the other before others get thei
 _MADE_AHEAD = 256  # greenlets; a new one has no address of any of so many that ended before
 
 _nowhere: tuple[Any, Any] | None = None
+_logger = logging.getLogger("flask_socketio_guard")
 
 # Those of the standard library, in a patched process too.
 _get_ident = get_original("_thread", "get_ident")
@@ -413,28 +415,47 @@ class _Starter:
 
     def start(self, target: Callable[[], object]) -> gevent.Greenlet:
         """Return a new greenlet that is to call *target*, like one of ``gevent.spawn``."""
+        greenlet = self._make(target)
+        if not self._has_started(greenlet):
+            gevent.get_hub().loop.run_callback(greenlet.switch)
+        return greenlet
+
+    def _make(self, target: Callable[[], object]) -> gevent.Greenlet:
         greenlets, hub = self._next, gevent.get_hub()
         if hub is not self._hub:  # they belong to one
             self._hub = hub
             greenlets.clear()
             greenlets.extend(gevent.Greenlet() for _ in range(_MADE_AHEAD))
-        greenlets.append(gevent.Greenlet())
-        greenlet = greenlets.popleft()
+        greenlet = None
+        while greenlet is None or greenlet.dead:  # somebody may have killed all that there are
+            greenlets.append(gevent.Greenlet())
+            greenlet = greenlets.popleft()
         greenlet._run = target
         greenlet.spawn_tree_locals = {}  # not those of whoever made it
-        greenlet.start()
         return greenlet
+
+    def _has_started(self, greenlet: gevent.Greenlet) -> bool:
+        try:
+            greenlet.start()
+        except Exception:  # of a spawn callback: the loop may call it, where nothing may wait
+            _logger.exception("a spawn callback of gevent failed; the task runs all the same")
+            return False
+        return True
 
     def _run(self) -> None:
         # In the loop itself: a greenlet that waits or ends comes back here.
         until = clock() + _TURN_TIME
         tasks = self._tasks
-        while tasks and clock() < until:
-            self.start(tasks.popleft()).switch()
-        self._is_due = bool(tasks)
-        if self._is_due:
-            # Sockets are looked at before a timer is due.
-            gevent.spawn_later(_NEXT_TURN, gevent.get_hub().loop.run_callback, self._run)
+        try:
+            while tasks and clock() < until:
+                greenlet = self._make(tasks.popleft())
+                self._has_started(greenlet)
+                greenlet.switch()
+        finally:
+            self._is_due = bool(tasks)
+            if self._is_due:
+                # Sockets are looked at before a timer is due.
+                gevent.spawn_later(_NEXT_TURN, gevent.get_hub().loop.run_callback, self._run)
 
 
 class _Home:

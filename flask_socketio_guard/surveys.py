@@ -83,6 +83,7 @@ class Surveys:
         recipients: The clients of this process.
         publish: Sends a message to all other processes; ``None`` if there are none.
         spawn: Runs ``spawn(name, target)`` in a task of its own.
+        recording: Returns a function that does the same, and records what it would raise.
         count_others: Returns how many other processes have heard what was published last;
             ``None`` if nobody knows. It may wait, for as many seconds as it is given.
         host_id: Returns the name of this process on the queue.
@@ -95,6 +96,7 @@ class Surveys:
         *,
         publish: Callable[[dict[str, Any]], None] | None,
         spawn: Callable[[str, Callable[[], object]], None],
+        recording: Callable[[Callable[..., object]], Callable[..., object]],
         count_others: Callable[[float], int | None],
         host_id: Callable[[], str],
     ) -> None:
@@ -102,6 +104,7 @@ class Surveys:
         self._recipients = recipients
         self._publish = publish
         self._spawn = spawn
+        self._recording = recording
         self._count_others = count_others
         self._host_id = host_id
         self._open: dict[str, _Survey] = {}
@@ -192,7 +195,12 @@ class Surveys:
         publish = self._publish
 
         def answered(sid: str, answer: object) -> None:
-            publish({"method": SURVEY_ANSWER, **reply, "sid": sid, "answer": answer, **own})
+            message = {"method": SURVEY_ANSWER, **reply, "sid": sid}
+            try:
+                publish({**message, "answer": answer, **own})
+            except (TypeError, ValueError):  # bytes, for one: who asks is not to wait for it
+                publish({**message, "answer": None, **own})
+                raise
 
         self._ask_each(sids, namespace, event, text, deadline, answered)
 
@@ -228,7 +236,10 @@ class Surveys:
         def lost(_reason: str) -> None:
             take(sid, None)
 
-        callback = AckCallback(answered, timeout, lost, is_inline=True)
+        # Both run where the client's packets are read or its leaving is handled: an outbox that
+        # is full, or an answer that JSON cannot hold, must not end that.
+        recording = self._recording
+        callback = AckCallback(recording(answered), timeout, recording(lost), is_inline=True)
         if self._recipients.ask(sid, namespace, event, arguments, callback) is None:
             take(sid, None)
 

@@ -25,8 +25,9 @@ from flask_socketio_guard import (
     signals,
 )
 from flask_socketio_guard.errors import ConfigError
-from flask_socketio_guard.handlers import HandlerGuard, fit
+from flask_socketio_guard.handlers import HandlerGuard
 from flask_socketio_guard.hooks import Refusal
+from flask_socketio_guard.signatures import fit
 from tests import unit_support
 
 if TYPE_CHECKING:

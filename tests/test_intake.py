@@ -209,7 +209,7 @@ def test_others_have_their_turn_between_two_events(nothing_left_behind: None) ->
         taking.submit(number, "lane" if number % 3 else None, is_quick=True)
 
     def tick() -> None:
-        while taking.intake.running:
+        while taking.intake.running or taking.intake.waiting:
             taking.begun.append("other")
             gevent.sleep(0)
 
@@ -432,7 +432,7 @@ def test_nothing_stalls(take: Callable[..., Taking], max_running: int) -> None:
         lane = rng.choice([None, "a", "b", "c"])
         taking.submit((lane, number), lane, is_quick=True)
     taking.release(*held)
-    wait_for(taking.runtime, lambda: taking.intake.running == 0)
+    wait_for(taking.runtime, lambda: not taking.intake.running and not taking.intake.waiting)
     assert len(taking.begun) == max_running + 100
     for lane in "abc":
         numbers = [number for name, number in taking.begun if name == lane]
@@ -777,6 +777,10 @@ def test_an_arrival_begins_once(take: Callable[..., Taking]) -> None:
 # Many tasks that begin at once
 
 
+def _unreached() -> None:
+    raise AssertionError("its task could be started")
+
+
 @dataclass
 class Turns:
     """An event loop that turns when it is told to."""
@@ -790,7 +794,7 @@ class Turns:
 
     def start(self, *names: object) -> None:
         for name in names:
-            self.starter.start(lambda name=name: self.started.append(name))
+            self.starter.start(lambda name=name: self.started.append(name), _unreached)
 
     def turn(self) -> None:
         calls, self.later[:] = list(self.later), []
@@ -805,10 +809,10 @@ def test_tasks_are_started_later_and_in_order(runtime: Runtime) -> None:
     started: list[int] = []
     starter = Starter(lambda target: runtime.call_later(0.0, target))
     for number in range(100):
-        starter.start(lambda number=number: started.append(number))
+        starter.start(lambda number=number: started.append(number), _unreached)
     wait_for(runtime, lambda: len(started) == 100)
     assert started == list(range(100))
-    starter.start(lambda: started.append(100))
+    starter.start(lambda: started.append(100), _unreached)
     wait_for(runtime, lambda: len(started) == 101)
 
 
@@ -846,7 +850,7 @@ def test_what_comes_when_all_was_started_is_started(count: int) -> None:
 
 def test_what_is_asked_for_while_others_are_started_has_its_turn() -> None:
     turns = Turns()
-    turns.starter.start(lambda: turns.start("later"))
+    turns.starter.start(lambda: turns.start("later"), _unreached)
     turns.start("first")
     while turns.later:
         assert len(turns.later) == 1
@@ -862,14 +866,33 @@ def test_a_task_that_cannot_be_started_keeps_no_other_from_it() -> None:
         raise RuntimeError("can't start new thread")
 
     turns.start("before")
-    turns.starter.start(fail)
+    turns.starter.start(fail, lambda: turns.started.append("instead"))
     turns.start("after")
     while turns.later:
         turns.turn()
     turns.start("next")
     while turns.later:
         turns.turn()
-    assert turns.started == ["before", "after", "next"]
+    assert turns.started == ["before", "instead", "after", "next"]
+
+
+def test_what_could_not_be_started_is_when_the_next_is() -> None:
+    """The thread of a timer is a thread, too."""
+    later: list[Callable[[], object]] = []
+    started: list[str] = []
+    fails = [True, False]
+
+    def spawn_later(target: Callable[[], object]) -> None:
+        if fails.pop(0):
+            raise RuntimeError("can't start new thread")
+        later.append(target)
+
+    starter = Starter(spawn_later)
+    for name in ("first", "second"):
+        starter.start(lambda name=name: started.append(name), _unreached)
+    fails[:] = [False]
+    later.pop()()
+    assert started == ["first", "second"]
 
 
 def test_every_task_is_started_when_threads_meet(nothing_left_behind: None) -> None:
@@ -882,7 +905,7 @@ def test_every_task_is_started_when_threads_meet(nothing_left_behind: None) -> N
     def ask(name: str) -> None:
         for number in range(200):
             mark = (name, number)
-            starter.start(lambda mark=mark: started.append(mark))
+            starter.start(lambda mark=mark: started.append(mark), _unreached)
 
     jobs = [runtime.spawn(lambda name=name: ask(name), name=name) for name in "abc"]
     try:

@@ -41,6 +41,7 @@ class Process:
             self,
             publish=self.publish,
             spawn=lambda _, target: target(),
+            recording=lambda target: target,  # type: ignore[arg-type]
             count_others=lambda _: self.others,
             host_id=lambda: self.name,
         )

@@ -258,6 +258,8 @@ class GuardedSocket(_Socket):
 
     def poll(self) -> list[Any]:
         """Wait for packets for the answer to a polling request."""
+        if self._room is not None:
+            self._is_heard = True  # its pong has to wait behind the request that is not read
         if not self.queue and not self.closed:
             if self._poll is not None:
                 # Source: Engine.IO protocol v4, "a client sends no second GET while one waits".
@@ -298,9 +300,10 @@ class GuardedSocket(_Socket):
         self.put(_PING)
 
     def _ping_overdue(self) -> None:
-        if (self._is_heard or self._room is not None) and not self.closed:
-            # Its answer is behind much else that it sends. It waits for the next ping itself.
-            self._send_ping()
+        # Its answer is behind much else that it sends. Over polling it asks for more meanwhile.
+        is_behind = self._room is not None and (self._wire is not None or self._poll is not None)
+        if (self._is_heard or is_behind) and not self.closed:
+            self._send_ping()  # it waits for the next ping itself
             return
         self.close(abort=True, reason=self.server.reason.PING_TIMEOUT)
 
@@ -355,6 +358,12 @@ class GuardedSocket(_Socket):
         """Run an event of the client; see :meth:`Intake.submit`."""
         intake = self._intake or self._new_intake()
         intake.submit(work, message, more_bytes=more_bytes, is_early=is_early)
+
+    @property
+    def has_waiting(self) -> bool:
+        """Whether events of the client wait, or run."""
+        intake = self._intake
+        return intake is not None and bool(intake.waiting or intake.running)
 
     def release(self, connection: Connection) -> None:
         """Run what came before *connection* was let in."""

@@ -7,6 +7,7 @@ import re
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import flask_socketio
 from socketio import PubSubManager
 from socketio import packet as packets
 from socketio.exceptions import ConnectionRefusedError as ConnectionRefused
@@ -18,9 +19,11 @@ from ..hooks import AckCallback, Connection, Hooks, Refusal
 from ..intake import Arrival, arriving
 from ..sending import SendOutcome
 from ..signals import logger
+from ..signatures import fit
 from .encoding import encoded
 from .engine_socket import ProtocolViolation
 from .outgoing import Message
+from .overrides import overrides
 from .recipients import Exactly, is_nobody, recipient_of
 from .watched_socket import is_logged
 
@@ -117,6 +120,14 @@ class _ClientEvent(Arrival):
         self.begin()
 
 
+def _begin(handler: Callable[..., object], *args: object) -> object:
+    """Call a handler that Flask-SocketIO knows nothing of, and note that it has begun."""
+    arrival = arriving.get()
+    if arrival is not None:
+        arrival.begin()
+    return handler(*args)
+
+
 class GuardedServer(_Server):
     """Goes in front of ``Server``; every packet of a client passes through here."""
 
@@ -132,7 +143,8 @@ class GuardedServer(_Server):
         call = self._call_for(event, namespace, args)
         if call is None:
             return self.not_handled
-        if event == "connect":
+        # In threading mode, a timeout takes a thread of its own.
+        if event == "connect" and not self._has_test_client:
             call = partial(
                 self.guard.runtime.call_with_timeout, call, self.guard.config.connect_timeout
             )
@@ -152,16 +164,29 @@ class GuardedServer(_Server):
     ) -> Callable[[], object] | None:
         """Return a call of the handler of *event*, if there is one.
 
-        To be called once: upstream calls a disconnect handler a second time,
-        without the reason, after any TypeError.
+        To be called once: upstream calls connect and disconnect handlers a second time, with
+        other arguments, after any TypeError.
         """
         handler, handler_args = self._get_event_handler(event, namespace, args)
         if handler is not None:
-            return partial(handler, *handler_args)
+            # Flask-SocketIO's own fits the arguments itself, and says when it begins.
+            if getattr(handler, "__globals__", None) is vars(flask_socketio):
+                return partial(handler, *handler_args)
+            if event in _IN_PLACE:
+                handler_args = fit(handler, handler_args)
+            return partial(_begin, handler, *handler_args)
         handler, handler_args = self._get_namespace_handler(namespace, args)
-        if handler is not None:
+        if handler is None:
+            return None
+        if isinstance(handler, flask_socketio.Namespace):
             return partial(handler.trigger_event, event, *handler_args)
-        return None
+        if event in _IN_PLACE:
+            own = getattr(handler, f"on_{event}", None)
+            if own is not None and not overrides(type(handler), "trigger_event"):
+                handler_args = fit(own, handler_args)
+            else:
+                handler_args = fit(handler.trigger_event, (event, *handler_args))[1:]
+        return partial(_begin, handler.trigger_event, event, *handler_args)
 
     def look(self) -> None:
         """See who wants to know of each packet and event; to be called now and then."""
@@ -179,7 +204,9 @@ class GuardedServer(_Server):
         if self._has_test_client:
             return run()
         if event != "connect":
-            return runtime.call_apart(run, contextvars.Context())
+            context = contextvars.Context()
+            # What the event loop itself calls, such as a timer of gevent, may not wait.
+            return runtime.call_apart(run, context) if runtime.can_wait() else context.run(run)
         context = contextvars.copy_context()  # middleware in front may have left something for it
         # A thread has been made for the sake of its timeout.
         return runtime.call_apart(run, context) if runtime.can_kill else context.run(run)
@@ -260,7 +287,8 @@ class GuardedServer(_Server):
             return
         lane: object = None
         if not self.async_handlers:
-            if is_open:
+            socket = self.eio.sockets.get(eio_sid)
+            if is_open and (socket is None or not socket.has_waiting):
                 run = partial(
                     self._handle_event_internal, self, sid, eio_sid, data, namespace, packet.id
                 )
@@ -424,9 +452,7 @@ class GuardedServer(_Server):
         self._drop_waiting(connection)  # while the client still hears the answers
         if self.always_connect:
             self.manager.pre_disconnect(sid, namespace)
-            self._send_packet(
-                eio_sid, self.packet_class(packets.DISCONNECT, data=reason, namespace=namespace)
-            )
+            self._send_refusal(eio_sid, namespace, reason, packets.DISCONNECT)
         else:
             self._send_refusal(eio_sid, namespace, reason)
         self.manager.disconnect(sid, namespace, ignore_queue=True)
@@ -460,8 +486,10 @@ class GuardedServer(_Server):
             eio_sid, self.packet_class(packets.CONNECT, {"sid": sid}, namespace=namespace)
         )
 
-    def _send_refusal(self, eio_sid: str, namespace: str, reason: Any) -> None:
-        refused = partial(self.packet_class, packets.CONNECT_ERROR, namespace=namespace)
+    def _send_refusal(
+        self, eio_sid: str, namespace: str, reason: Any, kind: int = packets.CONNECT_ERROR
+    ) -> None:
+        refused = partial(self.packet_class, kind, namespace=namespace)
         try:
             self._send_packet(eio_sid, refused(data=reason))
         except (TypeError, ValueError) as exc:  # what a handler refuses with may hold anything
@@ -493,7 +521,9 @@ class GuardedServer(_Server):
             of this call. One that is elsewhere is, too, if there is a message queue.
         """
         if not self.guard.runtime.is_home():
-            self.guard.hand_over(partial(self.disconnect, sid, namespace, ignore_queue))
+            # A disconnect handler may take its time, and others are handed over behind it.
+            leave = partial(self.disconnect, sid, namespace, ignore_queue)
+            self.guard.hand_over(partial(self.guard.spawn, "disconnect", leave))
             return sid in self.guard.connections
         namespace = namespace or "/"
         connection = self.guard.connections.find(sid)
@@ -590,9 +620,11 @@ class GuardedServer(_Server):
             self._trigger_event("disconnect", namespace, sid, connection.reason)
         except Exception as exc:  # noqa: BLE001 - as for events
             self.guard.handlers.fail("disconnect", namespace, sid, exc)
-        self.manager.disconnect(sid, namespace, ignore_queue=True)
-        connection.finish()
-        self._forget_environ(connection.eio_sid)
+        try:
+            self.manager.disconnect(sid, namespace, ignore_queue=True)
+        finally:
+            connection.finish()
+            self._forget_environ(connection.eio_sid)
 
     def _forget_environ(self, eio_sid: str) -> None:
         # The disconnect handlers of all namespaces run in requests made of it.
