@@ -72,6 +72,11 @@ class GuardConfig:
         max_in_flight: Events of one client that run at a time, >= 1.
         max_waiting_bytes: Memory of one client's waiting events, in bytes, >= 1; beyond it the
             client is not read until some have begun. Eight times that while it owes an answer.
+        max_containers: Lists and objects that one packet may hold, >= 1; a client that sends more
+            is closed.
+        event_output_max_bytes: Bytes of what one event may cause to be sent and wait at a time,
+            answers and emits, >= 1; beyond it these raise
+            :class:`~flask_socketio_guard.OutputTooLarge`.
         departure_timeout: After a client has left, for how long none of its waiting events may
             begin before they are given up, > 0.
         event_rate: Events of one client, as *connection_rate*.
@@ -146,6 +151,8 @@ class GuardConfig:
     join_timeout: float = 45.0
     max_in_flight: int = 64
     max_waiting_bytes: int = 4 * 1024 * 1024
+    max_containers: int = 100_000
+    event_output_max_bytes: int = 64 * 1024 * 1024
     departure_timeout: float = 30.0
     event_rate: str | None = None
     rate_storage: str = "memory://"
@@ -348,6 +355,8 @@ _RULES: Mapping[str, _Rule] = {
     "join_timeout": _POSITIVE,
     "max_in_flight": _COUNT,
     "max_waiting_bytes": _COUNT,
+    "max_containers": _COUNT,
+    "event_output_max_bytes": _COUNT,
     "departure_timeout": _POSITIVE,
     "event_rate": _or_none(_RATE),
     "rate_storage": (lambda value: isinstance(value, str) and "://" in value, "a URL"),

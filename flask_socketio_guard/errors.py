@@ -7,6 +7,7 @@ The tree::
     ├── IncompatibleVersion
     ├── EventRejected
     │   ├── EventInvalid
+    │   ├── OutputTooLarge
     │   └── RateLimited
     ├── HandlerTimeout (also TimeoutError)
     ├── ConnectionClosed
@@ -68,6 +69,13 @@ class EventInvalid(EventRejected):
 
     def __init__(self, message: str = "invalid event", *, code: str = "invalid") -> None:
         super().__init__(message, code=code)
+
+
+class OutputTooLarge(EventRejected):
+    """An answer or an emit of a handler is refused: its event has caused too much at a time."""
+
+    def __init__(self, message: str = "the event causes too much") -> None:
+        super().__init__(message, code="output_too_large")
 
 
 class RateLimited(EventRejected):

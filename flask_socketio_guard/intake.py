@@ -10,6 +10,7 @@ from contextvars import ContextVar
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
+from .errors import OutputTooLarge
 from .signals import logger
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
 _STARTS_PER_TURN = 16
+_CHARGED_BYTES: Final = 16 * 1024  # of smaller ones so many wait as send queues take
 _EVENT_BYTES: Final = 1024
 _VALUE_BYTES: Final = 80
 _BYTES_PER_BYTE: Final = 8  # of a packet that is not JSON: there a byte may be a value
@@ -40,21 +42,54 @@ class Arrival:
 
     Attributes:
         is_taken: Whether a task will begin it.
+        output: Bytes of what it has caused to be sent, large messages only, that are still here.
     """
 
-    __slots__ = ("_is_begun", "is_taken", "owner")
+    __slots__ = ("_is_begun", "is_taken", "output", "owner")
 
     def __init__(self, owner: Owner) -> None:
         self.owner = owner
+        self.output = 0
         self.is_taken = False
         self._is_begun = False
         owner.expect()
+
+    def charge(self, size: int, bound: int) -> Charge | None:
+        """Count *size* bytes that are sent because of it, until the charge is gone.
+
+        Raises:
+            OutputTooLarge: With them there would be more than *bound* at a time.
+        """
+        if size < _CHARGED_BYTES:
+            return None
+        if self.output + size > bound:
+            raise OutputTooLarge
+        return Charge(self, size)
 
     def begin(self) -> None:
         """Note that it has begun, or never will; idempotent."""
         if not self._is_begun:
             self._is_begun = True
             self.owner.begun()
+
+
+class Charge:
+    """Bytes that count for an event as long as this object lives."""
+
+    __slots__ = ("_arrival", "_size")
+
+    def __init__(self, arrival: Arrival, size: int) -> None:
+        self._arrival = arrival
+        self._size = size
+        with _charging:
+            arrival.output += size
+
+    def __del__(self) -> None:
+        with _charging:
+            self._arrival.output -= self._size
+
+
+_charging: Final = RLock()
 
 
 arriving: ContextVar[Arrival | None] = ContextVar("socketio_guard_arrival", default=None)

@@ -216,8 +216,9 @@ class Violation:
     """A client broke the protocol, which costs it its connection.
 
     Attributes:
-        reason: ``"websocket"``, ``"size"``, ``"packet"`` (undecodable),
-            ``"payload"`` (of a polling request) or ``"attachments"``.
+        reason: ``"websocket"``, ``"size"`` (in bytes, or in lists and objects),
+            ``"packet"`` (undecodable), ``"payload"`` (of a polling request) or
+            ``"attachments"``.
         detail: For people; at most 200 characters.
     """
 

@@ -27,6 +27,7 @@ from flask_socketio_guard.errors import (
     IncompatibleVersion,
     InvalidTransition,
     OutboxFull,
+    OutputTooLarge,
     PublishError,
     PublishRefused,
     RateLimited,
@@ -40,6 +41,7 @@ PARENTS = {
     IncompatibleVersion: (GuardError,),
     EventRejected: (GuardError,),
     EventInvalid: (EventRejected,),
+    OutputTooLarge: (EventRejected,),
     RateLimited: (EventRejected,),
     HandlerTimeout: (GuardError, TimeoutError),
     ConnectionClosed: (GuardError,),
@@ -101,6 +103,7 @@ def test_errors_carry_their_facts_as_attributes() -> None:
     assert EventRejected("no").message == "no"
     assert EventRejected().code == "rejected"
     assert EventInvalid().code == "invalid"
+    assert OutputTooLarge().code == "output_too_large"
     assert RateLimited().code == "rate_limited"
     assert RateLimited().retry_after == 0.0
     assert RateLimited("slowly", retry_after=2.5).retry_after == 2.5
@@ -130,6 +133,7 @@ def test_error_texts_say_what_happened() -> None:
     [
         EventRejected("no", code="x"),
         EventInvalid("no", code="x"),
+        OutputTooLarge("much"),
         RateLimited("slowly", retry_after=2.5),
         HandlerTimeout(2.0),
         OutboxFull(messages=5, size=60),

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from socketio.exceptions import TimeoutError as CallTimeout
+from socketio.packet import Packet
 
 from flask_socketio_guard import ConnectionClosed, signals
 from flask_socketio_guard.upstream.engine_socket import ProtocolViolation
@@ -198,6 +199,107 @@ def test_a_binary_answer_that_cannot_be_sent_is_replaced_as_a_whole(
     (answer,) = client.call("ask", ack_id=3)
     assert answer["error"]["code"] == "internal_error"
     assert client.call("echo", 1, ack_id=4) == [1]
+
+
+@pytest.mark.parametrize("is_emitted", [False, True])
+def test_what_one_event_may_cause_is_bounded(
+    make_guarded: Callable[..., Guarded], is_emitted: bool
+) -> None:
+    """Answer or emits: the sender is told with a code, and nothing of it is kept."""
+    guarded = make_guarded(event_output_max_bytes=100_000)
+    client = guarded.polling()
+    client.connect()
+    sockets = guarded.socketio.server.eio.sockets
+
+    def ask(count: int) -> object:
+        filling = "x" * 40_000
+        if not is_emitted:
+            return [filling] * count
+        for _ in range(count):
+            guarded.socketio.emit("filling", filling, to=client.sid)
+        return None
+
+    guarded.socketio.on_event("ask", ask)
+    for round_ in range(3):
+        client.call("ask", 2, ack_id=3 * round_)
+        (answer,) = client.call("ask", 3, ack_id=3 * round_ + 1)
+        message = "the event causes too much"
+        assert answer == {"error": {"code": "output_too_large", "message": message}}
+        queues = [socket.queue for socket in sockets.values()]
+        assert sum(queue.size for queue in queues) < 100_000
+    assert guarded.guard.counters["events_rejected"] == 3
+    assert guarded.guard.counters["handler_failures"] == 0
+
+
+def test_what_has_been_sent_counts_no_more(make_guarded: Callable[..., Guarded]) -> None:
+    """A handler streams as much as its client takes."""
+    guarded = make_guarded(event_output_max_bytes=100_000)
+    client = guarded.polling()
+    client.connect()
+    sent: list[int] = []
+
+    def stream() -> int:
+        for number in range(10):
+            guarded.socketio.emit("part", "x" * 60_000, to=client.sid)
+            sent.append(number)
+            wait_until(lambda count=number: taken[0] > count)
+        return len(sent)
+
+    guarded.socketio.on_event("stream", stream)
+    taken = [0]
+    client.send('421["stream"]')
+    for _ in range(10):
+        assert client.receive('42["part"')
+        taken[0] += 1
+    assert client.receive("431") == "431[10]"
+
+
+ATTACHMENT = '{"_placeholder":true,"num":0}'
+
+
+def test_an_attachment_that_is_named_many_times_is_refused_before_it_is_there(
+    guarded: Guarded,
+) -> None:
+    """A megabyte with 1,500 references to it would be sent on as a gigabyte and a half."""
+    ran: list[object] = []
+    guarded.socketio.on_event("echo", lambda *args: ran.append(args))
+    sender = guarded.client()
+    server = guarded.socketio.server
+    places = ",".join([ATTACHMENT] * 1500)
+    with pytest.raises(ProtocolViolation, match="attachment 0 has two places"):
+        server._handle_eio_message(sender.eio_sid, f'51-1["echo",{places}]')
+    with pytest.raises(ProtocolViolation, match="nobody announced one"):
+        server._handle_eio_message(sender.eio_sid, b"x" * 1_000_000)
+    assert ran == []
+    assert not server._binary_packet
+
+
+class OwnParts(Packet):
+    """Looks at attachments, as an application may."""
+
+    taken: list[bytes]
+
+    def add_attachment(self, attachment: bytes) -> Any:
+        self.taken.append(attachment)
+        return super().add_attachment(attachment)
+
+
+def test_packets_of_an_application_are_put_together_by_itself(
+    make_guarded: Callable[..., Guarded],
+) -> None:
+    OwnParts.taken = []
+    ran: list[object] = []
+    guarded = make_guarded()
+    guarded.socketio.server.packet_class = OwnParts
+    guarded.socketio.on_event("take", lambda *args: ran.append(args))
+    sender = guarded.client()
+    server = guarded.socketio.server
+    server._handle_eio_message(sender.eio_sid, f'51-["take",{ATTACHMENT}]')
+    server._handle_eio_message(sender.eio_sid, b"x")
+    assert OwnParts.taken == [b"x"]
+    wait_until(lambda: ran == [(b"x",)])
+    with pytest.raises(ProtocolViolation, match="two places"):
+        server._handle_eio_message(sender.eio_sid, f'51-["take",{ATTACHMENT},{ATTACHMENT}]')
 
 
 # call()

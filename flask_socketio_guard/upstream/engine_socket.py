@@ -25,6 +25,7 @@ from ..sending import (
 )
 from .event_context import current_environ
 from .outgoing import Message
+from .shape import TooDeep, TooManyContainers, require_shape
 from .websocket import leave_uwsgi, take_socket, wants_websocket
 from .wire import LibraryWire, ProtocolWire, Wire, keep_alive
 
@@ -65,12 +66,24 @@ class ProtocolViolation(EngineIOError):
 
     Attributes:
         reason: See :class:`~flask_socketio_guard.signals.Violation`.
+        code: WebSocket close code that tells the client.
+        text: WebSocket close reason.
     """
+
+    code = CloseCode.PROTOCOL_ERROR
+    text = "protocol error"
 
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(detail)
         self.reason = reason
         self.detail = detail[:200]
+
+
+class TooLarge(ProtocolViolation):
+    """A client sent more than it may in one packet."""
+
+    code = CloseCode.MESSAGE_TOO_BIG
+    text = "too many lists and objects"
 
 
 class GuardedSocket(_Socket):
@@ -487,6 +500,8 @@ class GuardedSocket(_Socket):
             # What upstream's packet would find out as well, by an exception.
             self._take_message(message[1:])
         else:
+            if isinstance(message, str):
+                require_decent(message, max_containers=self._guard.config.max_containers)
             self.receive(_decoded(message, source))
 
     def violated(self, violation: ProtocolViolation) -> None:
@@ -494,8 +509,8 @@ class GuardedSocket(_Socket):
         self._guard.facts.protocol_violated(violation.reason, violation.detail)
         self.close(
             reason=self.server.reason.TRANSPORT_ERROR,
-            code=CloseCode.PROTOCOL_ERROR,
-            text="protocol error",
+            code=violation.code,
+            text=violation.text,
         )
 
     # WebSocket
@@ -713,6 +728,20 @@ def _packets_in(payload: str) -> Iterator[str]:
         end = payload.find(_SEPARATOR, start)
         yield payload[start:] if end < 0 else payload[start:end]
         start = end + 1
+
+
+def require_decent(text: str, *, max_containers: int) -> None:
+    """Make sure that *text* costs no more to decode than a packet may.
+
+    Raises:
+        ProtocolViolation: It holds too many lists and objects, or too deep ones.
+    """
+    try:
+        require_shape(text, max_containers=max_containers)
+    except TooManyContainers as exc:
+        raise TooLarge("size", str(exc)) from exc
+    except TooDeep as exc:
+        raise ProtocolViolation("packet", str(exc)) from exc
 
 
 def _decoded(message: str | bytes, source: str) -> Any:

@@ -367,7 +367,12 @@ class GuardedManager(_Manager):
     ) -> Message:
         server: Any = self.server
         packet = encoded(server.packet_class, packets.EVENT, body, namespace, ack_id)
-        return Message.of_socketio(packet, is_event=ack_id is None, is_volatile=options.is_volatile)
+        return Message.of_socketio(
+            packet,
+            is_event=ack_id is None,
+            is_volatile=options.is_volatile,
+            charge=server.charge(packet),
+        )
 
     def enter_room(self, sid: str, namespace: str, room: Any, eio_sid: str | None = None) -> None:
         """Add a client to a room; from any thread."""

@@ -31,14 +31,21 @@ class Message:
         size: Bytes that it costs while it waits.
         is_event: Whether it may be dropped for a client that is slow.
         is_volatile: Whether it is worth nothing later.
+        charge: What counts it for the event that has caused it, as long as it is there.
     """
 
-    __slots__ = ("_encoded", "frames", "is_event", "is_volatile", "size")
+    __slots__ = ("_encoded", "charge", "frames", "is_event", "is_volatile", "size")
 
     def __init__(
-        self, encoded: Sequence[str | bytes], *, is_event: bool = False, is_volatile: bool = False
+        self,
+        encoded: Sequence[str | bytes],
+        *,
+        is_event: bool = False,
+        is_volatile: bool = False,
+        charge: object = None,
     ) -> None:
         self._encoded = encoded
+        self.charge = charge
         self.is_event = is_event
         self.is_volatile = is_volatile
         self.frames = _frame(encoded[0]) if len(encoded) == 1 else b"".join(map(_frame, encoded))
@@ -51,7 +58,12 @@ class Message:
 
     @classmethod
     def of_socketio(
-        cls, encoded: str | bytes | list[Any], *, is_event: bool = False, is_volatile: bool = False
+        cls,
+        encoded: str | bytes | list[Any],
+        *,
+        is_event: bool = False,
+        is_volatile: bool = False,
+        charge: object = None,
     ) -> Message:
         """Make a message of an encoded Socket.IO packet.
 
@@ -64,7 +76,7 @@ class Message:
             parts = [_MESSAGE + part if isinstance(part, str) else part for part in encoded]
         else:
             parts = (encoded,)
-        return cls(parts, is_event=is_event, is_volatile=is_volatile)
+        return cls(parts, is_event=is_event, is_volatile=is_volatile, charge=charge)
 
     def plain(self) -> Sequence[str | bytes]:
         """Return what each frame would hold, for a WebSocket that makes its own frames."""

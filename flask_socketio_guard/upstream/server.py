@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import contextvars
-import re
-from functools import partial
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 import flask_socketio
@@ -14,21 +13,22 @@ from socketio.exceptions import ConnectionRefusedError as ConnectionRefused
 from socketio.exceptions import TimeoutError as CallTimeout
 
 from ..config import require_plain
-from ..errors import ConnectionClosed, EventInvalid, EventRejected
+from ..errors import ConnectionClosed, EventInvalid, EventRejected, OutputTooLarge
 from ..hooks import AckCallback, Connection, Hooks, Refusal
-from ..intake import Arrival, arriving
+from ..intake import Arrival, Charge, arriving
 from ..sending import SendOutcome
 from ..signals import logger
 from ..signatures import fit
 from .encoding import encoded
-from .engine_socket import ProtocolViolation
+from .engine_socket import ProtocolViolation, require_decent
 from .outgoing import Message
 from .overrides import overrides
 from .recipients import Exactly, is_nobody, recipient_of
+from .shape import Places
 from .watched_socket import is_logged
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Hashable
 
     from socketio import Server as _Server
 else:
@@ -38,10 +38,8 @@ _BINARY = frozenset({packets.BINARY_EVENT, packets.BINARY_ACK})
 _MAX_ATTACHMENTS = 64
 _MAX_ATTACHMENT_MESSAGES = 8  # the attachments of one packet, in messages of the largest size
 _MAX_NAMESPACES = 100  # of one client at a time
-_MAX_DEPTH = 100
 _CONNECT = packets.Packet(encoded_packet="0")  # to "/" and with no more to say; most are
 _IN_PLACE = frozenset({"connect", "disconnect"})
-_MARKS = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]')
 
 RESERVED_EVENTS = frozenset({"connect", "disconnect", "*"})
 """Names that are no events of a client: handlers of these are for the server to call.
@@ -256,7 +254,7 @@ class GuardedServer(_Server):
                 return None
             del self._binary_packet[eio_sid]
             return packet
-        packet = decode(self.packet_class, data)
+        packet = decode(self.packet_class, data, max_containers=self.guard.config.max_containers)
         if packet.attachment_count:
             packet.text = data
             self._binary_packet[eio_sid] = packet
@@ -353,6 +351,8 @@ class GuardedServer(_Server):
             return
         try:
             self._acknowledge(eio_sid, namespace, id, reply)
+        except OutputTooLarge as exc:
+            self._reject(eio_sid, namespace, id, sid, data, exc)
         except Exception as exc:  # noqa: BLE001 - what a handler returns may hold anything
             refusal = self.guard.handlers.fail(data[0], namespace, sid, exc)
             self._acknowledge(eio_sid, namespace, id, refusal.reply)
@@ -370,7 +370,20 @@ class GuardedServer(_Server):
             )
             return
         packet = encoded(self.packet_class, packets.ACK, data, namespace, id)
-        self.put(eio_sid, Message.of_socketio(packet), may_wait=True)
+        charge = self.charge(packet)
+        self.put(eio_sid, Message.of_socketio(packet, charge=charge), may_wait=True)
+
+    def charge(self, packet: str | bytes | list[Any]) -> Charge | None:
+        """Count an encoded packet as what the present event has caused, if it is for one.
+
+        Raises:
+            OutputTooLarge: That would be too much at a time.
+        """
+        arrival = arriving.get()
+        if arrival is None:
+            return None
+        size = sum(map(len, packet)) if isinstance(packet, list) else len(packet)
+        return arrival.charge(size, self.guard.config.event_output_max_bytes)
 
     def _send_packet(self, eio_sid: str | None, pkt: Any) -> None:
         self.eio.put(eio_sid, Message.of_socketio(pkt.encode()))
@@ -744,8 +757,13 @@ class GuardedServer(_Server):
         return socket is not None and bool(socket.upgraded)
 
 
-def decode(packet_class: Any, data: Any) -> Any:
+def decode(packet_class: Any, data: Any, *, max_containers: int) -> Any:
     """Return a packet, without its attachments.
+
+    Args:
+        packet_class: That of the server.
+        data: What the client sent.
+        max_containers: Lists and objects that it may hold.
 
     Raises:
         ProtocolViolation: *data* is none.
@@ -756,15 +774,20 @@ def decode(packet_class: Any, data: Any) -> Any:
         return _CONNECT
     if packet_class.uses_binary_events and not isinstance(data, str):
         raise ProtocolViolation("attachments", "nobody announced one")
+    if isinstance(data, str):
+        require_decent(data, max_containers=max_containers)
     try:
         packet = packet_class(encoded_packet=data)
     except Exception as exc:
         raise ProtocolViolation("packet", f"not a Socket.IO packet: {exc}") from exc
     count = packet.attachment_count
-    if count > _MAX_ATTACHMENTS or (count and packet.packet_type not in _BINARY):
-        raise ProtocolViolation("attachments", f"{count} announced")
-    if isinstance(data, str) and is_nested_too_deep(data):
-        raise ProtocolViolation("packet", "nested too deep")
+    if count:
+        if count > _MAX_ATTACHMENTS or packet.packet_type not in _BINARY:
+            raise ProtocolViolation("attachments", f"{count} announced")
+        try:
+            packet.places = Places(packet.data, count)
+        except ValueError as exc:
+            raise ProtocolViolation("attachments", str(exc)) from exc
     return packet
 
 
@@ -775,7 +798,7 @@ def attach(packet: Any, data: Any, *, max_size: int) -> bool:
         Whether it was the last.
 
     Raises:
-        ProtocolViolation: *data* is none, or does not fit.
+        ProtocolViolation: *data* is none, does not fit, or is too large.
 
     Source:
         Socket.IO protocol v5, "Packet encoding": a packet with attachments is
@@ -786,29 +809,26 @@ def attach(packet: Any, data: Any, *, max_size: int) -> bool:
     size = len(data) + sum(map(len, packet.attachments))
     if size > _MAX_ATTACHMENT_MESSAGES * max_size:
         raise ProtocolViolation("attachments", "too large together")
-    try:
-        return bool(packet.add_attachment(data))
-    except Exception as exc:
-        raise ProtocolViolation("attachments", f"do not fit: {exc}") from exc
-
-
-def is_nested_too_deep(text: str) -> bool:
-    """Say whether JSON *text* is nested deeper than handlers and encoders bear.
-
-    Decoding stands more than encoding: a handler that sends on what it got would
-    fail. Brackets are counted first, since almost every packet has few.
-    """
-    if text.count("[") + text.count("{") <= _MAX_DEPTH:
+    if not _is_put_together_here(packet.__class__):
+        try:
+            return bool(packet.add_attachment(data))
+        except Exception as exc:
+            raise ProtocolViolation("attachments", f"do not fit: {exc}") from exc
+    packet.attachments.append(data)
+    if len(packet.attachments) < packet.attachment_count:
         return False
-    depth = 0
-    for mark in _MARKS.findall(text):
-        if mark in "[{":
-            depth += 1
-            if depth > _MAX_DEPTH:
-                return True
-        elif mark in "]}":
-            depth -= 1
-    return False
+    packet.data = packet.places.fill(packet.attachments)
+    return True
+
+
+@lru_cache(maxsize=16)
+def _is_put_together_here(packet_class: Hashable) -> bool:
+    """Say whether the application leaves it to upstream to put packets together."""
+    return all(
+        getattr(getattr(packet_class, name), "__func__", getattr(packet_class, name))
+        is getattr(getattr(packets.Packet, name), "__func__", getattr(packets.Packet, name))
+        for name in ("add_attachment", "reconstruct_binary", "_reconstruct_binary_internal")
+    )
 
 
 def _name_of(data: object) -> object:

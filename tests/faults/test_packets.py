@@ -108,10 +108,18 @@ MALFORMED_JSON = [
     Kind("an event with bare words", texts("42[ignore]")),
     Kind("a CONNECT with broken authentication", texts("40{broken")),
     Kind("an acknowledgement cut short", texts("431[")),
-    Kind("nested 100,000 deep", texts(f'42["ignore",{nested(100_000)}]')),
-    Kind("nested 100,000 deep, as Engine.IO JSON", texts(f"4{nested(100_000)}")),
+    Kind("nested 90,000 deep", texts(f'42["ignore",{nested(90_000)}]')),
+    Kind("nested 90,000 deep, as Engine.IO JSON", texts(f"4{nested(90_000)}")),
     Kind("nested 300 deep", texts(f'42["ignore",{nested(300)}]'), EITHER),
     Kind("a number of 5,000 digits", texts(f'42["ignore",{"9" * 5000}]'), EITHER),
+]
+CONTAINERS = [
+    Kind("100,000 lists and objects", texts(f'42["ignore"{",[],{}" * 49_999}]'), KEPT),
+    Kind("more lists than there may be", texts(f'42["ignore"{",[]" * 100_000}]'), f"{CLOSED} 1009"),
+    Kind("a string of brackets", texts(f'42["ignore","{"[" * 200_000}"]'), KEPT),
+    Kind("a list of lists for Engine.IO", texts(f"6[{'[],' * 200_000}[]]"), f"{CLOSED} 1009"),
+    Kind("authentication of lists", texts(f"40/x,[{'[],' * 200_000}[]]"), f"{CLOSED} 1009"),
+    Kind("an answer of lists", texts(f"431[{'[],' * 200_000}[]]"), f"{CLOSED} 1009"),
 ]
 WRONG_TYPES = [
     Kind("an event that is an object", texts('42{"ignore":1}'), EITHER),
@@ -159,6 +167,16 @@ ATTACHMENTS = [
         texts(f'451-["ignore",{_PLACEHOLDER % chr(34) + "a" + chr(34)}]') + binary(b"one"),
     ),
     Kind("a placeholder that is null", texts(f'451-["a",{_PLACEHOLDER % "null"}]') + binary(b"1")),
+    Kind("a placeholder that is true", texts(f'451-["ignore",{_PLACEHOLDER % "true"}]')),
+    Kind(
+        "an attachment named twice",
+        texts(f'451-["ignore",{_PLACEHOLDER % 0},{_PLACEHOLDER % 0}]') + binary(b"one"),
+    ),
+    Kind(
+        "an attachment named twice, at two depths",
+        texts(f'451-["ignore",{_PLACEHOLDER % 0},[{_PLACEHOLDER % 0}]]') + binary(b"one"),
+    ),
+    Kind("an attachment without a place", texts('451-["ignore"]') + binary(b"one")),
     Kind("an acknowledgement with attachments that never come", texts("4664-1[1]", "42[]")),
 ]
 EVENT_NAMES = [
@@ -227,6 +245,7 @@ FRAMES = [
 ]
 KINDS = [
     *MALFORMED_JSON,
+    *CONTAINERS,
     *WRONG_TYPES,
     *ACK_IDS,
     *ATTACHMENTS,
@@ -387,7 +406,7 @@ POLLING_BODIES = {
     "no UTF-8": b"4\xff\xfe",
     "an event cut short": '42["ignore",',
     "a form without a packet": "d=",
-    "nested 100,000 deep": f"4{nested(100_000)}",
+    "nested 90,000 deep": f"4{nested(90_000)}",
 }
 
 
