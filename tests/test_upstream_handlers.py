@@ -381,13 +381,11 @@ def test_the_event_loop_itself_may_disconnect_a_client(make_served: Callable[...
     assert log == ["disconnect"]
 
 
-@both_modes
 def test_a_polling_client_that_vanishes_while_much_waits_is_missed(
-    make_served: Callable[..., Served], kind: str
+    make_served: Callable[..., Served],
 ) -> None:
     """Its handlers may hang until their disconnect handler frees them."""
     served = make_served(
-        kind,
         options={"ping_interval": 0.3, "ping_timeout": 0.3},
         max_in_flight=2,
         max_waiting_bytes=2000,
