@@ -70,6 +70,8 @@ class GuardConfig:
         connect_timeout: Longest run of a connect handler, > 0.
         join_timeout: A client that has joined no namespace by then is closed, > 0.
         max_in_flight: Events of one client that run at a time, >= 1.
+        max_in_flight_bytes: Memory of one client's events that run at a time, in bytes, >= 1; one
+            alone may have more, further ones wait.
         max_waiting_bytes: Memory of one client's waiting events, in bytes, >= 1; beyond it the
             client is not read until some have begun. Eight times that while it owes an answer.
         max_containers: Lists and objects that one packet may hold, >= 1; a client that sends more
@@ -150,6 +152,7 @@ class GuardConfig:
     connect_timeout: float = 20.0
     join_timeout: float = 45.0
     max_in_flight: int = 64
+    max_in_flight_bytes: int = 64 * 1024 * 1024
     max_waiting_bytes: int = 4 * 1024 * 1024
     max_containers: int = 100_000
     event_output_max_bytes: int = 64 * 1024 * 1024
@@ -354,6 +357,7 @@ _RULES: Mapping[str, _Rule] = {
     "connect_timeout": _POSITIVE,
     "join_timeout": _POSITIVE,
     "max_in_flight": _COUNT,
+    "max_in_flight_bytes": _COUNT,
     "max_waiting_bytes": _COUNT,
     "max_containers": _COUNT,
     "event_output_max_bytes": _COUNT,

@@ -21,6 +21,9 @@ _STARTS_PER_TURN = 16
 _CHARGED_BYTES: Final = 16 * 1024  # of smaller ones so many wait as send queues take
 _EVENT_BYTES: Final = 1024
 _VALUE_BYTES: Final = 80
+_SMALL: Final = 16 * 1024  # characters: of such so many run that their memory matters little
+_HEAD: Final = 64  # characters in which an event that is one long text has its brackets
+_NO_MARKS: Final = bytes(each for each in range(256) if each not in b",[{:")
 _BYTES_PER_BYTE: Final = 8  # of a packet that is not JSON: there a byte may be a value
 
 
@@ -125,10 +128,12 @@ class IntakeBounds(NamedTuple):
         max_running: Events whose handlers run at a time, >= 1.
         max_waiting_bytes: Memory of those that wait for their turn at which nothing more should
             be read, >= 1.
+        max_running_bytes: Memory of those that run at a time, >= 1; one alone may have more.
     """
 
     max_running: int
     max_waiting_bytes: int
+    max_running_bytes: int
 
 
 class _Entry(NamedTuple):
@@ -138,7 +143,7 @@ class _Entry(NamedTuple):
 
 
 def memory_of(message: str | bytes) -> int:
-    """Return about how many bytes an event holds while it waits.
+    """Return about how many bytes an event holds while it waits or runs.
 
     That is much more than it has on the wire: there is a fixed cost for each event, and an empty
     list, two characters of JSON, is 56 bytes of memory.
@@ -148,9 +153,20 @@ def memory_of(message: str | bytes) -> int:
     """
     if not isinstance(message, str):
         return _EVENT_BYTES + _BYTES_PER_BYTE * len(message)
-    values = message.count(",") + message.count("[") + message.count("{") + message.count(":")
+    if len(message) <= _SMALL:
+        values = message.count(",") + message.count("[") + message.count("{") + message.count(":")
+    elif any(message.find(mark, _HEAD) >= 0 for mark in ",[{:"):
+        values = len(message.encode("utf-8", "surrogatepass").translate(None, _NO_MARKS))
+    else:  # one long text
+        values = _HEAD
     width = 1 if message.isascii() else 4
     return _EVENT_BYTES + width * len(message) + _VALUE_BYTES * values
+
+
+def _memory_of_one(message: str | bytes) -> int:
+    """Return the same for an event that may run at once, or less where it is small anyway."""
+    size = len(message)
+    return _EVENT_BYTES + size if size <= _SMALL else memory_of(message)
 
 
 class Intake:
@@ -179,6 +195,7 @@ class Intake:
         "is_full",
         "on_room",
         "running",
+        "running_size",
         "size",
         "waiting",
     )
@@ -206,6 +223,8 @@ class Intake:
         self._is_due = False
         self.running = 0
         """Events whose handlers run."""
+        self.running_size = 0
+        """Bytes of memory that these hold."""
         self.waiting = 0
         """Events that wait."""
         self.size = 0
@@ -227,17 +246,18 @@ class Intake:
             is_early: Whether to look if its owner is let in; it waits for that then.
         """
         lane = work.lane
+        size = _memory_of_one(message) + more_bytes
         with self._lock:
             if (is_early and work.is_early) or (self._early and work.owner in self._early):
-                entry = self._entered(work, message, more_bytes)
+                entry = self._entered(work, memory_of(message) + more_bytes)
                 self._early.setdefault(work.owner, deque()).append(entry)
                 return
             # Nothing overtakes what is about to start.
-            may_run = not self._waiting and not self._is_due and self._has_begun(lane)
+            may_run = not self._waiting and not self._is_due and self._has_begun(lane, size)
             if not may_run:
-                self._queue(self._entered(work, message, more_bytes))
+                self._queue(self._entered(work, memory_of(message) + more_bytes))
         if may_run:
-            self._start(work)
+            self._start(work, size)
 
     def release(self, owner: object) -> None:
         """Run what came before *owner* was let in, in order."""
@@ -270,17 +290,24 @@ class Intake:
             entry.work.lose()
         self._tell_of_room()
 
-    def _has_begun(self, lane: Hashable) -> bool:
+    def _has_begun(self, lane: Hashable, size: int) -> bool:
         """Count one more that runs, if it may; a lane is busy from then on."""
-        if self.running >= self._bounds.max_running or (lane is not None and lane in self._lanes):
+        if not self._has_room_for(size) or (lane is not None and lane in self._lanes):
             return False
         self.running += 1
+        self.running_size += size
         if lane is not None:
             self._lanes[lane] = deque()
         return True
 
-    def _entered(self, work: Work, message: str | bytes, more_bytes: int) -> _Entry:
-        entry = _Entry(next(self._numbers), work, memory_of(message) + more_bytes)
+    def _has_room_for(self, size: int) -> bool:
+        running, bounds = self.running, self._bounds
+        return not running or (
+            running < bounds.max_running and self.running_size + size <= bounds.max_running_bytes
+        )
+
+    def _entered(self, work: Work, size: int) -> _Entry:
+        entry = _Entry(next(self._numbers), work, size)
         self.waiting += 1
         self.size += entry.size
         self.is_full = self.size >= self._bounds.max_waiting_bytes
@@ -313,24 +340,25 @@ class Intake:
         if on_room is not None:
             on_room()
 
-    def _start(self, work: Work) -> None:
-        run = partial(self._work, work)
+    def _start(self, work: Work, size: int) -> None:
+        run = partial(self._work, work, size)
         try:
             self._spawn(run)
         except Exception:  # noqa: BLE001 - a process may be out of threads; no event is lost
             logger.exception("no task could be started for an event, which runs here")
             run()
 
-    def _work(self, work: Work) -> None:
+    def _work(self, work: Work, size: int) -> None:
         try:
             work.run()
         finally:  # also when the task was killed: those that wait are not to wait for ever
-            self._ended(work.lane)
+            self._ended(work.lane, size)
 
-    def _ended(self, lane: Hashable) -> None:
+    def _ended(self, lane: Hashable, size: int) -> None:
         """Have what waits started after an event of *lane* has ended."""
         with self._lock:
             self.running -= 1
+            self.running_size -= size
             if lane is not None:
                 self._advance(lane)
             if not self._waiting or self._is_due:
@@ -347,13 +375,14 @@ class Intake:
         """Start what waits, as far as it may run, in the order in which it came."""
         while True:
             with self._lock:
-                if not self._waiting or self.running >= self._bounds.max_running:
+                if not self._waiting or not self._has_room_for(self._waiting[0].size):
                     self._is_due = False
                     break
                 entry = heapq.heappop(self._waiting)
                 self._left(entry)
                 self.running += 1
-            self._start(entry.work)
+                self.running_size += entry.size
+            self._start(entry.work, entry.size)
         self._tell_of_room()
 
 

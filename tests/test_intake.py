@@ -85,6 +85,7 @@ class Taking:
     runtime: Runtime
     max_running: int = 2
     max_waiting_bytes: int = 1000 * MANY
+    max_running_bytes: int = 1000 * MANY
     early: set[object] = field(default_factory=set)
     jobs: list[Job] = field(default_factory=list)
     begun: list[Any] = field(default_factory=list)
@@ -94,7 +95,7 @@ class Taking:
 
     def __post_init__(self) -> None:
         lock: Any = nullcontext() if self.runtime.can_kill else threading.Lock()
-        bounds = IntakeBounds(self.max_running, self.max_waiting_bytes)
+        bounds = IntakeBounds(self.max_running, self.max_waiting_bytes, self.max_running_bytes)
         self.intake = Intake(
             bounds,
             spawn=self._spawn,
@@ -148,7 +149,8 @@ class Taking:
             assert task.join(5.0)
         ends = [task.exception for task in self.tasks if task.exception is not None]
         assert ends == self.errors
-        assert (self.intake.running, self.intake.waiting, self.intake.size) == (0, 0, 0)
+        intake = self.intake
+        assert (intake.running, intake.running_size, intake.waiting, intake.size) == (0, 0, 0, 0)
         assert not self.intake.is_full
         assert self.intake._lanes == self.intake._early == {}
         assert not self.intake._waiting
@@ -228,6 +230,26 @@ def test_what_comes_when_all_is_done_runs_again(take: Callable[..., Taking]) -> 
         taking.submit(number, "lane" if number % 2 else None, is_quick=True)
         wait_for(taking.runtime, lambda: taking.intake.running == 0)
     assert taking.begun == [0, 1, 2, 3, 4]
+
+
+def test_what_runs_is_bounded_in_bytes_too(take: Callable[..., Taking]) -> None:
+    """One alone always runs; small ones do not overtake a large one, and then run together."""
+    bound = memory_of("x" * 10_000)
+    taking = take(max_running=4, max_running_bytes=bound)
+    first = taking.submit("first", size=20_000)
+    large = taking.submit("large", size=9_000)
+    small = [taking.submit(number) for number in range(3)]
+    taking.wait_until_begun("first")
+    assert (taking.intake.running, taking.intake.waiting) == (1, 4)
+    assert taking.intake.running_size == memory_of("x" * 20_000)
+    taking.release(first)
+    taking.wait_until_begun("first", "large")
+    assert (taking.intake.running, taking.intake.waiting) == (1, 3)
+    taking.release(large)
+    wait_for(taking.runtime, lambda: len(taking.begun) == 5)
+    assert taking.intake.running == 3
+    assert taking.intake.running_size == 3 * memory_of("x")
+    taking.release(*small)
 
 
 # How much waits
@@ -624,7 +646,7 @@ class Watched(Intake):
 
 def test_the_books_are_changed_by_one_thread_at_a_time(nothing_left_behind: None) -> None:
     taking = Taking(ThreadRuntime(), max_running=1)
-    bounds = IntakeBounds(1, MANY)
+    bounds = IntakeBounds(1, MANY, MANY)
     taking.intake = Watched(
         bounds, spawn=taking._spawn, spawn_later=taking._spawn_later, lock=threading.Lock()
     )
@@ -655,6 +677,7 @@ class IntakeWalk(RuleBasedStateMachine):
 
     max_running = 3
     max_waiting_bytes = 6 * memory_of("x")
+    max_running_bytes = 1000 * MANY
 
     def __init__(self) -> None:
         super().__init__()
@@ -662,6 +685,7 @@ class IntakeWalk(RuleBasedStateMachine):
             GeventRuntime(),
             max_running=self.max_running,
             max_waiting_bytes=self.max_waiting_bytes,
+            max_running_bytes=self.max_running_bytes,
         )
         self.number = 0
 
@@ -712,6 +736,8 @@ class IntakeWalk(RuleBasedStateMachine):
         assert intake.running == len(running) <= self.max_running
         assert intake.waiting == len(waiting)
         assert intake.size == sum(memory_of("x" * job.size) for job in waiting)
+        assert intake.running_size == sum(memory_of("x" * job.size) for job in running)
+        assert len(running) <= 1 or intake.running_size <= self.max_running_bytes
         assert intake.is_full == (intake.size >= self.max_waiting_bytes)
 
     @invariant()
@@ -727,22 +753,32 @@ class IntakeWalk(RuleBasedStateMachine):
     @invariant()
     def nothing_waits_that_could_run(self) -> None:
         lanes = [job.lane for job in self.running]
-        if len(lanes) < self.max_running:
-            assert all(job.lane is not None and job.lane in lanes for job in self.waiting)
+        ready = [job for job in self.waiting if job.lane is None or job.lane not in lanes]
+        if ready and len(lanes) < self.max_running:
+            assert len(lanes) >= 1
+            size = memory_of("x" * ready[0].size)
+            assert self.taking.intake.running_size + size > self.max_running_bytes
 
 
 class NarrowIntakeWalk(IntakeWalk):
     max_running = 1
 
 
+class HeavyIntakeWalk(IntakeWalk):
+    max_running_bytes = 2 * memory_of("x") + 10
+
+
+TestHeavyIntakeWalk = HeavyIntakeWalk.TestCase
 TestIntakeWalk = IntakeWalk.TestCase
 TestNarrowIntakeWalk = NarrowIntakeWalk.TestCase
-TestIntakeWalk.settings = TestNarrowIntakeWalk.settings = settings(
+_few = settings(
     max_examples=30,
     stateful_step_count=40,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
 )
+for _walk in (TestIntakeWalk, TestNarrowIntakeWalk, TestHeavyIntakeWalk):
+    _walk.settings = _few
 
 
 def test_threads_have_a_lock_and_greenlets_need_none() -> None:

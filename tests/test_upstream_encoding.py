@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -59,6 +61,33 @@ def test_it_reads_what_upstream_reads(value: Any) -> None:
     for form in (text, text.encode(), bytearray(text.encode())):
         for kept in (KeptJSON, QueueJSON):
             assert repr(kept.loads(form)) == repr(upstream_json.loads(form))
+
+
+@pytest.mark.parametrize("before", range(0, 60, 7))
+@pytest.mark.parametrize("filling", ["x", "9"])
+def test_a_long_integer_is_found_wherever_it_is(before: int, filling: str) -> None:
+    """Upstream takes integers of a hundred characters, however many there are, and no longer."""
+    for digits in ("1" * 100, "-" + "1" * 99, "1" * 101, "-" + "1" * 100):
+        text = f'["{filling * before}",{",".join(["7"] * 200)},{digits},"{"9" * 300}"]'
+        if len(digits) <= 100:
+            assert KeptJSON.loads(text) == json.loads(text)
+            continue
+        with pytest.raises(ValueError, match="too large"):
+            KeptJSON.loads(text)
+
+
+@pytest.mark.parametrize("is_collecting", [True, False])
+def test_the_garbage_collector_is_as_it_was(is_collecting: bool) -> None:
+    """It rests while a large text is decoded, also one that is no JSON."""
+    if not is_collecting:
+        gc.disable()
+    try:
+        for end in ("]", "}"):
+            with contextlib.suppress(ValueError):
+                KeptJSON.loads("[" + "[]," * 10_000 + "[]" + end)
+            assert gc.isenabled() == is_collecting
+    finally:
+        gc.enable()
 
 
 @settings(deadline=None, max_examples=100)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from flask import request
 from websockets.exceptions import InvalidState
+from websockets.extensions.permessage_deflate import ClientPerMessageDeflateFactory
 
 from flask_socketio_guard import signals
 from flask_socketio_guard.sending import SendOutcome
@@ -1528,3 +1529,92 @@ def test_answers_to_a_client_that_does_not_take_them_are_bounded(
                 break
     served.wait_for(lambda: slow.socket.closed, f"{len(slow.socket.queue)} answers wait")
     assert len(slow.socket.queue) < 100
+
+
+# How much in one turn
+
+
+class Turns:
+    """How much is acted upon in each turn of the event loop."""
+
+    def __init__(self, served: Served) -> None:
+        self.sizes: dict[float, int] = {}
+        self.count = 0
+        handlers = served.engine.handlers
+        act = handlers["message"]
+
+        def counted(sid: str, data: str | bytes) -> object:
+            now = served.runtime.turn()
+            self.sizes[now] = self.sizes.get(now, 0) + len(data)
+            self.count += 1
+            return act(sid, data)
+
+        handlers["message"] = counted
+
+
+@pytest.mark.parametrize("is_compressing", [False, True])
+def test_large_messages_are_acted_upon_one_by_one(
+    make_served: Callable[..., Served], is_compressing: bool
+) -> None:
+    """However small they are on the wire: a kilobyte inflates to a megabyte."""
+    served = make_served(websocket_compression=True)
+    served.socketio.on_event("ignore", lambda *args: None)
+    peer = served.websocket(
+        extensions=[ClientPerMessageDeflateFactory()] if is_compressing else None
+    )
+    assert bool(peer.protocol.extensions) == is_compressing
+    peer.read_until("0{")
+    peer.join("/")
+    turns = Turns(served)
+    for _ in range(20):
+        peer.protocol.send_text(b'42["ignore","' + b"x" * 300_000 + b'"]')
+    data = b"".join(peer.protocol.data_to_send())
+    assert (len(data) < 20_000) == is_compressing
+    peer.send_raw(data)
+    served.wait_for(lambda: turns.count == 20)
+    assert max(turns.sizes.values()) < 600_000
+
+
+def test_packets_of_one_request_are_acted_upon_in_portions(
+    make_served: Callable[..., Served],
+) -> None:
+    served = make_served()
+    served.socketio.on_event("ignore", lambda *args: None)
+    client = served.polling()
+    client.join()
+    turns = Turns(served)
+    packet = f'42["ignore","{"x" * 30_000}"]'
+    assert client.post(*[packet] * 30).status == 200
+    assert turns.count == 30
+    assert max(turns.sizes.values()) < 150_000
+
+
+@both_modes
+def test_events_that_take_much_memory_run_a_few_at_a_time(
+    make_served: Callable[..., Served], kind: str
+) -> None:
+    """A small event after them waits for its turn, and nothing is lost."""
+    served = make_served(kind, max_in_flight_bytes=300_000)
+    release = served.runtime.event()
+    running: list[int] = []
+    most: list[int] = []
+
+    def slow(number: int, *args: Any) -> int:
+        running.append(number)
+        most.append(len(running))
+        release.wait(10.0)
+        running.remove(number)
+        return number
+
+    served.socketio.on_event("slow", slow)
+    peer = served.joined()
+    heavy = "[" + "[]," * 999 + "[]]"
+    for number in range(8):
+        peer.send(f'42{number}["slow",{number},"{"x" * 20_000}",{heavy}]')
+    served.wait_for(lambda: len(running) == 1)
+    (intake,) = [socket._intake for socket in served.engine.sockets.values()]
+    served.wait_for(lambda: intake.waiting == 7)
+    assert intake.running_size <= 300_000
+    release.set()
+    assert [peer.read_until("43") for _ in range(8)] == [f"43{n}[{n}]" for n in range(8)]
+    assert max(most) == 1

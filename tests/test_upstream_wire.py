@@ -787,6 +787,31 @@ def test_control_frames_are_not_compressed(make_line: Callable[..., Line]) -> No
     assert line.peer.closed == (1000, "bye")
 
 
+@pytest.mark.parametrize("is_fast", [True, False])
+def test_what_is_compressed_in_one_turn_is_bounded(
+    make_served: Callable[..., Served], monkeypatch: pytest.MonkeyPatch, is_fast: bool
+) -> None:
+    served = make_served(fast_writes=is_fast)
+    served.inner.start()
+    line = Line(served, gevent.socket.socketpair(), **deflating())
+    turns: dict[float, int] = {}
+    compressed = ProtocolWire._compressed
+
+    def counted(wire: ProtocolWire, item: Any) -> bytes:
+        now = served.runtime.turn()
+        turns[now] = turns.get(now, 0) + item.size
+        return compressed(wire, item)
+
+    monkeypatch.setattr(ProtocolWire, "_compressed", counted)
+    line.wire.start()
+    line.put(*["x" * 50_000] * 40)
+    for _ in range(40):
+        assert len(line.peer.read()) == 50_001
+    line.end()
+    assert sum(turns.values()) > 2_000_000
+    assert max(turns.values()) < 400_000
+
+
 @pytest.mark.parametrize("is_fragmented", [False, True])
 def test_the_largest_size_holds_for_what_is_inflated(
     make_line: Callable[..., Line], is_fragmented: bool

@@ -50,6 +50,7 @@ _POST_PATIENCE = 4.0  # seconds; Engine.IO's client for Python gives a request u
 _LOOK_INTERVAL = 1.0  # seconds
 _ANSWER_FACTOR: Final = 8
 _TURN = 16  # packets of one request before others have their turn
+_BYTES_PER_PACKET = 4096  # that count as one more
 _SEPARATOR = "\x1e"
 _MESSAGE = str(packets.MESSAGE)
 PROBE = "2probe"
@@ -393,7 +394,9 @@ class GuardedSocket(_Socket):
         with self._lock:
             if self._intake is None:
                 self._intake = Intake(
-                    IntakeBounds(config.max_in_flight, config.max_waiting_bytes),
+                    IntakeBounds(
+                        config.max_in_flight, config.max_waiting_bytes, config.max_in_flight_bytes
+                    ),
                     spawn=self.server.spawn_event or runtime.start,
                     spawn_later=partial(runtime.call_later, 0.0),
                     lock=self._lock,
@@ -469,13 +472,16 @@ class GuardedSocket(_Socket):
         """
         give_up_at = clock() + _POST_PATIENCE
         try:
-            for number, message in enumerate(_packets_in(self._payload(environ)), 1):
+            weight = 0
+            for message in _packets_in(self._payload(environ)):
                 if self.closed:
                     return
                 self._act_on(message, "payload")
                 if self._intake is not None and self._intake.is_full:
                     self._wait_for_room(give_up_at)
-                if number % _TURN == 0:
+                weight += 1 + len(message) // _BYTES_PER_PACKET
+                if weight >= _TURN:
+                    weight = 0
                     self._guard.runtime.give_way()
         except ProtocolViolation as exc:
             self.violated(exc)
@@ -639,6 +645,7 @@ class GuardedSocket(_Socket):
                 self._act_on(message, "packet")
                 if self._intake is not None and self._intake.is_full:
                     self._wait_for_room(wire=wire)
+                wire.pay(len(message))
             except ProtocolViolation as exc:
                 self.violated(exc)
 

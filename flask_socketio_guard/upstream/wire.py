@@ -33,7 +33,9 @@ _BATCH_BYTES = 256 * 1024
 _MAX_FRAGMENTS = 4096
 _FIRST_SLICE = 2048  # bytes that are parsed in one go
 _MIN_SLICE = 256
+_COMPRESSED_SLICE = 2048  # may become two megabytes
 _TURN = 16  # frames of one client before others have their turn
+_BYTES_PER_FRAME = 4096  # of a message, that count as one more
 _RECV_WEIGHT = 4  # what one piece off the socket counts, in frames
 _MAX_ANSWERS = 8
 _POLL_INTERVAL = 0.01  # seconds
@@ -61,6 +63,13 @@ class Wire(Protocol):
 
     def receive(self) -> Iterable[str | bytes] | None:
         """Wait for messages; ``None`` when there will be no more."""
+
+    def pay(self, size: int) -> None:
+        """Note that a message was acted upon; lets others have their turn when it is time.
+
+        Args:
+            size: Its length, in characters or bytes, once it is inflated.
+        """
 
     def send_at_once(self, text: str) -> None:
         """Send a message past the queue; for the time before :meth:`start`."""
@@ -134,6 +143,7 @@ class ProtocolWire:
         self._is_text = False
         self._unparsed = b""
         self._slice = _FIRST_SLICE
+        self._max_slice = _COMPRESSED_SLICE if raw.extensions else _BUFFER
         self._turn = 0.0
         self._weight = 0
 
@@ -159,7 +169,7 @@ class ProtocolWire:
             if len(frames) > _TURN:
                 self._slice = _MIN_SLICE
             elif len(frames) <= 1:
-                self._slice = min(2 * self._slice, _BUFFER)
+                self._slice = min(2 * self._slice, self._max_slice)
             messages = self._messages(frames)
             answers = protocol.data_to_send()
             if answers:
@@ -185,6 +195,11 @@ class ProtocolWire:
             return b""
         self._read = self._sock.recv
         return data
+
+    def pay(self, size: int) -> None:
+        """Note that a message was acted upon; see :class:`Wire`."""
+        if size >= _BYTES_PER_FRAME:
+            self._give_way(size // _BYTES_PER_FRAME)
 
     def _give_way(self, weight: int) -> None:
         """Let others have their turn, now and then: a client may always have something to say."""
@@ -297,6 +312,10 @@ class ProtocolWire:
         while data := self._take():
             if not self._write(data) or not (self._queue or self._farewell):
                 return
+            if self._protocol.extensions:  # to compress takes time, which others want, too
+                self._is_due = True
+                self._flusher.add(self)
+                return
 
     def _write(self, data: bytes) -> bool:
         """Write without waiting what the kernel takes; say whether that was all."""
@@ -397,6 +416,8 @@ class ProtocolWire:
                 while rest:
                     rest = rest[self._sock.send(rest) :]
                     self._queue.progressed()
+                if self._protocol.extensions:
+                    self._guard.runtime.give_way()
         except OSError:
             self.abort()
         finally:
@@ -523,6 +544,9 @@ class LibraryWire:
             self.close(CloseCode.MESSAGE_TOO_BIG, "message too big")
             return None
         return (data if isinstance(data, str) else bytes(data),)
+
+    def pay(self, size: int) -> None:
+        """Do nothing: threads take turns by themselves."""
 
     def send_at_once(self, text: str) -> None:
         """Send a message past the queue; see :class:`Wire`."""
