@@ -157,6 +157,23 @@ def test_each_attachment_has_one_place(
         Places(data, count)
 
 
+@pytest.mark.parametrize("count", [1, 3])
+def test_attachments_among_many_containers_are_found(count: int) -> None:
+    """At each depth, beside hundreds of others."""
+    many: list[Any] = [[[{"a": [number]}]] for number in range(1000)]
+    many += [{"_placeholder": False, "b": [{}]} for _ in range(300)]
+    data: Any = ["event", many]
+    for number in range(count):
+        many[400 + number][0][0]["a"].append([{"_placeholder": True, "num": number}])
+    packet = json.loads(json.dumps(data))
+    attachments = [bytes([number]) for number in range(count)]
+    wanted = Packet.reconstruct_binary(packet, attachments)
+    assert Places(packet, count).fill(attachments) == wanted
+    many[-1]["b"].append({"_placeholder": True, "num": 0})
+    with pytest.raises(ValueError, match="attachment 0 has two places"):
+        Places(json.loads(json.dumps(data)), count)
+
+
 def test_what_only_looks_like_a_placeholder_stays() -> None:
     """As upstream has it: something true, and a number."""
     data = ["e", {"_placeholder": False, "num": 0}, {"_placeholder": True}, {"num": 0}]

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 _SEPARATORS: Final = (",", ":")
 _NEVER_BINARY: Final = frozenset({str, int, float, bool, type(None)})
 _SHORT: Final = 4096  # characters; an integer of so many digits costs microseconds
+_FEW: Final = 3  # name and first arguments, where most attachments are
 _LARGE: Final = 16 * 1024  # characters
 _MAX_DIGITS: Final = 100  # that upstream takes
 _TOO_LONG: Final = b"0" * (_MAX_DIGITS + 1)
@@ -212,13 +213,30 @@ def encoded(
     Source:
         Socket.IO protocol v5, "Packet encoding".
     """
-    if packet_class is not KeptPacket or KeptPacket.data_is_binary(data):
+    text = _as_text(data) if packet_class is KeptPacket else None
+    if text is None:
         encoded: Any = packet_class(kind, data=data, namespace=namespace, id=id).encode()
         if packet_class.json is not KeptJSON and is_json(packet_class):
             refuse_nan(encoded[0] if isinstance(encoded, list) else encoded)
         return encoded
     head = f"{kind}{namespace}," if namespace != "/" else str(kind)
-    return f"{head}{encode_strict(data)}" if id is None else f"{head}{id}{encode_strict(data)}"
+    return f"{head}{text}" if id is None else f"{head}{id}{text}"
+
+
+def _as_text(data: list[Any]) -> str | None:
+    """Return *data* as JSON text; ``None`` if there are bytes in it, which go beside it.
+
+    To look for them in all of it costs more than to find out by an error.
+    """
+    for value in data[:_FEW]:
+        if type(value) is bytes:
+            return None
+    try:
+        return encode_strict(data)
+    except TypeError:
+        if KeptPacket.data_is_binary(data):
+            return None
+        raise
 
 
 def is_json(packet_class: Any) -> bool:

@@ -51,6 +51,7 @@ _LOOK_INTERVAL = 1.0  # seconds
 _ANSWER_FACTOR: Final = 8
 _TURN = 16  # packets of one request before others have their turn
 _BYTES_PER_PACKET = 4096  # that count as one more
+_MAX_FIELDS = 16  # of a form in which JSONP sends one
 _SEPARATOR = "\x1e"
 _MESSAGE = str(packets.MESSAGE)
 PROBE = "2probe"
@@ -497,7 +498,11 @@ class GuardedSocket(_Socket):
         try:
             body: str = environ["wsgi.input"].read(length).decode()
             # As JSONP sends it.
-            return parse_qs(body)["d"][0] if body.startswith("d=") else body
+            return (
+                parse_qs(body, max_num_fields=_MAX_FIELDS)["d"][0]
+                if body.startswith("d=")
+                else body
+            )
         except Exception as exc:
             raise ProtocolViolation("payload", str(exc)) from exc
 

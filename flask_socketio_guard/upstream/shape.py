@@ -11,6 +11,7 @@ from typing import Any, Final
 
 MAX_DEPTH: Final = 100
 
+_MANY: Final = 256  # containers
 _HEAD: Final = 64  # characters in which an event has the brackets that all events have
 _FLATTENINGS: Final = 4
 _MARKS: Final = b'"[]{}'
@@ -100,36 +101,34 @@ class Places:
     def __init__(self, data: Any, count: int) -> None:
         self._root = [data]
         self._places: list[tuple[Any, Any] | None] = [None] * count
-        lists: list[Any] = [self._root]
-        dicts: list[Any] = []
-        while lists or dicts:
-            values = [*chain.from_iterable(lists), *chain.from_iterable(map(dict.values, dicts))]
-            below = [value for value in values if type(value) is dict]
-            placeholders = [each for each in below if each.get("_placeholder") and "num" in each]
-            if placeholders:
-                self._take(placeholders, lists, dicts)
-                below = [each for each in below if not (each.get("_placeholder") and "num" in each)]
-            lists = [value for value in values if type(value) is list]
-            dicts = below
+        level: list[Any] = [self._root]
+        while level:
+            below = _below(level) if len(level) > _MANY else None
+            level = self._look_at(level) if below is None else below
         if None in self._places:
             raise ValueError(f"attachment {self._places.index(None)} has no place")
 
-    def _take(self, placeholders: list[Any], lists: list[Any], dicts: list[Any]) -> None:
-        wanted = {}
-        numbers = set()
-        for placeholder in placeholders:
-            number = placeholder["num"]
-            if type(number) is not int or not 0 <= number < len(self._places):
-                raise ValueError("a placeholder has no number of an attachment")
-            if number in numbers or self._places[number] is not None:
-                raise ValueError(f"attachment {number} has two places")
-            numbers.add(number)
-            wanted[id(placeholder)] = number
-        for parents, items_of in ((lists, enumerate), (dicts, dict.items)):
-            for parent in parents:
-                for key, value in items_of(parent):
-                    if id(value) in wanted:
-                        self._places[wanted[id(value)]] = (parent, key)
+    def _look_at(self, level: list[Any]) -> list[Any]:
+        """Note which attachments go into the containers of *level*, and return what these hold."""
+        below = []
+        for parent in level:
+            for key, value in parent.items() if type(parent) is dict else enumerate(parent):
+                kind = type(value)
+                if kind is list:
+                    below.append(value)
+                elif kind is dict:
+                    if value.get("_placeholder") and "num" in value:
+                        self._take(value["num"], parent, key)
+                    else:
+                        below.append(value)
+        return below
+
+    def _take(self, number: Any, parent: Any, key: Any) -> None:
+        if type(number) is not int or not 0 <= number < len(self._places):
+            raise ValueError("a placeholder has no number of an attachment")
+        if self._places[number] is not None:
+            raise ValueError(f"attachment {number} has two places")
+        self._places[number] = (parent, key)
 
     def fill(self, attachments: list[Any]) -> Any:
         """Return the data with all of its attachments, each where it belongs."""
@@ -138,3 +137,20 @@ class Places:
             parent, key = place
             parent[key] = attachment
         return self._root[0]
+
+
+def _below(level: list[Any]) -> list[Any] | None:
+    """Return the containers in those of *level*, unless there may be placeholders among them.
+
+    A hundred thousand are looked through in a few milliseconds, as nothing is said of each.
+    """
+    lists = [each for each in level if type(each) is list]
+    dicts = [each for each in level if type(each) is dict]
+    below = [
+        each
+        for each in chain(chain.from_iterable(lists), chain.from_iterable(map(dict.values, dicts)))
+        if type(each) is list or type(each) is dict
+    ]
+    if any("_placeholder" in each for each in below if type(each) is dict):
+        return None
+    return below
