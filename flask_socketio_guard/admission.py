@@ -6,11 +6,15 @@ Pure, but for a limit that counts in Redis.
 from __future__ import annotations
 
 import os
-import resource
 from _thread import RLock
 from typing import TYPE_CHECKING, Final, Protocol
 
 from .errors import RateLimited
+
+try:
+    import resource
+except ImportError:  # Windows, where applications are developed
+    resource = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,6 +30,8 @@ def fit_to_files(connections: int) -> int:
     Source:
         getrlimit(2), RLIMIT_NOFILE: beyond it ``accept`` fails with EMFILE.
     """
+    if resource is None:
+        return connections
     most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if most == resource.RLIM_INFINITY or most >= 2 * connections + 1024:
         return connections

@@ -1061,5 +1061,6 @@ def _flush_at_the_end() -> None:
             util.Finalize(None, _at_exit, exitpriority=0)
 
 
-os.register_at_fork(after_in_child=_after_fork)
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_after_fork)
 atexit.register(_at_exit)

@@ -259,14 +259,12 @@ def require_plain(name: str, function: object) -> None:
     """
     for each in (function, getattr(function, "__call__", None)):  # noqa: B004 - of an object
         if inspect.iscoroutinefunction(each) or inspect.isasyncgenfunction(each):
-            kind, mend = "async def", "write it as a plain def"
+            kind, mend = "an async def", "write it as a plain def"
         elif inspect.isgeneratorfunction(each):
-            kind, mend = "generator", "let it return, and emit what it would yield"
+            kind, mend = "a generator", "let it return, and emit what it would yield"
         else:
             continue
-        raise ConfigError(
-            f"{name} is a function of kind {kind}, whose body would never run: {mend}"
-        )
+        raise ConfigError(f"{name} is {kind} function, whose body would never run: {mend}")
 
 
 def _is_whole(value: object, *, least: int) -> bool:

@@ -240,4 +240,5 @@ def _after_fork() -> None:
 
 
 # Behind that of ``app_guard``, which makes the guards anew.
-os.register_at_fork(after_in_child=_after_fork)
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_after_fork)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import subprocess
+import sys
 import threading
 import time
 import weakref
@@ -1300,3 +1302,28 @@ def test_an_event_given_to_hooks_is_a_value(guarded: Guarded) -> None:
     """Hooks may keep it."""
     assert Event("a", "/", "s", (1,)) == Event("a", "/", "s", (1,))
     assert hash(Event("a", "/", "s", (1,)))
+
+
+WINDOWS = """
+import os, sys
+for name in ("resource", "fcntl", "pwd", "grp"):
+    sys.modules[name] = None
+del os.register_at_fork, os.fork
+from flask import Flask
+from flask_socketio import SocketIO
+from flask_socketio_guard import SocketIOGuard
+app = Flask("developed")
+socketio = SocketIO(app, async_mode="threading")
+socketio.on_event("echo", lambda *args: args)
+SocketIOGuard(app, socketio)
+client = socketio.test_client(app)
+print(client.emit("echo", 1, callback=True))
+"""
+
+
+def test_it_works_without_what_only_posix_has() -> None:
+    """Applications are developed on Windows, too."""
+    answer = subprocess.run(
+        [sys.executable, "-c", WINDOWS], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (answer.stdout, answer.stderr) == ("1\n", "")
