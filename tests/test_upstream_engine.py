@@ -1533,7 +1533,7 @@ def test_answers_to_a_client_that_does_not_take_them_are_bounded(
 
 def test_a_form_of_very_many_fields_is_refused_before_it_is_taken_apart(served: Served) -> None:
     client = served.polling()
-    assert client.post("d=" + "&d=" * 100_000).status == 400
+    assert client.post("d=3" + "&d=" * 100_000).status == 400
     assert served.counter("protocol_violations") == 1
 
 

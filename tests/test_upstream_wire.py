@@ -787,6 +787,23 @@ def test_control_frames_are_not_compressed(make_line: Callable[..., Line]) -> No
     assert line.peer.closed == (1000, "bye")
 
 
+def test_little_is_inflated_in_one_go(make_line: Callable[..., Line]) -> None:
+    """A buffer of the kernel's holds 64 MB, compressed; also after a message that is none."""
+    line = make_line(is_receiving=False, **deflating())
+    protocol = line.peer.protocol
+    for _ in range(4):
+        protocol.send_binary(random.Random(5).randbytes(90_000))
+    for _ in range(200):
+        protocol.send_binary(bytes(MAX_SIZE))
+    data = b"".join(protocol.data_to_send())
+    line.peer.sock.setsockopt(sockets.SOL_SOCKET, sockets.SO_SNDBUF, 4 * len(data))
+    sending = line.inner.runtime.spawn(lambda: line.peer.send_raw(data), name="sender")
+    line.receive()
+    line.wait_for(lambda: len(line.messages) == 204)
+    sending.join(5.0)
+    assert max(line.batches) <= 20
+
+
 @pytest.mark.parametrize("is_fast", [True, False])
 def test_what_is_compressed_in_one_turn_is_bounded(
     make_served: Callable[..., Served], monkeypatch: pytest.MonkeyPatch, is_fast: bool
