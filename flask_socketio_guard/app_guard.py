@@ -894,7 +894,10 @@ class AppGuard:
         change = ConnectionChange(connection.sid, connection.namespace, old, new, connection.reason)
         signals.send(signals.connection_changed, self.sender, change)
         if new is ConnectionState.CLOSED:
-            left = partial(self.delivery.courier.left, connection.sid, connection.namespace)
+            transport = _transport_of(connection)
+            left = partial(
+                self.delivery.courier.left, connection.sid, connection.namespace, transport
+            )
             if self.runtime.can_kill:
                 left()
             else:
@@ -973,6 +976,12 @@ class AppGuard:
         self.health.refresh()
 
 
+def _transport_of(connection: Connection) -> str | None:
+    """Return what the transport of a client is known by; ``None`` if it ended with the client."""
+    is_alone = connection.reason in ("", "client disconnect", "server disconnect")
+    return connection.eio_sid if is_alone else None
+
+
 class _Recipients:
     """Who of this process's clients a message is for, and the way to them.
 
@@ -999,6 +1008,11 @@ class _Recipients:
         """Say whether a client is here; it may not be let in yet, or be leaving."""
         connection = self._find(sid)
         return connection is not None and connection.state is not ConnectionState.CLOSED
+
+    def transport_of(self, sid: str) -> str | None:
+        """Return what the transport of a client is known by, unless that has ended."""
+        connection = self._find(sid)
+        return None if connection is None else _transport_of(connection)
 
     def ask(
         self,

@@ -110,10 +110,14 @@ class GuardConfig:
             otherwise, > 0.
         delivery_max_in_flight: Such messages to one recipient that may be unacknowledged at a
             time, >= 1.
-        delivery_max_messages: Such messages that may wait in this process, >= 1.
-        delivery_max_bytes: Bytes that they may take, >= 1.
+        delivery_max_messages: Such messages that may wait in the store, >= 1.
+        delivery_max_bytes: Bytes that they may take there, with all that is kept about them, >= 1.
         delivery_max_message_bytes: Bytes of JSON that the arguments of one may take, >= 1.
         delivery_retention: How long receipts are good for after the message has ended, >= 0.
+        delivery_max_receipt_bytes: Bytes that the receipts of those may take, >= 1; the oldest
+            go first.
+        delivery_dead_letter_retention: How long dead letters are kept, > 0.
+        delivery_max_dead_letter_bytes: Bytes that they may take, >= 1; the oldest go first.
         scripts_path: Below it ``deliveries.js`` is served to browsers; ``None`` for nowhere.
         blocking_timeout: A blocked event loop is reported after this time, > 0;
             ``None``: never.
@@ -173,9 +177,12 @@ class GuardConfig:
     delivery_deadline: float = 3600.0
     delivery_max_in_flight: int = 16
     delivery_max_messages: int = 100_000
-    delivery_max_bytes: int = 64 * 1024 * 1024
+    delivery_max_bytes: int = 128 * 1024 * 1024
     delivery_max_message_bytes: int = 256 * 1024
     delivery_retention: float = 600.0
+    delivery_max_receipt_bytes: int = 32 * 1024 * 1024
+    delivery_dead_letter_retention: float = 7 * 24 * 3600.0
+    delivery_max_dead_letter_bytes: int = 16 * 1024 * 1024
     scripts_path: str | None = "/socketio-guard"
     blocking_timeout: float | None = 0.4
     log_fold_interval: float = 60.0
@@ -379,6 +386,9 @@ _RULES: Mapping[str, _Rule] = {
     "delivery_max_bytes": _COUNT,
     "delivery_max_message_bytes": _COUNT,
     "delivery_retention": _NOT_NEGATIVE,
+    "delivery_max_receipt_bytes": _COUNT,
+    "delivery_dead_letter_retention": _POSITIVE,
+    "delivery_max_dead_letter_bytes": _COUNT,
     "scripts_path": _or_none(_PATH),
     "blocking_timeout": _or_none(_POSITIVE),
     "log_fold_interval": _POSITIVE,

@@ -179,11 +179,14 @@ class DeliveryStoreFull(DeliveryError):
 
 
 class DeliveryStoreError(DeliveryError):
-    """The store did not answer. A message may be stored all the same."""
+    """The store did not answer, or could not do it. A message may be stored all the same."""
 
 
 class DeliveryFormatError(DeliveryStoreError):
     """The store holds what this version of the guard did not write; it is left as it is."""
+
+
+_LONGEST_NAME = 100  # characters
 
 
 class UnknownDelivery(DeliveryError, LookupError):
@@ -194,7 +197,10 @@ class UnknownDelivery(DeliveryError, LookupError):
     """
 
     def __init__(self, id: str) -> None:
-        super().__init__(f"there is no message {id!r}, or it ended too long ago")
+        name = repr(id)
+        if len(name) > _LONGEST_NAME:
+            name = f"{name[:_LONGEST_NAME]}..."
+        super().__init__(f"there is no message {name}, or it ended too long ago")
         self.id = id
 
 

@@ -71,7 +71,10 @@ def test_the_rights_for_messages_that_must_arrive_are_enough(
         max_messages=10,
         max_size=10_000,
         retention=60.0,
+        max_ended_size=10**6,
         max_dead_letters=10,
+        max_dead_size=10**6,
+        dead_retention=60.0,
     )
     everything = [
         Step("join", ("/,ann", "device")),
@@ -81,7 +84,7 @@ def test_the_rights_for_messages_that_must_arrive_are_enough(
         Step("finish", (f"{1:032x}", DeliveryState.REFUSED)),
         Step("finish", (f"{2:032x}", DeliveryState.CANCELLED)),
         Step("leave", ("/,ann", "device")),
-        Step("waiting", ("/,ann", 0, 10)),
+        Step("waiting", ("/,ann", 0, 10, 10**6)),
         Step("expire", (10,)),
         Step("abandon", ("/,ann", DeliveryState.GONE, 10)),
         Step("dead_letters", (10,)),

@@ -212,7 +212,13 @@ def test_a_store_of_ones_own_is_used(make_guarded: Callable[..., Guarded]) -> No
 
     def make_store() -> MemoryStore:
         store = MemoryStore(
-            max_messages=5, max_size=10**6, retention=60.0, max_ended=5, max_dead_letters=5
+            max_messages=5,
+            max_size=10**6,
+            retention=60.0,
+            max_ended_size=10**6,
+            max_dead_letters=5,
+            max_dead_size=10**6,
+            dead_retention=60.0,
         )
         stores.append(store)
         return store

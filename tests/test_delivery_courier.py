@@ -55,9 +55,11 @@ class SlowDesk(LocalDesk):
         self.is_slow = False
         self.answers: list[Callable[[], object]] = []
 
-    def load(self, address: str, after: int, limit: int, then: Callable[[Page], None]) -> None:
+    def load(
+        self, address: str, after: int, limit: int, max_size: int, then: Callable[[Page], None]
+    ) -> None:
         page: list[Page] = []
-        super().load(address, after, limit, page.append)
+        super().load(address, after, limit, max_size, page.append)
         self._later(lambda: then(page[0]))
 
     def acknowledged(self, delivery: Delivery, device: str) -> None:
@@ -88,6 +90,7 @@ class World:
     here: set[str] = field(default_factory=set)
     coming: set[str] = field(default_factory=set)
     deaf: set[str] = field(default_factory=set)  # about to leave
+    transports: dict[str, str] = field(default_factory=dict)
     questions: int = 0
     asked: dict[int, Asked] = field(default_factory=dict)
     history: list[Asked] = field(default_factory=list)
@@ -100,8 +103,10 @@ class World:
             max_messages=10_000,
             max_size=10**9,
             retention=10**6,
-            max_ended=10_000,
+            max_ended_size=10**8,
             max_dead_letters=100,
+            max_dead_size=10**8,
+            dead_retention=10**6,
             clock=self.clock,
         )
         self.desk = SlowDesk(self.store, on_end=self._ended)
@@ -133,6 +138,9 @@ class World:
 
     def is_here(self, sid: str) -> bool:
         return sid in self.here or sid in self.coming
+
+    def transport_of(self, sid: str) -> str | None:
+        return self.transports.get(sid)
 
     def ask(
         self,
@@ -183,7 +191,7 @@ class World:
                 del self.asked[ack_id]
                 assert entry.callback.on_lost is not None
                 entry.callback.on_lost("gone")
-        self.courier.left(sid, "/")
+        self.courier.left(sid, "/", self.transports.get(sid))
 
     def deliver(self, number: int, to: str, **options: Any) -> str:
         options = {"lifetime": 1000.0, "retry": RETRY} | options
@@ -886,3 +894,63 @@ def test_whatever_happens_each_arrives_in_the_end(steps: list[Any], window: int)
         for numbers in ordered.values():
             assert [number for number in ends if number in numbers] == numbers
         assert not world.courier._boxes
+
+
+def test_who_comes_back_over_the_same_transport_gets_it_again_when_it_is_overdue(
+    world: World,
+) -> None:
+    world.transports = {"a": "one", "b": "one", "c": "two"}
+    world.deliver(1, to="ann")
+    world.connect("a", "ann")
+    world.leave("a")
+    world.connect("b", "ann")
+    world.pass_time(0.5)
+    world.deliver(2, to="ann")
+    assert world.sent() == [("a", 1), ("b", 2)], "what is new is sent at once"
+    world.acknowledge("b", 2)
+    world.pass_time(1.0)
+    assert world.sent()[2:] == [("b", 1)]
+    world.leave("b")
+    world.connect("c", "ann")
+    assert world.sent()[3:] == [("c", 1)], "over another transport it is sent at once"
+
+
+def test_what_one_transport_is_sent_does_not_grow_with_how_often_its_client_enters(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loads: list[str] = []
+    load = world.desk.load
+    monkeypatch.setattr(
+        world.desk, "load", lambda address, *rest: (loads.append(address), load(address, *rest))
+    )
+    for number in range(100):
+        world.deliver(number, to="ann", is_ordered=number % 7 == 0)
+    for number in range(200):
+        world.transports[f"sid-{number}"] = "one"
+        world.connect(f"sid-{number}", "ann")
+        world.leave(f"sid-{number}")
+        world.pass_time(0.001)
+    assert len(world.history) <= 16 + MAX_IN_FLIGHT
+    assert len(loads) <= 20
+    world.transports["last"] = "one"
+    world.connect("last", "ann")
+    for _ in range(200):
+        world.pass_time(1.0)
+        for entry in list(world.asked.values()):
+            world.acknowledge(entry.sid, entry.number)
+    assert {number for sid, number in world.sent() if sid == "last"} == set(range(100))
+    world.pass_time(100.0)
+    assert world.courier._owed == {}, "nothing is remembered for ever"
+
+
+def test_windows_are_bounded_in_bytes(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(courier_module, "_WINDOW_SIZE", 8)
+    for number in range(1000, 1020):
+        world.deliver(number, to="ann")  # "[1000]" has six characters
+    world.connect("a", "ann")
+    box = world.courier._boxes["/,ann"]
+    assert (len(world.asked), len(box.parcels), box.size) == (1, 1, 6)
+    for number in range(1000, 1020):
+        world.acknowledge("a", number)
+    assert world.asked == {}
+    assert (box.size, box.in_flight_size) == (0, 0)

@@ -29,7 +29,13 @@ class Sending:
     def __init__(self, runtime: Runtime) -> None:
         self.runtime = runtime
         self.store = MemoryStore(
-            max_messages=100, max_size=10**6, retention=60.0, max_ended=100, max_dead_letters=10
+            max_messages=100,
+            max_size=10**6,
+            retention=60.0,
+            max_ended_size=10**6,
+            max_dead_letters=10,
+            max_dead_size=10**6,
+            dead_retention=60.0,
         )
         self.told: list[tuple[str, str]] = []
         self.office = DeliveryOffice(

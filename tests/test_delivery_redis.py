@@ -32,7 +32,10 @@ def make_store(url: str, host: str, **options: Any) -> RedisStore:
         "max_messages": 100,
         "max_size": 1_000_000,
         "retention": 100.0,
+        "max_ended_size": 1_000_000,
         "max_dead_letters": 100,
+        "max_dead_size": 1_000_000,
+        "dead_retention": 1000.0,
     }
     return RedisStore(url, host=host, **(settings | options))
 
@@ -61,7 +64,7 @@ def put(store: RedisStore, *numbers: int, **options: Any) -> None:
 
 
 def waiting(store: RedisStore) -> list[str]:
-    return [each.body for each in store.do("waiting", "/,ann", 0, 10).deliveries]
+    return [each.body for each in store.do("waiting", "/,ann", 0, 10, 10**6).deliveries]
 
 
 def test_processes_share_what_there_is(stores: Callable[[str], RedisStore]) -> None:
@@ -172,10 +175,11 @@ def test_messages_of_another_version_are_left_as_they_are(
         "[]",
         "[2]",
         "[1]",
-        '[1, 1, "ann", "news", "[]", "/", [1, 1, 1], null, 0, 0, 0]',
-        '[1, "1", "ann", "news", "[]", "/", [1, 1, 0], null, 0, 0, 0]',
-        '[1, "1", "ann", "news", "[]", "/", [[], 1, 1], null, 0, 0, 0]',
-        '[1, "1", "ann", "news", "[]", "/", [1, 1, 1], 5, 0, 0, 0]',
+        '[2, "1", "ann", "news", "/", [1, 1, 1], null, 0, 0, 0]',
+        '[2, 1, "ann", "news", "/", [1, 1, 1], null, 0, 0, 0]\n[]',
+        '[2, "1", "ann", "news", "/", [1, 1, 0], null, 0, 0, 0]\n[]',
+        '[2, "1", "ann", "news", "/", [[], 1, 1], null, 0, 0, 0]\n[]',
+        '[2, "1", "ann", "news", "/", [1, 1, 1], 5, 0, 0, 0]\n[]',
     ],
 )
 def test_rubbish_in_redis_keeps_nobody_from_the_rest(
@@ -186,10 +190,10 @@ def test_rubbish_in_redis_keeps_nobody_from_the_rest(
 ) -> None:
     store = stores("one")
     put(store, 1, 2)
-    redis_server.command("HSET", f"test:m:{message(1).id}", "body", rubbish)
+    redis_server.command("SET", f"test:b:{message(1).id}", rubbish)
     assert waiting(store) == ["[2]"]
     assert "left alone" in caplog.text
-    assert redis_server.command("HGET", f"test:m:{message(1).id}", "body") == rubbish.encode()
+    assert redis_server.command("GET", f"test:b:{message(1).id}") == rubbish.encode()
 
 
 def test_a_redis_that_is_away_is_told_without_its_password(make_redis: Any) -> None:
@@ -246,11 +250,11 @@ def test_a_page_of_what_cannot_be_read_is_not_the_last(
 ) -> None:
     store = stores("one")
     put(store, 1, 2, 3)
-    redis_server.command("HSET", f"test:m:{message(1).id}", "body", "rubbish")
-    page = store.do("waiting", "/,ann", 0, 2)
+    redis_server.command("SET", f"test:b:{message(1).id}", "rubbish")
+    page = store.do("waiting", "/,ann", 0, 2, 10**6)
     assert [each.body for each in page.deliveries] == ["[2]"]
     assert (page.last, page.has_more) == (2, True)
-    assert store.do("waiting", "/,ann", 0, 4).has_more is False
+    assert store.do("waiting", "/,ann", 0, 4, 10**6).has_more is False
 
 
 def test_an_end_whose_answer_was_lost_is_told_when_asked_again(
@@ -402,19 +406,19 @@ def test_what_has_ended_leaves_only_what_is_to_be_found(
     for number in (2, 3):
         store.do("finish", message(number).id, DeliveryState.REFUSED)
     assert redis_server.command("GET", "test:size") == b"0"
-    messages = {f"test:m:{message(number).id}".encode() for number in (1, 2, 3)}
-    for name in messages:
-        assert 0 < int(redis_server.command("TTL", name)) <= 100
-    kept = {b"alive:one", b"dead", b"hosts", b"news", b"news-count", b"numbers", b"size"}
+    messages = {f"test:{kind}:{message(n).id}".encode() for kind in "mb" for n in (2, 3)}
+    kept = {"alive:one", "dead", "hosts", "news", "news-count", "news-sizes", "numbers"}
+    kept |= {"ended", "ended-order", "version"}
+    kept |= {"size", "ended-size", "dead-size", "news-size"}
     names = set(redis_server.command("KEYS", "test:*"))
-    assert names == messages | {b"test:" + name for name in kept | {b"version"}}
+    assert names == messages | {f"test:{name}".encode() for name in kept}
 
 
 def test_a_message_that_replaces_another_needs_no_room_of_its_own(
     stores: Callable[[str], RedisStore], redis_server: RedisServer
 ) -> None:
     stores("one")
-    store = make_store(redis_server.url, "two", max_size=300)
+    store = make_store(redis_server.url, "two", max_size=1200)
     put(store, 1, key="price")
     (full,) = store.apply([Step("put", (message(2),))])
     assert full == Put(None)
@@ -443,7 +447,168 @@ def test_what_was_done_before_a_step_that_fails_is_told_to_the_others(
     to_bob = message(2)._replace(recipient="bob")
     steps = [Step("finish", (message(1).id, DeliveryState.CANCELLED)), Step("put", (to_bob,))]
     with pytest.raises(DeliveryStoreError):
-        one.apply(steps)
+        one.do("put", to_bob)
+    is_over, failure = one.apply(steps)
+    assert is_over.is_new
+    assert isinstance(failure, DeliveryStoreError)
     news = two.news(1.0)
     assert news is not None
     assert [each.id for each in news.ended] == [message(1).id]
+
+
+def used(server: RedisServer) -> int:
+    """Return the bytes of all that Redis keeps."""
+    return sum(
+        int(server.command("MEMORY", "USAGE", key, "SAMPLES", 0) or 0)
+        for key in server.command("KEYS", "*")
+    )
+
+
+@pytest.mark.parametrize(
+    ("size", "options"),
+    [(5, {}), (3000, {}), (5, {"key": "price"}), (5, {"requires_all": True})],
+)
+def test_what_is_counted_is_what_redis_needs(
+    make_redis: Any, size: int, options: dict[str, Any]
+) -> None:
+    """With all that is kept about a message: keys, deadlines, who has it."""
+    server = make_redis()
+    store = make_store(server.url, "one", max_messages=1000, max_size=10**9, prefix="guard:chat:")
+
+    def memory() -> int:
+        server.command("MEMORY", "PURGE")
+        return int(server.command("INFO", "memory")["used_memory"])
+
+    options |= {"body": "x" * size}
+    to = [message(n)._replace(recipient=f"user-{n}", **options) for n in range(500)]
+    put(store, 999)
+    store.do("finish", message(999).id, DeliveryState.CANCELLED)
+    before, news_before = memory(), int(server.command("GET", "guard:chat:news-size"))
+    store.apply([Step("put", (each,)) for each in to])
+    news = int(server.command("GET", "guard:chat:news-size")) - news_before
+    counted, needed = int(server.command("GET", "guard:chat:size")), memory() - before
+    assert counted > 0.9 * (needed - news), f"{counted} counted, {needed - news} needed"
+    assert counted < 1.4 * (needed - news), f"{counted} counted, {needed - news} needed"
+    store.apply([Step("acknowledge", (each.id, "phone", 1)) for each in to])
+    assert server.command("GET", "guard:chat:size") == b"0"
+    kept = sum(int(server.command("GET", f"guard:chat:{name}-size")) for name in ("ended", "news"))
+    # Less what the server keeps for its connections.
+    assert memory() - before < 1.2 * kept + 64_000, f"{kept} counted, {memory() - before} needed"
+    store.close()
+
+
+def test_all_that_is_kept_is_bounded_in_bytes(
+    redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bodies go at the end; receipts, dead letters and news do when they take too much."""
+    redis_server.command("FLUSHALL")
+    monkeypatch.setattr(redis_store, "_MAX_NEWS_SIZE", 20_000)
+    bounds = {"max_ended_size": 20_000, "max_dead_size": 50_000}
+    store = make_store(redis_server.url, "one", max_messages=1000, **bounds)
+    numbers = iter(range(10_000))
+
+    def send(count: int, size: int, **options: Any) -> list[str]:
+        given = [message(next(numbers), **options)._replace(body="x" * size) for _ in range(count)]
+        for each in given:
+            store.apply([Step("put", (each,))])
+        return [each.id for each in given]
+
+    for id in send(60, 10_000, key="k" * 500):
+        store.do("finish", id, DeliveryState.CANCELLED)
+    assert redis_server.command("GET", "test:size") == b"0"
+    assert used(redis_server) < 70_000
+    ids = send(60, 10_000)
+    for id in ids:
+        store.do("finish", id, DeliveryState.REFUSED)
+    letters = store.do("dead_letters", 1000)
+    assert [letter.delivery.id for letter in letters] == ids[:-5:-1]
+    assert used(redis_server) < 120_000
+    ids = send(300, 1)
+    for id in ids:
+        store.do("acknowledge", id, "phone", 1)
+    found = [store.do("find", id) for id in ids]
+    assert found[0] is None, "the oldest receipts have gone"
+    assert found[-1].state is DeliveryState.DELIVERED
+    assert used(redis_server) < 120_000
+    store._redis.incrbyfloat("test:jumped", -2000)
+    assert store.do("expire", 10) == []
+    assert store.do("dead_letters", 9) == []
+    assert [store.do("find", id) for id in ids] == [None] * 300
+    for name in ("ended-size", "dead-size", "size"):
+        assert redis_server.command("GET", f"test:{name}") == b"0"
+    store.close()
+
+
+def test_a_device_that_comes_and_goes_is_not_remembered_for_ever(
+    stores: Callable[[str], RedisStore], redis_server: RedisServer
+) -> None:
+    store = stores("one")
+    store.do("join", "/,ann", "desk")
+    put(store, 1, requires_all=True)
+    for number in range(200):
+        assert store.do("acknowledge", message(1).id, f"phone-{number}", 1) is None
+    assert int(redis_server.command("SCARD", f"test:acks:{message(1).id}")) <= 64
+    assert store.do("acknowledge", message(1).id, "desk", 1).is_new
+
+
+def test_a_page_is_bounded_in_bytes(stores: Callable[[str], RedisStore]) -> None:
+    store = stores("one")
+    put(store, *range(1, 6))
+    page = store.do("waiting", "/,ann", 0, 10, int(2.5 * len(message(1).to_json())))
+    assert [each.body for each in page.deliveries] == ["[1]", "[2]"]
+    assert page.has_more
+    page = store.do("waiting", "/,ann", page.last, 10, 1)
+    assert [each.body for each in page.deliveries] == ["[3]"], "one of any size"
+
+
+def test_an_error_belongs_to_its_own_step(
+    stores: Callable[[str], RedisStore], redis_server: RedisServer
+) -> None:
+    store = stores("one")
+    put(store, 1, 2)
+    redis_server.command("SET", f"test:b:{message(1).id}", "rubbish")
+    found = store.apply(
+        [
+            Step("put", (message(3),)),
+            Step("find", (message(1).id,)),
+            Step("find", ("\ud800",)),
+            Step("put", (message(1),)),
+            Step("no such step", ()),
+            Step("put", (message(4),)),
+        ]
+    )
+    assert [type(each) for each in found] == [
+        Put,
+        DeliveryFormatError,
+        UnicodeEncodeError,
+        DeliveryFormatError,
+        DeliveryStoreError,
+        Put,
+    ]
+    assert waiting(store) == ["[2]", "[3]", "[4]"]
+    with pytest.raises(DeliveryFormatError):
+        store.do("find", message(1).id)
+
+
+def test_what_others_have_put_there_does_not_keep_the_rest_from_expiring(
+    stores: Callable[[str], RedisStore], redis_server: RedisServer
+) -> None:
+    store = stores("one")
+    put(store, 1, 2, 3)
+    redis_server.command("SET", f"test:m:{message(1).id}", "somebody else's")
+    redis_server.command("HDEL", f"test:m:{message(2).id}", "size")
+    store._redis.incrbyfloat("test:jumped", -1000)
+    assert [each.id for each in store.do("expire", 10)] == [message(3).id]
+    assert redis_server.command("GET", f"test:m:{message(1).id}") == b"somebody else's"
+
+
+def test_a_message_that_cannot_be_stored_leaves_nothing_behind(
+    stores: Callable[[str], RedisStore], redis_server: RedisServer
+) -> None:
+    store = stores("one")
+    redis_server.command("SET", "test:all:/,ann", "somebody else's")
+    with pytest.raises(DeliveryStoreError):
+        store.do("put", message(1, requires_all=True, key="price"))
+    assert waiting(store) == []
+    assert store.do("find", message(1).id) is None
+    assert redis_server.command("HLEN", "test:keys") == 0

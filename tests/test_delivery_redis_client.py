@@ -37,7 +37,7 @@ def store_and_hear(url: str, **options: Any) -> None:
         stored = store.do("put", Delivery("0" * 32, "ann", "news", "[]", 60.0)).delivery
         assert stored is not None
         assert store.news(1.0) is not None
-        assert len(store.do("waiting", "/,ann", 0, 10).deliveries) == 1
+        assert len(store.do("waiting", "/,ann", 0, 10, 10**6).deliveries) == 1
     finally:
         store.close()
 
@@ -97,7 +97,7 @@ def test_messages_are_found_again_after_a_failover() -> None:
                     return False
 
                 wait_until(is_kept, timeout=20, message="the new master is not used")
-                assert len(store.do("waiting", "/,ann", 0, 10).deliveries) == 2
+                assert len(store.do("waiting", "/,ann", 0, 10, 10**6).deliveries) == 2
             finally:
                 store.close()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,8 +13,8 @@ from flask_socketio_guard.delivery import shared_desk
 from flask_socketio_guard.delivery.memory import MemoryStore
 from flask_socketio_guard.delivery.records import Delivery
 from flask_socketio_guard.delivery.shared_desk import SharedDesk
-from flask_socketio_guard.delivery.store import Step
-from flask_socketio_guard.errors import DeliveryStoreError
+from flask_socketio_guard.delivery.store import Page, Step
+from flask_socketio_guard.errors import DeliveryFormatError, DeliveryStoreError
 from flask_socketio_guard.states import DeliveryState
 from flask_socketio_guard.supervisor import Restart, RestartPolicy, Supervisor
 from tests import unit_support
@@ -33,7 +34,13 @@ class FarStore(MemoryStore):
 
     def __init__(self) -> None:
         super().__init__(
-            max_messages=1000, max_size=10**6, retention=100.0, max_ended=100, max_dead_letters=10
+            max_messages=1000,
+            max_size=10**7,
+            retention=100.0,
+            max_ended_size=10**6,
+            max_dead_letters=10,
+            max_dead_size=10**6,
+            dead_retention=100.0,
         )
         self.is_up = True
         self.lost = 0  # answers that get lost
@@ -140,7 +147,7 @@ def test_what_waits_is_loaded_later(running: Running) -> None:
     running.start()
     running.desk.put(message(1))
     found: list[Delivery] = []
-    running.desk.load("/,ann", 0, 10, lambda page: found.extend(page.deliveries))
+    running.desk.load("/,ann", 0, 10, 10**6, lambda page: found.extend(page.deliveries))
     wait_for(running.runtime, lambda: bool(found))
     assert [each.id for each in found] == [message(1).id]
 
@@ -194,10 +201,10 @@ def test_marks_of_one_message_do_not_pile_up_while_the_store_is_away(running: Ru
 def test_one_step_that_cannot_be_done_keeps_no_other_from_it(running: Running) -> None:
     running.store.do("put", message(1))
     loaded: list[object] = []
-    running.desk.load("/,bob", 0, 10, loaded.append)
+    running.desk.load("/,bob", 0, 10, 10**6, loaded.append)
     running.desk.leave("/,ann", "phone")
     running.desk._note("no such step")
-    running.desk.load("/,ann", 0, 10, loaded.append)
+    running.desk.load("/,ann", 0, 10, 10**6, loaded.append)
     running.desk.acknowledged(message(1), "phone")
     running.start()
     wait_for(running.runtime, lambda: bool(running.ended))
@@ -213,8 +220,8 @@ def test_what_somebody_makes_of_an_answer_is_their_own_affair(running: Running) 
         raise RuntimeError("mine")
 
     loaded: list[object] = []
-    running.desk.load("/,bob", 0, 10, fail)
-    running.desk.load("/,ann", 0, 10, loaded.append)
+    running.desk.load("/,bob", 0, 10, 10**6, fail)
+    running.desk.load("/,ann", 0, 10, 10**6, loaded.append)
     running.start()
     wait_for(running.runtime, lambda: bool(loaded))
     assert [str(failure) for failure in running.failures] == ["mine"]
@@ -326,7 +333,7 @@ def test_whatever_is_asked_is_asked_by_one_task(running: Running) -> None:
 def test_who_comes_and_goes_while_the_store_is_away_is_no_step(running: Running) -> None:
     for _ in range(50):
         running.desk.join("/,ann", "phone")
-        running.desk.load("/,ann", 0, 10, lambda _: None)
+        running.desk.load("/,ann", 0, 10, 10**6, lambda _: None)
         running.desk.leave("/,ann", "phone")
     running.store.is_up = False
     running.start()
@@ -381,3 +388,39 @@ def test_a_wait_that_is_over_is_no_answer_of_the_store(
     wait_for(running.runtime, lambda: not len(running.desk))
     running.runtime.sleep(0.05)
     assert running.changes == [False]
+
+
+def test_a_step_that_raises_is_told_to_who_asked_and_nobody_else(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one go with the others, which are not done again."""
+
+    def fail(*_: object) -> None:
+        raise DeliveryFormatError("cannot be read")
+
+    monkeypatch.setitem(running.store._steps, "find", fail)
+    monkeypatch.setitem(running.store._steps, "waiting", fail)
+    told: list[BaseException] = []
+    loaded: list[Page] = []
+
+    def ask() -> None:
+        try:
+            running.desk.find("bad")
+        except DeliveryFormatError as exc:
+            told.append(exc)
+
+    tasks = [running.runtime.spawn(ask, name="ask")]
+    puts = [
+        running.runtime.spawn(partial(running.desk.put, message(n)), name="put") for n in range(9)
+    ]
+    running.desk.load("bad", 0, 10, 10**6, loaded.append)
+    wait_for(running.runtime, lambda: len(running.desk) == 11)
+    running.start()
+    for task in (*tasks, *puts):
+        task.join(5.0)
+    assert [str(each) for each in told] == ["cannot be read"]
+    assert loaded == [Page([], 0, has_more=False)], "who comes next asks anew"
+    assert len(running.store) == 9
+    assert len(running.store.batches) == 1
+    assert [type(each) for each in running.failures] == [DeliveryFormatError]
+    assert running.unsure == []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import tracemalloc
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -244,7 +246,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(recipient=_NAMES, after=st.integers(0, 6), limit=st.integers(1, 5))
     def look_at_what_waits(self, recipient: str, after: int, limit: int) -> None:
-        page = self.do("waiting", f"/,{recipient}", after, limit)
+        page = self.do("waiting", f"/,{recipient}", after, limit, 10**6)
         wanted = sorted(
             known.delivery.number
             for known in self.open()
@@ -282,8 +284,10 @@ class MemoryMachine(StoreMachine):
             max_messages=MAX_MESSAGES,
             max_size=1_000_000,
             retention=RETENTION,
-            max_ended=1000,
+            max_ended_size=1_000_000,
             max_dead_letters=1000,
+            max_dead_size=1_000_000,
+            dead_retention=RETENTION,
             clock=clock,
         )
     )
@@ -313,7 +317,10 @@ def redis_store(url: str, host: str = "one", **options: Any) -> RedisStore:
         "max_messages": MAX_MESSAGES,
         "max_size": 1_000_000,
         "retention": RETENTION,
+        "max_ended_size": 1_000_000,
         "max_dead_letters": 1000,
+        "max_dead_size": 1_000_000,
+        "dead_retention": RETENTION,
     }
     return RedisStore(url, host=host, **(settings | options))
 
@@ -336,10 +343,12 @@ def test_a_store_in_redis_does_what_the_model_does(redis_server: RedisServer) ->
 def small_store(clock: FakeClock, **options: Any) -> MemoryStore:
     bounds: dict[str, Any] = {
         "max_messages": 100,
-        "max_size": 1000,
+        "max_size": 4000,
         "retention": 10.0,
-        "max_ended": 2,
+        "max_ended_size": 1000,
         "max_dead_letters": 2,
+        "max_dead_size": 10_000,
+        "dead_retention": 10.0,
     }
     return MemoryStore(**(bounds | options), clock=clock)
 
@@ -389,3 +398,37 @@ def test_deadlines_of_what_has_ended_do_not_pile_up() -> None:
         put(store, number)
         store.do("finish", message(number).id, DeliveryState.CANCELLED)
     assert len(store._deadlines) < 1200
+
+
+def test_dead_letters_and_receipts_are_bounded_in_bytes_and_in_time() -> None:
+    clock = FakeClock()
+    store = small_store(clock, max_size=10**6, max_dead_letters=100, max_ended_size=4000)
+    for number in range(30):
+        store.do("put", message(number)._replace(body="x" * 2000))
+        store.do("finish", message(number).id, DeliveryState.REFUSED)
+    letters = store.do("dead_letters", 100)
+    assert [letter.delivery.id for letter in letters] == [message(n).id for n in (29, 28, 27)]
+    assert sum(store.do("find", message(n).id) is not None for n in range(30)) == 9
+    clock.now += 11.0
+    assert store.do("dead_letters", 100) == []
+    assert (store._size, store._ended_size, store._dead_size) == (0, 0, 0) or store.do(
+        "find", message(29).id
+    ) is None
+
+
+def test_what_is_counted_is_what_a_process_needs() -> None:
+    store = small_store(FakeClock(), max_messages=10**4, max_size=10**9)
+    given = [
+        Delivery(f"{number:032x}", f"user-{number}", "news", "x" * (number + 1), 60.0)
+        for number in range(1000)
+    ]
+    bodies = sum(map(len, (each.body for each in given)))
+    gc.collect()
+    tracemalloc.start()
+    try:
+        for each in given:
+            store.do("put", each)
+        needed = tracemalloc.get_traced_memory()[0] + bodies + 300 * len(given)
+    finally:
+        tracemalloc.stop()
+    assert 0.8 * needed < store._size < 1.5 * needed

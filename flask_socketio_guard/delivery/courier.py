@@ -29,6 +29,11 @@ if TYPE_CHECKING:
 _WINDOW: Final = 128
 """Messages to one recipient that are known here; the rest stay in the store until their turn."""
 
+_WINDOW_SIZE: Final = 1024 * 1024
+"""Bytes of their bodies, and of those that one recipient has and has not acknowledged."""
+
+_MIN_OWED: Final = 16  # what a transport may owe at least
+_VISIT_TIME: Final = 10.0  # seconds for which it counts that somebody has left and may be back
 _MAX_ASIDE: Final = 512  # messages to one recipient whose late acknowledgement still counts
 _MAX_REMEMBERED: Final = 10_000  # connections and messages that are no more
 _REGROUPING_TIME: Final = 0.02  # seconds until those that are left get what others left behind
@@ -46,6 +51,9 @@ class Connections(Protocol):
 
     def is_here(self, sid: str) -> bool:
         """Say whether a client is here; it may not be let in yet, or be leaving."""
+
+    def transport_of(self, sid: str) -> str | None:
+        """Return what the transport of a client is known by; ``None`` if that has ended."""
 
     def ask(
         self,
@@ -110,7 +118,9 @@ class _Box:
     parcels: dict[str, _Parcel] = field(default_factory=dict)
     ready: deque[_Parcel] = field(default_factory=deque)
     line: deque[_Parcel] = field(default_factory=deque)  # the ordered ones; the first has its turn
+    size: int = 0  # of the bodies of its parcels
     in_flight: int = 0
+    in_flight_size: int = 0  # of their bodies
     looks_at: float = math.inf  # when some of them are overdue
     look: Timer | None = None
     last: int = 0  # the number of the newest message that came from the store
@@ -181,8 +191,12 @@ class Courier:
         self._identities: dict[str, set[str]] = {}
         self._addresses: dict[str, list[str]] = {}  # of the identities of a client
         self._awaited: set[str] = set()  # clients that the store may have something for
-        self._departed: OrderedDict[str, None] = OrderedDict()
-        self._done: OrderedDict[str, None] = OrderedDict()
+        self._departed: OrderedDict[str, str | None] = OrderedDict()  # with their transports
+        # What transports were sent, and have left without acknowledging, or who has left: until
+        # when that counts. Who only leaves a namespace and enters it again does not get all anew.
+        self._owed: dict[str, dict[str, float]] = {}
+        self._max_owed = max(_MIN_OWED, max_in_flight)
+        self._done: OrderedDict[str, str | None] = OrderedDict()
 
     @property
     def in_flight(self) -> int:
@@ -195,7 +209,8 @@ class Courier:
         """Note that a client is a device of *identity*, from now until it leaves."""
         address = address_of(namespace, identity)
         with self._lock:
-            if not self._connections.is_here(sid) or not is_text(namespace):
+            is_name = is_text(namespace) and is_text(identity)
+            if not is_name or not self._connections.is_here(sid):
                 return
             devices = self._identities.setdefault(address, set())
             if sid not in devices:
@@ -245,11 +260,19 @@ class Courier:
                 box.suspects = set(box.parcels)
                 self._start_over(box)
 
-    def left(self, sid: str, namespace: str) -> None:
-        """Note that a client has left."""
+    def left(self, sid: str, namespace: str, transport: str | None = None) -> None:
+        """Note that a client has left.
+
+        Args:
+            sid: Of the client.
+            namespace: Socket.IO namespace.
+            transport: What its transport is known by, unless that has ended, too.
+        """
         address = address_of(namespace, sid)
         with self._lock:
-            _remember(self._departed, sid)
+            _remember(self._departed, sid, transport)
+            if transport is not None:
+                self._owe(transport, sid, clock() + _VISIT_TIME)
             addresses = self._addresses.pop(sid, [])
             for each in addresses:
                 devices = self._identities[each]
@@ -279,6 +302,51 @@ class Courier:
                 found.append(sid)
         return found
 
+    # Who has left, and may be back over the same transport
+
+    def _owe(self, transport: str, what: str, until: float) -> None:
+        owed = self._owed.get(transport)
+        if owed is None:
+            owed = self._owed[transport] = {}
+            self._forget_later(transport, until)
+        if len(owed) < 2 * self._max_owed:
+            owed[what] = until
+
+    def _forget_later(self, transport: str, until: float) -> None:
+        delay = max(_REGROUPING_TIME, until - clock())
+        self._deadlines.call_later(delay, partial(self._forget_owed, transport))
+
+    def _forget_owed(self, transport: str) -> None:
+        with self._lock:
+            owed = self._owed_by(transport)
+            if owed:
+                self._forget_later(transport, max(owed.values()))
+            else:
+                self._owed.pop(transport, None)
+
+    def _owed_by(self, transport: str) -> dict[str, float]:
+        """Return what still counts of what a transport owes."""
+        owed = self._owed.get(transport, {})
+        now = clock()
+        for what in [what for what, until in owed.items() if until <= now]:
+            del owed[what]
+        return owed
+
+    def _barred_until(self, sid: str, id: str | None = None) -> float:
+        """Return until when a client is not sent a message, or anything; 0 if it may be."""
+        transport = self._connections.transport_of(sid)
+        if transport is None or transport not in self._owed:
+            return 0.0
+        owed = self._owed_by(transport)
+        if len(owed) >= self._max_owed:
+            return min(owed.values())
+        return owed.get(id, 0.0) if id is not None else 0.0
+
+    def _all_barred_until(self, box: _Box) -> float:
+        """Return until when nobody who is here for a box is sent anything; 0 if somebody may be."""
+        until = [self._barred_until(sid) for sid in self._present(box)]
+        return min(until, default=0.0)
+
     # What there is for them
 
     def offer(self, delivery: Delivery) -> None:
@@ -290,7 +358,8 @@ class Courier:
                 if box is None:
                     return
                 # Ordered ones come from the store, which knows all that go before it.
-                is_behind = box.has_more or len(box.parcels) >= _WINDOW
+                is_full = len(box.parcels) >= _WINDOW or box.size >= _WINDOW_SIZE
+                is_behind = box.has_more or is_full
                 if is_behind or delivery.is_ordered:
                     self._load_more(box)
                 else:
@@ -349,11 +418,18 @@ class Courier:
         return box
 
     def _load(self, box: _Box) -> None:
-        is_room = len(box.parcels) <= _WINDOW // 2 or box.suspects
-        if box.has_more and is_room and not box.is_loading:
-            box.is_loading, box.is_stale = True, False
-            then = partial(self._loaded, box, box.round)
-            self._desk.load(box.address, box.last, _WINDOW, then)
+        is_room = len(box.parcels) <= _WINDOW // 2 and box.size <= _WINDOW_SIZE // 2
+        if not box.has_more or box.is_loading or not (is_room or box.suspects):
+            return
+        until = self._all_barred_until(box) if self._owed else 0.0
+        if until:
+            if box.restart is None:
+                delay = max(_REGROUPING_TIME, until - clock())
+                box.restart = self._deadlines.call_later(delay, partial(self._come_back, box))
+            return
+        box.is_loading, box.is_stale = True, False
+        then = partial(self._loaded, box, box.round)
+        self._desk.load(box.address, box.last, _WINDOW, _WINDOW_SIZE, then)
 
     def _loaded(self, box: _Box, number: int, page: Page) -> None:
         with self._lock:
@@ -406,13 +482,16 @@ class Courier:
         parcel = box.aside.pop(delivery.id, None)
         if parcel is None:
             parcel = _Parcel(delivery, clock() + delivery.lifetime, delivery.attempts)
+        parcel.delivery = delivery
         box.parcels[delivery.id] = parcel
+        box.size += len(delivery.body)
         parcel.is_queued = True
         (box.line if delivery.is_ordered else box.ready).append(parcel)
 
     def _drop(self, box: _Box, parcel: _Parcel) -> None:
         """Know no more of a message."""
         del box.parcels[parcel.delivery.id]
+        box.size -= len(parcel.delivery.body)
         self._put_down(box, parcel)
         self._forget(parcel)
         if parcel.is_queued or parcel.delivery.is_ordered:
@@ -439,15 +518,21 @@ class Courier:
         """Send what may be sent now."""
         if self._boxes.get(box.address) is not box:
             return
-        while box.ready and box.in_flight < self._max_in_flight:
+        while box.ready and self._has_room(box, box.ready[0]):
             if not self._send(box, box.ready.popleft()):
                 return
-        has_turn = box.line and box.line[0].is_queued and box.in_flight < self._max_in_flight
+        has_turn = box.line and box.line[0].is_queued and self._has_room(box, box.line[0])
         if has_turn and not self._send(box, box.line[0]):
             return
         is_idle = not box.is_loading and not box.has_more and box.restart is None
         if is_idle and not box.parcels:
             self._take_away(box)
+
+    def _has_room(self, box: _Box, parcel: _Parcel) -> bool:
+        if not box.in_flight:
+            return True
+        size = box.in_flight_size + len(parcel.delivery.body)
+        return box.in_flight < self._max_in_flight and size <= _WINDOW_SIZE
 
     def _send(self, box: _Box, parcel: _Parcel, *, but: Container[str] = ()) -> bool:
         """Send a message to all that it is for, *but* some; say whether anybody is here."""
@@ -462,6 +547,13 @@ class Courier:
         lacking = [sid for sid in present if sid not in parcel.acknowledged and sid not in but]
         if not lacking:
             return True  # others have to acknowledge it
+        if self._owed:
+            barred = {sid: self._barred_until(sid, parcel.delivery.id) for sid in lacking}
+            lacking = [sid for sid, until in barred.items() if not until]
+            if not lacking:
+                delay = max(_REGROUPING_TIME, min(barred.values()) - now)
+                parcel.timer = self._deadlines.call_later(delay, partial(self._due, box, parcel))
+                return True
         parcel.attempts += 1
         self._wait_for(box, parcel, now + parcel.delivery.retry.ack_timeout)
         for sid in lacking:
@@ -480,6 +572,7 @@ class Courier:
     def _wait_for(self, box: _Box, parcel: _Parcel, until: float) -> None:
         parcel.is_waiting, parcel.due_at = True, until
         box.in_flight += 1
+        box.in_flight_size += len(parcel.delivery.body)
         self._in_flight += 1
         if until < box.looks_at:
             self._look_at(box, until)
@@ -542,6 +635,7 @@ class Courier:
         with self._lock:
             if reason != "gone" or parcel.holders.pop(sid, None) is None:
                 return
+            self._owe_for(parcel, sid)
             if not parcel.is_waiting or parcel.holders:
                 return
             self._put_down(box, parcel)
@@ -551,6 +645,14 @@ class Courier:
                 parcel.timer = self._deadlines.call_later(
                     _REGROUPING_TIME, partial(self._due, box, parcel)
                 )
+
+    def _owe_for(self, parcel: _Parcel, sid: str) -> None:
+        """Note that a client has left with a message that it has not acknowledged."""
+        if not parcel.is_waiting or parcel.is_answered or sid in parcel.acknowledged:
+            return
+        transport = self._connections.transport_of(sid) or self._departed.get(sid)
+        if transport is not None:
+            self._owe(transport, parcel.delivery.id, parcel.due_at)
 
     def _unanswered(self, box: _Box, parcel: _Parcel) -> None:
         self._put_down(box, parcel)
@@ -569,6 +671,8 @@ class Courier:
     def _set_aside(self, box: _Box, parcel: _Parcel) -> None:
         """Let others have the place of a message that is not acknowledged, for a while."""
         del box.parcels[parcel.delivery.id]
+        box.size -= len(parcel.delivery.body)
+        parcel.delivery = parcel.delivery._replace(body="")  # it comes from the store again
         box.aside[parcel.delivery.id] = parcel
         box.rest = parcel.delivery.retry.max_delay
         if len(box.aside) > _MAX_ASIDE:
@@ -593,20 +697,24 @@ class Courier:
 
     def _welcome(self, box: _Box) -> None:
         """Let a new connection have what others were sent, and what nobody has."""
-        for parcel in list(box.parcels.values()):
+        present = self._present(box)
+        if self._owed:
+            present = [sid for sid in present if not self._barred_until(sid)]
+        for parcel in list(box.parcels.values()) if present else ():
             if parcel.is_answered or parcel.is_queued:
                 continue
             lacking = [
                 sid
-                for sid in self._present(box)
+                for sid in present
                 if sid not in parcel.holders and sid not in parcel.acknowledged
             ]
             if parcel.is_waiting:
                 for sid in lacking:
-                    self._hand(box, parcel, sid)
+                    if not self._owed or not self._barred_until(sid, parcel.delivery.id):
+                        self._hand(box, parcel, sid)
             elif lacking:
                 self._put_down(box, parcel)
-                if box.in_flight >= self._max_in_flight:
+                if not self._has_room(box, parcel):
                     self._queue(box, parcel)
                 else:
                     self._send(box, parcel, but=set(parcel.holders))
@@ -620,6 +728,7 @@ class Courier:
         if parcel.is_waiting:
             parcel.is_waiting = False
             box.in_flight -= 1
+            box.in_flight_size -= len(parcel.delivery.body)
             self._in_flight -= 1
 
     def _close(self, box: _Box) -> None:
@@ -629,11 +738,14 @@ class Courier:
             self._awaited.add(box.recipient)
         for parcel in box.parcels.values():
             was_waiting = parcel.is_waiting
+            for sid in parcel.holders:
+                self._owe_for(parcel, sid)
             self._put_down(box, parcel)
             if was_waiting:
                 self._desk.returned(parcel.delivery.id)
             self._forget(parcel)
         box.parcels.clear()
+        box.size = 0
         box.ready.clear()
         box.line.clear()
 
@@ -646,8 +758,8 @@ def is_refusal(answer: tuple[Any, ...]) -> bool:
     return len(answer) == 1 and isinstance(answer[0], dict) and bool(answer[0].get("error"))
 
 
-def _remember(names: OrderedDict[str, None], name: str) -> None:
-    names[name] = None
+def _remember(names: OrderedDict[str, str | None], name: str, transport: str | None = None) -> None:
+    names[name] = transport
     if len(names) > _MAX_REMEMBERED:
         names.popitem(last=False)
 

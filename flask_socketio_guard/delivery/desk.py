@@ -56,8 +56,10 @@ class Desk(ABC):
         """Note that a device has acknowledged a message."""
 
     @abstractmethod
-    def load(self, address: str, after: int, limit: int, then: Callable[[Page], None]) -> None:
-        """Call *then* with messages that wait for a recipient."""
+    def load(
+        self, address: str, after: int, limit: int, max_size: int, then: Callable[[Page], None]
+    ) -> None:
+        """Call *then* with messages that wait for a recipient; see :class:`~.store.Step`."""
 
     @abstractmethod
     def join(self, address: str, device: str) -> None:
@@ -148,9 +150,11 @@ class LocalDesk(Desk):
         end: End | None = self._do("acknowledge", delivery.id, device, attempts)
         self._over(delivery, end)
 
-    def load(self, address: str, after: int, limit: int, then: Callable[[Page], None]) -> None:
+    def load(
+        self, address: str, after: int, limit: int, max_size: int, then: Callable[[Page], None]
+    ) -> None:
         """Call *then* with messages that wait for a recipient."""
-        then(self._ask("waiting", address, after, limit))
+        then(self._ask("waiting", address, after, limit, max_size))
 
     def join(self, address: str, device: str) -> None:
         """Note that an identity has a device."""

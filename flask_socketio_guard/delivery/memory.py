@@ -6,7 +6,6 @@ import heapq
 import itertools
 import time
 from _thread import RLock
-from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,7 +19,12 @@ if TYPE_CHECKING:
     from typing import Any
 
 _SENT = DELIVERY_TRANSITIONS[DeliveryState.PENDING, DeliveryEvent.SENT]
+_MANY = 64  # devices
 _RETURNED = DELIVERY_TRANSITIONS[DeliveryState.IN_FLIGHT, DeliveryEvent.RETURNED]
+
+
+def _receipt_size(address: str) -> int:
+    return 400 + len(address)
 
 
 @dataclass(slots=True)
@@ -39,10 +43,12 @@ class MemoryStore(DeliveryStore):
 
     Args:
         max_messages: Messages that have not ended, >= 1.
-        max_size: Characters that they may take, >= 1.
+        max_size: Bytes that they may take, >= 1.
         retention: Seconds for which an ended one is still found, >= 0.
-        max_ended: Ended ones that are found, >= 1.
+        max_ended_size: Bytes that the receipts of those may take, >= 1.
         max_dead_letters: >= 1.
+        max_dead_size: Bytes that dead letters may take, >= 1.
+        dead_retention: Seconds for which a dead letter is kept, > 0.
         clock: Monotonic, in seconds.
     """
 
@@ -52,14 +58,19 @@ class MemoryStore(DeliveryStore):
         max_messages: int,
         max_size: int,
         retention: float,
-        max_ended: int,
+        max_ended_size: int,
         max_dead_letters: int,
+        max_dead_size: int,
+        dead_retention: float,
         clock: Callable[[], float] = monotonic,
     ) -> None:
         self._max_messages = max_messages
         self._max_size = max_size
         self._retention = retention
-        self._max_ended = max_ended
+        self._max_ended_size = max_ended_size
+        self._max_dead_letters = max_dead_letters
+        self._max_dead_size = max_dead_size
+        self._dead_retention = dead_retention
         self._clock = clock
         self._lock = RLock()  # nobody waits while holding it
         self._numbers = itertools.count(1)
@@ -72,7 +83,9 @@ class MemoryStore(DeliveryStore):
         # Until when, address, event, number, attempts, state: nothing in it that the garbage
         # collector would look at, however many there are.
         self._ended: dict[str, tuple[float, str, str, int, int, str]] = {}
-        self._dead: deque[DeadLetter] = deque(maxlen=max_dead_letters)
+        self._ended_size = 0
+        self._dead: dict[str, tuple[float, int, DeadLetter]] = {}  # until when, how large
+        self._dead_size = 0
         self._steps: dict[str, Callable[..., Any]] = {
             "put": self._put,
             "mark": self._mark,
@@ -92,8 +105,14 @@ class MemoryStore(DeliveryStore):
 
     def apply(self, steps: Sequence[Step]) -> list[Any]:
         """Do *steps*; see :class:`~.store.Step`."""
+        results: list[Any] = []
         with self._lock:
-            return [self._steps[step.kind](*step.arguments) for step in steps]
+            for step in steps:
+                try:
+                    results.append(self._steps[step.kind](*step.arguments))
+                except Exception as exc:  # noqa: BLE001 - it belongs to its own step
+                    results.append(exc)
+        return results
 
     def do(self, kind: str, *arguments: Any) -> Any:
         """Do one step; see :class:`~.store.Step`."""
@@ -106,7 +125,7 @@ class MemoryStore(DeliveryStore):
     # The steps
 
     def _put(self, delivery: Delivery) -> Put:
-        if delivery.id in self._open or delivery.id in self._ended:
+        if delivery.id in self._open or delivery.id in self._ended or delivery.id in self._dead:
             return Put(self._find(delivery.id))
         address, size = delivery.address, delivery.size
         key = None if delivery.key is None else (address, delivery.key)
@@ -139,6 +158,8 @@ class MemoryStore(DeliveryStore):
             return End(self._find(id), is_new=False)
         entry.attempts += attempts
         if entry.delivery.requires_all:
+            if len(entry.acknowledged) >= _MANY:  # those that have left do not count
+                entry.acknowledged &= self._devices.get(entry.address, set())
             entry.acknowledged |= {device}
             if not self._have_all(entry):
                 return None
@@ -152,24 +173,36 @@ class MemoryStore(DeliveryStore):
     def _abandon(self, address: str, state: DeliveryState, limit: int) -> list[Delivery]:
         return [self._end(id, state) for id in list(self._boxes.get(address, ()))[:limit]]
 
-    def _waiting(self, address: str, after: int, limit: int) -> Page:
+    def _waiting(self, address: str, after: int, limit: int, max_size: int) -> Page:
         entries = self._boxes.get(address, {}).values()
         behind = (entry for entry in entries if entry.delivery.number > after)
-        found = [self._snapshot(entry) for entry in itertools.islice(behind, limit)]
+        found: list[Delivery] = []
+        size = 0
+        for entry in behind:
+            size += len(entry.delivery.body)
+            if len(found) == limit or (found and size > max_size):
+                return Page(found, found[-1].number, has_more=True)
+            found.append(self._snapshot(entry))
         return Page(found, found[-1].number if found else 0, len(found) == limit)
 
     def _find(self, id: str) -> Delivery | None:
         entry = self._open.get(id)
         if entry is not None:
             return self._snapshot(entry)
-        self._forget_ended(self._clock())
+        now = self._clock()
+        self._forget_ended(now)
+        self._forget_dead(now)
         ended = self._ended.get(id)
-        if ended is None:
+        if ended is not None:
+            return Delivery.ended(id, *ended[1:5], DeliveryState(ended[5]))
+        if id not in self._dead:
             return None
-        return Delivery.ended(id, *ended[1:5], DeliveryState(ended[5]))
+        dead = self._dead[id][2].delivery
+        return Delivery.ended(id, dead.address, dead.event, dead.number, dead.attempts, dead.state)
 
     def _dead_letters(self, limit: int) -> list[DeadLetter]:
-        return list(itertools.islice(reversed(self._dead), limit))
+        self._forget_dead(self._clock())
+        return [letter for *_, letter in itertools.islice(reversed(self._dead.values()), limit)]
 
     def _expire(self, limit: int) -> list[Delivery]:
         expired: list[Delivery] = []
@@ -179,6 +212,7 @@ class MemoryStore(DeliveryStore):
             if id in self._open:
                 expired.append(self._end(id, DeliveryState.EXPIRED))
         self._forget_ended(now)
+        self._forget_dead(now)
         return expired
 
     def _join(self, address: str, device: str) -> None:
@@ -218,12 +252,15 @@ class MemoryStore(DeliveryStore):
         now = self._clock()
         known = (address, given.event, given.number, entry.attempts)
         self._ended[id] = (now + self._retention, *known, state.value)
-        if len(self._ended) > self._max_ended:
+        self._ended_size += _receipt_size(address)
+        if self._ended_size > self._max_ended_size:
             self._forget_ended(now)
         if state not in DEAD:
             return Delivery.ended(id, *known, state)
         dead = given.at(state, lifetime=0.0, attempts=entry.attempts, body=given.body)
-        self._dead.append(DeadLetter(dead, time.time()))
+        self._dead[id] = (now + self._dead_retention, entry.size, DeadLetter(dead, time.time()))
+        self._dead_size += entry.size
+        self._forget_dead(now)
         return dead
 
     def _snapshot(self, entry: _Entry) -> Delivery:
@@ -234,9 +271,21 @@ class MemoryStore(DeliveryStore):
     def _forget_ended(self, now: float) -> None:
         while self._ended:
             id, ended = next(iter(self._ended.items()))
-            if ended[0] > now and len(self._ended) <= self._max_ended:
+            if ended[0] > now and self._ended_size <= self._max_ended_size:
                 return
             del self._ended[id]
+            self._ended_size -= _receipt_size(ended[1])
+
+    def _forget_dead(self, now: float) -> None:
+        while self._dead:
+            id, (until, size, _) = next(iter(self._dead.items()))
+            is_too_much = (
+                len(self._dead) > self._max_dead_letters or self._dead_size > self._max_dead_size
+            )
+            if until > now and not is_too_much:
+                return
+            del self._dead[id]
+            self._dead_size -= size
 
     def _forget_deadlines(self) -> None:
         """Throw out the deadlines of what has ended, once they are the most."""

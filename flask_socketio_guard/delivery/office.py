@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ..errors import DeliveryInvalid, DeliveryStoreFull, HandOverFull, UnknownDelivery
 from ..states import DeliveryState
 from .receipts import Receipt
-from .records import DEAD, Delivery, Retry
+from .records import DEAD, Delivery, Retry, is_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -159,7 +159,8 @@ class DeliveryOffice:
         Raises:
             UnknownDelivery: There is none, or it ended too long ago.
         """
-        if self.find(id) is None:
+        # Ids may come from clients, who may send anything.
+        if not isinstance(id, str) or not is_text(id) or self.find(id) is None:
             raise UnknownDelivery(id)
         return Receipt(self, id)
 

@@ -2,6 +2,25 @@
 
 Redis runs a script undisturbed, so that two processes that end the same message find out who
 was first. The clock is that of Redis, less what it has jumped.
+
+============================ ============================================================
+key                          what it holds
+============================ ============================================================
+``m:<id>``, ``b:<id>``       A message that waits or is a dead letter: what may change, in a hash
+                             that Redis packs as long as its values are short; and its text.
+``box:<address>``            Ids of those that wait for a recipient, by number.
+``deadlines``                Ids of all that wait, by deadline.
+``keys``                     Ids of those that a newer one may replace.
+``all:``, ``acks:``          Those of a recipient that need all devices; who has acknowledged one.
+``ended``, ``ended-order``   Receipts by id; and, oldest first, until when each is kept, what it
+                             takes, and its id.
+``dead``                     Ids of dead letters, by when they died.
+``news``, ``news-sizes``     A stream of what happened; what each entry of it takes.
+``size``, ``ended-size``,    Bytes that messages, receipts, dead letters and news take.
+``dead-size``, ``news-size``
+``devices:``, ``host:``,     Who is here, and which process says so.
+``hosts``, ``alive:``
+============================ ============================================================
 """
 
 from __future__ import annotations
@@ -11,9 +30,12 @@ from typing import Final
 SCRIPT: Final = r"""
 local P = KEYS[1]
 local MAX_MESSAGES, MAX_SIZE = tonumber(ARGV[1]), tonumber(ARGV[2])
-local RETENTION, MAX_DEAD, MAX_NEWS = ARGV[3], ARGV[4], ARGV[5]
-local HOST, HAS_PUT = ARGV[6], ARGV[7] == '1'
-local at = 8
+local RETENTION, MAX_ENDED_SIZE = tonumber(ARGV[3]), tonumber(ARGV[4])
+local MAX_DEAD, MAX_DEAD_SIZE = tonumber(ARGV[5]), tonumber(ARGV[6])
+local DEAD_RETENTION = tonumber(ARGV[7])
+local MAX_NEWS, MAX_NEWS_SIZE = tonumber(ARGV[8]), tonumber(ARGV[9])
+local RECEIPT_SIZE, HOST, HAS_PUT = tonumber(ARGV[10]), ARGV[11], ARGV[12] == '1'
+local at = 13
 
 local function arg()
   at = at + 1
@@ -24,10 +46,34 @@ local time = redis.call('TIME')
 local seconds = tonumber(time[1]) + tonumber(time[2]) / 1000000
 local now = seconds - tonumber(redis.call('GET', P .. 'jumped') or '0')
 
+-- What is kept, in bytes, as it was and by how much it has changed.
+local sizes = {}
+
+local function size(name)
+  local one = sizes[name]
+  if not one then
+    one = {tonumber(redis.call('GET', P .. name) or '0'), 0}
+    sizes[name] = one
+  end
+  return one[1] + one[2]
+end
+
+local function add(name, bytes)
+  size(name)
+  sizes[name][2] = sizes[name][2] + bytes
+end
+
+local function note_sizes()
+  for name, one in pairs(sizes) do
+    if one[2] ~= 0 then redis.call('INCRBY', P .. name, string.format('%.0f', one[2])) end
+  end
+end
+
 local function snapshot(id)
-  local m = redis.call('HMGET', P .. 'm:' .. id, 'body', 'number', 'attempts', 'state', 'deadline')
-  if not m[1] then return false end
-  return {m[1], m[2], m[3], m[4], string.format('%.6f', tonumber(m[5]) - now)}
+  local m = redis.call('HMGET', P .. 'm:' .. id, 'number', 'attempts', 'state', 'deadline')
+  local body = redis.call('GET', P .. 'b:' .. id)
+  if not m[1] or not body then return false end
+  return {body, m[1], m[2], m[3], string.format('%.6f', tonumber(m[4]) - now)}
 end
 
 -- What the other processes are told when all is done.
@@ -38,8 +84,16 @@ local function tell()
   local addresses = {}
   for address in pairs(stored) do addresses[#addresses + 1] = address end
   local count = redis.call('INCR', P .. 'news-count')
-  redis.call('XADD', P .. 'news', 'MAXLEN', '~', MAX_NEWS, '*', 'host', HOST, 'count', count,
-    'what', cjson.encode({addresses, news}))
+  local what = cjson.encode({addresses, news})
+  redis.call('XADD', P .. 'news', '*', 'host', HOST, 'count', count, 'what', what)
+  add('news-size', #what + 100)
+  local kept = redis.call('RPUSH', P .. 'news-sizes', #what + 100)
+  local gone = 0
+  while kept > MAX_NEWS or (kept > 1 and size('news-size') > MAX_NEWS_SIZE) do
+    add('news-size', -tonumber(redis.call('LPOP', P .. 'news-sizes')))
+    kept, gone = kept - 1, gone + 1
+  end
+  if gone > 0 then redis.call('XTRIM', P .. 'news', 'MAXLEN', kept) end
 end
 
 local function read(id)
@@ -54,38 +108,93 @@ local function ended(m)
   return {m.id, m.address, m.event, m.number, m.attempts, m.state}
 end
 
+-- What is known of a message that has ended.
+local function receipt(m)
+  if m.state then return ended(m) end
+  local found = redis.call('HGET', P .. 'ended', m.id)
+  return found and cjson.decode(found) or false
+end
+
+local function forget_ended(limit)
+  for _ = 1, limit do
+    local oldest = redis.call('LINDEX', P .. 'ended-order', 0)
+    if not oldest then return end
+    local expires_at, bytes, id = string.match(oldest, '^(%S+) (%d+) (.*)$')
+    if tonumber(expires_at) > now and size('ended-size') <= MAX_ENDED_SIZE then return end
+    redis.call('LPOP', P .. 'ended-order')
+    redis.call('HDEL', P .. 'ended', id)
+    add('ended-size', -tonumber(bytes))
+  end
+end
+
+local function forget_dead(limit)
+  for _ = 1, limit do
+    local oldest = redis.call('ZRANGE', P .. 'dead', 0, 0, 'WITHSCORES')
+    if #oldest == 0 then return end
+    if tonumber(oldest[2]) > now - DEAD_RETENTION and size('dead-size') <= MAX_DEAD_SIZE
+      and redis.call('ZCARD', P .. 'dead') <= MAX_DEAD then return end
+    local name = P .. 'm:' .. oldest[1]
+    add('dead-size', -tonumber(redis.call('HGET', name, 'size') or '0'))
+    redis.call('DEL', name, P .. 'b:' .. oldest[1])
+    redis.call('ZREM', P .. 'dead', oldest[1])
+  end
+end
+
 local function finish(m, state, is_dead)
-  local name = P .. 'm:' .. m.id
+  local name, body = P .. 'm:' .. m.id, P .. 'b:' .. m.id
   m.state = state
-  redis.call('HSET', name, 'state', state, 'attempts', m.attempts)
-  redis.call('EXPIRE', name, RETENTION)
   redis.call('ZREM', P .. 'box:' .. m.address, m.id)
   redis.call('ZREM', P .. 'deadlines', m.id)
-  redis.call('DECRBY', P .. 'size', m.size)
+  add('size', -tonumber(m.size))
   if m.all then
     redis.call('DEL', P .. 'acks:' .. m.id)
     redis.call('SREM', P .. 'all:' .. m.address, m.id)
   end
   if m.key ~= '' then redis.call('HDEL', P .. 'keys', m.key) end
   local told = ended(m)
+  local text = cjson.encode(told)
+  local bytes = RECEIPT_SIZE + #text
+  redis.call('HSET', P .. 'ended', m.id, text)
+  redis.call('RPUSH', P .. 'ended-order',
+    string.format('%.3f %d %s', now + RETENTION, bytes, m.id))
+  add('ended-size', bytes)
   news[#news + 1] = ended(m)
   if is_dead then
-    local body = redis.call('HGET', name, 'body')
-    redis.call('XADD', P .. 'dead', 'MAXLEN', '~', MAX_DEAD, '*', 'body', body,
-      'number', m.number, 'attempts', m.attempts, 'state', state,
+    told[7] = redis.call('GET', body)
+    redis.call('HSET', name, 'state', state, 'attempts', m.attempts,
       'at', string.format('%.3f', seconds))
-    told[7] = body
+    redis.call('ZADD', P .. 'dead', string.format('%.3f', now), m.id)
+    add('dead-size', tonumber(m.size))
+    forget_dead(MAX_DEAD)
+  else
+    redis.call('DEL', name, body)
   end
   return told
 end
 
--- What Redis has thrown out must not keep the rest from being found.
+-- What Redis has thrown out, or others have put there, must not keep the rest from being found.
 local function forget(id, address)
   redis.call('ZREM', P .. 'deadlines', id)
+  if redis.call('EXISTS', P .. 'deadlines') == 0 then add('size', -size('size')) end
   if address then
     redis.call('ZREM', P .. 'box:' .. address, id)
     redis.call('SREM', P .. 'all:' .. address, id)
   end
+end
+
+-- Ends those of some messages that have not ended.
+local function finish_each(ids, address, state, is_dead)
+  local found = {}
+  for _, id in ipairs(ids) do
+    local is_read, m = pcall(read, id)
+    if is_read and m.is_open then
+      local is_finished, one = pcall(finish, m, state, is_dead)
+      if is_finished then found[#found + 1] = one else forget(id, address) end
+    else
+      forget(id, address)
+    end
+  end
+  return found
 end
 
 local function have_all(m)
@@ -94,15 +203,13 @@ local function have_all(m)
 end
 
 local function leave(address, device)
-  local found = {}
-  if redis.call('SREM', P .. 'devices:' .. address, device) == 0 then return found end
+  local complete = {}
+  if redis.call('SREM', P .. 'devices:' .. address, device) == 0 then return complete end
   for _, id in ipairs(redis.call('SMEMBERS', P .. 'all:' .. address)) do
-    local m = read(id)
-    if m.is_open and have_all(m) then
-      found[#found + 1] = finish(m, 'delivered', false)
-    end
+    local is_read, m = pcall(read, id)
+    if is_read and m.is_open and have_all(m) then complete[#complete + 1] = id end
   end
-  return found
+  return finish_each(complete, address, 'delivered', false)
 end
 
 -- A Redis whose memory is full takes nothing more, but has to be told what has ended. It lets a
@@ -116,10 +223,25 @@ redis.call('DEL', P .. 'probe')
 
 local steps = {}
 
+local function store(id, body, address, event, key, all, lifetime, bytes, number)
+  local deadline = string.format('%.6f', now + lifetime)
+  redis.call('ZADD', P .. 'box:' .. address, number, id)
+  redis.call('ZADD', P .. 'deadlines', deadline, id)
+  if key ~= '' then redis.call('HSET', P .. 'keys', key, id) end
+  if all == '1' then redis.call('SADD', P .. 'all:' .. address, id) end
+  redis.call('SET', P .. 'b:' .. id, body)
+  redis.call('HSET', P .. 'm:' .. id, 'address', address, 'event', event,
+    'key', key, 'all', all, 'size', bytes, 'number', number, 'attempts', 0, 'state', 'pending',
+    'deadline', deadline)
+end
+
 function steps.put()
   local id, body, address, event, key = arg(), arg(), arg(), arg(), arg()
-  local all, lifetime, size = arg(), tonumber(arg()), tonumber(arg())
-  if redis.call('EXISTS', P .. 'm:' .. id) == 1 then return {snapshot(id), false} end
+  local all, lifetime, bytes = arg(), tonumber(arg()), tonumber(arg())
+  local known = read(id)
+  if known.is_open then return {1, snapshot(id), false} end
+  known = receipt(known)
+  if known then return {0, known, false} end
   local older, count, freed = nil, 1, 0
   if key ~= '' then
     local found = redis.call('HGET', P .. 'keys', key)
@@ -127,23 +249,24 @@ function steps.put()
     if older and older.is_open then count, freed = 0, tonumber(older.size) else older = nil end
   end
   count = count + redis.call('ZCARD', P .. 'deadlines')
-  local used = tonumber(redis.call('GET', P .. 'size') or '0')
-  if is_full or count > MAX_MESSAGES or used - freed + size > MAX_SIZE then
-    return {false, false}
+  if is_full or count > MAX_MESSAGES or size('size') - freed + bytes > MAX_SIZE then
+    return {0, false, false}
   end
   local replaced = older and finish(older, 'replaced', false) or false
   local number = redis.call('INCR', P .. 'numbers')
-  local deadline = string.format('%.6f', now + lifetime)
-  redis.call('HSET', P .. 'm:' .. id, 'body', body, 'address', address, 'event', event,
-    'key', key, 'all', all, 'size', size, 'number', number, 'attempts', 0, 'state', 'pending',
-    'deadline', deadline)
-  redis.call('ZADD', P .. 'box:' .. address, number, id)
-  redis.call('ZADD', P .. 'deadlines', deadline, id)
-  redis.call('INCRBY', P .. 'size', size)
-  if key ~= '' then redis.call('HSET', P .. 'keys', key, id) end
-  if all == '1' then redis.call('SADD', P .. 'all:' .. address, id) end
+  local is_stored, failure = pcall(store, id, body, address, event, key, all, lifetime, bytes,
+    number)
+  if not is_stored then
+    redis.call('DEL', P .. 'm:' .. id, P .. 'b:' .. id)
+    redis.pcall('ZREM', P .. 'box:' .. address, id)
+    redis.pcall('ZREM', P .. 'deadlines', id)
+    redis.pcall('SREM', P .. 'all:' .. address, id)
+    if key ~= '' then redis.pcall('HDEL', P .. 'keys', key) end
+    error(failure, 0)
+  end
+  add('size', bytes)
   stored[address] = true
-  return {number, replaced}
+  return {1, number, replaced}
 end
 
 function steps.mark()
@@ -158,11 +281,15 @@ end
 function steps.acknowledge()
   local id, device, attempts = arg(), arg(), arg()
   local m = read(id)
-  if not m.state then return 0 end
-  if not m.is_open then return {0, ended(m)} end
+  if not m.is_open then return {0, receipt(m)} end
   m.attempts = m.attempts + attempts
   if m.all then
     redis.call('HSET', P .. 'm:' .. id, 'attempts', m.attempts)
+    -- Devices that have left do not count, however many come and go.
+    if redis.call('SCARD', P .. 'acks:' .. id) >= 64 then
+      redis.call('SINTERSTORE', P .. 'acks:' .. id, P .. 'acks:' .. id,
+        P .. 'devices:' .. m.address)
+    end
     redis.call('SADD', P .. 'acks:' .. id, device)
     if not have_all(m) then return false end
   end
@@ -172,44 +299,53 @@ end
 function steps.finish()
   local id, state, is_dead = arg(), arg(), arg()
   local m = read(id)
-  if not m.state then return 0 end
-  if not m.is_open then return {0, ended(m)} end
+  if not m.is_open then return {0, receipt(m)} end
   return {1, finish(m, state, is_dead == '1')}
 end
 
 function steps.abandon()
   local address, state, is_dead, limit = arg(), arg(), arg(), tonumber(arg())
-  local found = {}
-  for _, id in ipairs(redis.call('ZRANGE', P .. 'box:' .. address, 0, limit - 1)) do
-    local m = read(id)
-    if m.is_open then
-      found[#found + 1] = finish(m, state, is_dead == '1')
-    else
-      forget(id, address)
-    end
-  end
-  return found
+  local ids = redis.call('ZRANGE', P .. 'box:' .. address, 0, limit - 1)
+  return finish_each(ids, address, state, is_dead == '1')
 end
 
 function steps.waiting()
-  local address, after, limit = arg(), arg(), arg()
-  local found, last = {}, 0
+  local address, after, limit, max_size = arg(), arg(), tonumber(arg()), tonumber(arg())
+  local found, last, bytes = {}, 0, 0
   local listed = redis.call('ZRANGEBYSCORE', P .. 'box:' .. address, '(' .. after, '+inf',
     'WITHSCORES', 'LIMIT', 0, limit)
   for i = 1, #listed, 2 do
+    local is_read, one = pcall(snapshot, listed[i])
+    if is_read and one then
+      bytes = bytes + #one[1]
+      if #found > 0 and bytes > max_size then return {found, last, 1} end
+      found[#found + 1] = one
+    else
+      forget(listed[i], address)
+    end
     last = listed[i + 1]
-    local one = snapshot(listed[i])
-    if one then found[#found + 1] = one else forget(listed[i], address) end
   end
-  return {found, last, #listed / 2}
+  return {found, last, #listed / 2 == limit and 1 or 0}
 end
 
 function steps.find()
-  return snapshot(arg())
+  local id = arg()
+  local m = read(id)
+  if m.is_open then return {1, snapshot(id)} end
+  return {0, receipt(m)}
 end
 
 function steps.dead_letters()
-  return redis.call('XREVRANGE', P .. 'dead', '+', '-', 'COUNT', arg())
+  local limit, found = tonumber(arg()), {}
+  forget_dead(MAX_DEAD)
+  for _, id in ipairs(redis.call('ZREVRANGE', P .. 'dead', 0, limit - 1)) do
+    local is_read, one = pcall(snapshot, id)
+    if is_read and one then
+      one[6] = redis.call('HGET', P .. 'm:' .. id, 'at')
+      found[#found + 1] = one
+    end
+  end
+  return found
 end
 
 function steps.stay()
@@ -221,13 +357,11 @@ end
 
 function steps.expire()
   local limit = arg()
-  local found = {}
   local ids = redis.call('ZRANGEBYSCORE', P .. 'deadlines', '-inf', string.format('%.6f', now),
     'LIMIT', 0, limit)
-  for _, id in ipairs(ids) do
-    local m = read(id)
-    if m.is_open then found[#found + 1] = finish(m, 'expired', true) else forget(id) end
-  end
+  local found = finish_each(ids, nil, 'expired', true)
+  forget_dead(MAX_DEAD)
+  forget_ended(1000)
   return found
 end
 
@@ -259,11 +393,23 @@ function steps.bury()
   return {found, #pairs}
 end
 
-local results = {}
-local is_done, failure = pcall(function()
-  while at <= #ARGV do results[#results + 1] = steps[arg()]() end
-end)
-tell()
-if not is_done then error(failure) end
-return results
+-- An error belongs to its own step: each comes with how many arguments it has.
+local results, failures = {}, {}
+while at <= #ARGV do
+  local kind, count = arg(), tonumber(arg())
+  local ends_at = at + count
+  local is_done, result = pcall(steps[kind])
+  if not is_done then
+    failures[#failures + 1] = #results
+    failures[#failures + 1] = type(result) == 'table' and result.err or tostring(result)
+    result = false
+  end
+  results[#results + 1] = result
+  at = ends_at
+end
+forget_ended(2 * #news)
+local is_told, failure = pcall(tell)
+note_sizes()
+if not is_told then error(failure, 0) end
+return {results, failures}
 """

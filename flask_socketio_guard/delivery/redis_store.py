@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from ..errors import ConfigError, DeliveryFormatError, DeliveryStoreError
 from ..runtime import clock
@@ -24,17 +23,26 @@ if TYPE_CHECKING:
 
 _PENDING, _IN_FLIGHT = DeliveryState.PENDING, DeliveryState.IN_FLIGHT
 
-VERSION: Final = b"1"
+_T = TypeVar("_T")
+
+VERSION: Final = b"2"
 """Of how messages are kept in Redis."""
 
 LONGEST_WAIT: Final = 1.0
 """Seconds that may be waited for news."""
 
 _MAX_NEWS = 5000  # pieces, each of all that was done in one go
+_MAX_NEWS_SIZE = 8 * 1024 * 1024  # bytes
 _MAX_JUMP = 1.0  # seconds that the clock of Redis may differ from ours between two looks
 _MAX_UNCERTAINTY = 0.2  # seconds; who reads a clock so slowly knows little
 _PATIENCE = 2  # leases after which a process that says nothing is taken for dead
 _BATCH = 200  # steps in one go: a script keeps everybody else waiting
+
+# Bytes that Redis 6 needs for a message and for a receipt, beside the texts in them.
+_MESSAGE_SIZE = 750
+_SIZE_OF_KEY = 100
+_SIZE_OF_ALL = 400  # of what tells whether all devices have it
+_RECEIPT_SIZE = 150
 
 
 class RedisStore(SharedStore):
@@ -50,9 +58,12 @@ class RedisStore(SharedStore):
         timeout: Longest wait for an answer, in seconds, > 0.
         lease: Seconds after which others take over what a dead process did, > 0.
         max_messages: Messages that have not ended, >= 1.
-        max_size: Characters that they may take, >= 1.
-        retention: Seconds for which an ended one is still found, >= 1.
-        max_dead_letters: About so many are kept, >= 1.
+        max_size: Bytes that they may take in Redis, >= 1.
+        retention: Seconds for which an ended one is still found, >= 0.
+        max_ended_size: Bytes that the receipts of those may take, >= 1.
+        max_dead_letters: >= 1.
+        max_dead_size: Bytes that dead letters may take, >= 1.
+        dead_retention: Seconds for which a dead letter is kept, > 0.
         service: Name of the master that Sentinel is asked for, unless the URL has one.
 
     Raises:
@@ -70,15 +81,22 @@ class RedisStore(SharedStore):
         max_messages: int,
         max_size: int,
         retention: float,
+        max_ended_size: int,
         max_dead_letters: int,
+        max_dead_size: int,
+        dead_retention: float,
         service: str = "mymaster",
     ) -> None:
         self._prefix = prefix
         self._host = host
         self._own_host = host.encode()
         self._lease = lease
-        bounds = (max_messages, max_size, max(1, round(retention)), max_dead_letters, _MAX_NEWS)
-        self._head = [*map(str, bounds), host]
+        self._head = [
+            *map(str, (max_messages, max_size, retention, max_ended_size)),
+            *map(str, (max_dead_letters, max_dead_size, dead_retention)),
+            *map(str, (_MAX_NEWS, _MAX_NEWS_SIZE, _RECEIPT_SIZE)),
+            host,
+        ]
         self._driver = Driver(url, service=service, timeout=timeout)
         self._redis: Any = self._driver.client()
         # An answer may take longer here, but not for ever: the other side may be gone.
@@ -96,44 +114,68 @@ class RedisStore(SharedStore):
     def apply(self, steps: Sequence[Step]) -> list[Any]:
         """Do *steps*; see :class:`~.store.Step`."""
         results: list[Any] = []
-        words = [self._words(step) for step in steps]
         with self._translated():
             self._check_version()
             for start in range(0, len(steps), _BATCH):
-                end = start + _BATCH
-                has_put = any(step.kind == "put" for step in steps[start:end])
-                arguments = [*self._head, str(int(has_put))]
-                arguments += itertools.chain.from_iterable(words[start:end])
-                found = self._script(keys=[self._prefix], args=arguments)
-                results += map(_result, steps[start:end], found)
+                results += self._apply(steps[start : start + _BATCH])
         return results
 
-    def _words(self, step: Step) -> list[str]:
-        """Return what the script is told for a step."""
+    def _apply(self, steps: Sequence[Step]) -> list[Any]:
+        results: list[Any] = []
+        words: list[str | bytes] = []
+        has_put = False
+        for step in steps:
+            try:
+                words += self._words(step)
+            except ValueError as exc:  # UTF-8 cannot hold it
+                results.append(exc)
+            else:
+                results.append(None)
+                has_put = has_put or step.kind == "put"
+        if not words:
+            return results
+        arguments = [*self._head, str(int(has_put)), *words]
+        found, failures = self._script(keys=[self._prefix], args=arguments)
+        errors = dict(zip(failures[::2], failures[1::2], strict=True))
+        answers = iter(enumerate(found))
+        for place, step in enumerate(steps):
+            if results[place] is None:
+                number, answer = next(answers)
+                error = errors.get(number)
+                results[place] = _result(step, answer) if error is None else _failure(error)
+        return results
+
+    def _words(self, step: Step) -> list[bytes]:
+        """Return what the script is told for a step: its kind, how many words follow, and these.
+
+        Raises:
+            UnicodeEncodeError: UTF-8 cannot hold it.
+        """
         kind, arguments = step
+        words: tuple[object, ...] = arguments
         if kind == "put":
             delivery: Delivery = arguments[0]
-            address = delivery.address
-            return [
-                kind,
+            address, text = delivery.address, delivery.to_json()
+            key = "" if delivery.key is None else json.dumps([address, delivery.key])
+            words = (
                 delivery.id,
-                delivery.to_json(),
+                text,
                 address,
                 delivery.event,
-                "" if delivery.key is None else json.dumps([address, delivery.key]),
-                str(int(delivery.requires_all)),
-                str(delivery.lifetime),
-                str(delivery.size),
-            ]
-        if kind == "mark":
+                key,
+                int(delivery.requires_all),
+                delivery.lifetime,
+                _size(delivery, text, address, key),
+            )
+        elif kind == "mark":
             id, attempts, is_in_flight = arguments
-            return [kind, id, str(attempts), (_IN_FLIGHT if is_in_flight else _PENDING).value]
-        if kind in ("finish", "abandon"):
+            words = (id, attempts, (_IN_FLIGHT if is_in_flight else _PENDING).value)
+        elif kind in ("finish", "abandon"):
             what, state, *limit = arguments
-            return [kind, what, state.value, str(int(state in DEAD)), *map(str, limit)]
-        if kind in ("join", "leave"):
-            return [kind, *arguments, json.dumps(arguments)]
-        return [kind, *map(str, arguments)]
+            words = (what, state.value, int(state in DEAD), *limit)
+        elif kind in ("join", "leave"):
+            words = (*arguments, json.dumps(arguments))
+        return [str(word).encode() for word in (kind, len(words), *words)]
 
     def _check_version(self) -> None:
         if self._is_checked:
@@ -273,8 +315,20 @@ def _order(entry_id: Any) -> tuple[int, ...]:
     return tuple(int(part) for part in entry_id.split(b"-"))
 
 
+def _size(delivery: Delivery, text: str, address: str, key: str) -> int:
+    """Return about how many bytes of Redis a message takes; rather too many than too few."""
+    size = _MESSAGE_SIZE + len(text)  # which is ASCII
+    size += 3 * len(address.encode()) + len(delivery.event.encode()) + 2 * len(key)
+    return size + _SIZE_OF_KEY * bool(key) + _SIZE_OF_ALL * delivery.requires_all
+
+
+def _failure(error: bytes) -> DeliveryStoreError:
+    """Return what a step raises that Redis could not do."""
+    return DeliveryStoreError(error.decode(errors="replace").splitlines()[0][:200])
+
+
 def _read(snapshot: Any) -> Delivery:
-    body, number, attempts, state, left = snapshot
+    body, number, attempts, state, left = snapshot[:5]
     try:
         return Delivery.from_json(
             body,
@@ -283,40 +337,63 @@ def _read(snapshot: Any) -> Delivery:
             attempts=int(attempts),
             state=DeliveryState(cast("bytes", state).decode()),
         )
-    except ValueError as exc:
+    except (ValueError, TypeError) as exc:
         raise DeliveryFormatError("a message in the store cannot be read") from exc
 
 
 def _result(step: Step, found: Any) -> Any:
-    """Return what a step returns, as the script says it."""
+    """Return what a step returns, as the script says it; an error, if that cannot be read."""
+    try:
+        return _read_result(step, found)
+    except DeliveryFormatError as exc:
+        return exc
+    except (ValueError, TypeError, AttributeError, IndexError):
+        return DeliveryFormatError("what is in the store cannot be read")
+
+
+def _read_result(step: Step, found: Any) -> Any:
     kind = step.kind
     if kind == "put":
-        stored, replaced = found
+        is_open, stored, replaced = found
         if isinstance(stored, int):
             stored = step.arguments[0].numbered(stored)
-        else:
-            stored = _read(stored) if stored else None
-        return Put(stored, _ended(replaced) if replaced else None)
+        elif stored:
+            stored = _read(stored) if is_open else _ended(stored)
+        return Put(stored or None, _ended(replaced) if replaced else None)
     if kind in ("acknowledge", "finish"):
-        if not isinstance(found, list):  # nobody knows it, or others lack it
-            return None if found is None else End(None, is_new=False)
-        return End(_ended(found[1]), is_new=bool(found[0]))
+        if found is None:  # others lack it
+            return None
+        is_new, ended = found
+        return End(_ended(ended) if ended else None, is_new=bool(is_new))
     if kind in ("expire", "leave", "abandon"):
-        return [_ended(each) for each in found]
+        return _all_ended(found)
     if kind == "bury":
-        return [_ended(each) for each in found[0]], found[1]
+        return _all_ended(found[0]), found[1]
     if kind == "waiting":
         read = (_readable(partial(_read, snapshot)) for snapshot in found[0])
         deliveries = [delivery for delivery in read if delivery is not None]
-        return Page(deliveries, int(found[1]), found[2] == step.arguments[2])
+        return Page(deliveries, int(found[1]), bool(found[2]))
     if kind == "find":
-        return _read(found) if found else None
+        is_open, one = found
+        if not one:
+            return None
+        return _read(one) if is_open else _ended(one)
     if kind == "dead_letters":
-        return _letters(found)
+        letters = (_readable(partial(_letter, snapshot)) for snapshot in found)
+        return [letter for letter in letters if letter is not None]
     return found if kind == "stay" else None
 
 
-def _readable(read: Callable[[], Delivery]) -> Delivery | None:
+def _letter(snapshot: Any) -> DeadLetter:
+    return DeadLetter(_read([*snapshot[:4], b"0"]), float(snapshot[5]))
+
+
+def _all_ended(found: Any) -> list[Delivery]:
+    read = (_readable(partial(_ended, each)) for each in found)
+    return [ended for ended in read if ended is not None]
+
+
+def _readable(read: Callable[[], _T]) -> _T | None:
     """Return what *read* does; ``None`` for what this version did not write, which stays."""
     try:
         return read()
@@ -354,15 +431,3 @@ def _add_news(news: News, what: bytes) -> bool:
         logger.error("left alone: news that cannot be read (%s)", type(exc).__name__)
         return False
     return True
-
-
-def _letters(entries: Any) -> list[DeadLetter]:
-    letters = []
-    for _, words in entries:
-        fields = dict(zip(words[::2], words[1::2], strict=True))
-        names = (b"body", b"number", b"attempts", b"state")
-        snapshot = [*(fields.get(name, b"") for name in names), b"0"]
-        delivery = _readable(partial(_read, snapshot))
-        if delivery is not None:
-            letters.append(DeadLetter(delivery, float(fields[b"at"])))
-    return letters

@@ -194,10 +194,13 @@ def _store(config: GuardConfig, channel: str) -> DeliveryStore:
         "max_messages": config.delivery_max_messages,
         "max_size": config.delivery_max_bytes,
         "retention": config.delivery_retention,
+        "max_ended_size": config.delivery_max_receipt_bytes,
         "max_dead_letters": _MAX_DEAD_LETTERS,
+        "max_dead_size": config.delivery_max_dead_letter_bytes,
+        "dead_retention": config.delivery_dead_letter_retention,
     }
     if config.delivery_store is None:
-        return MemoryStore(**bounds, max_ended=config.delivery_max_messages)
+        return MemoryStore(**bounds)
     return RedisStore(
         config.delivery_store,
         prefix=f"socketio-guard:{channel}:",

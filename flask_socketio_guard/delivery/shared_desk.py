@@ -13,7 +13,7 @@ from ..errors import DeliveryStoreError
 from ..runtime import clock
 from ..supervisor import is_stopping, sleep
 from .desk import AT_A_TIME, Desk
-from .store import Step
+from .store import Page, Step
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ..runtime import Event, Runtime
     from ..states import DeliveryState
     from .records import Delivery
-    from .store import Page, Put, SharedStore
+    from .store import Put, SharedStore
 
 _BATCH: Final = 200  # steps
 _LONGEST_SLEEP: Final = 5.0  # seconds
@@ -99,7 +99,10 @@ class SharedDesk(Desk):
             task.is_void = True
             raise DeliveryStoreError("the store does not answer in time")
         if isinstance(task.result, BaseException):
-            raise DeliveryStoreError(str(task.result)) from task.result
+            error = DeliveryStoreError
+            if isinstance(task.result, DeliveryStoreError):
+                error = type(task.result)
+            raise error(str(task.result)) from task.result
         return task.result
 
     def give_up(self, delivery: Delivery, state: DeliveryState) -> None:
@@ -136,13 +139,16 @@ class SharedDesk(Desk):
         then = partial(self._over, delivery)
         self._note("acknowledge", delivery.id, device, attempts, then=then)
 
-    def load(self, address: str, after: int, limit: int, then: Callable[[Page], None]) -> None:
+    def load(
+        self, address: str, after: int, limit: int, max_size: int, then: Callable[[Page], None]
+    ) -> None:
         """Call *then* with messages that wait for a recipient, later; of several, the last."""
         with self._lock:
             older = self._pending.get(("waiting", address))
             if older is not None:
                 older.is_void = True
-        self._note_once(("waiting", address), "waiting", address, after, limit, then=then)
+        key = ("waiting", address)
+        self._note_once(key, "waiting", address, after, limit, max_size, then=then)
 
     def join(self, address: str, device: str) -> None:
         """Note that an identity has a device."""
@@ -243,7 +249,8 @@ class SharedDesk(Desk):
                 self._one_by_one = len(tasks)
             else:
                 self._answer(tasks[0], exc)
-                self._on_failure(exc)
+                if tasks[0].event is not None:
+                    self._on_failure(exc)
             return False
         for task, result in zip(tasks, results, strict=True):
             self._answer(task, result)
@@ -271,6 +278,10 @@ class SharedDesk(Desk):
 
     def _answer(self, task: _Task, result: Any) -> None:
         is_failure = isinstance(result, BaseException)
+        if is_failure and task.event is None:
+            self._on_failure(result)
+        if is_failure and task.kind == "waiting":  # who comes next asks anew
+            is_failure, result = False, Page([], 0, has_more=False)
         try:
             if task.event is not None:
                 task.result = result

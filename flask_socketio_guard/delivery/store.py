@@ -76,8 +76,9 @@ class Step(NamedTuple):
                                            it: :class:`End`; ``None`` if others lack it.
     ``finish``, id, state                  Ends it, unless it had ended: :class:`End`.
     ``abandon``, address, state, limit     Ends those that wait there: a list of them.
-    ``waiting``, address, after, limit     Those that have not ended, by number, from
-                                           the first above *after* on: :class:`Page`.
+    ``waiting``, address, after, limit,    Those that have not ended, by number, from
+    max_size                               the first above *after* on, of *max_size*
+                                           bytes, about, or one of any: :class:`Page`.
     ``find``, id                           Returns the message, an ended one too, for
                                            as long as it is kept.
     ``dead_letters``, limit                Returns the newest :class:`~.records.DeadLetter`,
@@ -104,8 +105,9 @@ class DeliveryStore(ABC):
     An end is final: whoever comes second is told that nothing changed. Safe for threads and
     greenlets.
 
-    Every method may raise :class:`~flask_socketio_guard.errors.DeliveryStoreError`; then it is
-    not known which steps were done, and all of them may be tried again. A method does not do
+    Every method may raise :class:`~flask_socketio_guard.errors.DeliveryStoreError` if the store
+    does not answer; then it is not known which steps were done, and all of them may be tried
+    again. A method does not do
     so by itself: what ends by a step whose answer is lost has to be looked up.
     """
 
@@ -114,11 +116,17 @@ class DeliveryStore(ABC):
 
     @abstractmethod
     def apply(self, steps: Sequence[Step]) -> list[Any]:
-        """Do *steps* in order; return what each returns."""
+        """Do *steps* in order; return what each returns, or the exception that it raises.
+
+        An error belongs to its own step: the others are done all the same.
+        """
 
     def do(self, kind: str, *arguments: Any) -> Any:
         """Do one step; return what it returns."""
-        return self.apply([Step(kind, arguments)])[0]
+        result = self.apply([Step(kind, arguments)])[0]
+        if isinstance(result, Exception):
+            raise result
+        return result
 
     @abstractmethod
     def close(self) -> None:

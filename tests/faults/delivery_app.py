@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from flask import Flask, Response, jsonify, request
 from flask_socketio import join_room
 
+from flask_socketio_guard import Retry
 from tests.faults.app import Application, _log_to_file
 
 if TYPE_CHECKING:
@@ -74,6 +75,8 @@ def _add_routes(application: Application) -> None:
     def deliver() -> Response:
         options = request.get_json()
         values = options.pop("values", [None])
+        if "retry" in options:
+            options["retry"] = Retry(*options["retry"])
         hooks = {}
         if options.pop("hooks", False):
             hooks = {"on_delivered": note("delivered"), "on_expired": note("expired")}

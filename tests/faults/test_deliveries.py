@@ -11,6 +11,7 @@ import pytest
 from tests.faults.delivery_app import DELIVERY_APP, IN_REDIS
 from tests.faults.fleet import health_details
 from tests.support import wait_until
+from tests.support.raw_clients import RawWebSocket
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -186,3 +187,54 @@ def test_a_store_that_is_away_is_told_and_nothing_in_it_is_lost(
     lines = [record.message for record in fleet.a.records() if "the store of" in record.message]
     assert "does not answer" in lines[0]
     assert "answers again" in lines[-1]
+
+
+def test_who_only_enters_a_namespace_again_does_not_get_all_anew(
+    server: GunicornServer, other: GunicornServer
+) -> None:
+    """One WebSocket leaves and enters, and acknowledges nothing; 60 messages of 20 kB wait."""
+    deliver(server, *["x" * 20_000] * 60, to="pat", retry=[60, 0.5, 30])
+    with RawWebSocket(other.port).open(query="identity=pat") as client:
+        for _ in range(100):
+            client.join().send("41")
+        client.join().call("echo", 1, ack_id=1)
+        sent = [text for text in client.received if '"news"' in text]
+    assert 1 <= len(sent) <= 48, f"{len(sent)} messages, {sum(map(len, sent))} bytes"
+    with RawWebSocket(other.port).open(query="identity=pat") as client:
+        client.join().read_until("42")  # over another transport, at once
+
+
+def test_a_message_that_cannot_be_read_keeps_nobody_from_delivering(
+    make_fleet: Callable[..., Fleet],
+) -> None:
+    fleet = make_fleet(app=DELIVERY_APP, processes=1, config={IN_REDIS: True})
+    server = fleet.a
+    (broken,) = deliver(server, 1, to="ann")
+    (key,) = [name for name in fleet.redis.command("KEYS", "*") if broken.encode() in name][:1]
+    assert fleet.redis.command("DEL", key) == 1
+    fleet.redis.command("SET", key, "rubbish")
+    is_over = threading.Event()
+    looks: list[int] = []
+
+    def look() -> None:
+        while not is_over.is_set():
+            answer = server.request("POST", "/receipts", json={"ids": [broken]}, timeout=30)
+            looks.append(answer.status_code)
+
+    looking = [threading.Thread(target=look) for _ in range(3)]
+    for each in looking:
+        each.start()
+    answers = [
+        server.request("POST", "/deliver", json={"values": [1] * 20, "to": "ann"}, timeout=30)
+        for _ in range(20)
+    ]
+    is_over.set()
+    for each in looking:
+        each.join(30.0)
+    assert [answer.status_code for answer in answers] == [200] * 20
+    assert set(looks) == {500}, "who asks for it is told"
+    unknown = server.request("POST", "/wait", json={"id": "\ud800", "seconds": 1}, timeout=30)
+    assert unknown.status_code == 500
+    (line,) = [each for each in server.records() if "ended too long ago" in str(each)][:1]
+    assert "UnicodeEncodeError" not in str(server.records())
+    del line
