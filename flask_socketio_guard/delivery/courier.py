@@ -89,6 +89,7 @@ class _Parcel:
     delivery: Delivery
     deadline: float
     attempts: int
+    size: int  # of its body
     # Who has it and has not acknowledged it, and what that acknowledgement is known by.
     holders: dict[str, int] = field(default_factory=dict)
     acknowledged: frozenset[str] = frozenset()
@@ -481,17 +482,19 @@ class Courier:
             return
         parcel = box.aside.pop(delivery.id, None)
         if parcel is None:
-            parcel = _Parcel(delivery, clock() + delivery.lifetime, delivery.attempts)
-        parcel.delivery = delivery
+            deadline = clock() + delivery.lifetime
+            parcel = _Parcel(delivery, deadline, delivery.attempts, len(delivery.body))
+        else:
+            parcel.delivery = delivery
         box.parcels[delivery.id] = parcel
-        box.size += len(delivery.body)
+        box.size += parcel.size
         parcel.is_queued = True
         (box.line if delivery.is_ordered else box.ready).append(parcel)
 
     def _drop(self, box: _Box, parcel: _Parcel) -> None:
         """Know no more of a message."""
         del box.parcels[parcel.delivery.id]
-        box.size -= len(parcel.delivery.body)
+        box.size -= parcel.size
         self._put_down(box, parcel)
         self._forget(parcel)
         if parcel.is_queued or parcel.delivery.is_ordered:
@@ -518,7 +521,7 @@ class Courier:
         """Send what may be sent now."""
         if self._boxes.get(box.address) is not box:
             return
-        while box.ready and self._has_room(box, box.ready[0]):
+        while box.ready and (not box.in_flight or self._has_room(box, box.ready[0])):
             if not self._send(box, box.ready.popleft()):
                 return
         has_turn = box.line and box.line[0].is_queued and self._has_room(box, box.line[0])
@@ -531,7 +534,7 @@ class Courier:
     def _has_room(self, box: _Box, parcel: _Parcel) -> bool:
         if not box.in_flight:
             return True
-        size = box.in_flight_size + len(parcel.delivery.body)
+        size = box.in_flight_size + parcel.size
         return box.in_flight < self._max_in_flight and size <= _WINDOW_SIZE
 
     def _send(self, box: _Box, parcel: _Parcel, *, but: Container[str] = ()) -> bool:
@@ -572,7 +575,7 @@ class Courier:
     def _wait_for(self, box: _Box, parcel: _Parcel, until: float) -> None:
         parcel.is_waiting, parcel.due_at = True, until
         box.in_flight += 1
-        box.in_flight_size += len(parcel.delivery.body)
+        box.in_flight_size += parcel.size
         self._in_flight += 1
         if until < box.looks_at:
             self._look_at(box, until)
@@ -671,7 +674,7 @@ class Courier:
     def _set_aside(self, box: _Box, parcel: _Parcel) -> None:
         """Let others have the place of a message that is not acknowledged, for a while."""
         del box.parcels[parcel.delivery.id]
-        box.size -= len(parcel.delivery.body)
+        box.size -= parcel.size
         parcel.delivery = parcel.delivery._replace(body="")  # it comes from the store again
         box.aside[parcel.delivery.id] = parcel
         box.rest = parcel.delivery.retry.max_delay
@@ -728,7 +731,7 @@ class Courier:
         if parcel.is_waiting:
             parcel.is_waiting = False
             box.in_flight -= 1
-            box.in_flight_size -= len(parcel.delivery.body)
+            box.in_flight_size -= parcel.size
             self._in_flight -= 1
 
     def _close(self, box: _Box) -> None:

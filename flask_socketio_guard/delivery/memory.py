@@ -20,11 +20,8 @@ if TYPE_CHECKING:
 
 _SENT = DELIVERY_TRANSITIONS[DeliveryState.PENDING, DeliveryEvent.SENT]
 _MANY = 64  # devices
+_RECEIPT_SIZE = 400  # bytes of one in this process, beside its address
 _RETURNED = DELIVERY_TRANSITIONS[DeliveryState.IN_FLIGHT, DeliveryEvent.RETURNED]
-
-
-def _receipt_size(address: str) -> int:
-    return 400 + len(address)
 
 
 @dataclass(slots=True)
@@ -125,7 +122,8 @@ class MemoryStore(DeliveryStore):
     # The steps
 
     def _put(self, delivery: Delivery) -> Put:
-        if delivery.id in self._open or delivery.id in self._ended or delivery.id in self._dead:
+        id = delivery.id
+        if id in self._open or id in self._ended or id in self._dead:
             return Put(self._find(delivery.id))
         address, size = delivery.address, delivery.size
         key = None if delivery.key is None else (address, delivery.key)
@@ -252,7 +250,7 @@ class MemoryStore(DeliveryStore):
         now = self._clock()
         known = (address, given.event, given.number, entry.attempts)
         self._ended[id] = (now + self._retention, *known, state.value)
-        self._ended_size += _receipt_size(address)
+        self._ended_size += _RECEIPT_SIZE + len(address)
         if self._ended_size > self._max_ended_size:
             self._forget_ended(now)
         if state not in DEAD:
@@ -274,7 +272,7 @@ class MemoryStore(DeliveryStore):
             if ended[0] > now and self._ended_size <= self._max_ended_size:
                 return
             del self._ended[id]
-            self._ended_size -= _receipt_size(ended[1])
+            self._ended_size -= _RECEIPT_SIZE + len(ended[1])
 
     def _forget_dead(self, now: float) -> None:
         while self._dead:

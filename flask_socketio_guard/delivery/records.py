@@ -130,8 +130,10 @@ class Delivery(NamedTuple):
     @property
     def size(self) -> int:
         """Bytes that it takes in the memory of a process, about; rather too many than too few."""
-        names = len(self.event) + 2 * len(self.recipient) + 2 * len(self.key or "")
-        return 850 + len(self.body) + names + 150 * bool(self.key) + 300 * self.requires_all
+        size = 850 + len(self.body) + len(self.event) + 2 * len(self.recipient)
+        if self.key is not None:
+            size += 150 + 2 * len(self.key)
+        return size + 300 if self.requires_all else size
 
     @property
     def has_ended(self) -> bool:
