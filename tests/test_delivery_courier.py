@@ -954,3 +954,31 @@ def test_windows_are_bounded_in_bytes(world: World, monkeypatch: pytest.MonkeyPa
         world.acknowledge("a", number)
     assert world.asked == {}
     assert (box.size, box.in_flight_size) == (0, 0)
+
+
+def test_who_enters_again_and_again_does_not_have_the_store_asked_each_time(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing waits, and so nothing is owed but the visits."""
+    loads: list[str] = []
+    load = world.desk.load
+    monkeypatch.setattr(
+        world.desk, "load", lambda address, *rest: (loads.append(address), load(address, *rest))
+    )
+    for number in range(200):
+        world.transports[f"sid-{number}"] = "one"
+        world.connect(f"sid-{number}", "ann")
+        world.leave(f"sid-{number}")
+    assert len(loads) <= 20
+
+
+def test_what_is_in_flight_is_bounded_in_bytes(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(courier_module, "_WINDOW_SIZE", 15)
+    world.connect("a", "ann")
+    for number in range(1000, 1003):
+        world.deliver(number, to="ann")
+    assert world.sent() == [("a", 1000), ("a", 1001)]
+    world.acknowledge("a", 1000)
+    assert world.sent()[2:] == [("a", 1002)]
