@@ -410,7 +410,9 @@ class SocketIOGuard:
         ack = None
         if callback is not None:
             ack = guard.ack_callback(callback, callback_timeout, on_timeout)
-        outcome: SendOutcome = guard.server.emit(
+        # An application's own emit() may know none of the options.
+        options = {"volatile": volatile, "ready_only": ready_only} if volatile or ready_only else {}
+        outcome: SendOutcome = guard.server.emit_and_tell(
             event,
             *args,
             namespace=namespace or "/",
@@ -418,8 +420,7 @@ class SocketIOGuard:
             skip_sid=skip_sid,
             callback=ack,
             ignore_queue=ignore_queue,
-            volatile=volatile,
-            ready_only=ready_only,
+            **options,
         )
         if strict and outcome in (SendOutcome.DROPPED_CLOSED, SendOutcome.DROPPED_SLOW):
             raise ConnectionClosed(f"the event was not sent: {outcome}")

@@ -172,8 +172,9 @@ class Outbox:
         return self._broker.is_reachable and not is_silent and not self._is_closed
 
     def _is_full(self, size: int) -> bool:
+        # One that is larger than the bound passes when nothing else waits.
         waiting = len(self._waiting) + len(self._in_flight)
-        return waiting >= self.max_messages or self._bytes + size > self.max_bytes
+        return waiting >= self.max_messages or (waiting > 0 and self._bytes + size > self.max_bytes)
 
     def _make_room(self, size: int) -> int:
         dropped = 0

@@ -26,7 +26,11 @@ OVERFLOW: Final = 16
 """Times the bounds up to which a client gets what cannot wait, while it makes progress."""
 
 _BEHIND_TIMEOUTS = 2
-"""Timeouts for which a client may hold up emitters that have others to serve."""
+"""Timeouts in which a client that is behind takes as much as may wait for it, or is too slow for
+emitters that have others to serve."""
+
+_SLOWEST_DOWNLOAD: Final = 32 * 1024
+"""Bytes per second at which an answer to a polling request is thought to be still under way."""
 
 
 class SendOutcome(str, Enum):
@@ -91,11 +95,14 @@ class SendQueue:
 
     __slots__ = (
         "_behind_since",
+        "_behind_taken",
         "_items",
         "_max_bytes",
         "_max_packets",
         "_policy",
         "_progress_at",
+        "_taken",
+        "_waiting_since",
         "room",
         "size",
     )
@@ -105,8 +112,10 @@ class SendQueue:
         self._max_bytes = max_bytes
         self._policy = policy
         self._items: deque[Outgoing] = deque()
-        self._progress_at = clock()
+        self._progress_at = self._waiting_since = clock()
         self._behind_since: float | None = None
+        self._behind_taken = 0
+        self._taken = 0  # bytes, and a share of them for each message
         self.size = 0
         """Bytes that wait."""
         self.room: Event | None = None
@@ -171,14 +180,21 @@ class SendQueue:
         """
         now = clock()
         if self._behind_since is None:
-            self._behind_since = now
-        if is_shared and now - self._behind_since >= _BEHIND_TIMEOUTS * timeout:
-            return True
-        return now - self._progress_at >= timeout
+            self._behind_since, self._behind_taken = now, self._taken
+        elif is_shared and now - self._behind_since >= _BEHIND_TIMEOUTS * timeout:
+            if self._taken - self._behind_taken < self._max_bytes:
+                return True
+            self._behind_since, self._behind_taken = now, self._taken
+        # Who was idle before has made no progress, for there was nothing to take.
+        return now - max(self._progress_at, self._waiting_since) >= timeout
 
     def progressed(self) -> None:
         """Note that the client has taken a part of what is being written."""
         self._progress_at = clock()
+
+    def downloads(self, size: int) -> None:
+        """Note that *size* bytes were taken in one go, of which nobody sees how they get on."""
+        self._progress_at = clock() + size / _SLOWEST_DOWNLOAD
 
     def wake(self) -> None:
         """Wake those who wait for room."""
@@ -194,12 +210,16 @@ class SendQueue:
         items = self._items
         if self.size >= self._max_bytes or len(items) >= self._max_packets:
             return False
+        if not items:
+            self._waiting_since = clock()
         items.append(item)
         self.size += item.size
         return True
 
     def put(self, item: Outgoing) -> None:
         """Append *item*, whatever the bounds; for who has looked at :attr:`is_full`."""
+        if not self._items:
+            self._waiting_since = clock()
         self._items.append(item)
         self.size += item.size
 
@@ -233,6 +253,7 @@ class SendQueue:
         """Take the oldest messages to write them: at least one, if any, up to *max_bytes*."""
         items = self._items
         self._progress_at = clock()
+        before = self.size
         if len(items) == 1:
             self.size = 0
             batch = [items.popleft()]
@@ -244,8 +265,11 @@ class SendQueue:
                 size += item.size
                 batch.append(item)
             self.size -= size
-        if self._behind_since is not None and not self.is_filling:
-            self._behind_since = None
+        if self._behind_since is not None:
+            share = self._max_bytes // self._max_packets
+            self._taken += max(before - self.size, len(batch) * share)
+            if not self.is_filling:
+                self._behind_since = None
         if self.room is not None:
             self.room.set()
         return batch
@@ -292,11 +316,13 @@ class Flusher:
     def _flush(self) -> None:
         due = self._due
         until = clock() + TURN_TIME
-        for _ in range(len(due)):
-            due.popleft().flush()
-            if clock() >= until:
-                break
-        self._is_scheduled = bool(due)
-        if due:
-            # A timer: sockets are looked at before it is due.
-            self._runtime.call_later(0.0, self._flush)
+        try:
+            for _ in range(len(due)):
+                due.popleft().flush()
+                if clock() >= until:
+                    break
+        finally:
+            self._is_scheduled = bool(due)
+            if due:
+                # A timer: sockets are looked at before it is due.
+                self._runtime.call_later(0.0, self._flush)

@@ -20,7 +20,7 @@ from websockets.exceptions import InvalidState
 from websockets.extensions.permessage_deflate import ClientPerMessageDeflateFactory
 
 from flask_socketio_guard import signals
-from flask_socketio_guard.sending import SendOutcome
+from flask_socketio_guard.sending import SendOutcome, SendQueue
 from flask_socketio_guard.upstream import engine_socket
 from flask_socketio_guard.upstream.outgoing import Message
 from tests import unit_support, unit_websocket
@@ -1188,12 +1188,22 @@ def test_a_closed_session_takes_and_starts_nothing(served: Served) -> None:
     assert len(socket.queue) == size
     socket.close(abort=True, reason="again")
     served.wait_for(served.inner.is_quiet)
-    assert len(served.inner.deadlines) == 0
+    targets = [deadline.target for *_, deadline in served.inner.deadlines._heap]
+    assert not any(getattr(target, "__self__", None) is socket for target in targets)
 
 
 # Slow consumers
 
 BOUNDS = {"send_queue_max_packets": 20, "send_queue_max_bytes": 10**9, "close_timeout": 0.3}
+
+
+class _SlowQueue(SendQueue):
+    """One of a client that has taken nothing for long."""
+
+    __slots__ = ()
+
+    def is_slow(self, timeout: float, *, is_shared: bool) -> bool:
+        return True
 
 
 class Slow:
@@ -1220,9 +1230,7 @@ class Slow:
             self.served.engine.put(self.socket.sid, Message.of_socketio(b"x" * 20_000_000))
             self.served.wait_for(lambda: self.socket._wire.is_stuck)
             self.served.wait_for(lambda: not self.socket.queue)
-        if self.is_idle:
-            # So long ago it took anything that it counts as slow.
-            self.socket.queue._progress_at -= 1000.0
+        self.socket.queue.__class__ = _SlowQueue if self.is_idle else SendQueue
 
     def emit(self, count: int = 1, *, size: int = 10, volatile: bool = False) -> list[SendOutcome]:
         """Emit numbers and return what became of them."""
@@ -1426,7 +1434,7 @@ def test_a_client_that_has_come_for_packets_is_not_slow(make_served: Callable[..
     slow = Slow(served, "polling", is_idle=False)
     waiting = slow.polling.begin_get()
     served.wait_for(lambda: slow.socket._poll is not None)
-    slow.socket.queue._progress_at -= 1000.0
+    slow.socket.queue.__class__ = _SlowQueue
     assert set(slow.emit(50)) == {SendOutcome.QUEUED}
     assert read_answer(waiting).status == 200
     assert slow.lost == []

@@ -465,6 +465,8 @@ def test_a_client_that_pings_and_never_reads_holds_no_memory(
     line = make_line(ends=narrow_pair())
     pings = [encode_frame(PING, str(number).encode().rjust(125)) for number in range(8_000)]
     end = encode_frame(TEXT, b"end")
+    line.inner.runtime.start(lambda: None)
+    line.inner.runtime.sleep(0.01)  # greenlets have been made ahead
     tracemalloc.start()
     try:
         for start in range(0, len(pings), 100):

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+from contextlib import contextmanager
+from contextvars import ContextVar
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 
@@ -19,7 +22,7 @@ from .websocket import answer_once, refuse_websocket, upgrade_problem, wants_web
 if TYPE_CHECKING:
     import threading
     from collections import deque
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
     from engineio import Server as _Server
@@ -57,6 +60,22 @@ _BAD_VERSION = "The client is using an unsupported version of the Socket.IO or E
 _RETRY_AFTER = "5"  # seconds a refused client is asked to wait
 _SESSION = re.compile("(?:^|&)sid=[^&]")
 _FOR_DEVELOPERS = frozenset({"bad-origin", "bad-version"})
+
+
+putting: ContextVar[Mapping[str, bool]] = ContextVar(
+    "socketio_guard_putting", default=MappingProxyType({})
+)
+"""How a packet is to be put, on its way through methods that an application overrides."""
+
+
+@contextmanager
+def put_as(**how: bool) -> Iterator[None]:
+    """Have packets that are sent meanwhile put with options of :meth:`GuardedSocket.put`."""
+    token = putting.set(how)
+    try:
+        yield
+    finally:
+        putting.reset(token)
 
 
 class GuardedEngineServer(_Server):
@@ -206,7 +225,7 @@ class GuardedEngineServer(_Server):
 
     def send_packet(self, sid: str, pkt: Any) -> SendOutcome:
         """Queue one Engine.IO packet for a client; as upstream's."""
-        return self.put(sid, Message.of_engineio(pkt))
+        return self.put(sid, Message.of_engineio(pkt), **putting.get())
 
     def put(self, eio_sid: str | None, message: Message, **how: bool) -> SendOutcome:
         """Queue *message* for a client; see :meth:`GuardedSocket.put`."""

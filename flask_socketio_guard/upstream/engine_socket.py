@@ -189,8 +189,8 @@ class GuardedSocket(_Socket):
                 self.queue.put(message)
         if self._wire is not None:
             self._wire.wake()
-        elif self._poll is not None:
-            self._poll.set()
+        elif (poll := self._poll) is not None:  # it may end in another thread
+            poll.set()
         return SendOutcome.QUEUED
 
     def _make_room_for_one(self, *, may_wait: bool, is_own: bool) -> SendOutcome | None:
@@ -287,6 +287,7 @@ class GuardedSocket(_Socket):
                 self._poll = None
         with self._lock:
             messages = cast("list[Message]", self.queue.take(self.server.max_http_buffer_size))
+            self.queue.downloads(sum(message.size for message in messages))
         if not messages and self.closed:
             raise EngineIOError("the session is over")
         return [packet for message in messages for packet in message.packets()]

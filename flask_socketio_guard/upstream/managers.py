@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import copy
 import logging
 from _thread import RLock
 from collections import deque
@@ -17,6 +18,7 @@ from ..fan_out import LEAST_RECIPIENTS
 from ..hooks import SURVEY, SURVEY_ANSWER, SURVEY_ROLL, AckCallback, Awaiting, Hooks
 from ..sending import SendOutcome
 from .encoding import KeptPacket, encoded, encoded_event, encoded_for_queue
+from .engine_server import put_as
 from .outgoing import Message
 from .recipients import is_nobody
 from .watched_socket import is_logged
@@ -158,10 +160,13 @@ class GuardedManager(_Manager):
         if not room and is_nobody(room):
             return SendOutcome.DROPPED_CLOSED
         options = _Options(volatile, ready_only)
+        is_home = self.guard.runtime.is_home()
+        if not is_home:
+            encoded(self.server.packet_class, packets.EVENT, _body(event, data), "/", None)
+            data = _snapshot(data)
         arguments = (event, data, namespace or "/", room, skip_sid, callback, options)
-        if self.guard.runtime.is_home():
+        if is_home:
             return self._emit_here(*arguments, may_wait=True)
-        encoded(self.server.packet_class, packets.EVENT, _body(event, data), "/", None)
         self.guard.hand_over(partial(self._emit_here, *arguments))
         return SendOutcome.QUEUED
 
@@ -193,7 +198,9 @@ class GuardedManager(_Manager):
         server: Any = self.server
         if server.takes_packets:
             encode = partial(self._encoded, namespace, body, options)
-            return _best([self._put(sid, eio_sid, encode()) for sid, eio_sid in clients])
+            clients = list(clients)
+            is_patient = may_wait and len(clients) == 1
+            return _best([self._put(*client, encode(), may_wait=is_patient) for client in clients])
         find = server.eio.sockets.get
         message = None
         outcome = SendOutcome.DROPPED_CLOSED
@@ -226,7 +233,7 @@ class GuardedManager(_Manager):
 
     def clients_in(self, namespace: str, room: Any) -> Sequence[tuple[str, str]]:
         """Return who is in *room*, or in one of several, by the ids of both protocols."""
-        if isinstance(room, list | tuple) or self.has_own_participants:
+        if _is_several(room) or self.has_own_participants:
             return list(self.get_participants(namespace, room))
         rooms = self.rooms.get(namespace)
         clients = None if rooms is None else rooms.get(room)
@@ -268,7 +275,8 @@ class GuardedManager(_Manager):
         server: Any = self.server
         if server.has_own_sending:
             packet = server.packet_class(packets.EVENT, data=body, namespace=namespace, id=ack_id)
-            server._send_packet(eio_sid, packet)
+            with put_as(may_wait=may_wait):
+                server._send_packet(eio_sid, packet)
             return SendOutcome.QUEUED
         try:
             message = self._encoded(namespace, body, options, ack_id)
@@ -315,9 +323,14 @@ class GuardedManager(_Manager):
                     self._held.pop(sid, None)
                     return
                 self._held[sid] = _Held()  # what is sent meanwhile comes behind
-            for message in held.messages:
-                # That is all that the connect handler emitted: nobody else is held up.
-                server.put(eio_sid, message, may_wait=True, is_own=True)
+            try:
+                for message in held.messages:
+                    # That is all that the connect handler emitted: nobody else is held up.
+                    server.put(eio_sid, message, may_wait=True, is_own=True)
+            except BaseException:  # of what the application puts in the way
+                with self._holding:
+                    self._held.pop(sid, None)
+                raise
 
     def _read_on(self, eio_sid: str) -> None:
         """Have a client read that owes an answer, whatever else of it waits."""
@@ -506,9 +519,12 @@ class GuardedPubSubManager(GuardedManager, _PubSubManager):
                 ready_only=ready_only,
             )
         options = _Options(volatile, ready_only)
+        is_home = self.guard.runtime.is_home()
+        if not is_home:
+            data = _snapshot(data)
         message = self._message(event, data, namespace, room, skip_sid, options)
         arguments = (event, data, message, callback, options)
-        if self.guard.runtime.is_home():
+        if is_home:
             return self._emit_everywhere(*arguments, may_wait=True)
         encoded_for_queue(self.json, self.server.packet_class, message)
         self.guard.hand_over(partial(self._emit_everywhere, *arguments))
@@ -572,9 +588,7 @@ class GuardedPubSubManager(GuardedManager, _PubSubManager):
         rooms = self.rooms.get(namespace)
         if not rooms:
             return False
-        if not isinstance(room, list | tuple):
-            return room in rooms
-        return any(name in rooms for name in room)
+        return any(name in rooms for name in room) if _is_several(room) else room in rooms
 
     def _handle_emit(self, message: dict[str, Any]) -> None:
         # A packet that nobody here gets need not be built.
@@ -776,6 +790,19 @@ def _best(outcomes: list[SendOutcome]) -> SendOutcome:
         if outcome in outcomes:
             return outcome
     return SendOutcome.DROPPED_CLOSED
+
+
+def _is_several(room: Any) -> bool:
+    """Say whether *room* is a collection of rooms; as upstream does."""
+    return not isinstance(room, str) and room is not None and hasattr(room, "__len__")
+
+
+def _snapshot(data: Any) -> Any:
+    """Return *data* as it is now: it is sent later, and whoever emits it may change it."""
+    try:
+        return copy.deepcopy(data)
+    except Exception:  # noqa: BLE001 - an application's JSON may hold anything
+        return data
 
 
 def _body(event: str, data: Any) -> list[Any]:

@@ -20,6 +20,7 @@ from ..sending import SendOutcome
 from ..signals import logger
 from ..signatures import fit
 from .encoding import encoded
+from .engine_server import put_as, putting
 from .engine_socket import ProtocolViolation, require_decent
 from .outgoing import Message
 from .overrides import overrides
@@ -47,6 +48,12 @@ RESERVED_EVENTS = frozenset({"connect", "disconnect", "*"})
 ``"*"`` is here because a catch-all handler takes the first argument of a literal
 ``"*"`` event for the session id, and so a client could act as any other.
 """
+
+
+_found: contextvars.ContextVar[list[SendOutcome] | None] = contextvars.ContextVar(
+    "socketio_guard_outcomes", default=None
+)
+"""Where the outcome of an emit goes, if somebody wants to know."""
 
 
 class CallRecipientGone(ConnectionClosed, CallTimeout):
@@ -365,13 +372,16 @@ class GuardedServer(_Server):
         else:
             data = [reply]
         if self.has_own_sending:
-            self._send_packet(
-                eio_sid, self.packet_class(packets.ACK, data=data, namespace=namespace, id=id)
-            )
+            with put_as(may_wait=True, is_own=True):
+                self._send_packet(
+                    eio_sid, self.packet_class(packets.ACK, data=data, namespace=namespace, id=id)
+                )
             return
         packet = encoded(self.packet_class, packets.ACK, data, namespace, id)
         charge = self.charge(packet)
-        self.put(eio_sid, Message.of_socketio(packet, charge=charge), may_wait=True)
+        # The request context of the event, by which its own are known, has ended.
+        message = Message.of_socketio(packet, charge=charge)
+        self.put(eio_sid, message, may_wait=True, is_own=True)
 
     def charge(self, packet: str | bytes | list[Any]) -> Charge | None:
         """Count an encoded packet as what the present event has caused, if it is for one.
@@ -386,7 +396,7 @@ class GuardedServer(_Server):
         return arrival.charge(size, self.guard.config.event_output_max_bytes)
 
     def _send_packet(self, eio_sid: str | None, pkt: Any) -> None:
-        self.eio.put(eio_sid, Message.of_socketio(pkt.encode()))
+        self.eio.put(eio_sid, Message.of_socketio(pkt.encode()), **putting.get())
 
     @property
     def _has_test_client(self) -> bool:
@@ -402,8 +412,9 @@ class GuardedServer(_Server):
         if not self.takes_packets:
             outcome: SendOutcome = self.eio.put(eio_sid, message, **how)
             return outcome
-        for packet in message.packets():
-            self._send_eio_packet(eio_sid, packet)
+        with put_as(**how):
+            for packet in message.packets():
+                self._send_eio_packet(eio_sid, packet)
         return SendOutcome.QUEUED
 
     # Connections
@@ -478,11 +489,13 @@ class GuardedServer(_Server):
 
     def _accept(self, connection: Connection) -> None:
         sid, namespace, eio_sid = connection.sid, connection.namespace, connection.eio_sid
+        socket = self._socket_of(eio_sid)
         if not self.always_connect:
             self._send_connected(eio_sid, namespace, sid)
+            if socket is not None:
+                socket.joined()  # what was held for it may take its time
             self.manager.connect(sid, namespace)
         is_open = connection.accept()
-        socket = self._socket_of(eio_sid)
         if socket is not None:
             socket.release(connection)
         if is_open:
@@ -660,11 +673,10 @@ class GuardedServer(_Server):
         *,
         volatile: bool = False,
         ready_only: bool = False,
-    ) -> SendOutcome:
+    ) -> None:
         """Emit an event; as upstream's ``emit``, but only ``None`` is everybody.
 
-        Returns:
-            What became of it.
+        It returns nothing, as upstream's: what a handler returns is an answer.
         """
         if callback is not None:
             require_plain("the callback", callback)
@@ -688,7 +700,19 @@ class GuardedServer(_Server):
             ignore_queue=ignore_queue,
             **options,
         )
-        return SendOutcome.QUEUED if outcome is None else outcome
+        found = _found.get()
+        if found is not None and outcome is not None:
+            found.append(outcome)
+
+    def emit_and_tell(self, event: str, *args: Any, **kwargs: Any) -> SendOutcome:
+        """Emit an event, through whatever overrides :meth:`emit`, and return its outcome."""
+        found: list[SendOutcome] = []
+        token = _found.set(found)
+        try:
+            self.emit(event, *args, **kwargs)
+        finally:
+            _found.reset(token)
+        return found[-1] if found else SendOutcome.QUEUED
 
     def call(
         self,

@@ -403,7 +403,7 @@ class ProtocolWire:
 
     def _wait_for_room(self) -> None:
         self.is_stuck = True
-        self._guard.runtime.spawn(self._push, name="socketio-guard:writer")
+        self._guard.runtime.start(self._push)
 
     def _push(self) -> None:
         """Write while the client takes it, however slowly; in a task of its own."""
@@ -593,16 +593,18 @@ class LibraryWire:
         try:
             while not self._is_over:
                 self._work.clear()
+                farewell = self._farewell  # what is sent before it is put before it
                 with self._lock:
                     items: list[Any] = self._queue.take(_BATCH_BYTES)
                 self.is_stuck = bool(items)
                 for item in items:
                     for data in item.plain():
                         self._websocket.send(data)
+                        self._queue.progressed()
                 self.is_stuck = False
                 if not items:
-                    if self._farewell is not None:
-                        self._websocket.ws.close(*self._farewell)
+                    if farewell is not None:
+                        self._websocket.ws.close(*farewell)
                         return
                     self._work.wait()
         except Exception:  # noqa: BLE001 - the connection broke; the reader sees that too
