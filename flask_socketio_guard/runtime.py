@@ -454,8 +454,14 @@ class _Starter:
         finally:
             self._is_due = bool(tasks)
             if self._is_due:
-                # Sockets are looked at before a timer is due.
-                gevent.spawn_later(_NEXT_TURN, gevent.get_hub().loop.run_callback, self._run)
+                # Sockets are looked at before a timer is due. No greenlet waits for it: a spawn
+                # callback that fails would leave all that follow without a start.
+                timer = gevent.get_hub().loop.timer(_NEXT_TURN)
+                timer.start(self._next_turn, timer)
+
+    def _next_turn(self, timer: Any) -> None:
+        timer.close()
+        gevent.get_hub().loop.run_callback(self._run)
 
 
 class _Home:

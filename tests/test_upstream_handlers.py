@@ -7,6 +7,7 @@ import datetime
 import itertools
 import sqlite3
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 import gevent
@@ -16,6 +17,7 @@ from flask import Flask
 from flask_socketio import ConnectionRefusedError, Namespace, SocketIO
 
 from flask_socketio_guard import SocketIOGuard, signals
+from flask_socketio_guard.runtime import GeventRuntime
 from tests import unit_support, unit_websocket
 from tests.unit_support import wait_for
 
@@ -344,6 +346,23 @@ def test_a_spawn_callback_that_raises_or_waits_costs_no_event(
     peer.send('429["echo"]')
     assert peer.read_until("43") == "439[]"
     assert "a spawn callback of gevent failed" in caplog.text
+
+
+def test_a_spawn_callback_that_fails_between_two_turns_costs_no_task(
+    spawn_callback: list[Callable[[], object]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flask_socketio_guard.runtime._TURN_TIME", 1e-4)
+
+    def fail() -> None:
+        raise RuntimeError("a spawn callback")
+
+    runtime = GeventRuntime()
+    all_done = runtime.event()
+    spawn_callback += [fail] * 4
+    for _ in range(2):
+        runtime.start(lambda: time.sleep(2e-4))  # for longer than a turn
+    runtime.start(all_done.set)
+    assert all_done.wait(5)
 
 
 def test_a_slow_disconnect_handler_holds_no_native_thread_up(
