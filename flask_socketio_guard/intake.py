@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
 _STARTS_PER_TURN = 16
-_CHARGED_BYTES: Final = 16 * 1024  # of smaller ones so many wait as send queues take
+CHARGED_BYTES: Final = 16 * 1024
+"""Of messages that are smaller, so many wait as send queues take."""
+
 _EVENT_BYTES: Final = 1024
 _VALUE_BYTES: Final = 80
 _SMALL: Final = 16 * 1024  # characters: of such so many run that their memory matters little
@@ -57,14 +59,12 @@ class Arrival:
         self._is_begun = False
         owner.expect()
 
-    def charge(self, size: int, bound: int) -> Charge | None:
+    def charge(self, size: int, bound: int) -> Charge:
         """Count *size* bytes that are sent because of it, until the charge is gone.
 
         Raises:
             OutputTooLarge: With them there would be more than *bound* at a time.
         """
-        if size < _CHARGED_BYTES:
-            return None
         if self.output + size > bound:
             raise OutputTooLarge
         return Charge(self, size)
@@ -163,12 +163,6 @@ def memory_of(message: str | bytes) -> int:
     return _EVENT_BYTES + width * len(message) + _VALUE_BYTES * values
 
 
-def _memory_of_one(message: str | bytes) -> int:
-    """Return the same for an event that may run at once, or less where it is small anyway."""
-    size = len(message)
-    return _EVENT_BYTES + size if size <= _SMALL else memory_of(message)
-
-
 class Intake:
     """Runs the events of one client.
 
@@ -246,7 +240,10 @@ class Intake:
             is_early: Whether to look if its owner is let in; it waits for that then.
         """
         lane = work.lane
-        size = _memory_of_one(message) + more_bytes
+        size = len(message)
+        # Of small ones that run, what they have at least will do.
+        size = _EVENT_BYTES + size if size <= _SMALL else memory_of(message)
+        size += more_bytes
         with self._lock:
             if (is_early and work.is_early) or (self._early and work.owner in self._early):
                 entry = self._entered(work, memory_of(message) + more_bytes)
@@ -292,7 +289,9 @@ class Intake:
 
     def _has_begun(self, lane: Hashable, size: int) -> bool:
         """Count one more that runs, if it may; a lane is busy from then on."""
-        if not self._has_room_for(size) or (lane is not None and lane in self._lanes):
+        if self.running and not self._has_room_for(size):
+            return False
+        if lane is not None and lane in self._lanes:
             return False
         self.running += 1
         self.running_size += size

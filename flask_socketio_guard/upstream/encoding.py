@@ -23,6 +23,7 @@ _SEPARATORS: Final = (",", ":")
 _NEVER_BINARY: Final = frozenset({str, int, float, bool, type(None)})
 _SHORT: Final = 4096  # characters; an integer of so many digits costs microseconds
 _FEW: Final = 3  # name and first arguments, where most attachments are
+_SMALL: Final = 512  # characters: to look costs as much as it saves
 _LARGE: Final = 16 * 1024  # characters
 _MAX_DIGITS: Final = 100  # that upstream takes
 _TOO_LONG: Final = b"0" * (_MAX_DIGITS + 1)
@@ -35,8 +36,6 @@ _scan_fast = JSONDecoder().scan_once  # type: ignore[attr-defined]
 
 def _has_only_short_numbers(text: str) -> bool:
     """Say whether no integer in *text* is too long for upstream."""
-    if len(text) <= _MAX_DIGITS:
-        return True
     # Of a hundred characters in a row it meets four.
     if b"0000" not in text[::_STRIDE].encode("utf-8", "surrogatepass").translate(_ZEROS):
         return True
@@ -138,9 +137,11 @@ class KeptJSON(StrictJSON):
         """
         if isinstance(text, str) and not options:
             # A function of Python for each integer is half of what a table of numbers costs.
-            scan = _scan_fast if _has_only_short_numbers(text) else _scan
+            size = len(text)
+            is_fast = size <= _MAX_DIGITS or (size > _SMALL and _has_only_short_numbers(text))
+            scan = _scan_fast if is_fast else _scan
             try:
-                value, end = scan(text, 0) if len(text) < _LARGE else _without_gc(scan, text)
+                value, end = scan(text, 0) if size < _LARGE else _without_gc(scan, text)
             except StopIteration:
                 end = -1
             # Space around it, and what else there may be, is for the decoder to look at.

@@ -651,7 +651,8 @@ class GuardedSocket(_Socket):
                 self._act_on(message, "packet")
                 if self._intake is not None and self._intake.is_full:
                     self._wait_for_room(wire=wire)
-                wire.pay(len(message))
+                if len(message) >= _BYTES_PER_PACKET:
+                    wire.pay(len(message))
             except ProtocolViolation as exc:
                 self.violated(exc)
 

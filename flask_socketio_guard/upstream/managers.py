@@ -16,6 +16,7 @@ from socketio.packet import Packet
 from ..errors import EventInvalid
 from ..fan_out import LEAST_RECIPIENTS
 from ..hooks import SURVEY, SURVEY_ANSWER, SURVEY_ROLL, AckCallback, Awaiting, Hooks
+from ..intake import CHARGED_BYTES
 from ..sending import SendOutcome
 from .encoding import KeptPacket, encoded, encoded_event, encoded_for_queue
 from .engine_server import put_as
@@ -380,11 +381,12 @@ class GuardedManager(_Manager):
     ) -> Message:
         server: Any = self.server
         packet = encoded(server.packet_class, packets.EVENT, body, namespace, ack_id)
+        is_large = type(packet) is list or len(packet) >= CHARGED_BYTES
         return Message.of_socketio(
             packet,
             is_event=ack_id is None,
             is_volatile=options.is_volatile,
-            charge=server.charge(packet),
+            charge=server.charge(packet) if is_large else None,
         )
 
     def enter_room(self, sid: str, namespace: str, room: Any, eio_sid: str | None = None) -> None:

@@ -15,7 +15,7 @@ from socketio.exceptions import TimeoutError as CallTimeout
 from ..config import require_plain
 from ..errors import ConnectionClosed, EventInvalid, EventRejected, OutputTooLarge
 from ..hooks import AckCallback, Connection, Hooks, Refusal
-from ..intake import Arrival, Charge, arriving
+from ..intake import CHARGED_BYTES, Arrival, Charge, arriving
 from ..sending import SendOutcome
 from ..signals import logger
 from ..signatures import fit
@@ -378,7 +378,8 @@ class GuardedServer(_Server):
                 )
             return
         packet = encoded(self.packet_class, packets.ACK, data, namespace, id)
-        charge = self.charge(packet)
+        is_large = type(packet) is list or len(packet) >= CHARGED_BYTES
+        charge = self.charge(packet) if is_large else None
         # The request context of the event, by which its own are known, has ended.
         message = Message.of_socketio(packet, charge=charge)
         self.put(eio_sid, message, may_wait=True, is_own=True)
@@ -393,6 +394,8 @@ class GuardedServer(_Server):
         if arrival is None:
             return None
         size = sum(map(len, packet)) if isinstance(packet, list) else len(packet)
+        if size < CHARGED_BYTES:
+            return None
         return arrival.charge(size, self.guard.config.event_output_max_bytes)
 
     def _send_packet(self, eio_sid: str | None, pkt: Any) -> None:

@@ -198,8 +198,7 @@ class ProtocolWire:
 
     def pay(self, size: int) -> None:
         """Note that a message was acted upon; see :class:`Wire`."""
-        if size >= _BYTES_PER_FRAME:
-            self._give_way(size // _BYTES_PER_FRAME)
+        self._give_way(size // _BYTES_PER_FRAME)
 
     def _give_way(self, weight: int) -> None:
         """Let others have their turn, now and then: a client may always have something to say."""
