@@ -144,7 +144,7 @@ class Taking:
             lambda: not any(job.is_waiting or job.is_running for job in self.jobs),
             message="not everything has its turn",
         )
-        wait_for(self.runtime, lambda: self.intake.running == 0)
+        wait_for(self.runtime, lambda: not self.intake.running and not self.intake.waiting)
         for task in self.tasks:
             assert task.join(5.0)
         ends = [task.exception for task in self.tasks if task.exception is not None]
@@ -185,7 +185,7 @@ def test_an_event_runs_in_a_task_of_its_own(take: Callable[..., Taking]) -> None
     taking.release(job)
     assert here not in there
     assert len(there) == 1
-    wait_for(taking.runtime, lambda: taking.intake.running == 0)
+    wait_for(taking.runtime, lambda: not taking.intake.running and not taking.intake.waiting)
 
 
 def test_so_many_run_at_a_time_and_the_others_wait_for_their_turn(
@@ -228,7 +228,7 @@ def test_what_comes_when_all_is_done_runs_again(take: Callable[..., Taking]) -> 
     taking = take(max_running=1)
     for number in range(5):
         taking.submit(number, "lane" if number % 2 else None, is_quick=True)
-        wait_for(taking.runtime, lambda: taking.intake.running == 0)
+        wait_for(taking.runtime, lambda: not taking.intake.running and not taking.intake.waiting)
     assert taking.begun == [0, 1, 2, 3, 4]
 
 
@@ -283,7 +283,7 @@ def test_who_stopped_reading_is_told_of_room(take: Callable[..., Taking]) -> Non
     sizes: list[int] = []
     taking.intake.on_room = lambda: sizes.append(taking.intake.size)
     taking.release(running)
-    wait_for(taking.runtime, lambda: taking.intake.running == 0)
+    wait_for(taking.runtime, lambda: not taking.intake.running and not taking.intake.waiting)
     assert sizes == [0]
 
 
@@ -333,7 +333,7 @@ def test_what_comes_early_runs_in_order_when_its_owner_is_let_in(
     taking.early.clear()
     taking.submit(3, owner="new", is_quick=True)  # not in front of those that came before
     taking.intake.release("new")
-    wait_for(taking.runtime, lambda: taking.intake.running == 0)
+    wait_for(taking.runtime, lambda: not taking.intake.running and not taking.intake.waiting)
     assert taking.begun == ["other", 0, 1, 2, 3]
     taking.submit(4, owner="new", is_quick=True)
 
@@ -556,7 +556,7 @@ def test_an_event_that_raises_keeps_no_other_waiting(
     for number in range(3):
         taking.submit(number, lane, is_quick=True)
     failing.released.set()
-    wait_for(taking.runtime, lambda: taking.intake.running == 0)
+    wait_for(taking.runtime, lambda: not taking.intake.running and not taking.intake.waiting)
     assert taking.begun == ["fails", 0, 1, 2]
     taking.submit("later", lane, is_quick=True)
     taking.finish()
@@ -573,7 +573,7 @@ def test_an_event_that_raises_when_nothing_waits_makes_room(take: Callable[..., 
     failing = taking.submit("fails", "lane")
     failing.then = fail
     failing.released.set()
-    wait_for(taking.runtime, lambda: taking.intake.running == 0)
+    wait_for(taking.runtime, lambda: not taking.intake.running and not taking.intake.waiting)
     taking.submit("next", "lane", is_quick=True)
 
 
@@ -586,7 +586,7 @@ def test_an_event_whose_greenlet_is_killed_keeps_no_other_waiting(
     taking.submit("waits", is_quick=True)
     wait_for(taking.runtime, lambda: taking.begun)
     taking.tasks[0].kill()
-    wait_for(taking.runtime, lambda: taking.intake.running == 0)
+    wait_for(taking.runtime, lambda: not taking.intake.running and not taking.intake.waiting)
     taking.errors.append(taking.tasks[0].exception)
     taking.finish()
     assert taking.begun == ["killed", "waits in the lane", "waits"]
