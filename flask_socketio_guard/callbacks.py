@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import itertools
 import secrets
 from _thread import RLock
@@ -61,6 +62,9 @@ class CallbackTable:
         # One queue for each length of timeout: in each the deadlines only grow,
         # so the sweeper looks at heads, and an answered callback leaves at once.
         self._queues: dict[float, dict[int, _Waiting]] = {}
+        # When the head of each is due, or sooner: one that has left is seen when it is looked at.
+        self._heads: list[tuple[float, float]] = []
+        self._planned: set[float] = set()  # lengths that are in the heap
         self._by_recipient: dict[object, set[int]] = {}
         self._added: Event = runtime.event()
 
@@ -85,13 +89,12 @@ class CallbackTable:
         with self._lock:
             ack_id = next(self._ids)
             self._waiting[ack_id] = entry
-            queue = self._queues.setdefault(timeout, {})
-            is_first = not queue
-            queue[ack_id] = entry
+            self._queues.setdefault(timeout, {})[ack_id] = entry
+            is_next = timeout not in self._planned and self._plan(entry)
             if isinstance(recipient, str):
                 self._by_recipient.setdefault(recipient, set()).add(ack_id)
-        if is_first:
-            self._added.set()  # this deadline may be the next one
+        if is_next:
+            self._added.set()
         return ack_id
 
     def resolve(self, ack_id: object, recipient: object, arguments: tuple[object, ...]) -> bool:
@@ -141,17 +144,27 @@ class CallbackTable:
             Seconds until the next deadline, or ``None`` if nothing waits.
         """
         now = clock()
-        due: list[tuple[int, _Waiting]] = []
+        due: dict[int, _Waiting] = {}
         next_deadline: float | None = None
+        heads = self._heads
         with self._lock:
-            for queue in self._queues.values():
-                for ack_id, entry in queue.items():
+            while heads:
+                planned, timeout = heads[0]
+                deadline = None
+                for ack_id, entry in self._queues.get(timeout, _EMPTY).items():
                     if entry.deadline > now:
-                        if next_deadline is None or entry.deadline < next_deadline:
-                            next_deadline = entry.deadline
+                        deadline = entry.deadline
                         break
-                    due.append((ack_id, entry))
-        for ack_id, entry in due:
+                    due[ack_id] = entry
+                if deadline is None:
+                    heapq.heappop(heads)
+                    self._planned.discard(timeout)
+                elif deadline > planned:
+                    heapq.heapreplace(heads, (deadline, timeout))
+                else:
+                    next_deadline = deadline
+                    break
+        for ack_id, entry in due.items():
             self.lose(ack_id, entry.recipient, "expired")
         return None if next_deadline is None else max(0.0, next_deadline - clock())
 
@@ -165,6 +178,17 @@ class CallbackTable:
     def wake(self) -> None:
         """Let the sweeper look at once whether it shall stop."""
         self._added.set()
+
+    def _plan(self, entry: _Waiting) -> bool:
+        """Note when the queue of *entry* is to be looked at; say whether it is the next one."""
+        if len(self._heads) > 2 * len(self._queues) + _MIN_STALE:
+            # Of as many different lengths, most have been answered.
+            self._planned.intersection_update(self._queues)
+            self._heads = [head for head in self._heads if head[1] in self._planned]
+            heapq.heapify(self._heads)
+        heapq.heappush(self._heads, (entry.deadline, entry.timeout))
+        self._planned.add(entry.timeout)
+        return self._heads[0][1] == entry.timeout
 
     def _take(self, ack_id: object, recipient: object) -> _Waiting | None:
         if not isinstance(ack_id, int):
@@ -198,4 +222,6 @@ class CallbackTable:
 
 
 _LARGEST_FIRST_ID = 2**40  # JavaScript counts to 2 ** 53
+_MIN_STALE = 1000
+_EMPTY: dict[int, _Waiting] = {}
 _LONGEST_SLEEP = 5.0  # bounds how long a sweeper that missed a wake-up sleeps on, in seconds

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -169,6 +170,49 @@ def test_many_different_timeouts_expire_each_in_its_time(
         assert len(clean.lost) == 10 * seconds
         assert {recipient for _, recipient in clean.lost[-10:]} == {str(seconds)}
     assert is_empty(clean.table)
+
+
+def lines_of(call: Callable[[], object]) -> int:
+    """Count the lines of Python that a call runs through."""
+    count = 0
+
+    def trace(*_: object) -> Any:
+        nonlocal count
+        count += 1
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        call()
+    finally:
+        sys.settrace(before)
+    return count
+
+
+def test_a_look_costs_the_same_however_many_lengths_of_timeout_there_are(
+    clean: Table, fake_clock: FakeClock
+) -> None:
+    few = Table(clean.runtime, timeout=1.0)
+    few.add(timeout=50.0)
+    for number in range(5000):
+        clean.add(timeout=50.0 + number / 1000)
+    clean.table.expire(), few.table.expire()
+    assert lines_of(clean.table.expire) == lines_of(few.table.expire) < 40
+    clean.table.lose_all("stopped")
+
+
+def test_lengths_that_are_used_once_leave_nothing_behind(
+    clean: Table, fake_clock: FakeClock
+) -> None:
+    for number in range(20_000):
+        clean.table.resolve(clean.add(timeout=100.0 + number), "sid", ())
+    assert len(clean.table._heads) == len(clean.table._planned) < 1100
+    assert clean.table.expire() is None
+    assert clean.table._heads == []
+    clean.add(timeout=100.0)
+    assert clean.table.expire() == 100.0
+    clean.table.lose_all("stopped")
 
 
 def test_answered_callbacks_leave_nothing_for_the_sweeper(
