@@ -124,6 +124,19 @@ def test_who_does_not_answer_in_time_is_told(pair: tuple[Process, Process]) -> N
     assert asking.result() == BroadcastAnswers({"a": "yes"}, ("b", "c"), 0)
 
 
+def test_an_answer_that_json_cannot_hold_is_missing_and_not_waited_for(
+    pair: tuple[Process, Process],
+) -> None:
+    """It comes from a client of another process; one's own may answer with bytes."""
+    one, two = pair
+    asking = one.begin()
+    one.answer("a", b"raw")
+    one.answer("b")
+    with pytest.raises(TypeError):  # which is recorded where the packets of "c" are read
+        two.answer("c", b"raw")
+    assert asking.result() == BroadcastAnswers({"a": b"raw", "b": None}, ("c",), 0)
+
+
 def test_who_has_left_is_not_waited_for(pair: tuple[Process, Process]) -> None:
     one, two = pair
     two.gone.add("c")
