@@ -241,7 +241,7 @@ class Health:
             status = Status.PASS
             if task.state is TaskState.FAILED:
                 status = Status.FAIL if task.is_critical else Status.WARN
-            elif task.state is TaskState.BACKING_OFF:
+            elif task.state is TaskState.BACKING_OFF or task.is_flapping:
                 status = Status.WARN
             if task.is_internal and status is Status.PASS:
                 continue

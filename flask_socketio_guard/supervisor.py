@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 _current: ContextVar[TaskHandle | None] = ContextVar("socketio_guard_task", default=None)
 
+_CRASHES = 3  # within _CRASH_WINDOW make a task one that crashes again and again
+_CRASH_WINDOW = 60.0  # seconds
 _MAX_FAILED = 100  # failed tasks that are kept to be seen
 
 
@@ -101,11 +103,21 @@ class TaskHandle:
         self._started_at = 0.0
         self._attempt = 0
         self._restarted_at: deque[float] = deque()
+        self._crashed_at: deque[float] = deque(maxlen=_CRASHES)
 
     @property
     def state(self) -> TaskState:
         """Where the task is in its life."""
         return self._machine.state
+
+    @property
+    def is_flapping(self) -> bool:
+        """Whether it has crashed three times within the last minute, however it does now.
+
+        A task that is restarted at once is hardly ever seen waiting for that.
+        """
+        crashed_at = self._crashed_at
+        return len(crashed_at) == _CRASHES and clock() - crashed_at[0] <= _CRASH_WINDOW
 
     def stop(self) -> None:
         """Ask the task to end; :meth:`join` waits for it.
@@ -197,6 +209,7 @@ class TaskHandle:
             self._job = None
             if exc is not None and not self.stopping.is_set():
                 self.last_error = exc
+                self._crashed_at.append(clock())
                 self._supervisor.on_failure(self, exc)
             # Whoever hears of the failure may have stopped the task.
             if self.stopping.is_set():

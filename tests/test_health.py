@@ -71,6 +71,7 @@ class Facts:
             "state": state,
             "is_critical": False,
             "is_internal": False,
+            "is_flapping": False,
             "last_error": None,
         }
         self.supervisor.tasks.append(SimpleNamespace(**{**task, **marks}))
@@ -501,6 +502,20 @@ def test_the_guards_own_tasks_are_told_of_only_when_something_is_wrong(facts: Fa
     names = set(facts.health.snapshot.checks)
     assert "task socketio-guard:outbox:state" in names
     assert "task socketio-guard:tick:state" not in names
+
+
+def test_a_task_that_crashes_again_and_again_is_a_warning_while_it_runs(facts: Facts) -> None:
+    """It is restarted at once, and so never seen waiting for it."""
+    facts.add_task(
+        TaskState.RUNNING,
+        name="socketio-guard:tick",
+        is_internal=True,
+        is_flapping=True,
+        last_error=KeyError("x"),
+    )
+    facts.tick()
+    check = facts.health.snapshot.checks["task socketio-guard:tick:state"]
+    assert check == Check(Status.WARN, "running", output="KeyError")
 
 
 def test_nothing_secret_is_ever_in_an_answer(clock: FakeClock) -> None:

@@ -256,6 +256,24 @@ def test_delays_double_up_to_their_cap(delays: Delays, fake_clock: FakeClock) ->
     handle.stop()
 
 
+def test_a_task_that_crashes_three_times_in_a_minute_is_seen(
+    delays: Delays, fake_clock: FakeClock
+) -> None:
+    watched = Watched(delays)  # type: ignore[arg-type]
+    handle = watched.watch(boom, RestartPolicy(Restart.ALWAYS, max_restarts=None))
+    crash(delays, watched, handle, 0)
+    fake_clock.advance(31.0)
+    crash(delays, watched, handle, 1)
+    fake_clock.advance(30.0)
+    crash(delays, watched, handle, 1)
+    assert not handle.is_flapping
+    crash(delays, watched, handle, 1)
+    assert handle.is_flapping
+    fake_clock.advance(61.0)
+    assert not handle.is_flapping
+    handle.stop()
+
+
 def test_a_first_delay_of_zero_restarts_at_once_the_first_time(
     delays: Delays, fake_clock: FakeClock
 ) -> None:
