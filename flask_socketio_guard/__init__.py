@@ -27,6 +27,7 @@ from .errors import (
     OutputTooLarge,
     PublishError,
     RateLimited,
+    RoomInvalid,
     TaskError,
     UnknownDelivery,
 )
@@ -73,6 +74,7 @@ __all__ = [
     "RateLimited",
     "Receipt",
     "Retry",
+    "RoomInvalid",
     "SendOutcome",
     "SocketIOGuard",
     "TaskError",

@@ -7,6 +7,7 @@ The tree::
     ├── IncompatibleVersion
     ├── EventRejected
     │   ├── EventInvalid
+    │   │   └── RoomInvalid (also ValueError)
     │   ├── OutputTooLarge
     │   └── RateLimited
     ├── HandlerTimeout (also TimeoutError)
@@ -69,6 +70,16 @@ class EventInvalid(EventRejected):
 
     def __init__(self, message: str = "invalid event", *, code: str = "invalid") -> None:
         super().__init__(message, code=code)
+
+
+class RoomInvalid(EventInvalid, ValueError):
+    """A room is no name that a client may enter, leave or have closed.
+
+    Such as ``None``, which stands for everybody, or the session id of another client.
+    """
+
+    def __init__(self, message: str = "invalid room") -> None:
+        super().__init__(message, code="invalid_room")
 
 
 class OutputTooLarge(EventRejected):

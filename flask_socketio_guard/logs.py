@@ -18,6 +18,7 @@ from .signals import (
     LoopBlock,
     OutboxLoss,
     Rejection,
+    Repetition,
     SendLoss,
     Sweep,
     TaskChange,
@@ -96,6 +97,7 @@ class LogLines:
             signals.subscribe(signals.handshake_refused, sender, self._handshake_refused),
             signals.subscribe(signals.protocol_violated, sender, self._protocol_violated),
             signals.subscribe(signals.send_lost, sender, self._send_lost),
+            signals.subscribe(signals.message_repeated, sender, self._message_repeated),
             signals.subscribe(signals.connections_swept, sender, self._connections_swept),
             signals.subscribe(signals.delivery_ended, sender, self._delivery_ended),
             signals.subscribe(signals.delivery_store_changed, sender, self._store_changed),
@@ -300,6 +302,17 @@ class LogLines:
             record.reason,
             _in_brackets(record.detail),
             extra={"reason": record.reason},
+        )
+
+    def _message_repeated(self, record: Repetition) -> None:
+        self._fold(
+            ("repeated",),
+            logging.INFO,
+            "messages of other processes came again and were dropped",
+            "a message of another process came again and was dropped: number %d of %s",
+            record.sequence,
+            _printable(record.host_id),
+            extra={"sequence": record.sequence, "host_id": _printable(record.host_id)},
         )
 
     def _send_lost(self, record: SendLoss) -> None:

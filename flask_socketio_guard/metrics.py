@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         LoopBlock,
         OutboxLoss,
         Rejection,
+        Repetition,
         SendLoss,
         Sweep,
         TaskChange,
@@ -51,6 +52,7 @@ class Counters:
             signals.subscribe(signals.handshake_refused, sender, self._handshake_refused),
             signals.subscribe(signals.protocol_violated, sender, self._protocol_violated),
             signals.subscribe(signals.send_lost, sender, self._send_lost),
+            signals.subscribe(signals.message_repeated, sender, self._message_repeated),
             signals.subscribe(signals.connections_swept, sender, self._connections_swept),
             signals.subscribe(signals.delivery_ended, sender, self._delivery_ended),
             signals.subscribe(signals.loop_blocked, sender, self._loop_blocked),
@@ -67,7 +69,8 @@ class Counters:
         ``connections_closed`` (of those, the ones that are gone),
         ``connections_swept``, ``handshakes_refused``, ``sessions_elsewhere`` (of those,
         the ones whose session is not of this process), ``protocol_violations``,
-        ``sends_dropped``, ``deliveries_acknowledged``, ``deliveries_dead`` (expired,
+        ``sends_dropped``, ``messages_repeated`` (by another process, and dropped),
+        ``deliveries_acknowledged``, ``deliveries_dead`` (expired,
         refused, or for a connection that is gone), ``deliveries_withdrawn`` (cancelled or
         replaced), ``deliveries_abandoned`` (lost with the process), ``loop_blocks``,
         ``log_lines_folded``.
@@ -138,6 +141,10 @@ class Counters:
     def _send_lost(self, record: SendLoss) -> None:
         self._add("sends_dropped", record.count)
 
+    def _message_repeated(self, record: Repetition) -> None:
+        del record
+        self._add("messages_repeated")
+
     def _connections_swept(self, record: Sweep) -> None:
         self._add("connections_swept", record.count)
 
@@ -175,6 +182,7 @@ _KEYS = (
     "sessions_elsewhere",
     "protocol_violations",
     "sends_dropped",
+    "messages_repeated",
     "deliveries_acknowledged",
     "deliveries_dead",
     "deliveries_withdrawn",

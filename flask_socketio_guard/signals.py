@@ -49,6 +49,8 @@ protocol_violated: NamedSignal = _signals.signal("protocol-violated")
 """A :class:`Violation`: a client sent what the protocols do not allow."""
 send_lost: NamedSignal = _signals.signal("send-lost")
 """A :class:`SendLoss`: messages to a client were dropped."""
+message_repeated: NamedSignal = _signals.signal("message-repeated")
+"""A :class:`Repetition`: a message of another process came again, and was dropped."""
 connections_swept: NamedSignal = _signals.signal("connections-swept")
 """A :class:`Sweep`: leftovers of connections were removed."""
 delivery_ended: NamedSignal = _signals.signal("delivery-ended")
@@ -212,6 +214,19 @@ class HandshakeRefusal:
 
 
 @dataclass(frozen=True)
+class Repetition:
+    """A message of another process came a second time, and was acted on once.
+
+    Attributes:
+        host_id: Name of that process on the message queue.
+        sequence: Its number among the messages of that process.
+    """
+
+    host_id: str
+    sequence: int
+
+
+@dataclass(frozen=True)
 class Violation:
     """A client broke the protocol, which costs it its connection.
 
@@ -308,6 +323,10 @@ class Facts:
     def send_lost(self, count: int, reason: str) -> None:
         """Messages to one client were dropped."""
         send(send_lost, self._sender, SendLoss(count, reason))
+
+    def message_repeated(self, host_id: str, sequence: int) -> None:
+        """A message of another process was dropped, because it has been acted on."""
+        send(message_repeated, self._sender, Repetition(host_id, sequence))
 
 
 class _Subscription:

@@ -31,6 +31,7 @@ from flask_socketio_guard.errors import (
     PublishError,
     PublishRefused,
     RateLimited,
+    RoomInvalid,
     TaskError,
     UnknownDelivery,
 )
@@ -41,6 +42,7 @@ PARENTS = {
     IncompatibleVersion: (GuardError,),
     EventRejected: (GuardError,),
     EventInvalid: (EventRejected,),
+    RoomInvalid: (EventInvalid, ValueError),
     OutputTooLarge: (EventRejected,),
     RateLimited: (EventRejected,),
     HandlerTimeout: (GuardError, TimeoutError),
@@ -103,6 +105,7 @@ def test_errors_carry_their_facts_as_attributes() -> None:
     assert EventRejected("no").message == "no"
     assert EventRejected().code == "rejected"
     assert EventInvalid().code == "invalid"
+    assert RoomInvalid().code == "invalid_room"
     assert OutputTooLarge().code == "output_too_large"
     assert RateLimited().code == "rate_limited"
     assert RateLimited().retry_after == 0.0
@@ -133,6 +136,7 @@ def test_error_texts_say_what_happened() -> None:
     [
         EventRejected("no", code="x"),
         EventInvalid("no", code="x"),
+        RoomInvalid("no"),
         OutputTooLarge("much"),
         RateLimited("slowly", retry_after=2.5),
         HandlerTimeout(2.0),

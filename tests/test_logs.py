@@ -27,6 +27,7 @@ from flask_socketio_guard.signals import (
     LoopBlock,
     OutboxLoss,
     Rejection,
+    Repetition,
     SendLoss,
     Sweep,
     TaskChange,
@@ -323,6 +324,12 @@ def test_a_discarded_log_lets_go_of_the_loggers() -> None:
                 f"1 message(s) to a client dropped: {reason}",
             )
             for reason in ("volatile", "closed")
+        ),
+        (
+            signals.message_repeated,
+            Repetition("x\n", 7),
+            INFO,
+            "a message of another process came again and was dropped: number 7 of x\\n",
         ),
         (
             signals.connections_swept,

@@ -21,6 +21,7 @@ from flask_socketio_guard.signals import (
     LoopBlock,
     OutboxLoss,
     Rejection,
+    Repetition,
     SendLoss,
     Sweep,
     Violation,
@@ -150,6 +151,7 @@ def test_a_record_cannot_be_changed_by_a_subscriber() -> None:
         (signals.handshake_refused, HandshakeRefusal("full")),
         (signals.protocol_violated, Violation("packet")),
         (signals.send_lost, SendLoss(1, "slow")),
+        (signals.message_repeated, Repetition("x", 7)),
         (signals.connections_swept, Sweep(2, ("rooms",))),
         (signals.delivery_ended, DeliveryEnd("5f", "mara", "note", DeliveryState.GONE, 3)),
         (signals.loop_blocked, LoopBlock("app.py:7 in nap", "stack")),
@@ -172,4 +174,4 @@ def test_every_fact_about_clients_has_a_signal_and_a_record_of_its_own(
 def test_signals_are_told_apart_by_their_names() -> None:
     """Two of one name would be one."""
     found = [value for value in vars(signals).values() if isinstance(value, NamedSignal)]
-    assert len({signal.name for signal in found}) == len(found) == 15
+    assert len({signal.name for signal in found}) == len(found) == 16

@@ -12,10 +12,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from flask import request
+from flask_socketio import close_room, join_room, leave_room
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flask_socketio_guard import Failure, OutboxFull, signals
+from flask_socketio_guard import Failure, OutboxFull, RoomInvalid, signals
 from flask_socketio_guard.transport import Message
 from flask_socketio_guard.upstream.redis_transport import stamp
 from tests import unit_support
@@ -419,36 +421,55 @@ def test_messages_of_processes_without_the_guard_are_acted_on(a: Guarded) -> Non
         assert client.receive("42") == '42["news","x"]'
 
 
-def test_a_message_that_comes_twice_is_acted_on_once(a: Guarded) -> None:
-    """A publisher whose connection broke sends again what may have gone out."""
-    client = connected(a)
+def numbered(host: str, number: int, event: str = "") -> dict[str, Any]:
+    return {
+        "method": "emit",
+        "event": event or f"{host}-{number}",
+        "data": [None],
+        "namespace": "/",
+        "room": None,
+        "skip_sid": None,
+        "callback": None,
+        "host_id": host,
+        "guard_seq": number,
+    }
 
-    def message(host: str, number: int) -> dict[str, Any]:
-        return {
-            "method": "emit",
-            "event": f"{host}-{number}",
-            "data": [None],
-            "namespace": "/",
-            "room": None,
-            "skip_sid": None,
-            "callback": None,
-            "host_id": host,
-            "guard_seq": number,
-        }
 
-    for host, number in (("x", 1), ("x", 2), ("x", 1), ("x", 2), ("y", 1), ("x", 5), ("x", 4)):
-        hear(a, message(host, number))
-    hear(a, {**message("end", 1), "event": "end"})
+def events_until_end(client: PollingClient) -> list[str]:
     received = []
     while not received or received[-1] != "end":
         received.append(json.loads(client.receive("42")[2:])[0])
-    assert received == ["x-1", "x-2", "y-1", "x-5", "end"]
+    return received
 
 
-def test_the_memory_of_other_processes_is_bounded(a: Guarded) -> None:
-    for number in range(5000):
-        hear(a, {"method": "leave_room", "host_id": f"host-{number}", "guard_seq": 1})
-    assert len(manager(a)._newest) <= 4096
+FORMS = {"dict": lambda message: message, "bytes": lambda message: json.dumps(message).encode()}
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+def test_a_message_that_comes_twice_is_acted_on_once(
+    a: Guarded, form: Callable[[dict[str, Any]], Any]
+) -> None:
+    """A publisher whose connection broke sends again what may have gone out."""
+    client = connected(a)
+    for host, number in (("x", 1), ("x", 2), ("x", 1), ("x", 2), ("y", 1), ("x", 5), ("x", 4)):
+        hear(a, form(numbered(host, number)))
+    hear(a, form(numbered("end", 1, "end")))
+    assert events_until_end(client) == ["x-1", "x-2", "y-1", "x-5", "x-4", "end"]
+    assert a.guard.counters["messages_repeated"] == 2
+
+
+@pytest.mark.parametrize("forged", [5, 2**31, 2**64, -1])
+def test_a_forged_number_makes_nobody_deaf(a: Guarded, forged: int) -> None:
+    """Neither a high one, nor the one that comes next."""
+    client = connected(a)
+    hear(a, numbered("x", 4))
+    hear(a, numbered("x", forged, "forged"))
+    for number in range(5, 30):
+        hear(a, numbered("x", number))
+    hear(a, numbered("end", 1, "end"))
+    expected = ["x-4", "forged", *[f"x-{number}" for number in range(5, 30)], "end"]
+    assert events_until_end(client) == expected
+    assert a.guard.counters["messages_repeated"] == 0
 
 
 garbage = st.recursive(
@@ -659,3 +680,76 @@ def test_what_json_has_not_is_not_passed_on_from_elsewhere(
     assert client.receive("42") == '42["news",1]'
     assert a.guard.counters["events_rejected"] == 1
     assert "events_rejected" not in {name for name, count in b.guard.counters.items() if count}
+
+
+# Rooms that are none
+
+
+@pytest.mark.parametrize("room", [None, [], {}], ids=repr)
+def test_what_is_no_room_is_refused(a: Guarded, b: Guarded, bus: Bus, room: Any) -> None:
+    """``close_room(None)`` would make every client of the namespace deaf, in all processes."""
+    changes = {
+        "enter": lambda sid: join_room(room),
+        "leave": lambda sid: leave_room(room),
+        "close": lambda sid: close_room(room),
+        "enter for another": lambda sid: a.socketio.server.enter_room("elsewhere", room),
+    }
+    a.socketio.on_event("change", lambda which: changes[which](request.sid))  # type: ignore[attr-defined]
+    client, other = connected(a), connected(b)
+    for which in changes:
+        assert client.call("change", which)[0]["error"]["code"] == "invalid_room"
+    for method in ("enter_room", "leave_room", "close_room"):
+        hear(b, {"method": method, "room": room, "sid": other.sid, "namespace": "/"})
+    assert a.guard.counters["events_rejected"] == len(changes)
+    assert b.guard.counters["events_rejected"] == 3
+    assert a.guard.counters["handler_failures"] == b.guard.counters["listener_failures"] == 0
+    assert a.guard.flush(5.0)
+    assert bus.methods() == []
+    a.guard.emit("news")
+    assert client.receive("42") == other.receive("42") == '42["news"]'
+
+
+def test_the_session_id_of_another_client_is_no_room(a: Guarded, b: Guarded, bus: Bus) -> None:
+    """Who has it for a room would get what others send to that client, and could answer."""
+    handlers = {"join": join_room, "close": close_room}
+    for name, handler in handlers.items():
+        b.socketio.on_event(name, lambda room, handler=handler: handler(room))
+    victim, neighbour, attacker = connected(a), connected(b), connected(b)
+    for room in (victim.sid, neighbour.sid):
+        for name in handlers:
+            assert attacker.call(name, room)[0]["error"]["code"] == "invalid_room"
+    a.socketio.server.enter_room(attacker.sid, "room")
+    with pytest.raises(RoomInvalid):
+        a.socketio.server.enter_room(attacker.sid, victim.sid)
+    forged = {"room": victim.sid, "sid": attacker.sid, "namespace": "/", "host_id": "stock"}
+    hear(b, {"method": "enter_room", **forged})
+    hear(a, {"method": "close_room", **forged})
+    assert [a.guard.counters["events_rejected"], b.guard.counters["events_rejected"]] == [1, 5]
+    assert victim.sid in manager(a).rooms["/"]
+    assert victim.sid not in manager(b).rooms["/"]
+    assert a.guard.flush(5.0)
+    assert bus.methods() == ["enter_room"]
+
+
+def test_rooms_of_any_other_name_are_rooms(a: Guarded, b: Guarded) -> None:
+    """Also those as long as a session id, one's own id, and that of a client which is gone."""
+    client, gone = connected(b), connected(b)
+    gone.leave()
+    wait_until(lambda: gone.sid not in b.inner.connections)
+    names: list[Any] = [
+        client.sid,
+        gone.sid,
+        "-NxQ8v7L2mKpR4sT6uWz",
+        "a" * 20,
+        "",
+        0,
+        ("a", 1),
+        1.5,
+    ]
+    for name in names:
+        b.socketio.server.enter_room(client.sid, name)
+        assert name in b.socketio.server.rooms(client.sid)
+    for name in names[1:]:
+        b.socketio.server.leave_room(client.sid, name)
+        b.socketio.close_room(name)
+    assert b.socketio.server.rooms(client.sid) == [client.sid]

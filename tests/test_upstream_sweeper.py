@@ -154,28 +154,62 @@ def test_leftovers_in_several_tables_are_removed_together(scene: Scene) -> None:
 
 @pytest.mark.parametrize("lost", ["socket", "rooms"])
 def test_a_connection_that_has_lost_its_ground_is_closed(scene: Scene, lost: str) -> None:
-    """Its disconnect handler runs, once, and its other namespace is not forgotten."""
+    """Disconnect handlers run, once each. Its transport goes as well: browsers then come back."""
     sid, other = scene.sids[2:]
     client = scene.clients.pop()
     assert isinstance(client, Polling)
     if lost == "socket":
         socket = scene.served.engine.sockets.pop(client.sid)
-        expected = {sid, other}
     else:
         scene.manager.basic_disconnect(sid, "/")
-        expected = {sid}
+    expected = {sid, other}
     scene.sweeper.sweep()
-    assert scene.sweeper.sweep() == {"connections": len(expected)}
+    assert scene.sweeper.sweep() == {"connections": 2 if lost == "socket" else 1}
     scene.served.wait_for(lambda: len(scene.reasons) == len(expected))
     assert set(scene.reasons) == {(each, "transport error") for each in expected}
     scene.served.wait_for(lambda: not expected & set(scene.served.inner.connections))
     assert scene.sweeper.sweep() == {}
     assert scene.sweeper.sweep() == {}
     assert all(scene.manager.eio_sid_from_sid(each, "/") is None for each in expected)
-    assert (client.sid in scene.server.environ) is (lost == "rooms")
+    scene.served.wait_for(lambda: client.sid not in scene.server.environ)
     scene.expect_all_alive()
     if lost == "socket":
         scene.served.engine.sockets[client.sid] = socket  # for the end of the test
+
+
+def test_a_client_that_is_swept_is_told_by_the_end_of_its_transport(scene: Scene) -> None:
+    peer = scene.clients.pop(0)
+    assert isinstance(peer, Peer)
+    scene.manager.basic_disconnect(scene.sids[0], "/")
+    scene.sweeper.sweep()
+    assert scene.sweeper.sweep() == {"connections": 1}
+    peer.read_rest()
+    assert peer.closed == (1012, "service restart")
+    scene.expect_all_alive()
+
+
+def test_the_sweeper_survives_what_it_finds(scene: Scene) -> None:
+    """A table without sense, and a leftover that cannot be removed, cost the others nothing."""
+    failures = scene.served.collect(signals.failed)
+    scene.manager.rooms["/other"][None]["odd"] = "gone"
+    scene.manager.rooms["/broken"] = None
+    plant_environ(scene)
+    plant_socket(scene)
+    for _ in range(2):
+        removed = scene.sweeper.sweep()
+    assert removed == {"environ": 1, "sockets": 1, "rooms": 1}
+    assert {type(failure.exception) for failure in failures} == {AttributeError}
+    del scene.manager.rooms["/broken"]
+    scene.expect_all_alive()
+
+
+def test_nobody_in_the_namespace_is_no_trouble(scene: Scene) -> None:
+    """As a stranger left it who had all leave the room of everybody."""
+    del scene.manager.rooms["/other"][None]
+    failures = scene.served.collect(signals.failed)
+    scene.sweeper.sweep()
+    assert scene.sweeper.sweep() == {"connections": 2}
+    assert failures == []
 
 
 def test_a_client_whose_connect_handler_runs_is_left_alone(

@@ -7,12 +7,13 @@ import sys
 import threading
 import uuid
 from _thread import RLock
-from collections import OrderedDict, deque
+from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
 from socketio import Manager, PubSubManager, RedisManager
 from websockets.frames import CloseCode
 
+from ..duplicates import Duplicates
 from ..errors import ConfigError
 from ..signals import logger
 from .encoding import keep_json
@@ -126,7 +127,7 @@ def _guard_queue(manager: Any) -> None:
                 "the message queue is used as %s uses it, which hides whether Redis is there",
                 type(manager).__name__.removeprefix("Guarded"),
             )
-    manager._newest = OrderedDict()
+    manager._duplicates = Duplicates()
 
 
 def _hear_engine(server: Any) -> None:
@@ -212,7 +213,7 @@ def forsake_clients(server: Any) -> None:
         table.clear()
     manager.index_rooms()
     if has_queue(server):
-        manager._newest = OrderedDict()
+        manager._duplicates = Duplicates()
     server.manager_initialized = False
     _renew_lock(engine)
 

@@ -16,6 +16,7 @@ from ..sending import SendOutcome
 from ..signals import logger
 from .engine_socket import GuardedSocket
 from .outgoing import Message
+from .session_ids import new_session_id
 from .watched_socket import WatchedSocket, admin_of, is_logged
 from .websocket import answer_once, refuse_websocket, upgrade_problem, wants_websocket
 
@@ -166,6 +167,10 @@ class GuardedEngineServer(_Server):
             ("Content-Length", "0"),
         ]
         return {"status": "503 Service Unavailable", "headers": headers, "response": b""}
+
+    def generate_id(self) -> str:
+        """Return a session id that the other processes know for one."""
+        return new_session_id()
 
     def _handle_connect(
         self,

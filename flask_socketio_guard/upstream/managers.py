@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from socketio import packet as packets
 from socketio.packet import Packet
 
-from ..errors import EventInvalid
+from ..errors import EventInvalid, RoomInvalid
 from ..fan_out import LEAST_RECIPIENTS
 from ..hooks import SURVEY, SURVEY_ANSWER, SURVEY_ROLL, AckCallback, Awaiting, Hooks
 from ..intake import CHARGED_BYTES
@@ -21,16 +21,17 @@ from ..sending import SendOutcome
 from .encoding import KeptPacket, encoded, encoded_event, encoded_for_queue
 from .engine_server import put_as
 from .outgoing import Message
-from .recipients import is_nobody
+from .recipients import check_room, is_nobody
+from .session_ids import is_session_id
 from .watched_socket import is_logged
 
 if TYPE_CHECKING:
-    from collections import OrderedDict
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from socketio import Manager as _Manager
     from socketio import PubSubManager as _PubSubManager
 
+    from ..duplicates import Duplicates
     from ..transport import Arrival
 else:
     _Manager = _PubSubManager = object
@@ -48,11 +49,13 @@ Peers without the guard ignore messages whose method they do not know.
 """
 
 _SENT_TO_CLIENTS = frozenset({"emit", SURVEY})
+_ROOM_CHANGES = frozenset({"enter_room", "leave_room", "close_room"})
+_OF_ANOTHER = "the room is the session id of another client"
 _VOLATILE = "guard_volatile"
 _READY_ONLY = "guard_ready_only"
 
 _MAX_HELD_BYTES = 64 * 1024 * 1024
-_MAX_KNOWN_HOSTS = 4096
+_MAX_NAME = 100  # characters of what another process is called that are told on
 _LONGEST_TAIL = 24  # bytes: a sequence number, and the end of the message
 
 
@@ -312,7 +315,7 @@ class GuardedManager(_Manager):
     def connect(self, sid: str, namespace: str) -> str:
         """Note that a client is connected, and has been told so; send what was held for it."""
         sid = super().connect(sid, namespace)
-        self._let_through(sid, self.eio_sid_from_sid(sid, namespace))
+        self._let_through(sid, self.eio_sid_from_sid(sid, namespace) or "")
         return sid
 
     def _let_through(self, sid: str, eio_sid: str) -> None:
@@ -389,26 +392,68 @@ class GuardedManager(_Manager):
             charge=server.charge(packet) if is_large else None,
         )
 
+    def check_room(self, room: Any, namespace: str, sid: str | None = None) -> None:
+        """See that *room* is one that may be entered or closed.
+
+        Args:
+            room: As the application gave it, who may have it from a client.
+            namespace: Where.
+            sid: Whose own room it may be.
+
+        Raises:
+            RoomInvalid: It is not.
+        """
+        check_room(room)
+        if room != sid and self.is_sid_room(namespace, room):
+            raise RoomInvalid(_OF_ANOTHER)
+
     def enter_room(self, sid: str, namespace: str, room: Any, eio_sid: str | None = None) -> None:
-        """Add a client to a room; from any thread."""
+        """Add a client to a room; from any thread.
+
+        Raises:
+            RoomInvalid: The room is ``None``, cannot be the key of a dict, or is the session id
+                of another client, here or in another process.
+        """
+        self.check_room(room, namespace, sid)
         if self.guard.runtime.is_home():
             super().enter_room(sid, namespace, room, eio_sid=eio_sid)
         else:
             self.guard.hand_over(partial(self.enter_room, sid, namespace, room, eio_sid))
 
     def leave_room(self, sid: str, namespace: str, room: Any) -> None:
-        """Take a client out of a room; from any thread."""
+        """Take a client out of a room; from any thread.
+
+        Raises:
+            RoomInvalid: The room is ``None``, or cannot be the key of a dict.
+        """
+        check_room(room)
         if self.guard.runtime.is_home():
             super().leave_room(sid, namespace, room)
         else:
             self.guard.hand_over(partial(self.leave_room, sid, namespace, room))
 
     def close_room(self, room: Any, namespace: str | None = None) -> None:
-        """Take everyone out of a room; from any thread."""
+        """Take everyone out of a room; from any thread.
+
+        Raises:
+            RoomInvalid: As in :meth:`enter_room`.
+        """
+        self.check_room(room, namespace or "/")
         if self.guard.runtime.is_home():
             super().close_room(room, namespace)
         else:
             self.guard.hand_over(partial(self.close_room, room, namespace))
+
+    def eio_sid_from_sid(self, sid: str, namespace: str) -> str | None:
+        """Return the id of a client's transport, or ``None``; upstream's raises for the last."""
+        everybody = self.rooms.get(namespace, {}).get(None)
+        eio_sid: str | None = None if everybody is None else everybody.get(sid)
+        return eio_sid
+
+    def pre_disconnect(self, sid: str, namespace: str) -> str | None:
+        """Note that a client is leaving, also one that is in no table any more."""
+        self.pending_disconnect.setdefault(namespace, []).append(sid)
+        return self.eio_sid_from_sid(sid, namespace)
 
     def basic_enter_room(
         self, sid: str, namespace: str, room: Any, eio_sid: str | None = None
@@ -467,7 +512,7 @@ class GuardedPubSubManager(GuardedManager, _PubSubManager):
 
     is_logged = False
     """Whether anybody takes the line that upstream writes of each message."""
-    _newest: OrderedDict[str, int]
+    _duplicates: Duplicates
 
     def initialize(self) -> None:
         """Start the guard, if a client is the first to need it."""
@@ -701,7 +746,7 @@ class GuardedPubSubManager(GuardedManager, _PubSubManager):
         elif method == _CALLBACK_GONE:
             if host_id == self.host_id:
                 self.guard.callbacks.lose(message.get("id"), message.get("sid"), "gone")
-        elif host_id != self.host_id and not self._is_duplicate(host_id, message):
+        elif host_id != self.host_id and not self._is_duplicate(host_id, message, arrival):
             if method == "emit":
                 self._handle_emit(message)
             elif method in (SURVEY, SURVEY_ROLL, SURVEY_ANSWER):
@@ -718,17 +763,38 @@ class GuardedPubSubManager(GuardedManager, _PubSubManager):
         mark = _own_mark(self.host_id)
         return payload.find(mark, -len(mark) - _LONGEST_TAIL) >= 0
 
+    def check_room(self, room: Any, namespace: str, sid: str | None = None) -> None:
+        """See that *room* is none that messages to a client of another process go to."""
+        super().check_room(room, namespace, sid)
+        if room == sid or not is_session_id(room):
+            return
+        # That of a client which was here and is gone may go on as the name of a room.
+        if room not in self.guard.connections and not self.guard.has_departed(room):
+            raise RoomInvalid(_OF_ANOTHER)
+
     def _act(self, method: str, message: dict[str, Any]) -> None:
         if method == "disconnect":
             if self.is_connected(message.get("sid"), message.get("namespace")):
                 # runs the application's disconnect handler
                 self.guard.spawn("disconnect", partial(self._handle_disconnect, message))
-        elif method == "enter_room":
-            self._handle_enter_room(message)
-        elif method == "leave_room":
-            self._handle_leave_room(message)
-        elif method == "close_room":
-            self._handle_close_room(message)
+        elif method in _ROOM_CHANGES:
+            try:
+                self._check_change(method, message)
+            except EventInvalid as exc:
+                self.guard.handlers.reject(f"<{method}>", "", None, exc)
+            else:
+                getattr(self, f"_handle_{method}")(message)
+
+    def _check_change(self, method: str, message: dict[str, Any]) -> None:
+        """See that a room is one, which another process, of whatever version, wants changed."""
+        room, sid, namespace = message.get("room"), message.get("sid"), message.get("namespace")
+        check_room(room)
+        if not isinstance(namespace, str):
+            raise EventInvalid("not a message of Socket.IO")
+        if method == "close_room":
+            GuardedManager.check_room(self, room, namespace)
+        elif method == "enter_room" and isinstance(sid, str) and sid in self.guard.connections:
+            self.check_room(room, namespace, sid)
 
     def _decode(self, text: object) -> Any:
         try:
@@ -736,23 +802,16 @@ class GuardedPubSubManager(GuardedManager, _PubSubManager):
         except (TypeError, ValueError, RecursionError):
             return None
 
-    def _is_duplicate(self, host_id: object, message: dict[str, Any]) -> bool:
-        """Say whether a message was seen before.
-
-        A publisher whose connection broke sends again what was not acknowledged,
-        some of which may have gone out. Each process numbers its messages and
-        sends them in order, so what is not newer than the newest was seen.
-        """
+    def _is_duplicate(self, host_id: object, message: dict[str, Any], arrival: Arrival) -> bool:
+        """Say whether a message was seen before; see :class:`~..duplicates.Duplicates`."""
         sequence = message.get(SEQUENCE_KEY)
         if not isinstance(sequence, int) or not isinstance(host_id, str):
             return False
-        newest = self._newest
-        if sequence <= newest.get(host_id, 0):
-            return True
-        newest[host_id] = sequence
-        if len(newest) > _MAX_KNOWN_HOSTS:
-            newest.popitem(last=False)
-        return False
+        content = hash(arrival if isinstance(arrival, bytes | str) else repr(arrival))
+        if not self._duplicates.has_seen(host_id, sequence, content):
+            return False
+        self.guard.facts.message_repeated(host_id[:_MAX_NAME], sequence)
+        return True
 
 
 class ThroughOutbox(_PubSubManager):

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from ..errors import RoomInvalid
+
 
 class Exactly(NamedTuple):
     """A recipient that upstream would take for none, on its way through upstream's ``or``."""
@@ -35,3 +37,18 @@ def marked(options: dict[str, Any]) -> dict[str, Any]:
 def is_nobody(room: Any) -> bool:
     """Say whether *room* is a list of rooms, or another collection, that is empty."""
     return not room and room is not None and not isinstance(room, str) and hasattr(room, "__len__")
+
+
+def check_room(room: Any) -> None:
+    """See that *room* is the name of one.
+
+    Raises:
+        RoomInvalid: It is ``None``, which upstream keeps everybody in: who leaves it is deaf, and
+            closing it makes all clients of the fleet so. Or no dict could hold it.
+    """
+    if room is None:
+        raise RoomInvalid("None is everybody, and no room")
+    try:
+        hash(room)
+    except TypeError:
+        raise RoomInvalid(f"a {type(room).__name__} is no room") from None

@@ -1,0 +1,52 @@
+"""Messages of other processes that came before: which is one, and which only says so."""
+
+from __future__ import annotations
+
+from array import array
+from collections import OrderedDict
+from typing import Final
+
+_MAX_HOSTS: Final = 1024
+_WINDOW: Final = 1024  # messages; a publisher sends one batch again, which is half of that
+
+
+class Duplicates:
+    """Remembers the last messages of each process.
+
+    A publisher whose connection broke sends again what was not acknowledged, some of which may
+    have gone out. It is the same to the byte, and under the same number.
+
+    The number alone proves nothing, for whoever can write to the channel can make up any: a high
+    one must not turn what follows into the past. So nothing is concluded from the order of
+    numbers, and a message is a duplicate only of one with its number and its content.
+
+    The memory has a bound: 8 KiB for each process, and no more than 1024 processes, of which the
+    one that was silent for the longest goes first.
+    """
+
+    def __init__(self) -> None:
+        self._hosts: OrderedDict[str, array[int]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._hosts)
+
+    def has_seen(self, host_id: str, sequence: int, content: int) -> bool:
+        """Note a message, and say whether it was among the last ones of its process.
+
+        Args:
+            host_id: Name of the process on the message queue.
+            sequence: Number of the message there.
+            content: Hash of the whole message, its number included, in 64 bits.
+        """
+        window = self._hosts.get(host_id)
+        if window is None:
+            window = self._hosts[host_id] = array("q", bytes(8 * _WINDOW))
+            if len(self._hosts) > _MAX_HOSTS:
+                self._hosts.popitem(last=False)
+        else:
+            self._hosts.move_to_end(host_id)
+        place = sequence % _WINDOW
+        if window[place] == content:
+            return True
+        window[place] = content
+        return False
