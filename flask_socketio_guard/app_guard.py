@@ -134,7 +134,12 @@ class AppGuard:
         """Requests in progress that have nothing to do with Socket.IO."""
         self.ordered: set[tuple[str, str]] = set()
         self._handshakes: dict[str, float] = {}
-        self.rates = RateLimiter(config.rate_storage, on_storage_failure=self._rate_storage_failed)
+        self.rates = RateLimiter(
+            config.rate_storage,
+            on_storage_failure=self._rate_storage_failed,
+            # Applications that share a Redis share no counts.
+            namespace=f"socketio-guard:{self._fleet_name()}",
+        )
         self.event_limit = self._limit(config.event_rate, "events")
         self.on_failure: list[Callable[[Failure], object]] = []
         self.on_dead_letter: list[Callable[[DeadLetter], object]] = []
@@ -157,6 +162,13 @@ class AppGuard:
             )
         ]
         _alive.add(self)
+
+    def _fleet_name(self) -> str:
+        """Return what all processes of the application have in common, and no others have."""
+        channel = getattr(self.server.manager, "channel", None)
+        if channel is None and self.app is not None:
+            return self.app.name
+        return str(channel)
 
     def _limit(self, rate: str | None, name: str) -> Limit | None:
         return None if rate is None else self.rates.limit(rate, name=name)

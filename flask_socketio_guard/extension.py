@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import wraps
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from functools import partial, wraps
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary, ref
 
 import flask
@@ -53,6 +53,7 @@ class _Handler(NamedTuple):
     timeout: float | None
     is_ordered: bool
     rate: str | None
+    rate_per: str
     validate: Callable[[tuple[object, ...]], tuple[object, ...]] | None
 
 
@@ -199,6 +200,7 @@ class SocketIOGuard:
         timeout: float | None = None,
         ordered: bool = False,
         rate: str | None = None,
+        rate_per: str = "session",
         schema: Any = None,
     ) -> Callable[[F], F]:
         """Register an event handler; as ``SocketIO.on``, and before ``init_app`` too.
@@ -214,6 +216,11 @@ class SocketIOGuard:
                 another, in the order in which they came.
             rate: How often a client may send it, such as ``"20/second"``; beyond
                 that the acknowledgement is an error with code ``"rate_limited"``.
+            rate_per: Whose events *rate* counts together: those of one ``"session"``, which is a
+                client's transport and outlasts leaving and joining a namespace; of one
+                ``"identity"`` (:meth:`identify`; of the session until it has one); or of one
+                ``"address"``, as the application sees it (behind a proxy: with Werkzeug's
+                ``ProxyFix``; of the session where there is none).
             schema: What the arguments must be: a pydantic model, any type that
                 pydantic understands (a dataclass, a TypedDict, ``list[int]``), a
                 tuple of these for several arguments, or ``True`` for the
@@ -229,11 +236,14 @@ class SocketIOGuard:
         is_reserved = message in ("connect", "disconnect")
         if is_reserved and (ordered or rate is not None or schema is not None):
             raise ConfigError(f"ordered, rate and schema are not for {message!r} handlers")
+        if rate_per not in _RATE_KEYS:
+            choices = ", ".join(map(repr, _RATE_KEYS))
+            raise ConfigError(f"rate_per must be one of {choices}, not {rate_per!r}")
 
         def decorator(handler: F) -> F:
             require_plain(f"the handler of {message!r}", handler)
             fits = None if schema is None else validator(schema, handler)
-            entry = _Handler(message, handler, namespace, timeout, ordered, rate, fits)
+            entry = _Handler(message, handler, namespace, timeout, ordered, rate, rate_per, fits)
             self._handlers.append(entry)
             for guard in self._all():
                 self._register(guard, entry)
@@ -316,7 +326,8 @@ class SocketIOGuard:
             target = _with_schema(target, entry.validate)
         if entry.rate is not None:
             name = f"{entry.namespace or '/'} {entry.message}"
-            target = _with_rate(target, guard.rates.limit(entry.rate, name=name))
+            key_of = partial(_RATE_KEYS[entry.rate_per], guard)
+            target = _with_rate(target, guard.rates.limit(entry.rate, name=name), key_of)
         if entry.is_ordered:
             guard.ordered.add((entry.namespace or "/", entry.message))
         guard.socketio.on_event(entry.message, target, namespace=entry.namespace)
@@ -927,10 +938,37 @@ def _with_schema(
     return validated
 
 
-def _with_rate(handler: Callable[..., Any], limit: Limit) -> Callable[..., Any]:
+def _with_rate(
+    handler: Callable[..., Any], limit: Limit, key_of: Callable[[], str]
+) -> Callable[..., Any]:
     @wraps(handler)
     def rated(*args: Any) -> Any:
-        limit.hit(flask.request.sid)  # type: ignore[attr-defined]
+        limit.hit(key_of())
         return handler(*args)
 
     return rated
+
+
+def _session_key(guard: AppGuard) -> str:
+    # Not the session id: a client has a new one each time it joins a namespace again.
+    sid: str = flask.request.sid  # type: ignore[attr-defined]
+    connection = guard.connections.find(sid)
+    return sid if connection is None else connection.eio_sid
+
+
+def _identity_key(guard: AppGuard) -> str:
+    identity = guard.delivery.courier.identity_of(flask.request.sid)  # type: ignore[attr-defined]
+    # An identity may be what a client has chosen, the id of another's session for one.
+    return _session_key(guard) if identity is None else f"identity:{identity}"
+
+
+def _address_key(guard: AppGuard) -> str:
+    address = flask.request.remote_addr
+    return f"address:{address}" if address else _session_key(guard)
+
+
+_RATE_KEYS: Final = {
+    "session": _session_key,
+    "identity": _identity_key,
+    "address": _address_key,
+}

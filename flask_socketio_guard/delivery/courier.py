@@ -220,6 +220,11 @@ class Courier:
                 self._desk.join(address, sid)
             self.came(identity, namespace)
 
+    def identity_of(self, sid: str) -> str | None:
+        """Return namespace and identity of a client, the first that it was given, if any."""
+        addresses = self._addresses.get(sid)
+        return addresses[0] if addresses else None
+
     def join_again(self) -> None:
         """Tell the store anew of all devices: it may have forgotten them."""
         with self._lock:
