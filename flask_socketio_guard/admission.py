@@ -73,6 +73,7 @@ class Admission:
         max_per_address: How many of them from one address; ``None``: any number.
         count_open: Returns how many are in.
         limit: How many may come in a time, all addresses together; ``None``: any number.
+        address_limit: How many of them from one address; ``None``: any number.
 
     Attributes:
         is_draining: Whether nobody is let in any more; set by the drain.
@@ -85,12 +86,14 @@ class Admission:
         max_per_address: int | None,
         count_open: Callable[[], int],
         limit: SupportsHit | None,
+        address_limit: SupportsHit | None = None,
     ) -> None:
         self.is_draining = False
         self._max_connections = max_connections
         self._max_per_address = max_per_address
         self._count_open = count_open
         self._limit = limit
+        self._address_limit = address_limit
         self._lock = RLock()  # not gevent's: nobody waits while holding it
         self._counts: dict[str, int] = {}
 
@@ -113,10 +116,15 @@ class Admission:
             ``None`` to let the client in.
         """
         reason = self._no_room(address)
-        if reason is not None or self._limit is None:
+        address_limit = self._address_limit if address else None
+        if reason is not None or (self._limit is None and address_limit is None):
             return reason
         try:
-            self._limit.hit(_RATE_KEY)
+            # The address first: one that comes too often takes no others' places in the rate.
+            if address_limit is not None:
+                address_limit.hit(address)
+            if self._limit is not None:
+                self._limit.hit(_RATE_KEY)
         except RateLimited:
             return "rate"
         # Others may have come, or the drain begun, while the limit was asked over the network.

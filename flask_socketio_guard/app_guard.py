@@ -75,6 +75,7 @@ from .upstream import (
     encode_strict,
     forsake_clients,
     has_queue,
+    hold_answers,
     new_host_id,
     offer_compression,
     take_lost_handlers,
@@ -141,6 +142,7 @@ class AppGuard:
             namespace=f"socketio-guard:{self._fleet_name()}",
         )
         self.event_limit = self._limit(config.event_rate, "events")
+        self.join_limit = self._limit(config.join_rate_per_address, "joins/address")
         self.on_failure: list[Callable[[Failure], object]] = []
         self.on_dead_letter: list[Callable[[DeadLetter], object]] = []
         self._specs: list[TaskSpec] = []
@@ -223,6 +225,7 @@ class AppGuard:
             max_per_address=config.max_connections_per_address,
             count_open=lambda: len(self.server.eio.sockets),
             limit=self._limit(config.connection_rate, "connections"),
+            address_limit=self._limit(config.connection_rate_per_address, "connections/address"),
         )
         self._sweeper = Sweeper(self.server, self)
         self._drain = Drain(
@@ -795,6 +798,7 @@ class AppGuard:
             is_internal=True,
             wake=self.deadlines.wake,
         )
+        hold_answers(self.socketio.sockio_mw.engineio_path)
         if self.config.websocket_compression:
             offer_compression(self.socketio.sockio_mw.engineio_path)
         if self.config.blocking_timeout is not None:

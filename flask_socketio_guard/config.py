@@ -67,6 +67,13 @@ class GuardConfig:
             application sees it (behind a proxy: with Werkzeug's ``ProxyFix``).
         connection_rate: New connections that this process accepts, in the words
             of the ``limits`` library (``"100/second"``). ``None``: no bound.
+        connection_rate_per_address: The same for one client address, as
+            *max_connections_per_address* sees it.
+        max_joins_per_minute: CONNECT packets that one client may send within a minute, >= 1;
+            with more it is closed.
+        join_rate_per_address: CONNECT packets from one client address, in the words of
+            *connection_rate*; further ones are refused with code ``"rate_limited"``.
+            ``None``: no bound.
         connect_timeout: Longest run of a connect handler, > 0.
         join_timeout: A client that has joined no namespace by then is closed, > 0.
         max_in_flight: Events of one client that run at a time, >= 1.
@@ -153,6 +160,9 @@ class GuardConfig:
     max_connections: int | None = None
     max_connections_per_address: int | None = None
     connection_rate: str | None = None
+    connection_rate_per_address: str | None = None
+    max_joins_per_minute: int = 300
+    join_rate_per_address: str | None = None
     connect_timeout: float = 20.0
     join_timeout: float = 45.0
     max_in_flight: int = 64
@@ -359,6 +369,9 @@ _RULES: Mapping[str, _Rule] = {
     "max_connections": _or_none(_COUNT),
     "max_connections_per_address": _or_none(_COUNT),
     "connection_rate": _or_none(_RATE),
+    "connection_rate_per_address": _or_none(_RATE),
+    "max_joins_per_minute": _COUNT,
+    "join_rate_per_address": _or_none(_RATE),
     "connect_timeout": _POSITIVE,
     "join_timeout": _POSITIVE,
     "max_in_flight": _COUNT,

@@ -226,6 +226,10 @@ class Hooks(Protocol):
         """How many events a client may send, if there is a bound."""
 
     @property
+    def join_limit(self) -> Limit | None:
+        """How many CONNECT packets may come from one address, if there is a bound."""
+
+    @property
     def is_propagating(self) -> bool:
         """Whether Flask's test client would raise what a view raises."""
 

@@ -48,6 +48,8 @@ _REFUSAL_LEVELS = {
     "origin": logging.WARNING,
     "version": logging.WARNING,
     "elsewhere": logging.WARNING,
+    "unjoined": logging.WARNING,
+    "application": logging.INFO,
     "draining": logging.INFO,
 }
 """Clients that come with an old session or half a request are for debugging only."""

@@ -203,9 +203,10 @@ class HandshakeRefusal:
 
     Attributes:
         reason: ``"full"``, ``"address"`` (too many from one), ``"rate"``,
-            ``"draining"``, ``"upgrade"`` (odd headers), ``"session"`` (over,
-            or none), ``"elsewhere"`` (its session was never in this process), ``"origin"``,
-            ``"version"`` or ``"request"`` (anything else that is wrong with it).
+            ``"unjoined"`` (had joined nothing and went for a new one), ``"application"`` (its
+            connect handler refused it), ``"draining"``, ``"upgrade"`` (odd headers),
+            ``"session"`` (over, or none), ``"elsewhere"`` (its session was never in this process),
+            ``"origin"``, ``"version"`` or ``"request"`` (anything else that is wrong with it).
         detail: For people; never what the client sent.
     """
 
@@ -233,7 +234,7 @@ class Violation:
     Attributes:
         reason: ``"websocket"``, ``"size"`` (in bytes, or in lists and objects),
             ``"packet"`` (undecodable), ``"payload"`` (of a polling request) or
-            ``"attachments"``.
+            ``"attachments"`` or ``"connects"`` (too many CONNECT packets).
         detail: For people; at most 200 characters.
     """
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import flask
 import pytest
 
-from flask_socketio_guard import ConfigError, SocketIOGuard
+from flask_socketio_guard import ConfigError, SocketIOGuard, signals
+from flask_socketio_guard.upstream import engine_server
 from tests import unit_support, unit_websocket
 from tests.unit_websocket import KINDS
 
@@ -90,3 +91,107 @@ def test_applications_on_one_redis_share_no_counts(
     keys = redis_server.command("KEYS", "*")
     assert keys
     assert all(b"socketio-guard:served/" in key for key in keys)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_client_that_joins_without_end_is_told_and_closed(
+    make_served: Callable[..., Served], kind: str
+) -> None:
+    """Whatever becomes of it: refused by a handler, unknown, or accepted and left again."""
+    served = make_served(kind, max_joins_per_minute=6)
+    calls: list[object] = []
+
+    def refuse(auth: object) -> bool:
+        calls.append(auth)
+        return False
+
+    served.socketio.on_event("connect", calls.append, namespace="/guess")
+    served.socketio.on_event("connect", refuse, namespace="/no")
+    violations = served.collect(signals.protocol_violated)
+    refusals = served.collect(signals.handshake_refused)
+    client = served.websocket()
+    client.send(*["40/no,{}", "40/nowhere", "40/guess", "41/guess"] * 200)
+    received = [text for text in client.read_rest() if isinstance(text, str)]
+    assert len(calls) == 4
+    assert [text for text in received if "rate_limited" in text] == [
+        '44/no,{"message":"Connection rejected by server",'
+        '"data":{"code":"rate_limited","message":"too many connects"}}'
+    ]
+    assert client.closed == (1008, "too many connects")
+    assert [violation.reason for violation in violations] == ["connects"]
+    assert [refusal.reason for refusal in refusals] == ["application"] * 2
+    assert served.counter("handshakes_refused") == 2
+    assert served.joined().protocol.state.name == "OPEN"
+
+
+def test_a_polling_client_that_joins_without_end_is_closed(
+    make_served: Callable[..., Served],
+) -> None:
+    served = make_served(max_joins_per_minute=6)
+    client = served.polling()
+    assert client.post(*["40/nowhere"] * 500).status == 400
+    assert client.get().status == 400
+    assert not served.engine.sockets
+
+
+def test_joins_from_one_address_are_limited(make_served: Callable[..., Served]) -> None:
+    served = make_served(join_rate_per_address="3/hour")
+    clients = [served.websocket() for _ in range(3)]
+    answers = []
+    for _ in range(2):
+        for client in clients:
+            client.send("40")
+            answers.append(client.read_until("4")[1:])  # 0 is OPEN, 40 and 44 are answers
+            client.send("41")
+    assert [text[:1] for text in answers] == ["0", "0", "0", "4", "4", "4"]
+    assert "rate_limited" in answers[-1]
+
+
+def test_one_address_does_not_use_up_the_rate_of_all(make_served: Callable[..., Served]) -> None:
+    served = make_served(connection_rate="10/hour", connection_rate_per_address="3/hour")
+    admission = served.inner.admission
+    found = [served.inner.refusal("192.0.2.1") for _ in range(20)]
+    assert found.count(None) == 3
+    assert [admission.refusal(f"192.0.2.{each}") for each in range(2, 9)] == [None] * 7
+    assert admission.refusal("192.0.2.9") == "rate"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_who_is_refused_hears_of_it_before_the_websocket_is_there(
+    make_served: Callable[..., Served], kind: str
+) -> None:
+    served = make_served(kind, max_connections=2)
+    clients = [served.joined(), served.joined()]
+    refused = served.websocket()
+    assert refused.response is not None
+    assert refused.response.status_code == 503
+    assert refused.response.headers["Retry-After"] == "5"
+    unknown = served.websocket("&sid=unknown")
+    assert unknown.response is not None
+    assert unknown.response.status_code == 400
+    clients[0].send('420["echo",1]')
+    assert clients[0].read_until("430") == "430[1]"
+    clients[1].send_close()
+    served.wait_for(lambda: len(served.engine.sockets) == 1)
+    assert served.joined().response.status_code == 101  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("kind", [KINDS[0], KINDS[-1]])
+def test_who_has_not_joined_goes_for_who_comes(
+    make_served: Callable[..., Served], kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Requests that nobody follows up hold no place for longer than a client takes to join."""
+    served = make_served(kind, max_connections=4)
+    joined = served.joined()
+    idle = [served.polling() for _ in range(3)]
+    assert served.websocket().response.status_code == 503  # type: ignore[union-attr]
+    monkeypatch.setattr(engine_server, "_JOIN_GRACE", 0.0)
+    refusals = served.collect(signals.handshake_refused)
+    newer = [served.joined() for _ in range(3)]
+    assert [refusal.reason for refusal in refusals] == ["unjoined"] * 3
+    assert {client.get().status for client in idle} == {400}
+    assert served.websocket().response.status_code == 503  # type: ignore[union-attr]
+    for client in [joined, *newer]:
+        client.send('420["echo",1]')
+        assert client.read_until("430") == "430[1]"
+    assert not served.engine.unjoined

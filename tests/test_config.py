@@ -45,6 +45,7 @@ SECONDS = (
 COUNTS = (
     "outbox_max_messages",
     "outbox_max_bytes",
+    "max_joins_per_minute",
     "max_in_flight",
     "max_in_flight_bytes",
     "max_waiting_bytes",
@@ -60,7 +61,12 @@ COUNTS = (
     "send_queue_max_bytes",
 )
 OPTIONAL_COUNTS = ("max_connections", "max_connections_per_address")
-RATES = ("connection_rate", "event_rate")
+RATES = (
+    "connection_rate",
+    "connection_rate_per_address",
+    "event_rate",
+    "join_rate_per_address",
+)
 FLAGS = (
     "websocket_compression",
     "fast_contexts",
@@ -161,6 +167,9 @@ def test_defaults_are_the_documented_ones() -> None:
         max_connections=None,
         max_connections_per_address=None,
         connection_rate=None,
+        connection_rate_per_address=None,
+        max_joins_per_minute=300,
+        join_rate_per_address=None,
         connect_timeout=20.0,
         join_timeout=45.0,
         max_in_flight=64,

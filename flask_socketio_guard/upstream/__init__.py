@@ -19,7 +19,7 @@ from .compat import check_versions
 from .encoding import encode_strict
 from .flask_socketio import is_socketio, take_lost_handlers
 from .sweeper import Sweeper
-from .websocket import offer_compression
+from .websocket import hold_answers, offer_compression
 
 __all__ = [
     "Sweeper",
@@ -29,6 +29,7 @@ __all__ = [
     "encode_strict",
     "forsake_clients",
     "has_queue",
+    "hold_answers",
     "is_socketio",
     "new_host_id",
     "offer_compression",

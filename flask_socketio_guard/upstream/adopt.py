@@ -152,6 +152,7 @@ def _guard_engine(engine: Any, hooks: Hooks) -> None:
     engine.ended = deque(maxlen=_ENDED)
     engine.wires = set()
     engine.behind = set()
+    engine.unjoined = {}
     _renew_lock(engine)
     # Upstream's monitor looks for silent clients; here each has its own deadline.
     engine.start_service_task = False
@@ -206,7 +207,7 @@ def forsake_clients(server: Any) -> None:
     for socket in list(engine.sockets.values()):
         socket.forsake()
     for table in (
-        *(engine.sockets, engine.departing, engine.wires, engine.behind),
+        *(engine.sockets, engine.departing, engine.wires, engine.behind, engine.unjoined),
         *(server.environ, server._binary_packet),
         *(manager.rooms, manager.eio_to_sid, manager.pending_connect, manager.pending_disconnect),
     ):

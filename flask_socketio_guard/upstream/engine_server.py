@@ -11,14 +11,16 @@ from urllib.parse import parse_qs
 
 from engineio import packet as packets
 from engineio.packet import Packet
+from websockets.frames import CloseCode
 
+from ..runtime import clock
 from ..sending import SendOutcome
 from ..signals import logger
 from .engine_socket import GuardedSocket
 from .outgoing import Message
 from .session_ids import new_session_id
 from .watched_socket import WatchedSocket, admin_of, is_logged
-from .websocket import answer_once, refuse_websocket, upgrade_problem, wants_websocket
+from .websocket import answer_once, is_refusable, refuse_websocket, upgrade_problem, wants_websocket
 
 if TYPE_CHECKING:
     import threading
@@ -58,6 +60,7 @@ _ELSEWHERE = (
     "each gunicorn, or allow WebSockets only; after a restart clients find their way by themselves"
 )
 _BAD_VERSION = "The client is using an unsupported version of the Socket.IO or Engine.IO protocols"
+_JOIN_GRACE = 3.0  # seconds: a client joins one round trip after its handshake
 _RETRY_AFTER = "5"  # seconds a refused client is asked to wait
 _SESSION = re.compile("(?:^|&)sid=[^&]")
 _FOR_DEVELOPERS = frozenset({"bad-origin", "bad-version"})
@@ -88,6 +91,8 @@ class GuardedEngineServer(_Server):
     """Sessions that have ended and whose disconnect handlers run."""
     behind: set[GuardedSocket]
     """Sessions whose clients read more slowly than others broadcast."""
+    unjoined: dict[str, GuardedSocket]
+    """Sessions whose clients have joined no namespace yet, the oldest first."""
     ended: deque[str]
     """Ids of the sessions that ended last, for which clients may still ask."""
     wires: set[Wire]
@@ -152,12 +157,15 @@ class GuardedEngineServer(_Server):
         Asked once all else about its handshake is right: what is no handshake takes
         nobody's place in the rate. Upstream adds what browsers need to read the answer.
         """
-        reason = self.guard.refusal(environ.get("REMOTE_ADDR", ""))
+        address = environ.get("REMOTE_ADDR", "")
+        reason = self.guard.refusal(address)
+        if reason == "full" and self._send_away_who_has_not_joined():
+            reason = self.guard.refusal(address)
         if reason is None:
             return None
         self.guard.facts.handshake_refused(reason)
         websocket = environ.get("wsgi.websocket")
-        if websocket is not None:
+        if not is_refusable(environ):
             # gevent-websocket has answered 101 before the application is asked.
             refuse_websocket(websocket, _REFUSALS[reason])
             return []
@@ -171,6 +179,26 @@ class GuardedEngineServer(_Server):
     def generate_id(self) -> str:
         """Return a session id that the other processes know for one."""
         return new_session_id()
+
+    def _send_away_who_has_not_joined(self) -> bool:
+        """Make room for a new client; say whether there is some now.
+
+        The oldest goes of those who had time to join a namespace and did not: nobody
+        holds a place for the whole of ``join_timeout`` while others wait for one.
+        """
+        now = clock()
+        for socket in list(self.unjoined.values()):
+            if now - socket.opened_at < _JOIN_GRACE:
+                break
+            if not self.guard.connections.of(socket.sid):  # no connect handler runs for it
+                socket.close(
+                    reason=self.reason.SERVER_DISCONNECT,
+                    code=CloseCode.TRY_AGAIN_LATER,
+                    text=_REFUSALS["full"],
+                )
+                self.guard.facts.handshake_refused("unjoined")
+                return True
+        return False
 
     def _handle_connect(
         self,
@@ -186,6 +214,7 @@ class GuardedEngineServer(_Server):
         self.look()
         socket = self.socket_class(self, sid, environ)
         self.sockets[sid] = socket
+        self.unjoined[sid] = socket
         self.guard.came(socket.address)
         socket.send(
             Packet(
@@ -246,6 +275,7 @@ class GuardedEngineServer(_Server):
     def forget(self, socket: GuardedSocket) -> None:
         """Drop the entry of a socket that is closed; upstream may have done so before."""
         self.sockets.pop(socket.sid, None)
+        self.unjoined.pop(socket.sid, None)
         self.ended.append(socket.sid)
         with self.queue_lock:
             is_counted, socket.is_counted = socket.is_counted, False

@@ -63,6 +63,9 @@ _NOOP = Message.of_engineio(Packet(packets.NOOP))
 _PING = Message.of_engineio(Packet(packets.PING))
 
 
+_MINUTE = 60.0  # seconds
+
+
 class ProtocolViolation(EngineIOError):
     """A client sent what the protocols do not allow.
 
@@ -86,6 +89,13 @@ class TooLarge(ProtocolViolation):
 
     code = CloseCode.MESSAGE_TOO_BIG
     text = "too many lists and objects"
+
+
+class TooManyJoins(ProtocolViolation):
+    """A client sent CONNECT packets without end."""
+
+    code = CloseCode.POLICY_VIOLATION
+    text = "too many connects"
 
 
 class GuardedSocket(_Socket):
@@ -121,6 +131,9 @@ class GuardedSocket(_Socket):
         self.is_counted = True
         self.last_ping: float | None = None
         self.refused_by = ""
+        self.opened_at = clock()
+        self._joins = 0
+        self._joins_since = 0.0
         self._is_heard = False
         self.queue = SendQueue(
             max_packets=config.send_queue_max_packets,
@@ -338,6 +351,15 @@ class GuardedSocket(_Socket):
         if self._join is not None:
             self._join.cancel()
             self._join = None
+            self.server.unjoined.pop(self.sid, None)
+
+    def may_join(self) -> bool:
+        """Count a CONNECT packet; say whether the client may send as many."""
+        now = clock()
+        if now - self._joins_since >= _MINUTE:
+            self._joins, self._joins_since = 0, now
+        self._joins += 1
+        return self._joins <= self._guard.config.max_joins_per_minute
 
     def _not_joined(self) -> None:
         self.close(reason=self.server.reason.SERVER_DISCONNECT)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from geventwebsocket.handler import WebSocketHandler
@@ -11,6 +12,7 @@ from ..signals import logger
 from .websocket import (
     EXTENSIONS,
     agree_on_extensions,
+    is_answer_held,
     is_compression_offered,
     taken_classes,
     upgrade_problem,
@@ -18,7 +20,7 @@ from .websocket import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
 
 class _TakenWebSocket(WebSocket):
@@ -108,7 +110,54 @@ def _finalize_headers(handler: Any) -> None:
 def _run_websocket(handler: Any) -> None:
     if not handler.client_address:
         handler.client_address = _NoAddress()
+    if "write" in vars(handler):
+        handler.application = partial(_run_held, handler, handler.application)
     _originals["run_websocket"](handler)
+
+
+def _run_held(
+    handler: Any, application: Any, environ: dict[str, Any], start_response: object
+) -> Iterable[bytes]:
+    """Call the application, and send its answer if it has taken no WebSocket.
+
+    A client that is refused on a WebSocket which it believes open waits for its own timeout.
+    """
+    del start_response
+    answer: list[Any] = []
+
+    def start(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
+        del exc_info
+        answer[:] = [status, headers]
+        return lambda data: None
+
+    try:
+        result = application(environ, start)
+        try:
+            body = b"".join(result)
+        finally:
+            if hasattr(result, "close"):
+                result.close()
+    finally:
+        is_held = vars(handler).pop("write", None) is not None
+        if is_held:
+            handler.websocket.closed = True  # there was none
+    if is_held and answer:
+        _answer(handler, answer[0], answer[1], body)
+    return []
+
+
+def _answer(handler: Any, status: str, headers: list[tuple[str, str]], body: bytes) -> None:
+    """Answer a request in place of the 101 that was prepared."""
+    own = [each for each in headers if each[0].lower() not in ("content-length", "connection")]
+    own += [("Content-Length", str(len(body))), ("Connection", "close")]
+    lines = [f"HTTP/1.1 {status}", *(f"{name}: {value}" for name, value in own), "", ""]
+    handler.headers_sent = True
+    handler.status, handler._orig_status = status.encode("latin-1"), status
+    handler._sendall("\r\n".join(lines).encode("latin-1") + body)
+
+
+def _write_later(data: bytes) -> None:
+    """Hold the 101 back."""
 
 
 def _upgrade_websocket(handler: Any) -> Any:
@@ -122,6 +171,8 @@ def _upgrade_websocket(handler: Any) -> Any:
     is_compressing = is_compression_offered(environ.get("PATH_INFO", ""))
     header, extensions = agree_on_extensions(environ, is_compressing=is_compressing)
     result = _originals["upgrade_websocket"](handler)
+    if environ.get("wsgi.websocket") is not None and is_answer_held(environ.get("PATH_INFO", "")):
+        handler.write = _write_later
     if header is not None and environ.get("wsgi.websocket") is not None:
         handler.response_headers.append((b"Sec-WebSocket-Extensions", header.encode()))
         environ[EXTENSIONS] = extensions

@@ -13,7 +13,7 @@ from socketio.exceptions import ConnectionRefusedError as ConnectionRefused
 from socketio.exceptions import TimeoutError as CallTimeout
 
 from ..config import require_plain
-from ..errors import ConnectionClosed, EventInvalid, EventRejected, OutputTooLarge
+from ..errors import ConnectionClosed, EventInvalid, EventRejected, OutputTooLarge, RateLimited
 from ..hooks import AckCallback, Connection, Hooks, Refusal
 from ..intake import CHARGED_BYTES, Arrival, Charge, arriving
 from ..sending import SendOutcome
@@ -21,7 +21,7 @@ from ..signals import logger
 from ..signatures import fit
 from .encoding import encoded
 from .engine_server import put_as, putting
-from .engine_socket import ProtocolViolation, require_decent
+from .engine_socket import ProtocolViolation, TooManyJoins, require_decent
 from .outgoing import Message
 from .overrides import overrides
 from .recipients import Exactly, is_nobody, recipient_of
@@ -424,6 +424,9 @@ class GuardedServer(_Server):
 
     def _handle_connect(self, eio_sid: str, namespace: str | None, data: Any) -> None:
         namespace = namespace or "/"
+        self._count_join(eio_sid, namespace)
+        if self._is_address_limited(eio_sid, namespace):
+            return
         # Source: Socket.IO protocol v5, CONNECT_ERROR: the payload is an object with a message.
         if not self._serves(namespace):
             self._send_refusal(eio_sid, namespace, {"message": "Invalid namespace"})
@@ -457,6 +460,35 @@ class GuardedServer(_Server):
         else:
             self._accept(connection)
 
+    def _count_join(self, eio_sid: str, namespace: str) -> None:
+        """Count a CONNECT packet, whatever becomes of it: each may run a connect handler.
+
+        Raises:
+            TooManyJoins: There were too many within a minute; the client has been told.
+        """
+        socket = self.eio.sockets.get(eio_sid)
+        if socket is not None and not socket.may_join():
+            self._refuse_join(eio_sid, namespace, RateLimited("too many connects"))
+            raise TooManyJoins("connects", "more than so many CONNECT packets within a minute")
+
+    def _is_address_limited(self, eio_sid: str, namespace: str) -> bool:
+        """Say whether too many CONNECT packets came from a client's address; it is told then."""
+        limit, socket = self.guard.join_limit, self.eio.sockets.get(eio_sid)
+        if limit is None or socket is None or not socket.address:
+            return False
+        try:
+            limit.hit(socket.address)
+        except RateLimited as exc:
+            exc.message = "too many connects from this address"
+            self._refuse_join(eio_sid, namespace, exc)
+            return True
+        return False
+
+    def _refuse_join(self, eio_sid: str, namespace: str, exc: RateLimited) -> None:
+        error = self.guard.handlers.reject("connect", namespace, None, exc).error
+        refused = ConnectionRefused("Connection rejected by server", error)
+        self._send_refusal(eio_sid, namespace, refused.error_args)
+
     def _has_left(self, eio_sid: str, namespace: str) -> bool:
         """Wait for the end of a client's former connection, which it has left, to a namespace."""
         for connection in self.guard.connections.of(eio_sid):
@@ -476,6 +508,7 @@ class GuardedServer(_Server):
 
     def _refuse(self, connection: Connection, reason: Any) -> None:
         sid, namespace, eio_sid = connection.sid, connection.namespace, connection.eio_sid
+        self.guard.facts.handshake_refused("application")
         self._drop_waiting(connection)  # while the client still hears the answers
         if self.always_connect:
             self.manager.pre_disconnect(sid, namespace)

@@ -114,6 +114,8 @@ def take_socket(environ: WSGIEnvironment, *, is_compressing: bool) -> RawSocket 
     websocket = environ.get("wsgi.websocket")
     if websocket is not None:
         handler = websocket.handler
+        if vars(handler).pop("write", None) is not None:
+            handler.write(b"")  # 101, which was held back
         extensions = environ.get(EXTENSIONS, [])
         _forget_body(environ)
         websocket.__class__ = taken_classes.get(type(websocket), type(websocket))
@@ -252,6 +254,26 @@ def refuse_websocket(websocket: Any, reason: str) -> None:
 
 
 _compressing_paths: set[str] = set()
+_own_paths: set[str] = set()
+
+
+def hold_answers(path: str) -> None:
+    """Have requests for WebSockets below *path* answered once the application has decided.
+
+    gevent-websocket answers 101 before it asks; what it answers elsewhere is not changed.
+    """
+    _own_paths.add(path)
+
+
+def is_answer_held(path: str) -> bool:
+    """Say whether the application decides about requests for WebSockets at *path*."""
+    return any(path.startswith(each) for each in _own_paths)
+
+
+def is_refusable(environ: WSGIEnvironment) -> bool:
+    """Say whether a request can still be answered: no WebSocket has been accepted for it."""
+    websocket = environ.get("wsgi.websocket")
+    return websocket is None or "write" in vars(websocket.handler)
 
 
 def offer_compression(path: str) -> None:

@@ -6,8 +6,10 @@ import contextlib
 import json
 import os
 import signal
+import subprocess
 import time
 from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,12 +18,12 @@ from websockets.sync.client import unix_connect
 from tests.faults.connection_app import HIDE
 from tests.faults.connections import CONNECTION_APP, WORKERS, happenings
 from tests.support import GunicornServer, RedisServer, UwsgiServer, wait_until
+from tests.support.javascript import CLIENT_MODULE, require_client
 from tests.support.raw_clients import PollingClient, ask
 from tests.support.raw_websocket import target
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from tests.support.raw_clients import RawClients
 
@@ -31,9 +33,9 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.timeout(90)
 
 SERVICE_RESTART = 1012
-TRY_AGAIN_LATER = 1013
 _GRACEFUL_TIMEOUT = 20
 _SOON = 10.0
+_REFUSED_CLIENT = Path(__file__).with_name("refused_client.mjs")
 _UNFIT = {
     "gthread": ("--worker-class", "gthread", "--threads", "100"),
     "gthread-preload": ("--worker-class", "gthread", "--threads", "100", "--preload"),
@@ -239,6 +241,20 @@ def test_clients_behind_a_unix_socket_leave_in_peace(launch: Launch, tmp_path: P
     if server.records(matching=lambda each: each.logger.startswith("flask_socketio_guard")):
         told = [line for line in errors(server, level="WARNING") if "PER_ADDRESS" in line]
         assert len(told) == 1
+
+
+def test_a_refused_javascript_client_is_told_at_once(
+    launch: Launch, clients: RawClients, measured: Measured
+) -> None:
+    """After an answer 101 it would wait for the 20 s of its own timeout."""
+    require_client()
+    server = launch(SOCKETIO_GUARD_MAX_CONNECTIONS=1)
+    clients.websocket(server.port).open().join()
+    command = ["node", str(_REFUSED_CLIENT), str(CLIENT_MODULE), server.url]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=40, check=True)
+    seen = json.loads(result.stdout)
+    measured("told after, in ms", seen["milliseconds"])
+    assert seen["message"] == "websocket error"
 
 
 @pytest.mark.parametrize("is_routed", [False, True], ids=["http-socket", "http"])
