@@ -72,6 +72,7 @@ from .tasks import Tasks, TaskSpec
 from .upstream import (
     Sweeper,
     adopt,
+    bound_silence,
     encode_strict,
     forsake_clients,
     has_queue,
@@ -798,6 +799,7 @@ class AppGuard:
             is_internal=True,
             wake=self.deadlines.wake,
         )
+        bound_silence(self.config.http_timeout)
         hold_answers(self.socketio.sockio_mw.engineio_path)
         if self.config.websocket_compression:
             offer_compression(self.socketio.sockio_mw.engineio_path)

@@ -75,6 +75,8 @@ class GuardConfig:
             *connection_rate*; further ones are refused with code ``"rate_limited"``.
             ``None``: no bound.
         connect_timeout: Longest run of a connect handler, > 0.
+        http_timeout: How long a client may send nothing within an HTTP request, and between two on
+            one connection, under gevent's WSGI server, > 0.
         join_timeout: A client that has joined no namespace by then is closed, > 0.
         max_in_flight: Events of one client that run at a time, >= 1.
         max_in_flight_bytes: Memory of one client's events that run at a time, in bytes, >= 1; one
@@ -164,6 +166,7 @@ class GuardConfig:
     max_joins_per_minute: int = 300
     join_rate_per_address: str | None = None
     connect_timeout: float = 20.0
+    http_timeout: float = 75.0
     join_timeout: float = 45.0
     max_in_flight: int = 64
     max_in_flight_bytes: int = 64 * 1024 * 1024
@@ -373,6 +376,7 @@ _RULES: Mapping[str, _Rule] = {
     "max_joins_per_minute": _COUNT,
     "join_rate_per_address": _or_none(_RATE),
     "connect_timeout": _POSITIVE,
+    "http_timeout": _POSITIVE,
     "join_timeout": _POSITIVE,
     "max_in_flight": _COUNT,
     "max_in_flight_bytes": _COUNT,

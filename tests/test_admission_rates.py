@@ -10,6 +10,7 @@ import pytest
 
 from flask_socketio_guard import ConfigError, SocketIOGuard, signals
 from flask_socketio_guard.upstream import engine_server
+from flask_socketio_guard.upstream.websocket import Silence
 from tests import unit_support, unit_websocket
 from tests.unit_websocket import KINDS
 
@@ -195,3 +196,41 @@ def test_who_has_not_joined_goes_for_who_comes(
         client.send('420["echo",1]')
         assert client.read_until("430") == "430[1]"
     assert not served.engine.unjoined
+
+
+def test_clients_that_fall_silent_within_http_are_let_go(
+    make_served: Callable[..., Served], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At each place where a server waits for a client; and nobody else is."""
+    monkeypatch.setattr(Silence, "timeout", None)
+    served = make_served(http_timeout=0.3, max_connections=10)
+    joined = served.joined()
+    polling = served.polling()
+    body = f"POST {polling.path} HTTP/1.1\r\nHost: test\r\nContent-Length: 9\r\n\r\n40"
+    parts = {
+        "nothing": "",
+        "a request line": "GET / HT",
+        "headers": "GET / HTTP/1.1\r\nHost: te",
+        "a body": body,
+        "a body that nobody reads": "POST /no HTTP/1.1\r\nHost: test\r\nContent-Length: 9\r\n\r\n1",
+        "no second request": "GET /livez HTTP/1.1\r\nHost: test\r\n\r\n",
+    }
+    sockets = {name: served.connect() for name in parts}
+    for name, part in parts.items():
+        sockets[name].sendall(part.encode())
+    answers = {}
+    for name, sock in sockets.items():
+        data = b""
+        while more := sock.recv(65536):
+            data += more
+        answers[name] = data.split(b"\r\n")[0][9:12].decode()
+    assert answers == {
+        "nothing": "",
+        "a request line": "",
+        "headers": "",
+        "a body": "400",
+        "a body that nobody reads": "404",
+        "no second request": "200",
+    }
+    joined.send('420["echo",1]')  # it has been silent for as long
+    assert joined.read_until("430") == "430[1]"

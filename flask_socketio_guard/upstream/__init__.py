@@ -19,11 +19,12 @@ from .compat import check_versions
 from .encoding import encode_strict
 from .flask_socketio import is_socketio, take_lost_handlers
 from .sweeper import Sweeper
-from .websocket import hold_answers, offer_compression
+from .websocket import bound_silence, hold_answers, offer_compression
 
 __all__ = [
     "Sweeper",
     "adopt",
+    "bound_silence",
     "check_versions",
     "close_for_restart",
     "encode_strict",

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket as sockets
 from functools import partial
+from io import BufferedReader, RawIOBase
 from typing import TYPE_CHECKING, Any
 
 from geventwebsocket.handler import WebSocketHandler
@@ -11,6 +14,7 @@ from geventwebsocket.websocket import WebSocket
 from ..signals import logger
 from .websocket import (
     EXTENSIONS,
+    Silence,
     agree_on_extensions,
     is_answer_held,
     is_compression_offered,
@@ -43,6 +47,46 @@ class _NoAddress(str):
     __hash__ = object.__hash__
 
 
+class _BoundedReader(RawIOBase):
+    """Reads the requests of a connection, and ends it when nothing more of one comes.
+
+    Source:
+        nginx, ``client_header_timeout``, ``client_body_timeout`` and ``keepalive_timeout``:
+        the time between two reads.
+    """
+
+    def __init__(self, sock: Any) -> None:
+        self._sock = sock
+        self.is_bounded = True
+        self._has_ended = False
+
+    def readable(self) -> bool:
+        """Say yes."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Read what is there.
+
+        Raises:
+            TimeoutError: Nothing came. Afterwards there is nothing more: the rest of a request
+                must not be taken for the next one.
+        """
+        if self._has_ended:
+            return 0
+        timeout = Silence.timeout
+        sock = self._sock
+        if timeout is None or not self.is_bounded or sock.gettimeout() is not None:
+            return int(sock.recv_into(buffer))
+        sock.settimeout(timeout)  # nothing is written meanwhile
+        try:
+            return int(sock.recv_into(buffer))
+        except TimeoutError:
+            self._has_ended = True
+            raise
+        finally:
+            sock.settimeout(None)
+
+
 class _Reset(BaseException):
     """The client is gone before its request was read."""
 
@@ -60,6 +104,8 @@ def mend_gevent_websocket() -> None:
         base = next(cls for cls in WebSocketHandler.__mro__ if "finalize_headers" in vars(cls))
         _originals["finalize_headers"] = base.finalize_headers
         base.finalize_headers = _finalize_headers
+        _originals["__init__"] = base.__init__
+        base.__init__ = _init
         for name, mended in (
             ("upgrade_websocket", _upgrade_websocket),
             ("read_request", _read_request),
@@ -72,6 +118,14 @@ def mend_gevent_websocket() -> None:
 
 
 _originals: dict[str, Callable[..., Any]] = {}
+
+
+def _init(handler: Any, sock: Any, address: Any, server: Any, rfile: Any = None) -> None:
+    if rfile is None:
+        rfile = BufferedReader(_BoundedReader(sock))
+        with contextlib.suppress(OSError):
+            sock.setsockopt(sockets.SOL_SOCKET, sockets.SO_KEEPALIVE, 1)
+    _originals["__init__"](handler, sock, address, server, rfile)
 
 
 def _read_request(handler: Any, requestline: Any) -> Any:
@@ -171,6 +225,9 @@ def _upgrade_websocket(handler: Any) -> Any:
     is_compressing = is_compression_offered(environ.get("PATH_INFO", ""))
     header, extensions = agree_on_extensions(environ, is_compressing=is_compressing)
     result = _originals["upgrade_websocket"](handler)
+    if environ.get("wsgi.websocket") is not None:
+        # What follows are frames: whoever reads them has deadlines of its own.
+        getattr(handler.rfile, "raw", handler).is_bounded = False
     if environ.get("wsgi.websocket") is not None and is_answer_held(environ.get("PATH_INFO", "")):
         handler.write = _write_later
     if header is not None and environ.get("wsgi.websocket") is not None:

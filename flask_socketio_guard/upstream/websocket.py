@@ -253,6 +253,21 @@ def refuse_websocket(websocket: Any, reason: str) -> None:
     websocket.closed = True  # the handler would send a second close frame
 
 
+class Silence:
+    """For how long HTTP clients may send nothing, in this process.
+
+    Attributes:
+        timeout: Seconds; ``None`` for ever.
+    """
+
+    timeout: float | None = None
+
+
+def bound_silence(timeout: float) -> None:
+    """Close connections over which no more of a request comes for *timeout* seconds."""
+    Silence.timeout = timeout
+
+
 _compressing_paths: set[str] = set()
 _own_paths: set[str] = set()
 
