@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _RATE_KEY = "handshakes"
 _SPARE_FILES: Final = 24  # for the message queue, databases, and files of the application
+_SPARE_THREADS: Final = 4  # for requests and refusals, which are short
 _MOST_OTHERS: Final = 16  # connections that are left for health checks, pages and refusals
 
 
@@ -41,6 +42,11 @@ def fit_to_files(connections: int) -> int:
 def capacity(connections: int) -> int:
     """Return how many of so many *connections* are for Socket.IO; others need a few, too."""
     return max(1, connections - min(_MOST_OTHERS, connections // 8))
+
+
+def websockets_of(threads: int) -> int:
+    """Return how many of so many *threads* WebSockets may hold; others need a few, too."""
+    return max(1, threads - min(_SPARE_THREADS, max(1, threads // 8)))
 
 
 def _open_files() -> int:
@@ -77,6 +83,8 @@ class Admission:
 
     Attributes:
         is_draining: Whether nobody is let in any more; set by the drain.
+        max_websockets: How many WebSockets there may be at a time; ``None``: any number. A
+            server with threads has one less for others with each.
     """
 
     def __init__(
@@ -89,6 +97,7 @@ class Admission:
         address_limit: SupportsHit | None = None,
     ) -> None:
         self.is_draining = False
+        self.max_websockets: int | None = None
         self._max_connections = max_connections
         self._max_per_address = max_per_address
         self._count_open = count_open

@@ -426,6 +426,11 @@ class AppGuard:
         """Say why a new client from *address* is not let in, or ``None``."""
         return self.admission.refusal(address)
 
+    @property
+    def max_websockets(self) -> int | None:
+        """How many WebSockets there may be at a time, if there is a bound."""
+        return self.admission.max_websockets
+
     def came(self, address: str) -> None:
         """Note that a transport session was made for a client at *address*."""
         self.admission.opened(address)

@@ -26,7 +26,7 @@ from typing import Any, Final
 
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-from .admission import capacity, fit_to_files
+from .admission import capacity, fit_to_files, websockets_of
 from .app_guard import AppGuard, all_guards
 from .errors import ConfigError
 from .runtime import clock
@@ -191,6 +191,9 @@ def _limit_connections(worker: Any, guard: AppGuard) -> None:
         worker.worker_connections = most
     if guard.config.max_connections is None:
         guard.admission.limit_to(capacity(most))
+    if _kind_of(worker) == "gthread" and guard.server.async_mode == "threading":
+        # Beyond it requests wait for a thread, without an answer, until a client leaves.
+        guard.admission.max_websockets = websockets_of(worker.cfg.threads)
 
 
 def _let_go(worker: Any, guard: AppGuard, stopping_for: float) -> None:

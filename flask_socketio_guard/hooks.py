@@ -239,6 +239,10 @@ class Hooks(Protocol):
     def refusal(self, address: str) -> str | None:
         """Say why a new client from *address* is not let in, or ``None``."""
 
+    @property
+    def max_websockets(self) -> int | None:
+        """How many WebSockets there may be at a time, if there is a bound."""
+
     def came(self, address: str) -> None:
         """Note that a transport session was made for a client at *address*."""
 

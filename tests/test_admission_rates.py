@@ -9,8 +9,13 @@ import flask
 import pytest
 
 from flask_socketio_guard import ConfigError, SocketIOGuard, signals
+from flask_socketio_guard.admission import websockets_of
 from flask_socketio_guard.upstream import engine_server
-from flask_socketio_guard.upstream.websocket import Silence
+from flask_socketio_guard.upstream.websocket import (
+    Silence,
+    agree_on_extensions,
+    upgrade_problem,
+)
 from tests import unit_support, unit_websocket
 from tests.unit_websocket import KINDS
 
@@ -234,3 +239,34 @@ def test_clients_that_fall_silent_within_http_are_let_go(
     }
     joined.send('420["echo",1]')  # it has been silent for as long
     assert joined.read_until("430") == "430[1]"
+
+
+def test_websockets_leave_threads_for_others(make_served: Callable[..., Served]) -> None:
+    served = make_served("threads")
+    served.inner.admission.max_websockets = websockets_of(3)
+    clients = [served.joined() for _ in range(2)]
+    assert served.websocket().response.status_code == 503  # type: ignore[union-attr]
+    polling = served.polling()
+    upgrade = served.websocket(f"&sid={polling.sid}")
+    assert upgrade.response is not None
+    assert upgrade.response.status_code == 503
+    polling.join()  # goes on polling
+    clients[0].send_close()
+    served.wait_for(lambda: len(served.engine.wires) == 1)
+    assert served.joined().response.status_code == 101  # type: ignore[union-attr]
+
+
+def test_long_headers_of_a_websocket_are_not_taken_apart() -> None:
+    environ = {
+        "REQUEST_METHOD": "GET",
+        "SERVER_PROTOCOL": "HTTP/1.1",
+        "HTTP_UPGRADE": "websocket",
+        "HTTP_CONNECTION": "a," * 32_000 + "Upgrade",
+    }
+    assert upgrade_problem(environ) == "Upgrade or Connection is too long"
+    offer = {"HTTP_SEC_WEBSOCKET_EXTENSIONS": "permessage-deflate," * 3_000}
+    assert agree_on_extensions(offer, is_compressing=True) == (None, [])
+
+
+def test_few_threads_are_kept_from_websockets() -> None:
+    assert [websockets_of(threads) for threads in (1, 2, 8, 16, 100)] == [1, 1, 7, 14, 96]

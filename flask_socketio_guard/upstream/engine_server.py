@@ -158,11 +158,20 @@ class GuardedEngineServer(_Server):
         nobody's place in the rate. Upstream adds what browsers need to read the answer.
         """
         address = environ.get("REMOTE_ADDR", "")
+        if self.is_out_of_threads(environ):
+            return self._refused(environ, "full")
         reason = self.guard.refusal(address)
         if reason == "full" and self._send_away_who_has_not_joined():
             reason = self.guard.refusal(address)
-        if reason is None:
-            return None
+        return None if reason is None else self._refused(environ, reason)
+
+    def is_out_of_threads(self, environ: WSGIEnvironment) -> bool:
+        """Say whether a request asks for a WebSocket that would take a thread others need."""
+        most = self.guard.max_websockets
+        return most is not None and len(self.wires) >= most and wants_websocket(environ)
+
+    def _refused(self, environ: WSGIEnvironment, reason: str) -> Any:
+        """Count a refusal and return the answer."""
         self.guard.facts.handshake_refused(reason)
         websocket = environ.get("wsgi.websocket")
         if not is_refusable(environ):

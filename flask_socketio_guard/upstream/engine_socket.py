@@ -564,6 +564,8 @@ class GuardedSocket(_Socket):
     def _upgrade_websocket(self, environ: WSGIEnvironment, start_response: StartResponse) -> Any:
         if self.upgraded or self.upgrading or self.closed:
             return self.server._bad_request()
+        if self.server.is_out_of_threads(environ):
+            return self.server._refused(environ, "full")  # it goes on polling
         if self._guard.runtime.can_kill:
             return self._serve_raw(environ)
         adapter = self.server._async["websocket"](

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 _VERSION = "13"
 _LONGEST_USUAL = 64  # characters: what is remembered of strangers is not for them to choose
+_LONGEST = 1024  # characters that are looked at: 64 kB would take 20 ms
 _MAX_REASON = 123  # bytes; a control frame holds 125, and two are the code
 EXTENSIONS = "guard.websocket_extensions"
 """Where the environ of a request says what was agreed on before the application is asked."""
@@ -70,6 +71,8 @@ def upgrade_problem(environ: WSGIEnvironment) -> str | None:
         return "the protocol is not HTTP/1.1"
     upgrade = environ.get("HTTP_UPGRADE", "")
     connection = environ.get("HTTP_CONNECTION", "")
+    if len(upgrade) + len(connection) > _LONGEST:
+        return "Upgrade or Connection is too long"
     is_usual = len(upgrade) + len(connection) <= _LONGEST_USUAL
     look = _upgrade_headers_problem if is_usual else _upgrade_headers_problem.__wrapped__
     problem = look(upgrade, connection)
@@ -210,7 +213,7 @@ def agree_on_extensions(
         RFC 7692, section 5: the first acceptable offer of permessage-deflate.
     """
     offered = environ.get("HTTP_SEC_WEBSOCKET_EXTENSIONS", "")
-    if not is_compressing or not offered:
+    if not is_compressing or not 0 < len(offered) <= _LONGEST:
         return None, []
     factory = ServerPerMessageDeflateFactory()
     with contextlib.suppress(InvalidHeader):
