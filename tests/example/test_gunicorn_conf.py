@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import re
 import socket
-import struct
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -33,7 +32,6 @@ pytestmark = pytest.mark.timeout(60)
 MAX_CONNECTIONS = 5
 POOL = MAX_CONNECTIONS + 64  # what the configuration makes of it
 SERVICE_RESTART = 1012
-TRY_AGAIN_LATER = 1013
 FAREWELL_APP = "tests.example.farewell_app:create_app()"
 HANDSHAKE = "/socket.io/?EIO=4&transport="
 
@@ -90,15 +88,15 @@ def test_client_beyond_the_limit_is_refused_and_health_is_answered(
     assert all(client.is_open() for client in clients)
 
 
-def test_websocket_beyond_the_limit_is_closed_with_the_code_for_later(
+def test_websocket_beyond_the_limit_is_refused_before_it_is_one(
     crowded: tuple[DeployedServer, list[RawClient]],
 ) -> None:
-    """By then it has been accepted, so that only its close code can tell."""
+    """A client that is told by HTTP need not wait for its own timeout."""
     server, _ = crowded
-    opcode, body = knock(server)
-    assert opcode == websocket.ABNF.OPCODE_CLOSE
-    assert struct.unpack("!H", body[:2]) == (TRY_AGAIN_LATER,)
-    assert body[2:] == b"the server is full"
+    with pytest.raises(websocket.WebSocketBadStatusException) as refused:
+        knock(server)
+    assert refused.value.status_code == 503
+    assert refused.value.resp_headers["retry-after"].isdigit()
     assert server.get("/healthz").status_code == 200
 
 
@@ -128,7 +126,7 @@ def test_refused_clients_that_stay_hold_no_slot(
             stack.enter_context(client)
             client.sendall(request.encode())
             answer = client.recv(4096)
-            assert answer.startswith(b"HTTP/1.1 101")
+            assert answer.startswith(b"HTTP/1.1 503")
         assert server.get("/healthz", timeout=5).status_code == 200
 
 
