@@ -42,7 +42,7 @@ from .metrics import Counters
 from .outbox import BATCH_MESSAGES, Outbox
 from .rates import Limit, RateLimiter
 from .routes import require_free_paths
-from .runtime import GEVENT_MODES, Event, Runtime, clock, is_patched, runtime_for
+from .runtime import GEVENT_MODES, Event, Runtime, clock, is_about_to_exec, is_patched, runtime_for
 from .sending import Flusher
 from .signals import (
     BrokerChange,
@@ -132,8 +132,6 @@ class AppGuard:
         )
         self.is_worker_alive: Callable[[], bool] = lambda: True
         self.on_drained: Callable[[float], object] | None = None
-        self.requests = 0
-        """Requests in progress that have nothing to do with Socket.IO."""
         self.ordered: set[tuple[str, str]] = set()
         self._handshakes: dict[str, float] = {}
         self.rates = RateLimiter(
@@ -736,7 +734,6 @@ class AppGuard:
         if self.has_started and self.app is not None:
             self.runtime.forsake_servers()
         forsake_clients(self.server)
-        self.requests = 0
         new_host_id(self.server)
         self.runtime = self._new_runtime()
         self._build()
@@ -1076,8 +1073,13 @@ def stop_superseded(socketio: SocketIO) -> None:
 
 
 def _after_fork() -> None:
+    if is_about_to_exec():
+        return  # gevent runs programs by a fork in Python
     for guard in all_guards():
-        guard.after_fork()
+        try:
+            guard.after_fork()
+        except Exception:  # noqa: BLE001 - of a store, for one; the others are to begin anew
+            logger.exception("the guard of %s could not begin anew after a fork", guard.sender)
 
 
 def _at_exit() -> None:

@@ -14,7 +14,13 @@ from .app_guard import AppGuard, stop_superseded
 from .config import GuardConfig, require_plain, require_seconds
 from .delivery.records import Retry, is_text
 from .errors import ConfigError, ConnectionClosed, DeliveryInvalid, DuplicateTask
-from .gunicorn import join_worker, loading_worker, require_fitting
+from .gunicorn import (
+    booted_worker,
+    join_worker,
+    loading_worker,
+    post_worker_init,
+    require_fitting,
+)
 from .middleware import GuardMiddleware
 from .routes import require_free_paths
 from .schema import validator
@@ -132,7 +138,7 @@ class SocketIOGuard:
             )
         socketio = self._socketio_of(app, socketio)
         stop_superseded(socketio)
-        worker = loading_worker()
+        worker = loading_worker() or booted_worker()
         if worker is not None:
             require_fitting(socketio.server.async_mode, worker)
         config = GuardConfig.from_mapping(app.config, **overrides)
@@ -147,6 +153,8 @@ class SocketIOGuard:
         app.wsgi_app = GuardMiddleware(app.wsgi_app, guard)  # type: ignore[method-assign]
         if worker is not None:
             join_worker(worker)
+            if worker is booted_worker():
+                post_worker_init(worker)
 
     def _init_write_only(self, socketio: SocketIO | None, overrides: dict[str, Any]) -> None:
         if socketio is None or socketio.server is None:

@@ -27,6 +27,7 @@ from typing import Any, Final
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 from .admission import capacity, fit_to_files, websockets_of
+from .answers import REQUEST_ENDED, closing
 from .app_guard import AppGuard, all_guards
 from .errors import ConfigError
 from .runtime import clock
@@ -36,6 +37,7 @@ _POLL_INTERVAL = 0.05  # seconds
 _BOOT_FAILED: Final = 3
 """Exit code of a worker after which the master ends; gunicorn's ``Arbiter.WORKER_BOOT_ERROR``."""
 
+_booted: weakref.ref[Any] | None = None
 _joined: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
@@ -49,17 +51,22 @@ def post_worker_init(worker: Any) -> None:
     Source:
         gunicorn settings, "Server Hooks": ``post_worker_init(worker)``.
     """
+    global _booted
+    _booted = weakref.ref(worker)
     for guard in all_guards():
         if guard.is_superseded:
             continue
-        require_fitting(guard.server.async_mode, worker)
+        if guard.app is not None:
+            require_fitting(guard.server.async_mode, worker)
         is_second = guard.on_drained is not None
         guard.is_worker_alive = lambda: bool(getattr(worker, "alive", True))
         guard.on_drained = partial(_let_go, worker, guard)
         guard.start()
-        if hasattr(worker, "cfg") and not is_second:
+        if hasattr(worker, "cfg") and guard.app is not None and not is_second:
             _limit_connections(worker, guard)
             _tell_of_traps(worker, guard)
+    if hasattr(worker, "wsgi") and not isinstance(worker.wsgi, CountedRequests):
+        worker.wsgi = CountedRequests(worker.wsgi)
 
 
 def worker_exit(server: Any, worker: Any) -> None:
@@ -78,6 +85,12 @@ def worker_exit(server: Any, worker: Any) -> None:
             # gunicorn lets go once no connection is left; a handler may still run.
             guard.drain(guard.config.stop_timeout)
         guard.stop(guard.config.stop_timeout)
+
+
+def booted_worker() -> Any:
+    """Return the gunicorn worker of this process that has loaded its application, or ``None``."""
+    worker = None if _booted is None else _booted()
+    return worker if worker is not None and worker.pid == os.getpid() else None
 
 
 def loading_worker() -> Any:
@@ -180,6 +193,8 @@ def _limit_connections(worker: Any, guard: AppGuard) -> None:
         ``GeventWorker.run`` and ``ThreadWorker.run``: they read ``worker_connections`` after
         ``post_worker_init``, and accept no more than that at a time.
     """
+    if not hasattr(worker, "worker_connections"):
+        return  # the sync worker has one at a time
     most = fit_to_files(worker.worker_connections)
     if most < worker.worker_connections:
         logger.warning(
@@ -196,6 +211,32 @@ def _limit_connections(worker: Any, guard: AppGuard) -> None:
         guard.admission.max_websockets = websockets_of(worker.cfg.threads)
 
 
+class CountedRequests:
+    """Goes in front of all that a worker serves, applications beside the guarded one included."""
+
+    def __init__(self, wsgi_app: Any) -> None:
+        self._wsgi_app = wsgi_app
+        self._tickets: set[object] = set()
+
+    @property
+    def in_progress(self) -> int:
+        """Requests in progress that have nothing to do with Socket.IO."""
+        return len(self._tickets)
+
+    def __call__(self, environ: Any, start_response: Any) -> Any:
+        """Serve a request, and count it until its answer is closed."""
+        ticket = object()
+        end = partial(self._tickets.discard, ticket)
+        self._tickets.add(ticket)
+        environ[REQUEST_ENDED] = end
+        try:
+            answer = self._wsgi_app(environ, start_response)
+        except BaseException:
+            end()
+            raise
+        return closing(answer, end, environ)
+
+
 def _let_go(worker: Any, guard: AppGuard, stopping_for: float) -> None:
     """End the wait of *worker* for connections that have nothing more to say.
 
@@ -209,7 +250,8 @@ def _let_go(worker: Any, guard: AppGuard, stopping_for: float) -> None:
         stopping_for: Seconds since the worker was told to stop.
     """
     told_at = clock() - stopping_for
-    while guard.requests:
+    requests = worker.wsgi
+    while isinstance(requests, CountedRequests) and requests.in_progress:
         guard.runtime.sleep(_POLL_INTERVAL)
     if all(other.is_drained for other in all_guards() if not other.is_superseded):
         rest = math.ceil(clock() - told_at) + 1
@@ -229,11 +271,11 @@ def _local_of(module: str, name: str) -> Any:
 def _after_fork() -> None:
     """Join the worker that a preloading master has forked."""
     worker = _local_of("gunicorn.arbiter", "worker")
-    if worker is None or not all_guards():
-        return
+    if worker is None or isinstance(worker.pid, int) or not all_guards():
+        return  # not the fork of a worker, but one of its own children
     try:
         for guard in all_guards():
-            if not guard.is_superseded:
+            if guard.app is not None and not guard.is_superseded:
                 require_fitting(guard.server.async_mode, worker)
     except ConfigError as exc:
         # Nobody would hear of an exception here.

@@ -6,8 +6,7 @@ from contextvars import Context, copy_context
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from werkzeug.wsgi import FileWrapper
-
+from .answers import REQUEST_ENDED, is_known_by_type
 from .signals import logger
 
 if TYPE_CHECKING:
@@ -50,6 +49,7 @@ class GuardMiddleware:
         engineio_path: str = guard.socketio.sockio_mw.engineio_path
         if not path.startswith(engineio_path):
             return self._serve_http(environ, start_response)
+        environ.get(REQUEST_ENDED, _nothing)()
         return self._call_app(environ, start_response)[0]
 
     def _call_app(
@@ -83,18 +83,15 @@ class GuardMiddleware:
     def _serve_http(
         self, environ: WSGIEnvironment, start_response: StartResponse
     ) -> Iterable[bytes]:
-        """Serve a request that has nothing to do with Socket.IO, and count it meanwhile."""
-        guard = self._guard
-        guard.requests += 1
-        try:
-            answer, context = self._call_app(environ, start_response)
-        except BaseException:
-            guard.requests -= 1
-            raise
-        if isinstance(answer, list | tuple | FileWrapper) or _is_file(answer, environ):
-            guard.requests -= 1  # the server knows it by its type, and may send it in its own way
+        """Serve a request that has nothing to do with Socket.IO."""
+        answer, context = self._call_app(environ, start_response)
+        if context is None or is_known_by_type(answer, environ):
             return answer
-        return _Answer(answer, guard, context)
+        return _Answer(answer, context)
+
+
+def _nothing() -> None:
+    """Do nothing."""
 
 
 def _is_served(environ: WSGIEnvironment) -> bool:
@@ -117,38 +114,22 @@ def _tell_of_server(environ: WSGIEnvironment, guard: AppGuard) -> None:
 
 
 class _Answer:
-    """An answer that counts as a request in progress until it is closed."""
+    """An answer that is made in the context of its request."""
 
-    def __init__(self, answer: Iterable[bytes], guard: AppGuard, context: Context | None) -> None:
+    def __init__(self, answer: Iterable[bytes], context: Context) -> None:
         self._answer = answer
-        self._guard: AppGuard | None = guard
         self._context = context
 
     def __iter__(self) -> Iterator[bytes]:
-        if self._context is None:
-            return iter(self._answer)
         # A token of a context variable is good for one context only.
         run = self._context.run
         return iter(partial(run, next, run(iter, self._answer)), _END)
 
     def close(self) -> None:
         """Close the application's answer."""
-        guard, self._guard = self._guard, None
-        if guard is None:
-            return
-        try:
-            close = getattr(self._answer, "close", None)
-            if close is not None and self._context is not None:
-                self._context.run(close)
-            elif close is not None:
-                close()
-        finally:
-            guard.requests -= 1
-
-
-def _is_file(answer: object, environ: WSGIEnvironment) -> bool:
-    wrapper = environ.get("wsgi.file_wrapper")
-    return isinstance(wrapper, type) and isinstance(answer, wrapper)
+        close = getattr(self._answer, "close", None)
+        if close is not None:
+            self._context.run(close)
 
 
 def _closing(start_response: StartResponse) -> StartResponse:

@@ -9,6 +9,7 @@ import contextlib
 import contextvars
 import gc
 import importlib
+import inspect
 import logging
 import os
 import sys
@@ -36,6 +37,7 @@ from .threads import ThreadRuntime
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import FrameType
 
 T = TypeVar("T")
 
@@ -581,3 +583,13 @@ def is_patched() -> bool:
 
 clock = time.monotonic
 """Returns seconds that never go back; for intervals and deadlines."""
+
+
+def is_about_to_exec() -> bool:
+    """Say whether this is a forked child in which ``subprocess`` will start a program."""
+    frame: FrameType | None = inspect.currentframe()
+    while frame is not None:
+        if frame.f_globals.get("__name__") in ("subprocess", "gevent.subprocess"):
+            return True
+        frame = frame.f_back
+    return False

@@ -97,13 +97,17 @@ def launch(tmp_path: Path) -> Callable[..., GunicornServer]:
     """Return a function that makes a gunicorn whose application notes its start and its stop."""
 
     def make(
-        async_mode: str, *, has_hooks: bool, arguments: tuple[str, ...] = ()
+        async_mode: str,
+        *,
+        has_hooks: bool,
+        arguments: tuple[str, ...] = (),
+        app: str = "tests.unit_app",
     ) -> GunicornServer:
         if has_hooks:
             (tmp_path / "hooks.py").write_text(HOOKS)
             arguments = (*arguments, "--config", str(tmp_path / "hooks.py"))
         return GunicornServer(
-            "tests.unit_app:create_app()",
+            f"{app}:create_app()",
             async_mode=async_mode,
             env={"ASYNC_MODE": async_mode, "LIFE_FILE": str(tmp_path / "life")},
             arguments=arguments,
@@ -151,6 +155,53 @@ def test_a_preloading_master_starts_nothing_and_each_worker_does(
         wait_until(lambda: len(life(tmp_path)) >= 2, timeout=20, message=server.log())
         assert sorted(life(tmp_path)) == sorted((pid, "started") for pid in server.worker_pids())
         assert server.pid not in dict(life(tmp_path))
+    finally:
+        server.close()
+
+
+PUBLISHING = """
+import multiprocessing, os
+from flask import Flask
+from flask_socketio import SocketIO
+from flask_socketio_guard import SocketIOGuard
+guard = SocketIOGuard(socketio=SocketIO(message_queue="redis://127.0.0.1:1/0"))
+def work():
+    os._exit(7)
+def create_app():
+    app = Flask(__name__)
+    @app.get("/livez")
+    def fork():
+        child = multiprocessing.get_context("fork").Process(target=work)
+        child.start()
+        child.join()
+        return str(child.exitcode)
+    return app
+"""
+
+
+def test_any_worker_serves_an_application_that_only_emits(
+    launch: Callable[..., GunicornServer], tmp_path: Path
+) -> None:
+    """It has no clients, whatever mode Flask-SocketIO picks; its children are no workers."""
+    (tmp_path / "publishing.py").write_text(PUBLISHING)
+    arguments = ("--worker-class", "sync", "--threads", "1", "--pythonpath", str(tmp_path))
+    server = launch("threading", has_hooks=True, arguments=arguments, app="publishing")
+    try:
+        server.start(path="/livez")
+        assert server.get("/livez").text == "7"
+    finally:
+        server.close()
+
+
+def test_a_sync_worker_serves_threading_mode(launch: Callable[..., GunicornServer]) -> None:
+    """One request at a time, as without the guard."""
+    server = launch(
+        "threading", has_hooks=True, arguments=("--worker-class", "sync", "--threads", "1")
+    )
+    try:
+        server.start(path="/livez")
+        assert server.get("/readyz").status_code == 200
+        assert "serves one request at a time" in server.log()
     finally:
         server.close()
 

@@ -7,7 +7,7 @@ import functools
 import logging
 import re
 from collections import Counter
-from types import FunctionType
+from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -407,3 +407,24 @@ def stop_listening(recorded: Recorded, bus: Bus) -> None:
     while stopping.is_alive():
         bus.send({"method": "wake up"})
         stopping.join(0.05)
+
+
+def test_what_an_application_puts_on_an_instance_stays() -> None:
+    app = Flask("own")
+    socketio = SocketIO(async_mode="threading")
+    sent: list[object] = []
+
+    def tell(self: SocketIO, what: object) -> object:
+        return what
+
+    @functools.wraps(SocketIO.send)
+    def send(self: SocketIO, data: object, **options: object) -> None:
+        sent.append(data)
+
+    socketio.tell = MethodType(tell, socketio)
+    socketio.send = MethodType(send, socketio)
+    socketio.init_app(app)
+    SocketIOGuard(app, socketio)
+    assert socketio.tell(1) == 1
+    socketio.send("x")
+    assert sent == ["x"]

@@ -61,7 +61,8 @@ def adopt(socketio: SocketIO, hooks: Hooks) -> None:
             f"client_manager is a {type(manager).__name__}: use a subclass of "
             "socketio.Manager or socketio.PubSubManager"
         )
-    _require_loop(server)
+    if hasattr(socketio, "sockio_mw"):  # one without an application serves nobody
+        _require_loop(server)
     require_scheme(manager)
     require_plain_handlers(socketio)
     manager_class: Any = GuardedPubSubManager if has_queue(server) else GuardedManager
