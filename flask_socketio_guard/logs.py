@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from . import signals
 from .folding import Folder, Line, LoggerFold, tell
+from .printable import printable, printable_traceback, without_secrets
 from .signals import (
     BrokerChange,
     CallbackLoss,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 _LONGEST_NAME = 100  # characters of what a client may have sent
 _LONGEST_DETAIL = 200
 _LONGEST_STACK = 10_000
+_FAILURE_BURST = 20  # failures at one place and in one fold interval that are written in full
 _BROKER_BURST = 5  # outages in one fold interval that are each worth their two lines
 
 _LIMIT_CODES = ("rate_limited", "too_many_in_flight")
@@ -58,8 +60,9 @@ _REFUSAL_LEVELS = {
 class LogLines:
     """Writes the log of one application.
 
-    Repeats of one warning are folded: counted, and told in one line. Failures
-    never are, because each has an error id that somebody may ask for.
+    Repeats of one warning are folded: counted, and told in one line. So are failures
+    at one place in the code, once the first of an interval are written with traceback
+    and error id; each is still told to the subscribers of ``signals.failed``.
 
     Args:
         sender: The application whose signals are logged.
@@ -132,6 +135,7 @@ class LogLines:
         count: int = 1,
         burst: int = 1,
         extra: Mapping[str, object] | None = None,
+        exc_info: BaseException | None = None,
     ) -> None:
         """Write a line, or count it if its class has been told of lately.
 
@@ -144,31 +148,37 @@ class LogLines:
             count: How many things the line tells of.
             burst: How many such lines are written in one interval.
             extra: As for ``logger.log``.
+            exc_info: As for ``logger.log``.
         """
         if not logger.isEnabledFor(level):
             return
         tell(self.folder.due())  # a write-only process does not tick
         if self.folder.admit(key, Line(logger, level, repeated), count=count, burst=burst):
-            logger.log(level, message, *args, extra=extra, stacklevel=2)
+            logger.log(level, message, *args, exc_info=exc_info, extra=extra, stacklevel=2)
         else:
             self._on_folded()
 
     def _failed(self, record: Failure) -> None:
         exc = record.exception
         where = f" [{_printable(record.namespace)}]" if record.namespace else ""
-        logger.error(
+        place = _place(exc)
+        self._fold(
+            ("failed", record.kind, place, type(exc)),
+            logging.ERROR,
+            f"{record.kind} failed with {type(exc).__name__} at {place}",
             "%s %r%s failed with %s, error id %s",
             record.kind,
             record.name[:_LONGEST_NAME],
             where,
             type(exc).__name__,
             record.error_id,
-            exc_info=(type(exc), exc, exc.__traceback__),
+            burst=_FAILURE_BURST,
+            exc_info=exc,
             extra={
                 "error_id": record.error_id,
                 "kind": record.kind,
-                "event": record.name,
-                "namespace": record.namespace,
+                "event": _printable(record.name),
+                "namespace": record.namespace and _printable(record.namespace),
                 "sid": record.sid,
             },
         )
@@ -181,7 +191,11 @@ class LogLines:
             _printable(record.namespace),
             code,
         )
-        extra = {"event": record.event, "namespace": record.namespace, "sid": record.sid}
+        extra = {
+            "event": _printable(record.event),
+            "namespace": _printable(record.namespace),
+            "sid": record.sid,
+        }
         if code in _LIMIT_CODES:
             key, repeated = ("rejected", code), f"events rejected: {code}"
             self._fold(key, logging.WARNING, repeated, message, *arguments, extra=extra)
@@ -202,7 +216,7 @@ class LogLines:
             level = logging.WARNING
         elif ListenerState.RECONNECTING in (record.old, record.new):
             level = logging.DEBUG  # the broker's going and coming has lines of its own
-        reason = f": {record.reason}" if record.reason else ""
+        reason = f": {_printable(without_secrets(record.reason))}" if record.reason else ""
         logger.log(
             level,
             "message-queue listener: %s, was %s%s",
@@ -237,9 +251,9 @@ class LogLines:
                 logging.ERROR if record.is_refusing else logging.WARNING,
                 f"{server} {did}",
                 f"{server} {did}: %s",
-                record.reason,
+                _printable(without_secrets(record.reason)),
                 burst=_BROKER_BURST,
-                extra={"reason": record.reason},
+                extra={"reason": _printable(without_secrets(record.reason))},
             )
 
     def _outbox_lost(self, record: OutboxLoss) -> None:
@@ -279,7 +293,7 @@ class LogLines:
             _in_brackets(record.reason),
             extra={
                 "sid": record.sid,
-                "namespace": record.namespace,
+                "namespace": _printable(record.namespace),
                 "state": str(record.new),
                 "reason": record.reason,
             },
@@ -385,9 +399,38 @@ class LogLines:
             )
 
 
+class _Printable(logging.Filter):
+    """Makes whatever the guard logs safe to write, whoever asks for it."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.exc_info and record.exc_info[1] is not None and not record.exc_text:
+            # Formatters write this instead of formatting the exception themselves.
+            record.exc_text = printable_traceback(record.exc_info[1], record.exc_info[2])
+        message = record.getMessage()
+        try:
+            message.encode()
+        except UnicodeEncodeError:  # a lone surrogate: handlers would lose the record
+            record.msg = message.encode("utf-8", "backslashreplace").decode()
+            record.args = ()
+        return True
+
+
+logger.addFilter(_Printable())
+
+
 def _printable(text: str) -> str:
-    """Return the beginning of *text*, with all escaped that could break or forge a line."""
-    return repr(text[:_LONGEST_DETAIL])[1:-1]
+    return printable(text, _LONGEST_DETAIL)
+
+
+def _place(exc: BaseException) -> str:
+    """Return file, line and function where *exc* was raised."""
+    tb = exc.__traceback__
+    if tb is None:
+        return "an unknown place"
+    while tb.tb_next is not None:
+        tb = tb.tb_next
+    code = tb.tb_frame.f_code
+    return f"{code.co_filename}:{tb.tb_lineno} in {code.co_name}"
 
 
 def _in_brackets(text: str) -> str:

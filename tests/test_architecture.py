@@ -10,7 +10,8 @@ import flask_socketio_guard
 PACKAGE = Path(flask_socketio_guard.__file__).parent
 
 FLOORS: tuple[frozenset[str], ...] = (
-    frozenset({"errors", "backoff", "version", "signatures", "duplicates", "answers"}),
+    frozenset({"errors", "backoff", "printable", "version", "signatures"})
+    | frozenset({"duplicates", "answers"}),
     frozenset({"states", "threads", "loop_monitor"}),
     frozenset({"config", "runtime", "signals", "scripts"}),
     frozenset({"hooks", "transport", "intake", "sending", "folding"}),

@@ -605,11 +605,46 @@ def test_who_asks_too_much_under_many_names_is_one_class(log: Log) -> None:
     assert len(log.send(signals.rejected, *records)) == 1
 
 
-def test_a_failure_is_never_folded(log: Log) -> None:
-    """Each has an error id that a client may come with."""
-    failures = [Failure("handler", _raised(), "chat", "/", SID) for _ in range(20)]
+def test_failures_at_one_place_are_folded_after_the_first(log: Log) -> None:
+    """A client chooses how often a handler fails; another place has lines of its own."""
+    failures = [Failure("handler", _raised(), f"chat {n}", "/", SID) for n in range(500)]
     assert len(log.send(signals.failed, *failures)) == 20
-    assert log.counted == 0
+    assert log.counted == 480
+    assert len(log.send(signals.failed, Failure("handler", KeyError(), "chat"))) == 1
+    (told,) = log.tick(INTERVAL)
+    assert "handler failed with RuntimeError at" in told
+    assert told.endswith("in _raised ... 480 more in 60 s")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["x\nERROR forged \x1b[2J", "\ud800", 100_000 * "\x00"],
+    ids=["lines", "surrogate", "long"],
+)
+def test_the_text_of_an_exception_is_escaped_and_cut(log: Log, text: str) -> None:
+    """A lone surrogate would make handlers lose the record whose id the client was told."""
+    failure = Failure("handler", RuntimeError(text), text, text, SID)
+    failure.exception.__cause__ = ValueError(text)
+    log.send(signals.failed, failure)
+    (record,) = log.caplog.records
+    written = logging.Formatter().format(record)
+    assert written.encode()
+    assert "\x1b" not in written
+    assert "\nERROR" not in written
+    assert "\x00" not in written
+    assert len(written) < 6_000
+    assert "RuntimeError" in written
+    assert "ValueError" in written
+    assert str(vars(record)["event"]).isprintable()
+    assert str(vars(record)["namespace"]).isprintable()
+
+
+def test_a_reason_of_the_broker_is_escaped_and_holds_no_password(log: Log) -> None:
+    reason = "x://:hunter2#x@host\n\x1b[2J\ud800"
+    (line,) = log.send(signals.broker_changed, BrokerChange(False, reason))
+    assert line.isprintable()
+    assert "hunter2" not in line
+    assert "hunter2" not in str(vars(log.caplog.records[0])["reason"])
 
 
 def test_changes_of_listener_and_tasks_are_never_folded(log: Log) -> None:

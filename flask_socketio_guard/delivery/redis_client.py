@@ -8,6 +8,7 @@ from typing import Any
 from socketio.redis_manager import parse_redis_sentinel_url
 
 from ..errors import ConfigError, DeliveryStoreError
+from ..printable import printable, without_secrets
 
 
 class Driver:
@@ -100,4 +101,4 @@ class Driver:
 
 def describe(exc: Exception) -> str:
     """Return one line that says what went wrong; holds no password."""
-    return f"{type(exc).__name__}: {exc}".splitlines()[0][:200]
+    return printable(without_secrets(f"{type(exc).__name__}: {exc}"[:3000].splitlines()[0]))

@@ -9,7 +9,9 @@ from typing import Any
 
 from ..broker import PERMISSION, UNREACHABLE
 from ..errors import BrokerError
+from ..printable import printable, without_secrets
 
+_LONGEST_REPLY = 3000  # characters that are searched for passwords
 _NOT_NOW = re.compile("BUSY|MISCONF|NOREPLICAS|UNKILLABLE")
 _NOT_NOW_ERRORS = frozenset(  # for which the drivers have classes, and take the word away
     (
@@ -55,4 +57,5 @@ def describe(exc: BaseException) -> str:
     """Return one line that says what went wrong; holds no password."""
     if isinstance(exc, BrokerError):
         return str(exc)
-    return f"{type(exc).__name__}: {exc}".splitlines()[0][:300]
+    text = f"{type(exc).__name__}: {exc}"[:_LONGEST_REPLY].splitlines()[0]
+    return printable(without_secrets(text))
