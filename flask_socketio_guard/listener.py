@@ -236,6 +236,8 @@ class Listener:
         pending = self._pending
         if pending is None or clock() < self._overdue_at(pending):
             return
+        if self._subscription is not None and self._subscription.is_receiving:
+            return  # a large message on a slow link
         # A probe that never got out is no fault of the listener.
         if not self._broker.check() or self._published < pending[0]:
             return

@@ -59,6 +59,10 @@ class Publisher(Protocol):
 class Subscription(Protocol):
     """One subscription to the channel, over a connection of its own."""
 
+    @property
+    def is_receiving(self) -> bool:
+        """Whether a message is on its way at this moment, so that a probe may be behind it."""
+
     def read(self, timeout: float) -> Sequence[Arrival]:
         """Return what has arrived, waiting up to *timeout* seconds for the first.
 

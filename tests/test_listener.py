@@ -35,6 +35,8 @@ PROBE_TIMEOUT = 0.1
 class Wire:
     """One connection to the queue."""
 
+    is_receiving = False
+
     def __init__(self, queue: Queue) -> None:
         self.queue = queue
         self.arrived: deque[Arrival | Exception] = deque()

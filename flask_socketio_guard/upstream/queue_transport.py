@@ -139,6 +139,8 @@ class _QueuePublisher:
 
 
 class _QueueSubscription:
+    is_receiving = False  # nobody can tell
+
     def __init__(self, manager: Any, transport_id: str) -> None:
         self._messages: Iterator[Any] = iter(manager._listen())
         self._id = transport_id

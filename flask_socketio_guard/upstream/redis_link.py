@@ -7,13 +7,23 @@ is four fifths of the work. So from there on its parser, hiredis, is used direct
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 import hiredis
 
+from ..runtime import clock
+
+try:
+    import fcntl
+    import termios
+except ImportError:  # Windows
+    fcntl = termios = None  # type: ignore[assignment]
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+_PAUSE = 1.0  # seconds between two pieces of a reply that is still on its way
 _BUFFER = 32 * 1024  # what is read in one go is handled in one go, before others get their turn
 
 
@@ -32,6 +42,7 @@ class RedisLink:
         self._connection = connection
         self._sock = connection._sock
         self._timeout: float | None = None
+        self._received_at = 0.0
         # Errors become what redis-py makes of them: some mean that the connection is of no use.
         self._reader = hiredis.Reader(replyError=connection._parser.parse_error)
 
@@ -39,9 +50,35 @@ class RedisLink:
         """Send *commands*.
 
         Raises:
-            OSError: The connection was lost, or Redis takes nothing.
+            OSError: The connection was lost, or Redis takes nothing for the socket's timeout.
         """
-        self._sock.sendall(b"".join([hiredis.pack_command(command) for command in commands]))
+        data = memoryview(b"".join([hiredis.pack_command(command) for command in commands]))
+        left: int | None = None
+        while data:  # ``sendall`` gives all of it one timeout, however large it is
+            try:
+                data = data[self._sock.send(data) :]
+                left = self.unsent()
+            except TimeoutError:
+                before, left = left, self.unsent()
+                if before is None or left is None or left >= before:
+                    raise
+
+    @property
+    def is_receiving(self) -> bool:
+        """Whether a part of a reply has arrived, and more of it within the last second."""
+        return bool(self._reader.has_data()) and clock() - self._received_at < _PAUSE
+
+    def unsent(self) -> int | None:
+        """Return how many bytes Redis has not confirmed; ``None`` where nobody can tell.
+
+        Source:
+            tcp(7), SIOCOUTQ.
+        """
+        try:
+            waiting = fcntl.ioctl(self._sock.fileno(), termios.TIOCOUTQ, b"\0" * 4)
+        except (AttributeError, OSError, ValueError):
+            return None
+        return int.from_bytes(waiting, sys.byteorder)
 
     def read(self, timeout: float) -> list[Any]:
         """Return the replies that have arrived, waiting up to *timeout* seconds for the first.
@@ -67,6 +104,7 @@ class RedisLink:
                 break
             if not data:
                 raise ConnectionError("Redis closed the connection")
+            self._received_at = clock()
             reader.feed(data)
             try:
                 while (reply := reader.gets()) is not False:

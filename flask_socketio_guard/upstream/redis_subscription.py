@@ -101,6 +101,11 @@ class RedisSubscription:
             return []
         return [Probe(token)]  # where PING is forbidden, that was said over this connection, too
 
+    @property
+    def is_receiving(self) -> bool:
+        """Whether a message is on its way at this moment."""
+        return self._link.is_receiving
+
     def close(self) -> None:
         """Drop the connection; a read under way raises."""
         self._link.close()

@@ -272,8 +272,13 @@ class RedisPublisher:
         from here. As long as the broker does not answer others either, this
         connection may yet: to give it up would send again what may be on its way.
         """
+        unsent = link.unsent()
         while len(replies) < count:
             news = link.read(self._answer_timeout)
+            if not news:
+                before, unsent = unsent, link.unsent()
+                if before and unsent is not None and unsent < before:
+                    continue  # a large message on a slow link
             if not news and self._is_answering():
                 raise TimeoutError("the connection is half open: Redis answers, but not here")
             for reply in news:
