@@ -37,7 +37,7 @@ _POLL_INTERVAL = 0.05  # seconds
 _BOOT_FAILED: Final = 3
 """Exit code of a worker after which the master ends; gunicorn's ``Arbiter.WORKER_BOOT_ERROR``."""
 
-_booted: weakref.ref[Any] | None = None
+_booted: Any = None
 _joined: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
@@ -52,7 +52,7 @@ def post_worker_init(worker: Any) -> None:
         gunicorn settings, "Server Hooks": ``post_worker_init(worker)``.
     """
     global _booted
-    _booted = weakref.ref(worker)
+    _booted = worker
     for guard in all_guards():
         if guard.is_superseded:
             continue
@@ -76,8 +76,10 @@ def worker_exit(server: Any, worker: Any) -> None:
         gunicorn settings, "Server Hooks": ``worker_exit(server, worker)``.
     """
     del server
+    global _booted
     if worker.pid != os.getpid():
         return  # called in the master, for a worker that was gone already
+    _booted = None
     for guard in all_guards():
         if guard.is_stopped:
             continue
@@ -89,8 +91,7 @@ def worker_exit(server: Any, worker: Any) -> None:
 
 def booted_worker() -> Any:
     """Return the gunicorn worker of this process that has loaded its application, or ``None``."""
-    worker = None if _booted is None else _booted()
-    return worker if worker is not None and worker.pid == os.getpid() else None
+    return _booted if _booted is not None and _booted.pid == os.getpid() else None
 
 
 def loading_worker() -> Any:

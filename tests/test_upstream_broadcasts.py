@@ -148,7 +148,7 @@ def test_who_does_not_read_costs_no_memory_and_keeps_nobody_waiting(
     lazy, others = peers[0], peers[1:]
     outcomes: list[Any] = []
     body = "x" * 100_000
-    for number in range(60):  # more than the buffers of the kernel take
+    for number in range(120):  # more than the buffers of the kernel take
         outcomes.append(served.guard.emit("news", (number, body)))  # type: ignore[union-attr]
         for peer in others:
             assert str(peer.read()).startswith(f'42["news",{number},')

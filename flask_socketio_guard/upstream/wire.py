@@ -471,13 +471,14 @@ class _ThrottledSocket:
         self._sock = websocket.sock
         self._taken = threading.Event()
         self._is_waiting = False
+        self._is_over = False
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._sock, name)
 
     def recv(self, size: int) -> bytes:
         """Read, as soon as little enough waits to be taken."""
-        while self._websocket.connected and self._is_ahead():
+        while self._websocket.connected and not self._is_over and self._is_ahead():
             self._is_waiting = True
             self._taken.clear()
             if self._is_ahead():
@@ -485,6 +486,11 @@ class _ThrottledSocket:
         self._is_waiting = False
         data: bytes = self._sock.recv(size)
         return data
+
+    def end(self) -> None:
+        """Note that nothing will be taken any more."""
+        self._is_over = True
+        self._taken.set()
 
     def taken(self) -> None:
         """Note that a message was taken."""
@@ -579,6 +585,7 @@ class LibraryWire:
     def abort(self) -> None:
         """End it now."""
         self._is_over = True
+        self._throttled.end()
         self.wake()
         with contextlib.suppress(OSError):
             self._websocket.ws.sock.shutdown(sockets.SHUT_RDWR)
