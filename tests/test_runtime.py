@@ -856,7 +856,7 @@ class Watch:
         self.unblocked.append((place, seconds, can_wait, threading.get_ident()))
 
     def wait(self, count: int = 1) -> None:
-        wait_for(self.runtime, lambda: len(self.unblocked) == count)
+        wait_for(self.runtime, lambda: len(self.unblocked) >= count)
 
 
 def block_by_sleeping(seconds: float) -> float:

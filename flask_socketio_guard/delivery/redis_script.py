@@ -163,7 +163,10 @@ local function finish(m, state, is_dead)
     told[7] = redis.call('GET', body)
     redis.call('HSET', name, 'state', state, 'attempts', m.attempts,
       'at', string.format('%.3f', seconds))
-    redis.call('ZADD', P .. 'dead', string.format('%.3f', now), m.id)
+    -- Those that end at a time keep their order.
+    local died_at, newest = now, redis.call('ZREVRANGE', P .. 'dead', 0, 0, 'WITHSCORES')
+    if newest[2] and tonumber(newest[2]) >= now then died_at = tonumber(newest[2]) + 0.000001 end
+    redis.call('ZADD', P .. 'dead', string.format('%.6f', died_at), m.id)
     add('dead-size', tonumber(m.size))
     forget_dead(MAX_DEAD)
   else

@@ -60,7 +60,7 @@ FUZZ_CASES = int(os.environ.get("FUZZ_CASES", "10000"))
 _PACKETS = 10_000
 _KEPT_PER_CONNECTION = 300
 _SENDERS = 4
-_MAX_GROWTH = 16.0
+_MAX_GROWTH = 24.0
 """MiB that a worker may grow by: buffers, and the connections of all senders at a time."""
 
 KEPT, CLOSED, EITHER = "kept", "closed", "either"
