@@ -52,7 +52,7 @@ def post_worker_init(worker: Any) -> None:
         gunicorn settings, "Server Hooks": ``post_worker_init(worker)``.
     """
     global _booted
-    _booted = worker
+    _booted = worker if hasattr(worker, "cfg") else None  # one of gunicorn's
     for guard in all_guards():
         if guard.is_superseded:
             continue

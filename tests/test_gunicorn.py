@@ -34,6 +34,7 @@ guarded = unit_support.guarded
 def of_this_test_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """The hooks act on every guard of the process: leave out those of other tests."""
     monkeypatch.setattr(app_guard, "_alive", WeakSet())
+    monkeypatch.setattr(hooks, "_booted", None)
 
 
 HOOKS = "from flask_socketio_guard.gunicorn import post_worker_init, worker_exit\n"
