@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
     from contextlib import AbstractContextManager
 
+    _Spawn = Callable[[Callable[[], object]], object]
+    """Runs a function in a task of its own."""
+
 _STARTS_PER_TURN = 16
 CHARGED_BYTES: Final = 16 * 1024
 """Of messages that are smaller, so many wait as send queues take."""
@@ -198,8 +201,8 @@ class Intake:
         self,
         bounds: IntakeBounds,
         *,
-        spawn: Callable[[Callable[[], object]], object],
-        spawn_later: Callable[[Callable[[], object]], object],
+        spawn: _Spawn,
+        spawn_later: _Spawn,
         lock: AbstractContextManager[Any],
     ) -> None:
         self._bounds = bounds
@@ -289,7 +292,7 @@ class Intake:
 
     def _has_begun(self, lane: Hashable, size: int) -> bool:
         """Count one more that runs, if it may; a lane is busy from then on."""
-        if self.running and not self._has_room_for(size):
+        if not self._has_room_for(size):
             return False
         if lane is not None and lane in self._lanes:
             return False
@@ -340,12 +343,7 @@ class Intake:
             on_room()
 
     def _start(self, work: Work, size: int) -> None:
-        run = partial(self._work, work, size)
-        try:
-            self._spawn(run)
-        except Exception:  # noqa: BLE001 - a process may be out of threads; no event is lost
-            logger.exception("no task could be started for an event, which runs here")
-            run()
+        _start_or_call(self._spawn, partial(self._work, work, size))
 
     def _work(self, work: Work, size: int) -> None:
         try:
@@ -364,11 +362,7 @@ class Intake:
                 return
             self._is_due = True
         # Not at once: between two of its events others have their turn.
-        try:
-            self._spawn_later(self._start_waiting)
-        except Exception:  # noqa: BLE001 - as in _start()
-            logger.exception("no task could be started for the events that wait")
-            self._start_waiting()
+        _start_or_call(self._spawn_later, self._start_waiting)
 
     def _start_waiting(self) -> None:
         """Start what waits, as far as it may run, in the order in which it came."""
@@ -395,7 +389,7 @@ class Starter:
         spawn_later: Calls a function in a task, in a later turn of the event loop.
     """
 
-    def __init__(self, spawn_later: Callable[[Callable[[], object]], object]) -> None:
+    def __init__(self, spawn_later: _Spawn) -> None:
         self._spawn_later = spawn_later
         self._lock = RLock()  # not gevent's: nobody waits while holding it
         self._waiting: deque[tuple[Callable[[], object], Callable[[], object]]] = deque()
@@ -419,7 +413,7 @@ class Starter:
             self._spawn_later(self._start_some)
         except Exception:  # noqa: BLE001 - a process may be out of threads
             logger.exception("a task could not be started")
-            with self._lock:
+            with self._lock:  # not called here: whoever calls may hold locks
                 self._is_scheduled = False  # whoever comes next tries again
 
     def _start_some(self) -> None:
@@ -435,3 +429,11 @@ class Starter:
                 logger.exception("a task could not be started; it runs where others are started")
                 instead()
         self._schedule()
+
+
+def _start_or_call(spawn: _Spawn, target: Callable[[], object]) -> None:
+    try:
+        spawn(target)
+    except Exception:  # noqa: BLE001 - a process may be out of threads; no event is lost
+        logger.exception("no task could be started for an event, which runs here")
+        target()

@@ -49,7 +49,8 @@ class GuardMiddleware:
         engineio_path: str = guard.socketio.sockio_mw.engineio_path
         if not path.startswith(engineio_path):
             return self._serve_http(environ, start_response)
-        environ.get(REQUEST_ENDED, _nothing)()
+        if (request_ended := environ.get(REQUEST_ENDED)) is not None:
+            request_ended()
         return self._call_app(environ, start_response)[0]
 
     def _call_app(
@@ -88,10 +89,6 @@ class GuardMiddleware:
         if context is None or is_known_by_type(answer, environ):
             return answer
         return _Answer(answer, context)
-
-
-def _nothing() -> None:
-    """Do nothing."""
 
 
 def _is_served(environ: WSGIEnvironment) -> bool:

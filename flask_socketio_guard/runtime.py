@@ -16,6 +16,7 @@ import sys
 import time
 import weakref
 from collections import deque
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 try:
@@ -230,7 +231,8 @@ class GeventRuntime:
             error = None  # its traceback holds this frame
 
     def call_later(self, delay: float, target: Callable[[], object]) -> Timer:
-        return _GreenletTimer(delay, target)
+        """Call *target*, which must not raise, in a task after *delay* seconds."""
+        return _LoopTimer(delay, partial(self._starter.start, target))
 
     def event(self) -> Event:
         event: Event = gevent.event.Event()
@@ -455,15 +457,8 @@ class _Starter:
                 greenlet.switch()
         finally:
             self._is_due = bool(tasks)
-            if self._is_due:
-                # Sockets are looked at before a timer is due. No greenlet waits for it: a spawn
-                # callback that fails would leave all that follow without a start.
-                timer = gevent.get_hub().loop.timer(_NEXT_TURN)
-                timer.start(self._next_turn, timer)
-
-    def _next_turn(self, timer: Any) -> None:
-        timer.close()
-        gevent.get_hub().loop.run_callback(self._run)
+            if self._is_due:  # sockets are looked at before a timer is due
+                _LoopTimer(_NEXT_TURN, self._run)
 
 
 class _Home:
@@ -520,12 +515,23 @@ def _call_in(loop: Any, target: Callable[[], object]) -> None:
         loop.run_callback_threadsafe(target)
 
 
-class _GreenletTimer:
+class _LoopTimer:
+    """Has the loop itself call *target*, which must neither wait nor raise.
+
+    Unlike ``gevent.spawn_later``, which calls the spawn callbacks of others, and does so in the
+    loop: what one of them raises there leaves the task without a start, and untold.
+    """
+
     def __init__(self, delay: float, target: Callable[[], object]) -> None:
-        self._greenlet = gevent.spawn_later(delay, target)
+        self._timer = gevent.get_hub().loop.timer(max(delay, _NEXT_TURN))
+        self._timer.start(self._due, target)
+
+    def _due(self, target: Callable[[], object]) -> None:
+        self._timer.close()
+        target()
 
     def cancel(self) -> None:
-        self._greenlet.kill(block=False)
+        self._timer.close()
 
 
 def runtime_for(async_mode: str, *, is_write_only: bool) -> Runtime:

@@ -1172,6 +1172,26 @@ def test_who_is_told_of_greenlets_is_told_of_tasks(gevent_runtime: GeventRuntime
     assert ran[0] in told
 
 
+@pytest.mark.parametrize("wait", [lambda: gevent.sleep(0.001), lambda: 1 // 0])
+def test_no_spawn_callback_stops_a_timer(
+    gevent_runtime: GeventRuntime, wait: Callable[[], object]
+) -> None:
+    """A callback that fails or waits is somebody else's fault; flushes and deadlines go on."""
+    called: list[int] = []
+
+    def callback(_greenlet: object) -> None:
+        wait()
+
+    gevent.Greenlet.add_spawn_callback(callback)
+    try:
+        for number in range(3):
+            gevent_runtime.call_later(0.001 * number, lambda number=number: called.append(number))
+        wait_for(gevent_runtime, lambda: len(called) == 3)
+    finally:
+        gevent.Greenlet.remove_spawn_callback(callback)
+    assert called == [0, 1, 2]
+
+
 def test_what_is_called_apart_answers_its_caller(runtime: Runtime) -> None:
     variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="none")
     context = contextvars.Context()
