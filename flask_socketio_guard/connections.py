@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from _thread import RLock
 from collections.abc import ItemsView, Iterator, Mapping, ValuesView
 from functools import partial
 from typing import TYPE_CHECKING
 
+from .forks import renew_after_fork
 from .runtime import Event, clock
 from .states import CONNECTION_TRANSITIONS, ConnectionEvent, ConnectionState, StateMachine
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 _LIVING = (ConnectionState.OPEN, ConnectionState.READY)
 _ENDING = (ConnectionState.CLOSING, ConnectionState.CLOSED)
 _counting = RLock()  # not gevent's, which costs a dozen calls: nobody waits while holding it
+renew_after_fork(sys.modules[__name__], _counting=RLock)
 
 
 class Connection:

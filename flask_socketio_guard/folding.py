@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import threading
 import weakref
 from collections import Counter
@@ -12,6 +13,7 @@ from functools import cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Final
 
+from .forks import renew_after_fork
 from .runtime import clock as monotonic
 
 if TYPE_CHECKING:
@@ -101,6 +103,7 @@ class Folder:
         self._clock = clock
         # A garbage collection may run code that logs, in the midst of what holds this.
         self._lock = threading.RLock()
+        renew_after_fork(self, _lock=threading.RLock)
         # In the order in which they were opened, and so in that in which they end.
         self._windows: dict[Hashable, _Window] = {}
         self._totals: Counter[Hashable] = Counter()
@@ -258,6 +261,7 @@ class _RepeatFilter(logging.Filter):
 
 
 _attaching = threading.RLock()  # an application may be collected while another is made
+renew_after_fork(sys.modules[__name__], _attaching=threading.RLock)
 
 
 def tell(repeats: Iterable[Folded]) -> None:

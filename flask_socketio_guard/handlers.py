@@ -22,6 +22,7 @@ from werkzeug.wrappers import Response
 
 from . import signals
 from .errors import EventInvalid, EventRejected
+from .forks import renew_after_fork
 from .hooks import Refusal
 from .intake import Arrival, arriving
 from .signals import Failure, Rejection
@@ -107,6 +108,7 @@ class HandlerGuard:
         self.running = 0
         """Handlers that run now."""
         self._lock = RLock()  # not gevent's: nobody waits while holding it
+        renew_after_fork(self, _lock=RLock)
 
     def run(self, name: str, namespace: str, sid: str, call: Callable[[], object]) -> object:
         """Call *call*, which leads to the handler of an event.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import sys
 from _thread import RLock
 from collections import deque
 from contextvars import ContextVar
@@ -11,6 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from .errors import OutputTooLarge
+from .forks import renew_after_fork
 from .signals import logger
 
 if TYPE_CHECKING:
@@ -95,7 +97,8 @@ class Charge:
             self._arrival.output -= self._size
 
 
-_charging: Final = RLock()
+_charging = RLock()
+renew_after_fork(sys.modules[__name__], _charging=RLock)
 
 
 arriving: ContextVar[Arrival | None] = ContextVar("socketio_guard_arrival", default=None)

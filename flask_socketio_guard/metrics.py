@@ -7,6 +7,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from . import signals
+from .forks import renew_after_fork
 from .listener import LISTENER_TASK
 from .states import ConnectionState, DeliveryState, ListenerState, TaskState
 
@@ -39,6 +40,7 @@ class Counters:
     def __init__(self, sender: object) -> None:
         # Not gevent's, which costs a dozen calls: nobody waits while holding it.
         self._lock = RLock()
+        renew_after_fork(self, _lock=RLock)
         self._counts: Counter[str] = Counter()
         self._open: set[str] = set()
         self._subscriptions = [

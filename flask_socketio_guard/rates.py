@@ -16,6 +16,7 @@ from . import runtime
 from .backoff import backoff_delay
 from .config import PREFIX
 from .errors import ConfigError, RateLimited
+from .forks import renew_after_fork
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -162,6 +163,7 @@ class _LocalCounts:
         self._window = window
         self._clock = clock
         self._lock = threading.Lock()
+        renew_after_fork(self, _lock=threading.Lock)
         self._previous: dict[str, int] = {}
         self._current: dict[str, int] = {}
         self._ends_at = clock() + window
@@ -208,6 +210,7 @@ class _SharedCounts:
         self._clock = clock
         self._on_failure = on_failure
         self._lock = threading.Lock()
+        renew_after_fork(self, _lock=threading.Lock)
         self._pool: BlockingConnectionPool | None = None
         self._storage: RedisStorage | None = None
         self._retry_at: float | None = None

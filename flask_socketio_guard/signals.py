@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+import sys
 import weakref
 from _thread import RLock
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from blinker import NamedSignal, Namespace
 
 from .errors import EventRejected, HandlerTimeout
+from .forks import renew_after_fork
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -344,6 +346,7 @@ _subscribers: weakref.WeakKeyDictionary[object, dict[NamedSignal, _References]] 
     weakref.WeakKeyDictionary()
 )
 _lock = RLock()  # a subscription may be dropped while another one is made
+renew_after_fork(sys.modules[__name__], _lock=RLock)
 
 
 def send(signal: NamedSignal, sender: object, record: object) -> None:

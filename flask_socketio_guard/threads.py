@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 class ThreadJob:
-    """A job in a daemon thread, which cannot be killed."""
+    """A job in a daemon thread, in an empty context; it cannot be killed."""
 
     def __init__(
         self,
@@ -29,7 +29,9 @@ class ThreadJob:
         self.exception: BaseException | None = None
         self._target = target
         self._on_exit = on_exit
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        # Some builds of Python start a thread in a copy of the context that it is started from.
+        run = partial(contextvars.Context().run, self._run)
+        self._thread = threading.Thread(target=run, name=name, daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
@@ -71,7 +73,7 @@ class ThreadRuntime:
 
     def start(self, target: Callable[[], object]) -> ThreadJob:
         """Start *target*, which must not raise, in a daemon thread, in an empty context."""
-        return ThreadJob(partial(contextvars.Context().run, target), "socketio-guard:event", None)
+        return ThreadJob(target, "socketio-guard:event", None)
 
     def call_apart(self, target: Callable[[], T], context: contextvars.Context) -> T:
         """Call *target* in a thread of its own, in *context*, and wait for it."""
@@ -83,8 +85,8 @@ class ThreadRuntime:
         return answer[0]
 
     def call_later(self, delay: float, target: Callable[[], object]) -> threading.Timer:
-        """Call *target* in a daemon thread, in *delay* seconds."""
-        timer = threading.Timer(delay, target)
+        """Call *target* in a daemon thread, in an empty context, in *delay* seconds."""
+        timer = threading.Timer(delay, contextvars.Context().run, (target,))
         timer.daemon = True
         timer.start()
         return timer

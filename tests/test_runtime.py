@@ -1141,6 +1141,38 @@ def test_no_task_sees_what_another_left(gevent_runtime: GeventRuntime, way: str)
     _variable.reset(token)
 
 
+@pytest.mark.parametrize("way", ["spawn", "start", "call_later"])
+def test_no_task_sees_the_context_that_it_is_started_from(
+    runtime: Runtime, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A request's perhaps; also where threads begin in a copy, as with free-threaded Python."""
+    start = threading.Thread.start
+
+    def inherit(thread: threading.Thread) -> None:
+        monkeypatch.setattr(thread, "run", partial(contextvars.copy_context().run, thread.run))
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", inherit)
+    variable: contextvars.ContextVar[str] = contextvars.ContextVar("request", default="none")
+    seen: list[str] = []
+
+    def look() -> None:
+        seen.append(variable.get())
+
+    def begin() -> None:
+        variable.set("the caller's")
+        if way == "spawn":
+            runtime.spawn(look, name="look")
+        elif way == "start":
+            runtime.start(look)
+        else:
+            runtime.call_later(0.0, look)
+
+    contextvars.copy_context().run(begin)
+    wait_for(runtime, lambda: seen)
+    assert seen == ["none"]
+
+
 def test_a_task_can_be_killed_by_no_one_who_holds_another(gevent_runtime: GeventRuntime) -> None:
     greenlets: list[gevent.Greenlet] = []
     ended: list[int] = []
