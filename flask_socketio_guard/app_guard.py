@@ -30,7 +30,7 @@ from .deadlines import Deadlines
 from .delivery.records import DEAD, DeadLetter
 from .delivery.service import DeliveryService
 from .drain import Drain
-from .errors import ConfigError
+from .errors import ConfigError, DuplicateTask
 from .fan_out import FanOut
 from .handlers import HandlerGuard
 from .health import TICK_INTERVAL, Health, HealthEndpoints, Sources
@@ -587,11 +587,38 @@ class AppGuard:
     # The life of the process
 
     def add_task(self, spec: TaskSpec) -> None:
-        """Start *spec* with the application, or now if that has started."""
+        """Start *spec* with the application, or now if that has started.
+
+        Raises:
+            DuplicateTask: There is a task of that name; nothing has changed.
+        """
         with self._lock:
-            self._specs.append(spec)
+            self.require_free(spec.name)
             if self.has_started:
                 self.tasks.start(spec)
+            self._specs.append(spec)
+
+    def start_task(self, spec: TaskSpec) -> TaskHandle:
+        """Start *spec* now.
+
+        Raises:
+            DuplicateTask: A task of that name is running, or will start with the application.
+        """
+        with self._lock:
+            self.require_free(spec.name)
+            return self.tasks.start(spec)
+
+    def require_free(self, name: str) -> None:
+        """See that a task of that name can start, now and with the application.
+
+        Two of one name would be noticed at the start otherwise, and leave that half done.
+
+        Raises:
+            DuplicateTask: It cannot.
+        """
+        is_waiting = not self.has_started and any(spec.name == name for spec in self._specs)
+        if is_waiting or self.supervisor.is_running(name):
+            raise DuplicateTask(f"a task named {name!r} exists already: give one a name=")
 
     def unique_name(self, name: str) -> str:
         """Return *name* with a number that makes it unique."""

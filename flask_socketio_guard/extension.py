@@ -738,9 +738,11 @@ class SocketIOGuard:
             )
             if any(known.name == spec.name for known in self._specs):
                 raise DuplicateTask(f"a task named {spec.name!r} exists already: give one a name=")
-            self._specs.append(spec)
+            for guard in self._all():
+                guard.require_free(spec.name)
             for guard in self._all():
                 guard.add_task(spec)
+            self._specs.append(spec)
             return function
 
         return decorator if target is None else decorator(target)
@@ -775,12 +777,12 @@ class SocketIOGuard:
 
         Raises:
             ConfigError: An option is out of range.
-            DuplicateTask: A task of that name is running.
+            DuplicateTask: A task of that name is running, or will start with the application.
             TaskError: The process is stopping.
         """
         guard = self._current()
         policy = restart_policy(restart, max_restarts=max_restarts, restart_window=restart_window)
-        return guard.tasks.start(
+        return guard.start_task(
             TaskSpec(
                 name or guard.unique_name(task_name(target)),
                 lambda: target(*args, **kwargs),

@@ -313,8 +313,7 @@ class Supervisor:
         """
         if self._is_stopping:
             raise TaskError(f"cannot start task {name!r}: the process is stopping")
-        known = self._tasks.get(name)
-        if known is not None and known.state is not TaskState.FAILED:
+        if self.is_running(name):
             raise DuplicateTask(f"a task named {name!r} is already running")
         handle = TaskHandle(
             self,
@@ -328,6 +327,11 @@ class Supervisor:
         self._tasks[name] = handle
         handle.start()
         return handle
+
+    def is_running(self, name: str) -> bool:
+        """Say whether a task of that name has not ended."""
+        known = self._tasks.get(name)
+        return known is not None and known.state is not TaskState.FAILED
 
     def forget(self, handle: TaskHandle) -> None:
         """Drop a task that has ended, unless it failed and people should see that.

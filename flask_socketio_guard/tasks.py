@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from .config import require_seconds
 from .errors import ConfigError
@@ -13,6 +13,10 @@ from .supervisor import Restart, RestartPolicy, Supervisor, TaskHandle, is_stopp
 if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AbstractContextManager
+
+
+INTERNAL: Final = "socketio-guard:"
+"""How the names of the guard's own tasks begin."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,17 @@ class TaskSpec:
     every: float | None
     policy: RestartPolicy
     is_critical: bool
+
+    def __post_init__(self) -> None:
+        """Keep the names of the guard's own tasks free.
+
+        Raises:
+            ConfigError: The name is one of those.
+        """
+        if self.name.startswith(INTERNAL):
+            raise ConfigError(
+                f"a task must not be named {self.name!r}: {INTERNAL!r} is the guard's"
+            )
 
 
 def task_spec(

@@ -957,6 +957,36 @@ def test_a_task_name_that_is_taken_is_refused_at_once(
     assert guarded.app.test_client().get("/readyz").status_code == 200
 
 
+@pytest.mark.parametrize("is_started", [False, True], ids=["before-start", "after-start"])
+def test_a_name_that_a_background_task_shares_is_refused_where_it_is_given(
+    make_guarded: Callable[..., Guarded], is_started: bool
+) -> None:
+    """In either order, and nothing is half registered: the process becomes ready."""
+    guarded = make_guarded(guard=SocketIOGuard(), app=Flask("names"))
+    guard, ran = guarded.guard, threading.Event()
+    if is_started:
+        guard.start()
+    guard.task(lambda: guard.sleep(60.0), name="registered")
+    guard.start_background_task(lambda: guard.sleep(60.0), name="running")
+    with pytest.raises(DuplicateTask, match="'registered'"):
+        guard.start_background_task(lambda: None, name="registered")
+    with pytest.raises(DuplicateTask, match="'running'"):
+        guard.task(lambda: None, name="running")
+    with pytest.raises(ConfigError, match="'socketio-guard:tick'"):
+        guard.task(lambda: None, name="socketio-guard:tick")
+    with pytest.raises(ConfigError, match="'socketio-guard:outbox'"):
+        guard.start_background_task(lambda: None, name="socketio-guard:outbox")
+    assert guarded.app.test_client().get("/readyz").status_code == 200
+    names = [task.name for task in guarded.inner.supervisor.tasks]
+    assert {"registered", "running"} <= set(names)
+    assert len(set(names)) == len(names)
+    # What was refused is not registered with the next application either.
+    guard.task(ran.set, name="third")
+    other = make_guarded(guard=guard, app=Flask("other"))
+    assert other.app.test_client().get("/readyz").status_code == 200
+    assert ran.wait(5.0)
+
+
 def test_a_task_that_fails_is_restarted_and_seen(guarded: Guarded) -> None:
     runs: list[int] = []
     failures: list[Failure] = []
