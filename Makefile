@@ -7,6 +7,9 @@ PYTEST_ARGS ?=
 # Most tests wait for something most of the time, so that two cores have enough to do with five
 # processes. Those that measure times run alone, at the end; the longest, of faults, begin.
 PARALLEL := -n 5 --dist loadgroup --no-loadscope-reorder
+# Some images have Python keep no bytecode: each server that a test starts would compile the package
+# anew, and each of the processes above all tests.
+export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
 .PHONY: help test test-long test-stock test-oldest test-newest lint types bench demo soak soak-deliveries soak-packets format clean

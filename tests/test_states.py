@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 import pytest
@@ -93,36 +92,37 @@ CONNECTION = {
 }
 
 CASES = [
-    pytest.param(table, expected, state, event, id=f"{state}-{event}")
+    pytest.param(table, expected, state, events, id=f"{events.__name__}-{state}")
     for table, expected, states, events in (
         (LISTENER_TRANSITIONS, LISTENER, ListenerState, ListenerEvent),
         (TASK_TRANSITIONS, TASK, TaskState, TaskEvent),
         (CONNECTION_TRANSITIONS, CONNECTION, ConnectionState, ConnectionEvent),
     )
-    for state, event in itertools.product(states, events)
+    for state in states
 ]
 
 
-@pytest.mark.parametrize(("table", "expected", "state", "event"), CASES)
+@pytest.mark.parametrize(("table", "expected", "state", "events"), CASES)
 def test_every_event_in_every_state_moves_or_is_refused(
-    table: Table, expected: dict[str, dict[str, str]], state: Any, event: Any
+    table: Table, expected: dict[str, dict[str, str]], state: Any, events: Iterable[Any]
 ) -> None:
-    changes: list[tuple[Any, Any, str]] = []
-    machine: StateMachine[Any, Any] = StateMachine(
-        state, table, on_change=lambda *change: changes.append(change)
-    )
-    target = expected[str(state)].get(str(event))
-    assert machine.allows(event) is (target is not None)
-    if target is None:
-        with pytest.raises(InvalidTransition) as caught:
-            machine.send(event, "why")
-        assert str(caught.value) == f"{event} is not allowed in state {state}"
-        assert machine.state is state
-        assert changes == []
-    else:
-        assert str(machine.send(event, "why")) == target
-        assert str(machine.state) == target
-        assert changes == ([] if target == str(state) else [(state, machine.state, "why")])
+    for event in events:
+        changes: list[tuple[Any, Any, str]] = []
+        machine: StateMachine[Any, Any] = StateMachine(
+            state, table, on_change=lambda *change, into=changes: into.append(change)
+        )
+        target = expected[str(state)].get(str(event))
+        assert machine.allows(event) is (target is not None), event
+        if target is None:
+            with pytest.raises(InvalidTransition) as caught:
+                machine.send(event, "why")
+            assert str(caught.value) == f"{event} is not allowed in state {state}"
+            assert machine.state is state, event
+            assert changes == []
+        else:
+            assert str(machine.send(event, "why")) == target, event
+            assert str(machine.state) == target
+            assert changes == ([] if target == str(state) else [(state, machine.state, "why")])
 
 
 def test_every_state_is_described() -> None:
