@@ -229,6 +229,47 @@ def test_a_client_that_is_behind_all_the_time_is_slow_for_those_with_others_to_s
     assert not queue.is_slow(10.0, is_shared=True), "it has caught up"
 
 
+@pytest.mark.parametrize("is_shared", [True, False])
+@pytest.mark.parametrize("put", [SendQueue.offer, SendQueue.put])
+def test_a_client_that_was_idle_is_not_slow_at_its_first_burst(
+    clock: Clock, put: Callable[[SendQueue, Item], object], is_shared: bool
+) -> None:
+    """It has taken nothing for long, for there was nothing to take."""
+    queue = make(size=1000)
+    clock.now += 60.0
+    put(queue, event("burst", 1000))
+    assert queue.is_full
+    clock.now += 9.9
+    assert not queue.is_slow(10.0, is_shared=is_shared)
+    clock.now += 0.2
+    assert queue.is_slow(10.0, is_shared=is_shared)
+
+
+@pytest.mark.parametrize(("size", "packets"), [(100, 1000), (1, 10)], ids=["bytes", "packets"])
+def test_a_client_that_takes_as_much_as_may_wait_is_fast_enough_for_everybody(
+    clock: Clock, size: int, packets: int
+) -> None:
+    """A stream may be longer than what may wait; its client is behind all the time."""
+    queue = make(*[event(str(number), size) for number in range(10)], size=1000, packets=packets)
+    for _ in range(50):
+        assert queue.is_full
+        assert not queue.is_slow(10.0, is_shared=True)
+        clock.now += 2.0
+        queue.take(1)
+        queue.put(event("more", size))
+
+
+def test_a_download_takes_its_time(clock: Clock) -> None:
+    """What answers a request leaves in one piece, and nobody sees how the client gets on."""
+    queue = make(event("huge", 640 * 1024), size=1000)
+    queue.downloads(sum(item.size for item in queue.take(ALL)))
+    queue.put(event("a", 1000))
+    clock.now += 29.0
+    assert not queue.is_slow(10.0, is_shared=False)
+    clock.now += 2.0
+    assert queue.is_slow(10.0, is_shared=False)
+
+
 @pytest.mark.parametrize(
     "act", [lambda queue: queue.take(10), lambda queue: queue.clear(), lambda queue: queue.wake()]
 )
@@ -675,3 +716,41 @@ def test_a_writer_that_was_added_twice_is_flushed_twice(runtime: Runtime) -> Non
     flusher.add(writer)
     flusher.add(writer)
     wait_for(runtime, lambda: len(log) == 2)
+
+
+class ByHand:
+    """A runtime whose turns are taken by hand."""
+
+    def __init__(self) -> None:
+        self.calls: list[Callable[[], object]] = []
+
+    def call_soon(self, target: Callable[[], object]) -> None:
+        self.calls.append(target)
+
+    def call_later(self, delay: float, target: Callable[[], object]) -> None:
+        self.calls.append(target)
+
+    def turn(self) -> None:
+        calls, self.calls = self.calls, []
+        for call in calls:
+            call()
+
+
+def test_a_writer_that_fails_stops_no_other() -> None:
+    """Spawn callbacks of gevent may raise anything where a writer is about to wait."""
+    runtime: Any = ByHand()
+    flusher = Flusher(runtime)
+    log: list[object] = []
+
+    def fail() -> None:
+        raise LookupError("a writer")
+
+    flusher.add(Writing("failing", log, then=fail))
+    flusher.add(Writing("behind it", log))
+    with pytest.raises(LookupError):
+        runtime.turn()
+    runtime.turn()
+    assert log == ["failing", "behind it"]
+    flusher.add(Writing("later", log))
+    runtime.turn()
+    assert log == ["failing", "behind it", "later"]

@@ -15,11 +15,13 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import socketio as python_socketio
 from flask import request
+from flask_socketio import emit
 from websockets.exceptions import InvalidState
 from websockets.extensions.permessage_deflate import ClientPerMessageDeflateFactory
 
-from flask_socketio_guard import signals
+from flask_socketio_guard import sending, signals
 from flask_socketio_guard.sending import SendOutcome, SendQueue
 from flask_socketio_guard.upstream import engine_socket
 from flask_socketio_guard.upstream.outgoing import Message
@@ -1054,6 +1056,28 @@ def test_a_client_that_joins_nothing_is_closed(
 
 
 @both_modes
+def test_a_client_that_is_let_in_has_joined_before_it_is_sent_what_was_held_for_it(
+    make_served: Callable[..., Served], kind: str
+) -> None:
+    """What its connect handler has emitted may take longer than a client may take to join."""
+    served = make_served(kind, **BOUNDS)
+
+    @served.socketio.on("connect")
+    def connect() -> None:
+        for number in range(60):
+            emit("news", number)
+
+    client = served.polling()
+    socket = only_socket(served)
+    poster = served.runtime.spawn(lambda: client.post("40"), name="poster")
+    served.wait_for(lambda: socket.queue.is_full)
+    assert socket._join is None
+    for number in range(60):
+        assert client.read_until("42") == f'42["news",{number}]'
+    served.wait_for(lambda: not poster.is_alive())
+
+
+@both_modes
 def test_a_client_that_has_joined_stays(make_served: Callable[..., Served], kind: str) -> None:
     served = make_served(kind, join_timeout=0.15)
     peer, client = served.joined(), served.polling()
@@ -1453,6 +1477,92 @@ def test_answers_wait_for_a_client_that_makes_progress(
     client = slow.peer if transport == "websocket" else slow.polling
     answers = {int(client.read_until("43").split("[")[0][2:]) for _ in range(400)}
     assert answers == set(range(400))
+    assert slow.lost == []
+
+
+class _BehindQueue(SendQueue):
+    """One of a client that takes too little for emitters with others to serve."""
+
+    __slots__ = ()
+
+    def is_slow(self, timeout: float, *, is_shared: bool) -> bool:
+        return is_shared
+
+
+class _Own(python_socketio.Server):  # type: ignore[misc]
+    """A server of an application."""
+
+    sent = 0
+
+    def note(self) -> None:
+        _Own.sent += 1
+
+
+class _OwnPackets(_Own):
+    def _send_packet(self, eio_sid: str, pkt: Any) -> None:
+        self.note()
+        super()._send_packet(eio_sid, pkt)
+
+
+class _OwnEnginePackets(_Own):
+    def _send_eio_packet(self, eio_sid: str, eio_pkt: Any) -> None:
+        self.note()
+        super()._send_eio_packet(eio_sid, eio_pkt)
+
+
+@pytest.mark.parametrize(
+    ("own", "how"),
+    [
+        (None, "emit"),
+        (None, "ask"),
+        (None, "answer"),
+        (_OwnPackets, "ask"),
+        (_OwnPackets, "answer"),
+        (_OwnEnginePackets, "emit"),
+    ],
+)
+def test_what_a_client_has_asked_for_waits_for_it_whoever_sends_it(
+    make_served: Callable[..., Served],
+    monkeypatch: pytest.MonkeyPatch,
+    own: type[_Own] | None,
+    how: str,
+) -> None:
+    """Its events, questions and answers are for itself alone, and hold up nobody else."""
+    if own is not None:
+        monkeypatch.setattr("flask_socketio.socketio.Server", own)
+    served = make_served(**BOUNDS)
+    slow = Slow(served, "polling", is_idle=False)
+    slow.socket.queue.__class__ = _BehindQueue
+    before = _Own.sent
+    total = 350  # more than what cannot wait may be
+
+    @served.socketio.on("ask")
+    def ask() -> None:
+        options = {"callback": lambda *_: None} if how == "ask" else {}
+        for number in range(total):
+            emit("news", number, **options)
+
+    if how == "answer":
+        slow.polling.post(*(f'42{number}["echo"]' for number in range(total)))
+    else:
+        slow.polling.post('42["ask"]')
+    served.wait_for(lambda: len(slow.socket.queue) >= 18 or slow.socket.closed)
+    for _ in range(total):
+        slow.polling.read_until("43" if how == "answer" else "42")
+    assert slow.lost == []
+    assert own is None or _Own.sent - before >= total
+
+
+def test_a_client_that_downloads_a_large_answer_is_not_slow(
+    make_served: Callable[..., Served], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It asks for more when it has read that."""
+    served = make_served(**BOUNDS)
+    slow = Slow(served, "polling", is_idle=False)
+    slow.emit(1, size=800_000)
+    assert len(slow.polling.get().text) > 800_000
+    monkeypatch.setattr(sending, "clock", lambda: time.monotonic() + 20.0)
+    assert set(slow.emit(30)) == {SendOutcome.QUEUED}
     assert slow.lost == []
 
 

@@ -15,6 +15,7 @@ import tracemalloc
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
+import gevent
 import gevent.socket
 import gevent.ssl
 import pytest
@@ -24,7 +25,7 @@ from hypothesis import strategies as st
 from websockets.extensions.permessage_deflate import PerMessageDeflate
 from websockets.frames import Opcode
 
-from flask_socketio_guard import signals
+from flask_socketio_guard import sending, signals
 from flask_socketio_guard.sending import SendQueue, SlowConsumer
 from flask_socketio_guard.upstream.outgoing import Message
 from flask_socketio_guard.upstream.websocket import RawSocket
@@ -535,6 +536,29 @@ def test_a_client_that_reads_slowly_gets_everything_in_order(
     assert line.peer.read() == "42[]"
 
 
+def test_a_spawn_callback_that_fails_stops_no_writer(
+    make_line: Callable[..., Line], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The task that waits for a client is started in the event loop, where none may wait."""
+    line = make_line(ends=narrow_pair())
+    line.wire.start()
+
+    def fail(_greenlet: object) -> None:
+        raise RuntimeError("a spawn callback")
+
+    gevent.Greenlet.add_spawn_callback(fail)
+    try:
+        line.put(b"x" * 300_000)
+        line.wait_for(lambda: line.wire.is_stuck)
+        line.inner.runtime.sleep(0)
+    finally:
+        gevent.Greenlet.remove_spawn_callback(fail)
+    line.put("2[]")
+    assert line.peer.read() == b"x" * 300_000
+    assert line.peer.read() == "42[]"
+    assert "a spawn callback of gevent failed" in caplog.text
+
+
 def test_a_client_that_does_not_read_has_no_more_in_its_way_than_one_batch(
     make_line: Callable[..., Line],
 ) -> None:
@@ -723,6 +747,17 @@ def test_a_client_over_tls_that_reads_slowly_gets_everything(tls_line: Line) -> 
     assert tls_line.wire.is_stuck
     assert [tls_line.peer.read() for _ in messages] == messages
     assert tls_line.peer.read() == "42[]"
+
+
+def test_a_large_message_over_tls_makes_progress_while_it_is_taken(
+    tls_line: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or a client on a slow link would count as slow in the middle of it."""
+    progress: list[int] = []
+    monkeypatch.setattr(SendQueue, "progressed", lambda queue: progress.append(len(queue)))
+    tls_line.put(b"x" * 3_000_000)
+    assert tls_line.peer.read() == b"x" * 3_000_000
+    assert len(progress) >= 30
 
 
 def test_the_server_says_through_tls_why_it_closes(tls_line: Line) -> None:
@@ -1138,6 +1173,57 @@ def test_the_library_is_stuck_while_its_client_does_not_read(
     assert peer.read() == b"x" * 20_000_000
     assert peer.read() == "42[]"
     wait_until(lambda: not wire.wire.is_stuck)
+
+
+def test_each_message_that_the_library_has_sent_is_progress(
+    library: tuple[Library, Peer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many are taken off the queue in one go, and may be on their way for long."""
+    wire, peer = library
+    now = time.monotonic()
+    monkeypatch.setattr(sending, "clock", lambda: now)
+    send = wire.wire._websocket.send
+    was_slow: list[bool] = []
+
+    def take_time(data: str | bytes) -> None:
+        nonlocal now
+        was_slow.append(wire.queue.is_slow(10.0, is_shared=False))
+        now += 6.0
+        send(data)
+
+    monkeypatch.setattr(wire.wire._websocket, "send", take_time)
+    wire.put(*["2[]"] * 10)
+    wire.wire.start()
+    assert [peer.read() for _ in range(10)] == ["42[]"] * 10
+    assert was_slow == [False] * 10
+
+
+def test_a_large_message_of_the_library_makes_progress_while_it_is_taken(
+    library: tuple[Library, Peer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wire, peer = library
+    ticks = itertools.count()
+    monkeypatch.setattr(sending, "clock", lambda: float(next(ticks)))
+    wire.put(b"x" * 3_000_000)
+    wire.wire.start()
+    assert peer.read() == b"x" * 3_000_000
+    assert wire.queue._progress_at >= 30
+
+
+def test_the_library_answers_a_ping_behind_the_message_that_is_sent(
+    library: tuple[Library, Peer],
+) -> None:
+    """Another thread answers; in the middle of a frame, that would be taken for a part of it."""
+    wire, peer = library
+    wire.wire.start()
+    wire.put(b"x" * 20_000_000)
+    assert peer._receive(), "a part of the message"
+    peer.send_raw(encode_frame(PING, b"still there?"))
+    frames = [peer.read_frame() for _ in range(2)]
+    assert [(frame.opcode, len(frame.data)) for frame in frames] == [
+        (Opcode.BINARY, 20_000_000),
+        (Opcode.PONG, 12),
+    ]
 
 
 def test_the_library_sends_what_waits_then_closes(library: tuple[Library, Peer]) -> None:

@@ -22,7 +22,7 @@ from ..runtime import silence
 from .websocket import close_frame, cut_reason
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from ..hooks import Hooks
     from ..sending import SendQueue
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 _BUFFER = 65536
 _BATCH_BYTES = 256 * 1024
+_PIECE = 64 * 1024  # of what is sent by who says nothing before all of it is taken
 _MAX_FRAGMENTS = 4096
 _FIRST_SLICE = 2048  # bytes that are parsed in one go
 _MIN_SLICE = 256
@@ -406,6 +407,7 @@ class ProtocolWire:
 
     def _push(self) -> None:
         """Write while the client takes it, however slowly; in a task of its own."""
+        piece = None if self._can_flush else _PIECE  # TLS
         try:
             while not self._is_over:
                 data, self._rest = self._rest or self._take(), b""
@@ -413,7 +415,7 @@ class ProtocolWire:
                     break
                 rest = memoryview(data)
                 while rest:
-                    rest = rest[self._sock.send(rest) :]
+                    rest = rest[self._sock.send(rest[:piece]) :]
                     self._queue.progressed()
                 if self._protocol.extensions:
                     self._guard.runtime.give_way()
@@ -464,10 +466,13 @@ class _ThrottledSocket:
 
     Args:
         websocket: A server of simple-websocket.
+        on_sent: Called while a large message is sent, whenever the client has taken more of it.
     """
 
-    def __init__(self, websocket: Any) -> None:
+    def __init__(self, websocket: Any, on_sent: Callable[[], object]) -> None:
         self._websocket = websocket
+        self._on_sent = on_sent
+        self._sending = threading.Lock()
         self._sock = websocket.sock
         self._taken = threading.Event()
         self._is_waiting = False
@@ -486,6 +491,19 @@ class _ThrottledSocket:
         self._is_waiting = False
         data: bytes = self._sock.recv(size)
         return data
+
+    def send(self, data: bytes) -> int:
+        """Send all of *data*, and nothing of another thread in the middle of it: pongs come so."""
+        size = len(data)
+        with self._sending:
+            if size <= _PIECE:
+                self._sock.sendall(data)
+                return size
+            rest = memoryview(data)
+            while rest:
+                rest = rest[self._sock.send(rest[:_PIECE]) :]
+                self._on_sent()
+        return size
 
     def end(self) -> None:
         """Note that nothing will be taken any more."""
@@ -519,7 +537,9 @@ class LibraryWire:
         self.is_stuck = False
         self.is_leaving = False
         self._websocket = websocket
-        self._throttled = websocket.ws.sock = _ThrottledSocket(websocket.ws)
+        self._throttled = websocket.ws.sock = _ThrottledSocket(
+            websocket.ws, on_sent=queue.progressed
+        )
         self._queue = queue
         self._guard = guard
         self._lock = lock
