@@ -28,9 +28,10 @@ def main() -> None:
     """Measure guarded, stock and Node's Socket.IO side by side and print their ratios."""
     options = _parse()
     plan = QUICK if options.quick else Plan()
-    if options.rounds is not None:
-        plan = dataclasses.replace(plan, rounds=options.rounds)
-    names = list(dict.fromkeys(options.only or SCENARIOS))
+    usual = [name for name, scenario in SCENARIOS.items() if scenario.text is None]
+    names = list(dict.fromkeys(options.only or usual))
+    rounds = 1 if names == ["abuse"] else plan.rounds
+    plan = dataclasses.replace(plan, rounds=options.rounds or rounds)
     facts = report.machine()
     results = report.Results()
     if options.stock_only:
@@ -67,6 +68,7 @@ def main() -> None:
             "machine": facts,
             "notes": results.notes + report.unsaturated(results),
             "samples": results.samples,
+            "told": [[*of, what] for of, what in results.told.items()],
         }
         options.json.write_text(json.dumps(answer, indent=2) + "\n")
 
@@ -96,10 +98,15 @@ def _print(
         out.write(f"{report.table(results, rows, columns, comparisons)}\n")
     for name in names:
         scenario = SCENARIOS[name]
-        if scenario.table is not None:
+        if scenario.text is not None:
+            out.write(scenario.text(results))
+        elif scenario.table is not None:
             out.write(f"{report.table(results, scenario.metrics(plan), *scenario.table)}\n")
-    out.write("Columns: medians of all samples. Ratios: min - **median** - max over the rounds;\n")
-    out.write("above 1 is better where more is better, below 1 where less is better.\n\n")
+    if any(SCENARIOS[name].text is None for name in names):
+        out.write(
+            "Columns: medians of all samples. Ratios: min - **median** - max over the rounds;\n"
+        )
+        out.write("above 1 is better where more is better, below 1 where less is better.\n\n")
     if any(key.endswith(":busy") for key in results.samples):
         out.write("Shares of the server's core, and of the load generator's (echo-100x50: 100 B,\n")
         out.write("50 clients; broadcast-500: to 500):\n\n")

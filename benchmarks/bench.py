@@ -67,6 +67,7 @@ class Plan:
     waiting_count: int = 20_000
     limits_case: EchoCase = EchoCase(60, 50)
     limits_slices: int = 10
+    abuse_seconds: float = 2.0
 
 
 QUICK = Plan(
@@ -83,6 +84,7 @@ QUICK = Plan(
     idle_clients=500,
     delivery_count=1000,
     limits_slices=4,
+    abuse_seconds=1.0,
 )
 
 
@@ -98,7 +100,7 @@ class Spell:
     elapsed: float
 
 
-def _check(column: Column, server: Server, stats: dict[str, Any]) -> None:
+def check(column: Column, server: Server, stats: dict[str, Any]) -> None:
     """Raise unless what the server tells of itself is what *column* claims."""
     claimed = {
         "runtime": "node" if column.is_node else "python",
@@ -132,12 +134,18 @@ class Bench:
         self._cores = cores
 
     def server(
-        self, column: Column, name: str, *, needs_redis: bool = False, is_second: bool = False
+        self,
+        column: Column,
+        name: str,
+        *,
+        needs_redis: bool = False,
+        is_second: bool = False,
+        **options: Any,
     ) -> Server:
         """Start a server for *column* on the channel that all servers of that column share.
 
         Node's has its Redis adapter only where *needs_redis*; the others have the queue, unless
-        they stand alone.
+        they stand alone. The *options* are those of :class:`~benchmarks.servers.Server`.
         """
         is_alone = column.is_node or column.is_alone
         return Server(
@@ -145,6 +153,7 @@ class Bench:
             redis_url=self.broker.url if needs_redis or not is_alone else None,
             channel=f"bench-{name}-{column.name.replace(' ', '-')}",
             core=self._cores.second if is_second else self._cores.server,
+            **options,
         )
 
     def connect(
@@ -154,7 +163,7 @@ class Bench:
         clients = {}
         for column, server in zip(columns, servers, strict=True):
             clients[column] = connect(self.loop, server.port, count)
-            _check(column, server, clients[column][0].call("stats", False))
+            check(column, server, clients[column][0].call("stats", False))
         return clients
 
     def turns(self, number: int, columns: list[Column] | None = None) -> list[Column]:

@@ -46,7 +46,7 @@ class WrongAnswerError(Exception):
 
 def request_frame(packet: bytes) -> bytes:
     """Return the text frame in which a client sends *packet*."""
-    return _masked(_TEXT, packet)
+    return client_frame(_TEXT, packet)
 
 
 def reply_frame(packet: bytes) -> bytes:
@@ -54,7 +54,8 @@ def reply_frame(packet: bytes) -> bytes:
     return _head(_TEXT, len(packet), 0) + packet
 
 
-def _masked(first: int, payload: bytes) -> bytes:
+def client_frame(first: int, payload: bytes) -> bytes:
+    """Return the frame in which a client sends *payload*; *first* is FIN, RSV and opcode."""
     length = len(payload)
     key = (_MASK * (length // 4 + 1))[:length]
     masked = int.from_bytes(payload, "big") ^ int.from_bytes(key, "big")
@@ -212,7 +213,7 @@ class Client:
         """Handle one frame that is not what was expected."""
         kind = payload[:2]
         if first == _PING:
-            self.send_frame(_masked(_PONG, payload))
+            self.send_frame(client_frame(_PONG, payload))
         elif first == _CLOSE:
             self._cut_off(f"closed by the server: {payload!r}")
         elif first != _TEXT:
@@ -298,6 +299,11 @@ class Client:
             self._sock.send(_CLOSE_FRAME)
         self._end()
 
+    def abandon(self) -> None:
+        """End the connection without a word, also one that the server has ended."""
+        if self._sock.fileno() >= 0:
+            self._end()
+
     def _cut_off(self, why: str) -> None:
         if not self._is_leaving:
             raise WrongAnswerError(f"connection lost: {why}")
@@ -312,7 +318,7 @@ class Client:
 
 _CONNECT_PACKET = request_frame(b"40")
 _PONG_PACKET = request_frame(b"3")
-_CLOSE_FRAME = _masked(_CLOSE, b"\x03\xe8")
+_CLOSE_FRAME = client_frame(_CLOSE, b"\x03\xe8")
 
 
 def _bounds(data: bytes, position: int) -> tuple[int, int]:

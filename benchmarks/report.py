@@ -100,11 +100,13 @@ class Results:
     Attributes:
         round: Number of the round under way, from 0.
         notes: What else the reader should know.
+        told: What a server said to an attacker and how often, by attack and column.
     """
 
     def __init__(self) -> None:
         self.round = 0
         self.notes: list[str] = []
+        self.told: dict[tuple[str, str], dict[str, int]] = {}
         self.samples: defaultdict[str, defaultdict[str, list[list[float]]]] = defaultdict(
             lambda: defaultdict(list)
         )

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from benchmarks import broadcast, connections, delivery, echo, message_queue
+from benchmarks import abuse, broadcast, connections, delivery, echo, message_queue
 from benchmarks.report import GUARDED, GUARDED_CONTROL, LIMITED
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from benchmarks.bench import Bench, Plan
-    from benchmarks.report import Column, Metric
+    from benchmarks.report import Column, Metric, Results
 
 
 class Table(NamedTuple):
@@ -29,11 +29,13 @@ class Scenario(NamedTuple):
         metrics: Returns its rows.
         table: Columns and (column, reference) pairs of a table of its own, that compares
             guarded with guarded; ``None`` for the table of all.
+        text: Prints a table of another kind. Such a scenario runs only where it is named.
     """
 
     run: Callable[[Bench], None]
     metrics: Callable[[Plan], list[Metric]]
     table: Table | None = None
+    text: Callable[[Results], str] | None = None
 
 
 SCENARIOS = {
@@ -51,4 +53,5 @@ SCENARIOS = {
     "delivery": Scenario(
         delivery.run, delivery.metrics, Table(delivery.COLUMNS, delivery.COMPARISONS)
     ),
+    "abuse": Scenario(abuse.run, abuse.metrics, Table(abuse.COLUMNS, []), abuse.text),
 }

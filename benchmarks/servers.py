@@ -21,7 +21,7 @@ import redis
 from benchmarks import nodejs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from benchmarks.report import Column
 
@@ -125,6 +125,8 @@ class Server:
         redis_url: The message queue.
         channel: The channel on it.
         core: The core to run on, or None for any.
+        application: What gunicorn serves.
+        environ: Environment variables beside those that all have.
 
     Attributes:
         core: As given.
@@ -132,14 +134,21 @@ class Server:
     """
 
     def __init__(
-        self, column: Column, *, redis_url: str | None, channel: str, core: int | None
+        self,
+        column: Column,
+        *,
+        redis_url: str | None,
+        channel: str,
+        core: int | None,
+        application: str = "benchmarks.app:app",
+        environ: Mapping[str, str] | None = None,
     ) -> None:
         self.core = core
         self.has_redis = redis_url is not None
         self.port = free_port()
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  lives as long as the server
         self._stop_signal = signal.SIGTERM if column.is_node else signal.SIGQUIT
-        environ = os.environ | {
+        variables = os.environ | {
             "GUARD": "1" if column.is_guarded else "0",
             "BENCH_LIMITS": "1" if column.is_limited else "0",
             "BENCH_REDIS_URL": redis_url or "",
@@ -147,18 +156,19 @@ class Server:
             "BENCH_CHANNEL": channel,
             "BENCH_PORT": str(self.port),
             "NODE_ENV": "production",
+            **(environ or {}),
         }
         for name in ("GUNICORN_CMD_ARGS", "NODE_OPTIONS"):  # would make it another server
-            environ.pop(name, None)
+            variables.pop(name, None)
 
         def pin() -> None:
             if core is not None:
                 os.sched_setaffinity(0, {core})  # every thread and worker inherits it
 
         self._process = subprocess.Popen(
-            nodejs.COMMAND if column.is_node else _gunicorn_command(self.port),
+            nodejs.COMMAND if column.is_node else _gunicorn_command(self.port, application),
             cwd=BENCHMARKS.parent,
-            env=environ,
+            env=variables,
             stdout=self._log,
             stderr=self._log,
             start_new_session=True,
@@ -182,6 +192,16 @@ class Server:
             time.sleep(0.05)
         raise StartError("a server did not start; its output stands above")
 
+    @property
+    def pid(self) -> int:
+        """Id of the process that was started: gunicorn's master, or Node."""
+        return self._process.pid
+
+    @property
+    def logged(self) -> int:
+        """Bytes that the server has logged."""
+        return os.fstat(self._log.fileno()).st_size
+
     def output(self) -> str:
         """Return what the server has logged."""
         self._log.seek(0)
@@ -194,9 +214,9 @@ class Server:
             os.killpg(self._process.pid, signal.SIGKILL)
 
 
-def _gunicorn_command(port: int) -> list[str]:
+def _gunicorn_command(port: int, application: str) -> list[str]:
     command = [sys.executable, "-m", "gunicorn", "-c", str(BENCHMARKS / "gunicorn.conf.py")]
-    return [*command, "-b", f"127.0.0.1:{port}", "benchmarks.app:app"]
+    return [*command, "-b", f"127.0.0.1:{port}", application]
 
 
 def _stop(process: subprocess.Popen[bytes], how: signal.Signals) -> None:
