@@ -57,6 +57,18 @@ def test_it_counts_what_a_decoder_would_make(value: Any, is_ascii: bool, depth: 
     assert not is_taken(text, max_containers=count - 1)
 
 
+@pytest.mark.parametrize("name", ['/"', '/a"b"c"', '/\\"', '/?"', '/["{'])
+@pytest.mark.parametrize("head", ["2", "51-", "3"])
+def test_quotes_in_the_name_of_a_namespace_hide_nothing(head: str, name: str) -> None:
+    """What is behind the name is decoded before anybody asks whether it is served."""
+    many = json.dumps(["e", *[[]] * 200])
+    deep = '["e",' + "[" * MAX_DEPTH + "]" * MAX_DEPTH + "]"
+    for event in (many, deep):
+        assert json.loads(event) == Packet(encoded_packet=f"{head}{name},7{event}").data
+        assert not is_taken(f"{head}{name},7{event}", max_containers=200)
+    assert is_taken(f"{head}{name},7{many}", max_containers=201)
+
+
 @pytest.mark.parametrize("height", [1, 3, 4, 5, 6, 50])
 @pytest.mark.parametrize("brackets", ["[]", "{}"])
 def test_depth_is_known_to_the_level(height: int, brackets: str) -> None:
