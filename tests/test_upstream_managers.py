@@ -682,6 +682,35 @@ def test_what_json_has_not_is_not_passed_on_from_elsewhere(
     assert "events_rejected" not in {name for name, count in b.guard.counters.items() if count}
 
 
+PLACEHOLDER: dict[str, Any] = {"_placeholder": True, "num": 0}
+
+
+@pytest.mark.parametrize(
+    "forged", [[PLACEHOLDER] * 3, {"of": {**PLACEHOLDER, "num": 9}}, {**PLACEHOLDER, "num": -1}]
+)
+@pytest.mark.parametrize("ignores_queue", [False, True])
+def test_what_a_client_says_is_no_place_for_bytes_of_others(
+    a: Guarded, b: Guarded, bus: Bus, forged: Any, ignores_queue: bool
+) -> None:
+    """In the next process one attachment in many places would be gigabytes."""
+    near, far = connected(a), connected(b)
+    with pytest.raises(ValueError, match="placeholder"):
+        a.socketio.server.emit("file", {"of": forged, "raw": b"x"}, ignore_queue=ignores_queue)
+    assert a.guard.flush(5.0)
+    assert bus.methods() == []
+    message = {"method": "emit", "event": "file", "namespace": "/", "room": None, "binary": True}
+    hear(b, {**message, "data": [[forged, PLACEHOLDER], "eA=="], "host_id": "stock"})
+    assert b.guard.counters["events_rejected"] == 1
+    # Where there are no bytes it is data as any other.
+    a.guard.emit("plain", forged)
+    a.guard.emit(
+        "raw", {"no": {"_placeholder": False, "num": 7}, "yes": b"x", "s": '"_placeholder"'}
+    )
+    for client in (near, far):
+        assert client.receive("42") == f'42["plain",{json.dumps(forged, separators=(",", ":"))}]'
+        assert client.receive("45").startswith('451-["raw",')
+
+
 # Rooms that are none
 
 

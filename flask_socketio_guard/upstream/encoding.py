@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, Final
 from engineio import json as upstream_json
 from socketio.packet import EVENT, Packet
 
+from .shape import Places
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -28,6 +30,7 @@ _LARGE: Final = 16 * 1024  # characters
 _MAX_DIGITS: Final = 100  # that upstream takes
 _TOO_LONG: Final = b"0" * (_MAX_DIGITS + 1)
 _STRIDE: Final = 25
+_PLACEHOLDER: Final = '"_placeholder"'
 _ZEROS: Final = bytes.maketrans(b"123456789-", b"0000000000")
 _decoder: Any = JSONDecoder(parse_int=upstream_json._safe_int)
 _scan = _decoder.scan_once
@@ -209,7 +212,8 @@ def encoded(
     """Return an EVENT or ACK packet as *packet_class* encodes it.
 
     Raises:
-        ValueError: It is one of JSON, and holds a NaN or an infinity.
+        ValueError: It is one of JSON, and holds a NaN, an infinity, or a placeholder of an
+            attachment that is not its own.
 
     Source:
         Socket.IO protocol v5, "Packet encoding".
@@ -217,11 +221,29 @@ def encoded(
     text = _as_text(data) if packet_class is KeptPacket else None
     if text is None:
         encoded: Any = packet_class(kind, data=data, namespace=namespace, id=id).encode()
+        if isinstance(encoded, list) and str(encoded[0]).count(_PLACEHOLDER) >= len(encoded):
+            without_attachments(data)  # raises, if they are placeholders
         if packet_class.json is not KeptJSON and is_json(packet_class):
             refuse_nan(encoded[0] if isinstance(encoded, list) else encoded)
         return encoded
     head = f"{kind}{namespace}," if namespace != "/" else str(kind)
     return f"{head}{text}" if id is None else f"{head}{id}{text}"
+
+
+def without_attachments(data: list[Any]) -> tuple[list[Any], list[bytes]]:
+    """Return *data* with placeholders for the bytes in it, and these bytes.
+
+    Raises:
+        ValueError: There are placeholders in it already, such as a client may have sent as plain
+            JSON. With a number of an attachment they would stand for it any number of times in
+            another process; with any other, browsers drop their connections.
+    """
+    data, attachments = Packet.deconstruct_binary(data)
+    try:
+        Places(data, len(attachments))
+    except ValueError as exc:
+        raise ValueError(f"it holds a placeholder of an attachment: {exc}") from exc
+    return data, attachments
 
 
 def _as_text(data: list[Any]) -> str | None:

@@ -11,18 +11,24 @@ from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from socketio import packet as packets
-from socketio.packet import Packet
 
 from ..errors import EventInvalid, RoomInvalid
 from ..fan_out import LEAST_RECIPIENTS
 from ..hooks import SURVEY, SURVEY_ANSWER, SURVEY_ROLL, AckCallback, Awaiting, Hooks
 from ..intake import CHARGED_BYTES
 from ..sending import SendOutcome
-from .encoding import KeptPacket, encoded, encoded_event, encoded_for_queue
+from .encoding import (
+    KeptPacket,
+    encoded,
+    encoded_event,
+    encoded_for_queue,
+    without_attachments,
+)
 from .engine_server import put_as
 from .outgoing import Message
 from .recipients import check_room, is_nobody
 from .session_ids import is_session_id
+from .shape import Places
 from .watched_socket import is_logged
 
 if TYPE_CHECKING:
@@ -156,7 +162,8 @@ class GuardedManager(_Manager):
 
         Raises:
             TypeError: JSON cannot hold the message; nothing was sent.
-            ValueError: It holds a NaN or an infinity, which JSON has not; nothing was sent.
+            ValueError: It holds a NaN or an infinity, which JSON has not, or bytes and the
+                placeholder of other bytes; nothing was sent.
         """
         del kwargs
         if to is not None:
@@ -546,7 +553,8 @@ class GuardedPubSubManager(GuardedManager, _PubSubManager):
 
         Raises:
             TypeError: JSON cannot hold the message; nothing was sent.
-            ValueError: It holds a NaN or an infinity, which JSON has not; nothing was sent.
+            ValueError: It holds a NaN or an infinity, which JSON has not, or bytes and the
+                placeholder of other bytes; nothing was sent.
             OutboxFull: The outbox refused the message; nothing was sent.
         """
         if to is not None:
@@ -584,7 +592,7 @@ class GuardedPubSubManager(GuardedManager, _PubSubManager):
         items = list(data) if isinstance(data, tuple) else [data]
         is_binary = KeptPacket.data_is_binary(items)
         if is_binary:
-            items, attachments = Packet.deconstruct_binary(items)
+            items, attachments = without_attachments(items)
             items = [items, *[base64.b64encode(part).decode() for part in attachments]]
         message = {
             "method": "emit",
@@ -650,12 +658,12 @@ class GuardedPubSubManager(GuardedManager, _PubSubManager):
         if remote is not None and len(remote) == 3:
             callback = partial(self._return_callback, message.get("host_id"), *remote)
         data = message["data"]
-        if message.get("binary"):
-            attachments = [base64.b64decode(part) for part in data[1:]]
-            data = Packet.reconstruct_binary(data[0], attachments)
-        if isinstance(data, list):
-            data = data[0] if len(data) == 1 else tuple(data)
         try:
+            if message.get("binary"):
+                attachments = [base64.b64decode(part) for part in data[1:]]
+                data = Places(data[0], len(attachments)).fill(attachments)
+            if isinstance(data, list):
+                data = data[0] if len(data) == 1 else tuple(data)
             self._emit_here(
                 message["event"],
                 data,
@@ -668,7 +676,8 @@ class GuardedPubSubManager(GuardedManager, _PubSubManager):
                 else _Options(_VOLATILE in message, _READY_ONLY in message),
             )
         except ValueError as exc:
-            # A process without the guard has sent a NaN, which no browser bears.
+            # A process without the guard has sent what no browser bears: a NaN, or a placeholder
+            # of a client's.
             error = EventInvalid(f"the clients cannot be sent it: {exc}")
             self.guard.handlers.reject(message["event"], message["namespace"], None, error)
 
