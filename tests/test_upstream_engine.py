@@ -454,6 +454,22 @@ def test_a_poll_waits_for_the_first_packet(served: Served) -> None:
     assert (len(socket.queue), socket.queue.size) == (0, 0)
 
 
+def test_jsonp_runs_nothing_that_a_client_has_written(served: Served) -> None:
+    """Upstream's answer is a script in which a text can end the string that it stands in."""
+    client = Polling(served, "&j=7")
+    answer = served.request("GET", client.path).text
+    client.sid = json.loads(json.loads(answer[len("___eio[7](") : -len(");")])[1:])["sid"]
+    client.post("d=40")
+    client.get()
+    text = '");alert(1);//\\\u2028\n\x1e\u00e4'
+    served.socketio.emit("chat", text)
+    answer = client.get().text
+    assert answer.isascii()
+    assert (answer[:10], answer[-2:]) == ("___eio[7](", ");")
+    packet = json.loads(answer[10:-2])  # JSON is JavaScript, where it is ASCII
+    assert json.loads(packet[2:]) == ["chat", text]
+
+
 @both_modes
 def test_a_poll_that_nothing_comes_for_ends(make_served: Callable[..., Served], kind: str) -> None:
     served = make_served(kind, options={"ping_interval": 0.1, "ping_timeout": 20})
