@@ -89,6 +89,7 @@ class Queue:
         self.is_deaf = False
         self.can_publish = True
         self.refusals = 0
+        self.probes = 0
         self.on_check: Callable[[], object] = lambda: None
         self.reasons: list[str] = []
         self.wires: list[Wire] = []
@@ -149,6 +150,7 @@ class Queue:
         return self.wires[-1]
 
     def _publish_probe(self, token: int) -> None:
+        self.probes += 1
         if not self.is_up or not self.can_publish:
             return
         self.listener.probe_published(token)
@@ -285,6 +287,19 @@ def test_a_deaf_listener_is_found_out_and_replaced(running: Queue) -> None:
     assert running.handled == [b"heard again"]
     running.runtime.sleep(2 * PROBE_TIMEOUT)
     assert running.listener.restarts == 1
+
+
+def test_a_listener_in_the_middle_of_a_large_message_is_not_deaf(running: Queue) -> None:
+    """Its probes are behind the message, on a slow link."""
+    (wire,) = running.wires
+    wire.is_receiving = True
+    wire.is_deaf = True
+    asked = running.probes
+    running.wait_for(lambda: running.probes >= asked + 8)
+    assert running.listener.restarts == 0
+    assert not wire.is_closed
+    wire.is_receiving = False
+    running.wait_for(lambda: running.listener.restarts == 1)
 
 
 def test_a_reader_that_hangs_is_replaced_and_never_heard_again(running: Queue) -> None:

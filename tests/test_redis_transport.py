@@ -9,8 +9,10 @@ import subprocess
 import threading
 import time
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import hiredis
 import pytest
 import redis
 from socketio import RedisManager
@@ -20,7 +22,10 @@ from flask_socketio_guard.errors import BrokerError, PublishError, PublishRefuse
 from flask_socketio_guard.outbox import Outbox
 from flask_socketio_guard.runtime import ThreadRuntime
 from flask_socketio_guard.transport import Message, Probe
+from flask_socketio_guard.upstream import redis_link
 from flask_socketio_guard.upstream.redis_errors import describe
+from flask_socketio_guard.upstream.redis_link import RedisLink
+from flask_socketio_guard.upstream.redis_subscription import RedisSubscription
 from flask_socketio_guard.upstream.redis_transport import RedisTransport, stamp
 from tests import unit_support
 from tests.support import Sentinel, TcpProxy, free_port, wait_until
@@ -31,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from flask_socketio_guard.upstream.redis_transport import RedisPublisher, RedisSubscription
+    from flask_socketio_guard.upstream.redis_transport import RedisPublisher
     from tests.support import RedisServer
 
 nothing_left_behind = unit_support.nothing_left_behind
@@ -813,6 +818,131 @@ def test_messages_may_come_in_pieces(make_transport: Any) -> None:
             while len(found) < len(payloads):
                 found += subscription.read(2.0)
     assert found == payloads
+
+
+# A slow link
+
+
+class SlowSocket:
+    """Takes what it is told to, and passes time in between.
+
+    Args:
+        link: Whose socket it becomes.
+        takes: How many bytes each call takes; ``None`` for none in its timeout.
+        unsent: How many bytes the kernel has not got rid of, at each look.
+    """
+
+    def __init__(self, link: RedisLink, takes: list[int | None], unsent: list[int | None]) -> None:
+        self.got = b""
+        self.largest = 0
+        self._takes = takes
+        link._sock = self
+        link.unsent = lambda: unsent.pop(0) if unsent else 0  # type: ignore[method-assign]
+
+    def send(self, data: memoryview) -> int:
+        count = self._takes.pop(0) if self._takes else len(data)
+        self.largest = max(self.largest, len(data))
+        if count is None:
+            raise TimeoutError
+        self.got += data[:count]
+        return min(count, len(data))
+
+
+@pytest.fixture
+def wired() -> Iterator[tuple[RedisLink, socket.socket]]:
+    """A link to nobody, and the other end of its socket."""
+    with socket.create_server(("127.0.0.1", 0)) as listening, socket.socket() as here:
+        for sock, buffer in ((listening, socket.SO_RCVBUF), (here, socket.SO_SNDBUF)):
+            sock.setsockopt(socket.SOL_SOCKET, buffer, 32 * 1024)
+        here.connect(listening.getsockname())
+        there = listening.accept()[0]
+        parser = SimpleNamespace(parse_error=RuntimeError)
+        with there:
+            yield RedisLink(SimpleNamespace(_sock=here, _parser=parser)), there
+
+
+COMMAND = ("PUBLISH", "x", b"a" * 300_000)
+
+
+def test_a_large_message_has_time_as_long_as_redis_takes_of_it(
+    wired: tuple[RedisLink, socket.socket],
+) -> None:
+    """Some timeouts pass; were it given up, it would be sent again, for ever."""
+    link, _ = wired
+    sock = SlowSocket(link, [5000, None, None, 3, None], [9000, 8000, 7999, 7000, 6000])
+    link.send([COMMAND, ("PING",)])
+    assert sock.got == hiredis.pack_command(COMMAND) + hiredis.pack_command(("PING",))
+    assert sock.largest <= 64 * 1024, "TLS shows nothing of what it is given at a time"
+
+
+@pytest.mark.parametrize("unsent", [[9000, 9000], [9000, 8000, 8000], [None, None], [9000, None]])
+def test_a_message_of_which_redis_takes_no_more_is_given_up(
+    wired: tuple[RedisLink, socket.socket], unsent: list[int | None]
+) -> None:
+    link, _ = wired
+    SlowSocket(link, [5000, *[None] * 5], unsent)
+    with pytest.raises(TimeoutError):
+        link.send([COMMAND])
+
+
+def test_a_link_knows_what_has_not_arrived(wired: tuple[RedisLink, socket.socket]) -> None:
+    link, there = wired
+    link._sock.settimeout(0.1)
+    assert link.unsent() == 0
+    with pytest.raises(TimeoutError):
+        link.send([("PUBLISH", "x", b"a" * 5_000_000)])
+    assert link.unsent()
+    while link.unsent():
+        assert there.recv(65536)
+    link._sock.close()
+    assert link.unsent() is None
+
+
+class Answering:
+    """A link whose answers take their time."""
+
+    def __init__(self, unsent: list[int], replies: list[list[int]]) -> None:
+        self.unsent = lambda: unsent.pop(0)
+        self.read = lambda _timeout: replies.pop(0)
+
+
+def test_the_answer_to_a_large_message_has_time_as_long_as_it_is_on_its_way(
+    transport: RedisTransport,
+) -> None:
+    """Redis answers others meanwhile, and so this connection would count as half open."""
+    with publishing(transport, lambda: True) as publisher:
+        replies: list[Any] = []
+        link: Any = Answering([9000, 5000, 0], [[], [], [1]])
+        publisher._collect(replies, 1, link)
+        assert replies == [1]
+        for unsent in ([9000, 9000], [0, 0], [9000, 0, 0]):
+            link = Answering(unsent, [[], [], []])
+            with pytest.raises(TimeoutError, match="half open"):
+                publisher._collect([], 1, link)
+
+
+def test_a_message_is_on_its_way_between_its_first_byte_and_its_last(
+    wired: tuple[RedisLink, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link, there = wired
+    now = 1000.0
+    monkeypatch.setattr(redis_link, "clock", lambda: now)
+    assert not link.is_receiving
+    reply = said(b"x" * 1000)
+    there.sendall(reply + reply[:500])
+    subscription = RedisSubscription(link, CHANNEL, "probes", [])
+    assert read_once(subscription) == [b"x" * 1000]
+    assert subscription.is_receiving
+    now += 0.9
+    assert subscription.is_receiving
+    now += 0.2
+    assert not subscription.is_receiving, "nothing more of it came for a second"
+    there.sendall(reply[500:501])
+    assert list(subscription.read(0.1)) == []
+    assert subscription.is_receiving
+    there.sendall(reply[501:])
+    assert read_once(subscription) == [b"x" * 1000]
+    assert not subscription.is_receiving
 
 
 def test_a_server_that_is_loading_has_taken_nothing(make_transport: Any) -> None:

@@ -8,12 +8,13 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections import UserList, deque
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from flask import request
-from flask_socketio import close_room, join_room, leave_room
+from flask import Flask, request
+from flask_socketio import SocketIO, close_room, join_room, leave_room
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,11 +23,12 @@ from flask_socketio_guard.transport import Message
 from flask_socketio_guard.upstream.redis_transport import stamp
 from tests import unit_support
 from tests.support import wait_until
+from tests.unit_support import PollingClient
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.unit_support import Bus, Guarded, PollingClient
+    from tests.unit_support import Bus, Guarded
 
 nothing_left_behind = unit_support.nothing_left_behind
 make_guarded = unit_support.make_guarded
@@ -114,6 +116,97 @@ def test_several_arguments_and_bytes_go_over_the_queue(a: Guarded, b: Guarded) -
         assert client.receive("42") == '42["news","one",{"two":2}]'
         assert client.receive("45") == '451-["bytes",{"raw":{"_placeholder":true,"num":0}}]'
         assert client.receive("b") == "bAP8="
+
+
+@pytest.mark.parametrize("ignore_queue", [False, True])
+def test_an_emit_of_another_thread_carries_what_the_data_was_at_the_time(
+    a: Guarded, b: Guarded, monkeypatch: pytest.MonkeyPatch, ignore_queue: bool
+) -> None:
+    """It is sent by the event loop, later; whoever emitted it has gone on meanwhile."""
+    clients = [connected(a)] if ignore_queue else [connected(a), connected(b)]
+    later: list[Callable[[], object]] = []
+    monkeypatch.setattr(a.inner.runtime, "is_home", lambda: False)
+    monkeypatch.setattr(a.inner, "hand_over", later.append)
+    data: dict[str, Any] = {"n": 0, "list": []}
+    rooms = [client.sid for client in clients]
+    for number in range(3):
+        data["n"] = number
+        data["list"].append(number)
+        a.guard.emit("news", data, to=rooms, skip_sid=rooms[2:], ignore_queue=ignore_queue)
+    data["list"].clear()
+    rooms.append(rooms.pop(0) + "x")
+    monkeypatch.undo()
+    for call in later:
+        call()
+    for client in clients:
+        for number in range(3):
+            name, content = json.loads(client.receive("42")[2:])
+            assert (name, content) == ("news", {"n": number, "list": [*range(number + 1)]})
+
+
+class Rows:
+    """A sequence that is no list, as of a database."""
+
+    def __init__(self, *rows: object) -> None:
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._rows[index]
+
+
+def test_collections_of_rooms_are_those_of_upstream(make_guarded: Callable[..., Guarded]) -> None:
+    """Whatever has a length, and can be sliced, is several; a set is as much of an error."""
+    seen = []
+    for is_guarded in (False, True):
+        app = Flask("rooms")
+        if is_guarded:
+            socketio = make_guarded(app=app).socketio
+        else:
+            socketio = SocketIO(app, async_mode="threading", monitor_clients=False)
+        socketio.on_event("any", print)
+        client, other = PollingClient(app), PollingClient(app)
+        client.connect()
+        other.connect()
+        server = socketio.server
+        for room in ("a", 7):
+            server.enter_room(client.sid, room)
+        both, sids = ("a", other.sid), [client.sid, other.sid]
+        server.enter_room(other.sid, both)  # the name of a room may be a tuple, and is no help
+        raised = []
+        calls: dict[str, dict[str, Any]] = {
+            "list": {"to": ["a", other.sid]},
+            "tuple": {"room": both},
+            "twice": {"to": ["a", 7, client.sid]},
+            "range": {"to": range(7, 8)},
+            "UserList": {"to": UserList(["nobody", "a"])},
+            "rows": {"room": Rows("a", other.sid)},
+            "number": {"to": 7},
+            "string": {"to": "a"},
+            "deque": {"to": deque(["a"])},
+            "set": {"to": {"a"}},
+            "dict": {"to": {"a": 1}},
+            "skip list": {"skip_sid": [client.sid]},
+            "skip one": {"skip_sid": client.sid},
+            "skip tuple": {"skip_sid": tuple(sids)},
+            "skip set": {"to": "a", "skip_sid": set(sids)},
+        }
+        for name, options in calls.items():
+            try:
+                server.emit(name, **options)
+            except (TypeError, KeyError) as exc:
+                raised.append((name, type(exc)))
+        server.emit("end")
+        frames: list[list[str]] = []
+        for each in (client, other):
+            frames.append([])
+            while not frames[-1] or frames[-1][-1] != '42["end"]':
+                frames[-1].append(each.receive("42"))
+        seen.append((raised, frames))
+    assert seen[1] == seen[0]
+    assert len(seen[0][1][0]) > 8
 
 
 @pytest.mark.parametrize("has_client", [False, True])

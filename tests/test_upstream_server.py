@@ -8,6 +8,8 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import socketio as python_socketio
+from flask_socketio import emit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from socketio.exceptions import TimeoutError as CallTimeout
@@ -303,6 +305,31 @@ def test_packets_of_an_application_are_put_together_by_itself(
 
 
 # call()
+
+
+def test_a_handler_that_returns_what_emit_returns_answers_nothing(
+    guarded: Guarded, client: PollingClient
+) -> None:
+    """As of upstream, whose ``emit`` returns nothing; what became of it is not for the client."""
+    server = guarded.socketio.server
+
+    class Own(python_socketio.Namespace):  # type: ignore[misc]
+        def on_own(self, sid: str) -> Any:
+            return self.emit("news", to=sid)
+
+        def on_sent(self, sid: str) -> Any:
+            return self.send("news", to=sid)
+
+    server.register_namespace(Own("/own"))
+    server.on("native", lambda sid: server.emit("news", to=sid))
+    guarded.socketio.on_event("flask", lambda: emit("news"))
+    guarded.socketio.on_event("broadcast", lambda: guarded.socketio.emit("news"))
+    for number, name in enumerate(("native", "flask", "broadcast")):
+        assert client.call(name, ack_id=number) == []
+    client.connect_too("/own")
+    for number, name in enumerate(("own", "sent")):
+        client.send(f'42/own,{number}["{name}"]')
+        assert client.receive("43/own") == f"43/own,{number}[]"
 
 
 def test_a_call_returns_the_answer_of_its_client(guarded: Guarded, client: PollingClient) -> None:

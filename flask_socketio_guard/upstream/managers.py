@@ -174,7 +174,7 @@ class GuardedManager(_Manager):
         is_home = self.guard.runtime.is_home()
         if not is_home:
             encoded(self.server.packet_class, packets.EVENT, _body(event, data), "/", None)
-            data = _snapshot(data)
+            data, room, skip_sid = _snapshot(data), _as_it_is(room), _as_it_is(skip_sid)
         arguments = (event, data, namespace or "/", room, skip_sid, callback, options)
         if is_home:
             return self._emit_here(*arguments, may_wait=True)
@@ -576,7 +576,7 @@ class GuardedPubSubManager(GuardedManager, _PubSubManager):
         options = _Options(volatile, ready_only)
         is_home = self.guard.runtime.is_home()
         if not is_home:
-            data = _snapshot(data)
+            data, room, skip_sid = _snapshot(data), _as_it_is(room), _as_it_is(skip_sid)
         message = self._message(event, data, namespace, room, skip_sid, options)
         arguments = (event, data, message, callback, options)
         if is_home:
@@ -865,6 +865,11 @@ def _best(outcomes: list[SendOutcome]) -> SendOutcome:
 def _is_several(room: Any) -> bool:
     """Say whether *room* is a collection of rooms; as upstream does."""
     return not isinstance(room, str) and room is not None and hasattr(room, "__len__")
+
+
+def _as_it_is(room: Any) -> Any:
+    """Return *room* such that no collection of rooms changes until it is used."""
+    return copy.copy(room) if _is_several(room) else room
 
 
 def _snapshot(data: Any) -> Any:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 _PAUSE = 1.0  # seconds between two pieces of a reply that is still on its way
+_PIECE = 32 * 1024  # what is sent in one go; a connection takes so much in a timeout, or is broken
 _BUFFER = 32 * 1024  # what is read in one go is handled in one go, before others get their turn
 
 
@@ -54,10 +55,12 @@ class RedisLink:
         """
         data = memoryview(b"".join([hiredis.pack_command(command) for command in commands]))
         left: int | None = None
-        while data:  # ``sendall`` gives all of it one timeout, however large it is
+        # ``sendall`` gives all of it one timeout, however large it is. So does TLS to what it is
+        # given at a time, and shows nothing of it meanwhile.
+        while data:
             try:
-                data = data[self._sock.send(data) :]
-                left = self.unsent()
+                data = data[self._sock.send(data[:_PIECE]) :]
+                left = self.unsent() if data else None
             except TimeoutError:
                 before, left = left, self.unsent()
                 if before is None or left is None or left >= before:
