@@ -360,6 +360,36 @@ def test_a_forked_child_starts_afresh_with_an_identity_of_its_own(
     assert parent == "True True"
 
 
+RUNNING = """
+import os, subprocess
+import gevent.subprocess
+from flask import Flask
+from flask_socketio import SocketIO
+from flask_socketio_guard import SocketIOGuard
+from flask_socketio_guard.app_guard import all_guards
+app = Flask("app")
+guard = SocketIOGuard(app, SocketIO(app, async_mode="threading"))
+(inner,) = all_guards()
+before = inner.supervisor
+reader, writer = os.pipe()
+def look():
+    os.write(writer, b"kept " if inner.supervisor is before else b"renewed ")
+for module in (subprocess, gevent.subprocess):
+    module.run(["true"], preexec_fn=look, check=True)
+child = os.fork()
+if child == 0:
+    look()
+    os._exit(0)
+os.waitpid(child, 0)
+print(os.read(reader, 100).decode())
+"""
+
+
+def test_a_child_that_is_about_to_run_a_program_does_not_begin_anew() -> None:
+    """All that it has is given up at once, and its parent waits for that."""
+    assert run(RUNNING).split() == ["kept", "kept", "renewed"]
+
+
 # Several guards in one process
 
 

@@ -7,10 +7,13 @@ import signal
 import threading
 from importlib.metadata import requires
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 import pytest
+from flask import Flask, Response
+from werkzeug.middleware.dispatcher import DispatcherMiddleware
+from werkzeug.test import Client
 
 from flask_socketio_guard import app_guard
 from flask_socketio_guard import gunicorn as hooks
@@ -85,6 +88,78 @@ def test_a_worker_that_is_told_to_stop_ends_its_tasks_and_goes_on_serving(
     assert client.emit("echo", 1, callback=True) == 1
     hooks.worker_exit(object(), worker)
     wait_until(lambda: own_threads() == [])
+
+
+GRACEFUL_TIMEOUT = 30
+
+
+class Settings(SimpleNamespace):
+    """gunicorn's configuration, as far as the hooks look at it."""
+
+    def set(self, name: str, value: Any) -> None:
+        setattr(self, name, value)
+
+
+class Worker:
+    """A worker that has loaded its application."""
+
+    def __init__(self, wsgi: Any) -> None:
+        self.pid, self.age, self.alive, self.wsgi = os.getpid(), 1, True, wsgi
+        self.sockets: list[object] = []
+        self.cfg = Settings(
+            workers=1,
+            graceful_timeout=GRACEFUL_TIMEOUT,
+            post_worker_init=lambda worker: None,
+            worker_exit=lambda server, worker: None,
+        )
+
+
+@pytest.mark.parametrize("path", ["/page", "/beside/page"])
+def test_a_stop_waits_for_answers_that_are_being_sent(
+    make_guarded: Callable[..., Guarded], monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    """Those of an application that is mounted beside, too: nothing cuts a download short."""
+    guarded, beside = make_guarded(), Flask("beside")
+    for app in (guarded.app, beside):
+        app.add_url_rule("/page", view_func=lambda: Response(iter(["some", "more"])))
+    polls: list[float] = []
+    sleep = guarded.inner.runtime.sleep
+
+    def note(seconds: float) -> None:
+        polls.append(seconds)
+        sleep(seconds)
+
+    monkeypatch.setattr(hooks, "_POLL_INTERVAL", 0.001)
+    monkeypatch.setattr(guarded.inner.runtime, "sleep", note)
+    worker = Worker(DispatcherMiddleware(guarded.app, {"/beside": beside}))
+    hooks.post_worker_init(worker)
+    download = Client(worker.wsgi).get(path)
+    assert next(download.iter_encoded()) == b"some"
+    worker.alive = False
+    wait_until(lambda: guarded.inner.is_drained)
+    wait_until(lambda: polls.count(0.001) >= 3, message="nobody waits for the answer")
+    assert worker.cfg.graceful_timeout == GRACEFUL_TIMEOUT
+    download.close()
+    wait_until(lambda: worker.cfg.graceful_timeout < GRACEFUL_TIMEOUT)
+    hooks.worker_exit(object(), worker)
+
+
+def test_an_application_that_is_made_with_the_first_request_is_drained(
+    make_guarded: Callable[..., Guarded],
+) -> None:
+    """By hooks that were called when there was no guard yet."""
+    worker = Worker(lambda *_: [])
+    hooks.post_worker_init(worker)
+    guarded = make_guarded()
+    http = guarded.app.test_client()
+    assert guarded.inner.has_started
+    assert http.get("/readyz").status_code == 200
+    worker.alive = False
+    wait_until(lambda: guarded.inner.is_drained, message="nobody drains it")
+    assert http.get("/readyz").status_code == 503
+    wait_until(lambda: worker.cfg.graceful_timeout < GRACEFUL_TIMEOUT)
+    worker.cfg.worker_exit(object(), worker)
+    assert own_threads() == []
 
 
 def test_nothing_starts_by_itself_outside_of_a_worker(guarded: Guarded) -> None:

@@ -512,6 +512,7 @@ def test_a_file_goes_through_as_it_is(counted: Counted) -> None:
     answer = counted.call(lambda: FileWrapper(io.BytesIO(b"content")))
     assert type(answer) is FileWrapper
     assert b"".join(answer) == b"content"
+    assert counted.requests == 1
     answer.close()
     assert counted.requests == 0
 
@@ -541,6 +542,19 @@ def test_a_file_goes_through_as_the_server_wants_it(counted: Counted) -> None:
     )
     assert type(answer) is ServersFileWrapper
     assert b"".join(iter(answer)) == b"content"  # type: ignore[call-overload]
+    assert counted.requests == 1
+    answer.close()
+    assert counted.requests == 0
+
+
+def test_a_file_goes_through_as_uwsgi_wants_it(counted: Counted) -> None:
+    """Its wrapper is a function that returns the file; another answer it reads line by line."""
+    file = io.BytesIO(b"content")
+    answer = counted.call(
+        lambda: file,
+        **{"wsgi.file_wrapper": lambda file, _size=8192: file, "uwsgi.version": b"2.0"},
+    )
+    assert answer is file
     answer.close()
     assert counted.requests == 0
 

@@ -22,7 +22,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import flask_socketio
-from flask import Response, jsonify, request
+from flask import Response, jsonify, request, send_file
 from flask_socketio import Namespace
 
 from tests.faults.app import Application, JsonLines
@@ -211,6 +211,10 @@ def _add_routes(application: ConnectionApplication) -> None:
     @app.get("/")
     def index() -> str:
         return "here"
+
+    @app.get("/file")
+    def file() -> Response:
+        return send_file(__file__)
 
     @app.get("/state")
     def state() -> Response:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from websockets.sync.client import unix_connect
 
+from tests.faults import connection_app
 from tests.faults.connection_app import HIDE
 from tests.faults.connections import CONNECTION_APP, WORKERS, happenings
 from tests.support import GunicornServer, RedisServer, UwsgiServer, wait_until
@@ -280,6 +281,11 @@ def test_uwsgi_serves_as_gunicorn_does(clients: RawClients, *, is_routed: bool) 
             gone = clients.websocket(server.port).open().join()
             gone.shut()
             wait_until(lambda: happenings(server, "departed", sids={gone.sid}))
+            assert server.get("/file").text == Path(connection_app.__file__).read_text()
+            sent = "GET /file => generated "
+            wait_until(lambda: sent in server.log(), message="the file was not sent")
+            (line,) = [line for line in server.log().splitlines() if sent in line]
+            assert "via sendfile()" in line, "the file was sent line by line"
             server.post("/guard/drain")
             assert {each.read_farewell().code for each in (opened, change)} == {SERVICE_RESTART}
             wait_until(lambda: len(happenings(server, "departed")) == 4)
