@@ -680,7 +680,7 @@ class AppGuard:
         )
         is_quiet = self._drain.run(timeout)
         ending.join()
-        is_flushed = self.flush(min(timeout, self.config.exit_flush_timeout))
+        is_flushed = self._flush_before_end(timeout)
         self._is_complete = is_quiet and is_flushed and not late
         self._drained.set()
         return self._is_complete
@@ -711,7 +711,7 @@ class AppGuard:
         self._drain.end()
         if not self.is_drained:
             self._stop_tasks(timeout)
-            self.flush(min(timeout, self.config.exit_flush_timeout))
+            self._flush_before_end(timeout)
         late = self.supervisor.stop(timeout, is_internal=True)
         if late:
             logger.warning("tasks did not end in time: %s", ", ".join(late))
@@ -736,8 +736,17 @@ class AppGuard:
             self.outbox.close()
         self._tell_of_abandoned(self.delivery.abandoned)
 
+    def _flush_before_end(self, timeout: float) -> bool:
+        """Wait until the outbox is empty, but not for a right to publish that is not there."""
+        timeout = min(timeout, self.config.exit_flush_timeout)
+        if self.outbox is not None and self.outbox.trouble:
+            return self.outbox.settle(timeout)
+        return self.flush(timeout)
+
     def _flush_last(self, outbox: Outbox) -> None:
         assert self.broker is not None
+        if outbox.trouble:
+            return
         if self.app is None or self.broker.has_answered:
             outbox.flush(self.config.exit_flush_timeout)
         else:
@@ -1000,7 +1009,11 @@ class AppGuard:
 
     def _publishing_refused(self, reason: str) -> None:
         if reason:
-            logger.error("the message queue refuses what is published, which is kept: %s", reason)
+            logger.error(
+                "the message queue refuses what is published: clients of this process get it, and "
+                "others what the outbox keeps until it is no longer refused: %s",
+                reason,
+            )
         else:
             logger.warning("the message queue takes what is published again")
         self.health.refresh()

@@ -130,7 +130,9 @@ class Outbox:
         Never waits for a broker that is away or does not answer. A caller that
         emits faster than a healthy broker takes it lets the writer have its
         turn now and then, and at the bound waits for room as long as the writer
-        gets on. After :meth:`close` the message is dropped, and counted.
+        gets on. After :meth:`close` the message is dropped, and counted. While the
+        broker refuses what is published the oldest go: nobody's emit is to fail for that,
+        which reaches the clients of this process all the same.
 
         Raises:
             OutboxFull: The bound is reached and the newest message is refused.
@@ -153,7 +155,7 @@ class Outbox:
                     self._acknowledged_at = clock()  # there was nothing to acknowledge before
         if dropped or is_refused:
             self._on_lost(dropped + is_refused, "exit" if self._is_closed else "overflow", "")
-        if is_refused and not self._is_closed:
+        if is_refused and not self._is_closed and not self.trouble:
             raise OutboxFull(messages=len(self), size=self._bytes)
         if not self._work.is_set():
             self._work.set()
@@ -169,7 +171,8 @@ class Outbox:
 
     def _is_getting_on(self) -> bool:
         is_silent = clock() - self._acknowledged_at > _SILENCE_TIMEOUT
-        return self._broker.is_reachable and not is_silent and not self._is_closed
+        is_stopped = self._is_closed or bool(self.trouble)
+        return self._broker.is_reachable and not is_silent and not is_stopped
 
     def _is_full(self, size: int) -> bool:
         # One that is larger than the bound passes when nothing else waits.
@@ -178,7 +181,7 @@ class Outbox:
 
     def _make_room(self, size: int) -> int:
         dropped = 0
-        if not self._is_dropping_oldest or size > self.max_bytes:
+        if not (self._is_dropping_oldest or self.trouble) or size > self.max_bytes:
             return dropped
         while self._waiting and self._is_full(size):
             self._bytes -= len(self._waiting.popleft().payload)

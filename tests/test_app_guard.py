@@ -271,6 +271,27 @@ def test_a_stop_does_not_wait_longer_for_the_broker_than_it_may(
     assert process.guard.counters["outbox_dropped"] == 3
 
 
+@pytest.mark.parametrize("way", ["drain", "stop", "exit"])
+def test_no_end_waits_for_a_right_to_publish(
+    make_process: Callable[..., Guarded], bus: Bus, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """Stock does not either; what is left is counted."""
+    process = make_process()
+    inner = process.inner
+    assert inner.outbox is not None
+    inner.outbox.trouble = "permission"
+    monkeypatch.setattr(inner.outbox, "flush", pytest.fail)
+    monkeypatch.setattr(inner.outbox, "_next_batch", list)
+    inner.outbox.put(b"kept")
+    if way == "exit":
+        inner.flush_at_exit()
+    elif way == "drain":
+        assert not inner.drain(0.5)
+    if way != "exit":
+        stop_with_bus(process, bus, timeout=0.5)
+    assert inner.counters.as_dict()["outbox_dropped"] == 1
+
+
 # The end of the process, and forks
 
 WRITE_ONLY = """

@@ -222,11 +222,13 @@ def test_a_broker_that_was_never_reached_or_refuses_takes_no_traffic(
     assert facts.health.snapshot.checks["broker:reachable"].output == "authentication"
 
 
-def test_a_broker_that_takes_nothing_is_a_failure(facts: Facts) -> None:
-    """It lets in, and refuses what is published for the lack of a right."""
+@pytest.mark.parametrize("fill", [0.1, 1.0])
+def test_a_broker_that_takes_nothing_is_a_warning(facts: Facts, fill: float) -> None:
+    """It lets in, and refuses what is published: clients of this process are served."""
     facts.outbox.trouble = "permission"
+    facts.outbox.fill = fill
     facts.tick()
-    assert facts.answers() == [PASS, FAIL, FAIL]
+    assert facts.answers() == [PASS, WARN, WARN]
     assert facts.health.snapshot.checks["outbox:messages"].output == "permission"
 
 

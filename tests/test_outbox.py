@@ -852,6 +852,25 @@ def test_what_may_not_be_published_is_kept_until_it_may(make_box: Callable[..., 
     assert box.lost == []
 
 
+@pytest.mark.parametrize("bound", [{"max_messages": 3}, {"max_bytes": 3}], ids=str)
+def test_nothing_is_refused_because_it_may_not_be_published(
+    make_box: Callable[..., Box], bound: dict[str, int]
+) -> None:
+    """Clients of this process are to get it: the oldest go, and are counted."""
+    box = make_box(start=False, **bound)
+    box.outbox.trouble = "permission"
+    for number in range(5):
+        box.outbox.put(b"%d" % number)
+    assert len(box.outbox) == 3
+    assert box.lost == [(1, "overflow", "")] * 2
+    box.outbox.put(b"too large" * 100)  # for a bound in bytes
+    box.start()
+    assert box.outbox.flush(5.0)
+    kept = ["2", "3", "4"] if "max_bytes" in bound else ["3", "4", "too large" * 100]
+    assert box.taken == kept
+    assert box.lost == [(1, "overflow", "")] * 3
+
+
 def test_nobody_waits_for_what_may_not_be_published(make_box: Callable[..., Box]) -> None:
     box = make_box(start=False)
     box.outbox.trouble = "permission"

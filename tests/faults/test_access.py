@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ pytestmark = pytest.mark.timeout(90)
 
 PASSWORD = "s3cret-passw0rd"
 CHANNEL = "flask-socketio"
+_OUTBOX = 50
 both_modes = pytest.mark.parametrize("async_mode", ["gevent", "threading"])
 
 
@@ -34,7 +36,13 @@ def launch(async_mode: str) -> Iterator[Callable[..., GunicornServer]]:
     launched: list[GunicornServer] = []
 
     def start(url: str) -> GunicornServer:
-        config = '{"SOCKETIO_GUARD_PROBE_INTERVAL": 0.1, "SOCKETIO_GUARD_PROBE_TIMEOUT": 1.0}'
+        config = json.dumps(
+            {
+                "SOCKETIO_GUARD_PROBE_INTERVAL": 0.1,
+                "SOCKETIO_GUARD_PROBE_TIMEOUT": 1.0,
+                "SOCKETIO_GUARD_OUTBOX_MAX_MESSAGES": _OUTBOX,
+            }
+        )
         env = {"GUARD": "1", "REDIS_URL": url, "ASYNC_MODE": async_mode, "APP_CONFIG": config}
         server = GunicornServer(APP, async_mode=async_mode, env=env)
         launched.append(server)
@@ -105,6 +113,21 @@ def test_a_right_to_the_channel_of_flask_socketio_alone_is_enough(
         grant(f"&{CHANNEL}:guard:*")
         wait_until(lambda: observed(a, "listener:probes") == ("end to end", None), timeout=10)
         wait_until_delivering(b, witness)
+
+        grant("-publish")
+        own = sio_client(b)
+        assert b.post("/emit", event="local", count=3 * _OUTBOX)["errors"] == []
+        own.wait_for("local", count=3 * _OUTBOX)
+        wait_until(lambda: observed(b, "outbox:messages") == (_OUTBOX, "permission"))
+        assert (health_details(b)["status"], status(b)) == ("warn", 200)
+        wait_until(lambda: observed(b, "outbox_dropped:count") == (2 * _OUTBOX, None))
+        said = [record.message for record in warnings(b)]
+        assert sum("refuses what is published" in message for message in said) == 1
+        assert any("dropped: overflow" in message for message in said)
+        assert witness.events("local") == []
+        grant("+publish")
+        witness.wait_for("local", count=_OUTBOX)
+        wait_until(lambda: health_details(b)["status"] == "pass")
     assert not any(PASSWORD in record.message for record in warnings(a))
 
 
