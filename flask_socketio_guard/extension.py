@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary, ref
 import flask
 from flask import Flask, current_app, has_app_context
 
+from .addresses import address_key
 from .app_guard import AppGuard, stop_superseded
 from .config import GuardConfig, require_plain, require_seconds
 from .delivery.records import Retry, is_text
@@ -973,7 +974,7 @@ def _identity_key(guard: AppGuard) -> str:
 
 
 def _address_key(guard: AppGuard) -> str:
-    address = flask.request.remote_addr
+    address = address_key(flask.request.remote_addr or "")
     return f"address:{address}" if address else _session_key(guard)
 
 

@@ -11,7 +11,7 @@ PACKAGE = Path(flask_socketio_guard.__file__).parent
 
 FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"errors", "backoff", "printable", "version", "signatures"})
-    | frozenset({"duplicates", "answers", "forks"}),
+    | frozenset({"addresses", "duplicates", "answers", "forks"}),
     frozenset({"states", "threads", "loop_monitor"}),
     frozenset({"config", "runtime", "signals", "scripts"}),
     frozenset({"hooks", "transport", "intake", "sending", "folding"}),

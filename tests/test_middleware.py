@@ -132,6 +132,16 @@ def test_places_are_counted_for_each_address(make_front: Callable[..., Front]) -
     assert front.get(HANDSHAKE, environ_overrides=there).status_code == 200
 
 
+def test_a_client_is_one_whichever_of_its_ipv6_addresses_it_takes(
+    make_front: Callable[..., Front],
+) -> None:
+    front = make_front(max_connections_per_address=1)
+    taken = ("2001:db8:0:1::1", "2001:db8:0:1:ffff::2", "2001:db8:0:2::1")
+    answers = [front.get(HANDSHAKE, environ_overrides={"REMOTE_ADDR": each}) for each in taken]
+    assert [answer.status_code for answer in answers] == [200, 503, 200]
+    assert front.guarded.inner.admission.count("2001:db8:0:1::/64") == 1
+
+
 def test_an_address_is_the_one_that_a_proxy_tells() -> None:
     """As the application sees it, also if ``ProxyFix`` was there before the guard."""
     app = Flask("proxied")

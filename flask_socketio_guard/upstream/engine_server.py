@@ -14,6 +14,7 @@ from engineio import packet as packets
 from engineio.packet import Packet
 from websockets.frames import CloseCode
 
+from ..addresses import address_key
 from ..runtime import clock
 from ..sending import SendOutcome
 from ..signals import logger
@@ -158,7 +159,7 @@ class GuardedEngineServer(_Server):
         Asked once all else about its handshake is right: what is no handshake takes
         nobody's place in the rate. Upstream adds what browsers need to read the answer.
         """
-        address = environ.get("REMOTE_ADDR", "")
+        address = address_key(environ.get("REMOTE_ADDR", ""))
         if self.is_out_of_threads(environ):
             return self._refused(environ, "full")
         reason = self.guard.refusal(address)

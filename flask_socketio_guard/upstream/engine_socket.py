@@ -13,6 +13,7 @@ from engineio.exceptions import EngineIOError
 from engineio.packet import Packet
 from websockets.frames import CloseCode
 
+from ..addresses import address_key
 from ..intake import Intake, IntakeBounds
 from ..runtime import clock
 from ..sending import (
@@ -120,7 +121,7 @@ class GuardedSocket(_Socket):
         config = guard.config
         self.server = server
         self.sid = sid
-        self.address: str = environ.get("REMOTE_ADDR", "")
+        self.address = address_key(environ.get("REMOTE_ADDR", ""))
         self._environ = environ
         self.session: dict[str, Any] = {}
         self.connected = False
