@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from example_app.broker import Broker, is_answering
-from example_app.pages import CLIENT_FILE, CLIENT_FOLDER
+from example_app.client_file import CLIENT_FILE, CLIENT_FOLDER
 from example_app.waiting import DemoError, fetch, free_port, is_free, tail, wait_until
 
 if TYPE_CHECKING:

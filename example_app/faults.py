@@ -28,6 +28,7 @@ from flask import Blueprint, Flask, abort, current_app, request
 from flask_socketio import SocketIO, join_room
 from greenlet import greenlet
 
+from example_app.waiting import HEADER
 from flask_socketio_guard import DuplicateTask
 
 if TYPE_CHECKING:
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 
     from flask_socketio_guard import SocketIOGuard
 
-HEADER = "X-Break-It"
 PROXY_HEADERS = ("Forwarded", "Via", "X-Forwarded-", "X-Real-Ip")
 STREAM_ROOM = "demo:stream"
 STREAM_INTERVAL = 0.05

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 from flask import Blueprint, Response, current_app, render_template, request, send_from_directory
 
 from example_app import faults
+from example_app.client_file import CLIENT_FILE, CLIENT_FOLDER
 from example_app.market import PITS
 
 pages = Blueprint("pages", __name__)
-
-# `npm ci` in this folder puts it there. It is served from here, so the page works offline.
-CLIENT_FOLDER = Path(__file__).parent / "node_modules" / "socket.io-client" / "dist"
-CLIENT_FILE = "socket.io.min.js"
 
 
 @pages.get("/")
@@ -34,7 +30,7 @@ def floor() -> str:
 
 @pages.get("/client.js")
 def client() -> Response:
-    """Serve the standard Socket.IO client."""
+    """Serve the standard Socket.IO client from here, so that the page works offline."""
     return send_from_directory(CLIENT_FOLDER, CLIENT_FILE)
 
 

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
-from example_app.faults import HEADER
-
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+HEADER = "X-Break-It"
+"""The "Break it" panel sends it with each POST; a page of another origin must not."""
 POLL_INTERVAL = 0.02
 
 
