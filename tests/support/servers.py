@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -144,8 +145,10 @@ class GunicornServer:
             if not self.is_alive():
                 raise RuntimeError(f"gunicorn ended at start-up:\n{self.log()}")
             try:
+                # Most often nobody listens yet, and to learn that from an HTTP client is dear.
+                socket.create_connection(("127.0.0.1", self.port), timeout=1.0).close()
                 self.request("GET", path, timeout=1.0)
-            except requests.RequestException:
+            except OSError:  # those of requests among them
                 return False
             return True
 
@@ -159,9 +162,11 @@ class GunicornServer:
     ) -> requests.Response:
         """Send one request on a connection of its own."""
         headers = {"Connection": "close", **options.pop("headers", {})}
-        return requests.request(
-            method, self.url + path, timeout=timeout, headers=headers, **options
-        )
+        with requests.Session() as session:
+            session.trust_env = False  # no proxy, no password: both are looked for each time
+            return session.request(
+                method, self.url + path, timeout=timeout, headers=headers, **options
+            )
 
     def get(self, path: str, **options: Any) -> requests.Response:
         """Send a GET request, of which any status may come."""

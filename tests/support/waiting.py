@@ -10,6 +10,9 @@ if TYPE_CHECKING:
 
 Value = TypeVar("Value")
 
+_LONGEST_INTERVAL = 0.05
+_PATIENCE = 0.1
+
 
 class DeadlineExceeded(AssertionError):
     """A condition that a test waits for did not come true in time."""
@@ -28,17 +31,19 @@ def wait_until(
         condition: Called at least once, and once more when the time is up.
         timeout: Longest wait in seconds.
         message: Says in the error what was waited for.
-        interval: Seconds between two calls.
+        interval: Seconds between two calls at least. What has been waited for for long is asked
+            for less often, so that those who wait leave the machine to others.
 
     Raises:
         DeadlineExceeded: *condition* was still false after *timeout* seconds.
     """
-    deadline = time.monotonic() + timeout
+    began_at = time.monotonic()
     while True:
-        is_last_call = time.monotonic() >= deadline
+        waited = time.monotonic() - began_at
+        is_last_call = waited >= timeout
         value = condition()
         if value:
             return value
         if is_last_call:
             raise DeadlineExceeded(f"{message} (waited {timeout:g} s)")
-        time.sleep(interval)
+        time.sleep(max(interval, min(_PATIENCE * waited, _LONGEST_INTERVAL)))
