@@ -69,8 +69,8 @@ def pytest_itemcollected(item: pytest.Item) -> None:
     """Keep the tests of a module together, which share servers, and those that run alone."""
     if _is_alone(item):
         item.add_marker(pytest.mark.xdist_group("alone"))
-    elif item.get_closest_marker("apart") is None:
-        item.add_marker(pytest.mark.xdist_group(item.path.stem))
+    elif not any(map(item.get_closest_marker, ("apart", "xdist_group"))):
+        item.add_marker(pytest.mark.xdist_group(f"{item.path.parent.name}_{item.path.stem}"))
 
 
 @pytest.hookimpl(tryfirst=True)

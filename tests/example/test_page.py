@@ -43,6 +43,7 @@ CHROMIUM_ARGUMENTS = [
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
+    "--disable-features=BackForwardCache",  # a page that was left is gone
 ]
 SECOND = 1000.0  # playwright counts in milliseconds
 TIMEOUT = 20 * SECOND
@@ -99,23 +100,41 @@ def exchange(browser: Browser, _client_for_javascript: None) -> Iterator[Exchang
         yield Exchange(redis, *servers)
 
 
-@pytest.fixture
-def open_page(browser: Browser) -> Iterator[OpenPage]:
-    """Return a function that opens the page of a server in a window of its own."""
-    with ExitStack() as stack:
-        errors: list[object] = []
+@pytest.fixture(scope="module")
+def _windows() -> list[Page]:
+    """Empty windows, to be used again: a new one is a new process, which takes its time."""
+    return []
 
-        def open_page(server: DeployedServer) -> Page:
+
+@pytest.fixture
+def open_page(browser: Browser, _windows: list[Page]) -> Iterator[OpenPage]:
+    """Return a function that opens the page of a server in a window of its own."""
+    errors: list[object] = []
+    opened: list[Page] = []
+
+    def note(error: object) -> None:
+        errors.append(error)
+
+    def open_page(server: DeployedServer) -> Page:
+        if _windows:
+            page = _windows.pop()
+        else:
             context = browser.new_context(viewport={"width": 1280, "height": 1000})
-            stack.callback(context.close)
             page = context.new_page()
             page.set_default_timeout(TIMEOUT)
-            page.on("pageerror", lambda error: errors.append(error))
-            page.goto(server.url)
-            return page
+        opened.append(page)
+        page.on("pageerror", note)
+        page.goto(server.url)
+        return page
 
-        yield open_page
-        assert errors == []
+    yield open_page
+    for page in opened:
+        if not page.is_closed():
+            page.evaluate("sessionStorage.clear()")  # all that the page keeps in the browser
+            page.goto("about:blank")
+            page.remove_listener("pageerror", note)
+            _windows.append(page)
+    assert errors == []
 
 
 @pytest.fixture

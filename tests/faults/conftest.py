@@ -1,7 +1,7 @@
 """Fleets of guarded, or in stock mode unguarded, processes.
 
-With the guard a fault leaves the servers usable, so the tests of one module share them. Without
-it, or after a failure, the next test gets new ones.
+With the guard a fault leaves the servers usable, so the tests that run in one process share them,
+whatever their module. Without it, or after a failure, the next test gets new ones.
 """
 
 from __future__ import annotations
@@ -23,19 +23,43 @@ if TYPE_CHECKING:
     from tests.support import GunicornServer
 
 
+_TOGETHER = {
+    "arrivals": ("test_backpressure", "test_gate", "test_last_words"),
+    "connections": ("test_connections", "test_disconnects", "test_half_handshakes"),
+    "floods": ("test_floods", "test_packets"),
+    "one_process": ("test_handlers", "test_tasks"),
+    "two_processes": ("test_broker", "test_callbacks", "test_listener", "test_outbox"),
+}
+"""The modules that share servers, and so run in one process."""
+_MOST_FLEETS = 4
+"""More than one test uses at a time."""
+
+
+@pytest.hookimpl(tryfirst=True)  # who has a group gets no other
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Keep the tests together that share servers."""
+    for group, modules in _TOGETHER.items():
+        if item.path.stem in modules and item.get_closest_marker("alone") is None:
+            item.add_marker(pytest.mark.xdist_group(group))
+
+
 class FleetPool:
-    """The fleets that run, by what distinguishes them."""
+    """The fleets that run, by what distinguishes them; the one used last at the end."""
 
     def __init__(self) -> None:
         self._fleets: dict[FleetOptions, Fleet] = {}
 
     def get(self, options: FleetOptions) -> Fleet:
         """Return a running fleet with these options, a new one if need be."""
-        fleet = self._fleets.get(options)
-        if fleet is not None and fleet.is_usable():
-            return fleet
+        fleet = self._fleets.pop(options, None)
+        if fleet is not None and not fleet.is_usable():
+            fleet.close()
+            fleet = None
         if fleet is not None:
-            self.discard(fleet)
+            self._fleets[options] = fleet
+            return fleet
+        while len(self._fleets) >= _MOST_FLEETS:
+            self.discard(next(iter(self._fleets.values())))
         fleet = Fleet(options)
         self._fleets[options] = fleet
         fleet.start()
@@ -52,7 +76,7 @@ class FleetPool:
             self.discard(fleet)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def _fleet_pool() -> Iterator[FleetPool]:
     pool = FleetPool()
     yield pool

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.timeout(60)
 
+sampled = pytest.mark.sampled(2)
+
 
 @pytest.fixture(params=["gevent", "threading"])
 def async_mode(request: pytest.FixtureRequest) -> str:
@@ -62,6 +64,7 @@ def states(server: GunicornServer, ids: list[str]) -> list[str]:
     return [state for state, _ in server.post("/receipts", ids=ids)]
 
 
+@sampled
 def test_a_client_that_comes_later_gets_what_waits_for_it(
     server: GunicornServer, other: GunicornServer, sio_client: Callable[..., SocketIOClient]
 ) -> None:
@@ -72,6 +75,7 @@ def test_a_client_that_comes_later_gets_what_waits_for_it(
     assert sorted(item.args[0] for item in client.events("news")) == list(range(20))
 
 
+@sampled
 def test_a_client_that_does_not_answer_gets_it_again_and_knows_it(
     server: GunicornServer, other: GunicornServer, raw_client: Callable[..., RawClient]
 ) -> None:
@@ -87,6 +91,7 @@ def test_a_client_that_does_not_answer_gets_it_again_and_knows_it(
     assert server.post("/wait", id=id, seconds=5) == "delivered"
 
 
+@sampled
 def test_the_sender_may_wait_and_is_told(
     server: GunicornServer, other: GunicornServer, sio_client: Callable[..., SocketIOClient]
 ) -> None:
@@ -102,6 +107,7 @@ def test_the_sender_may_wait_and_is_told(
     wait_until(lambda: ["delivered", id, "delivered"] in server.state()["calls"])
 
 
+@sampled
 def test_what_expires_is_a_dead_letter(server: GunicornServer) -> None:
     (id,) = deliver(server, {"a": 1}, to="nobody", deadline=0.3, hooks=True)
     assert server.post("/wait", id=id, seconds=5) == "expired"
@@ -109,6 +115,7 @@ def test_what_expires_is_a_dead_letter(server: GunicornServer) -> None:
     wait_until(lambda: ["expired", id, "expired"] in server.state()["calls"])
 
 
+@sampled
 def test_a_message_for_a_connection_is_gone_with_it(
     server: GunicornServer, other: GunicornServer, raw_client: Callable[..., RawClient]
 ) -> None:
@@ -118,6 +125,7 @@ def test_a_message_for_a_connection_is_gone_with_it(
     assert server.post("/wait", id=id, seconds=5) == "gone"
 
 
+@sampled
 def test_a_client_may_refuse(
     server: GunicornServer, other: GunicornServer, sio_client: Callable[..., SocketIOClient]
 ) -> None:
@@ -126,6 +134,7 @@ def test_a_client_may_refuse(
     assert server.post("/wait", id=id, seconds=5) == "refused"
 
 
+@sampled
 def test_cancelled_and_replaced_ones_are_not_sent(
     server: GunicornServer, other: GunicornServer, sio_client: Callable[..., SocketIOClient]
 ) -> None:
@@ -139,6 +148,7 @@ def test_cancelled_and_replaced_ones_are_not_sent(
     assert [item.args[0] for item in client.events("news")] == [2]
 
 
+@sampled
 def test_ordered_ones_arrive_in_order_through_reconnections(
     server: GunicornServer, other: GunicornServer, sio_client: Callable[..., SocketIOClient]
 ) -> None:
@@ -189,6 +199,7 @@ def test_a_store_that_is_away_is_told_and_nothing_in_it_is_lost(
     assert "answers again" in lines[-1]
 
 
+@sampled
 def test_who_only_enters_a_namespace_again_does_not_get_all_anew(
     server: GunicornServer, other: GunicornServer
 ) -> None:
@@ -198,6 +209,8 @@ def test_who_only_enters_a_namespace_again_does_not_get_all_anew(
         for _ in range(100):
             client.join().send("41")
         client.join().call("echo", 1, ack_id=1)
+        if not any('"news"' in text for text in client.received):
+            client.read_until("42")  # a slow machine has not come to it yet
         sent = [text for text in client.received if '"news"' in text]
     assert 1 <= len(sent) <= 48, f"{len(sent)} messages, {sum(map(len, sent))} bytes"
     with RawWebSocket(other.port).open(query="identity=pat") as client:
@@ -217,7 +230,7 @@ def test_a_message_that_cannot_be_read_keeps_nobody_from_delivering(
     looks: list[int] = []
 
     def look() -> None:
-        while not is_over.is_set():
+        while not is_over.wait(0.01):
             answer = server.request("POST", "/receipts", json={"ids": [broken]}, timeout=30)
             looks.append(answer.status_code)
 
@@ -226,12 +239,12 @@ def test_a_message_that_cannot_be_read_keeps_nobody_from_delivering(
         each.start()
     answers = [
         server.request("POST", "/deliver", json={"values": [1] * 20, "to": "ann"}, timeout=30)
-        for _ in range(20)
+        for _ in range(10)
     ]
     is_over.set()
     for each in looking:
         each.join(30.0)
-    assert [answer.status_code for answer in answers] == [200] * 20
+    assert [answer.status_code for answer in answers] == [200] * 10
     assert set(looks) == {500}, "who asks for it is told"
     unknown = server.request("POST", "/wait", json={"id": "\ud800", "seconds": 1}, timeout=30)
     assert unknown.status_code == 500

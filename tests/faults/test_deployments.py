@@ -85,10 +85,10 @@ def errors(server: GunicornServer, *, level: str = "ERROR") -> list[str]:
 @pytest.mark.parametrize(
     ("worker", "preload"),
     [
-        ("gevent-websocket", ()),
-        ("gevent", ()),
-        ("gthread", ()),
         ("gevent-websocket", ("--preload",)),
+        ("gthread", ()),
+        pytest.param("gevent-websocket", (), marks=pytest.mark.long),
+        pytest.param("gevent", (), marks=pytest.mark.long),
     ],
 )
 @pytest.mark.faults(
@@ -118,6 +118,7 @@ def test_a_worker_without_hooks_lets_its_clients_go(
     assert "Traceback" not in server.log(), server.log()
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("kind", _UNFIT)
 @pytest.mark.faults(
     "gevent's mode under a worker that has no event loop",
@@ -187,6 +188,7 @@ def test_unknown_sessions_are_counted_and_those_that_ended_here_are_not(
     assert len([line for line in errors(server, level="WARNING") if "sticky" in line]) == 1
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("worker", [*WORKERS, "gthread"])
 @pytest.mark.faults(
     "more clients than files may be open",
@@ -258,7 +260,13 @@ def test_a_refused_javascript_client_is_told_at_once(
     assert seen["message"] == "websocket error"
 
 
-@pytest.mark.parametrize("is_routed", [False, True], ids=["http-socket", "http"])
+@pytest.mark.parametrize(
+    "is_routed",
+    [
+        pytest.param(False, id="http-socket"),
+        pytest.param(True, id="http", marks=pytest.mark.long),
+    ],
+)
 def test_uwsgi_serves_as_gunicorn_does(clients: RawClients, *, is_routed: bool) -> None:
     """Both transports and the change between them, a queue, and a drain with its close code.
 
