@@ -189,6 +189,7 @@ class AppGuard:
         self.has_started = False
         self._is_sending = False
         self._is_writing = False
+        self._is_exiting = False
         self._is_serving = False
         self._is_hearing = False
         self._is_told_of_memory = False
@@ -539,14 +540,15 @@ class AppGuard:
         self.outbox.put(payload)
         if not self._is_writing:
             self._start_writing()
-        if not self.has_started or self.app is None:
+        if not self.has_started or self.app is None or self._is_exiting:
             self._see_it_out(self.outbox)
 
     def _see_it_out(self, outbox: Outbox) -> None:
         """Wait, for a while, until what was emitted is with the broker.
 
         A process that serves nobody may end at any instant, without a word (``os._exit``),
-        and often does so right behind its last emit. To wait is what stock does.
+        and often does so right behind its last emit; so does one that is about to exit. To
+        wait is what stock does.
         """
         task = current_task()
         is_writer = task is not None and task.is_internal
@@ -731,8 +733,8 @@ class AppGuard:
         """Give what was emitted last a chance to get out before the process ends."""
         if self.stopping.is_set():
             return
-        if self.outbox is not None and len(self.outbox):
-            self._flush_last(self.outbox)
+        self._is_exiting = True  # exit functions of the application may follow, and emit
+        if self.outbox is not None and len(self.outbox) and not self._flush_last(self.outbox):
             self.outbox.close()
         self._tell_of_abandoned(self.delivery.abandoned)
 
@@ -743,15 +745,14 @@ class AppGuard:
             return self.outbox.settle(timeout)
         return self.flush(timeout)
 
-    def _flush_last(self, outbox: Outbox) -> None:
+    def _flush_last(self, outbox: Outbox) -> bool:
         assert self.broker is not None
         if outbox.trouble:
-            return
+            return False
         if self.app is None or self.broker.has_answered:
-            outbox.flush(self.config.exit_flush_timeout)
-        else:
-            # A test or a command where there is no broker: its end shall not be late.
-            outbox.settle(self.config.exit_flush_timeout)
+            return outbox.flush(self.config.exit_flush_timeout)
+        # A test or a command where there is no broker: its end shall not be late.
+        return outbox.settle(self.config.exit_flush_timeout)
 
     def _tell_of_abandoned(self, count: int) -> None:
         if count:

@@ -10,13 +10,16 @@
 ``late``
     in a child of multiprocessing, which prints how long that took;
 ``os-fork``
-    in a child of ``os.fork``, which calls ``os._exit`` then.
+    in a child of ``os.fork``, which calls ``os._exit`` then;
+``at-exit``
+    in a function that runs at exit, and after the guard's, of a process that serves.
 
 :func:`work` does the same as a job of RQ, whose work horses are forked and end by ``os._exit``.
 """
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import os
 import sys
@@ -34,7 +37,7 @@ def _make() -> Any:
     app: Flask | None = None
     if os.environ.get("FORM") == "app":
         app = Flask(__name__)
-        socketio = SocketIO(app, message_queue=url)
+        socketio = SocketIO(app, message_queue=url, async_mode=os.environ.get("MODE"))
     else:
         socketio = SocketIO(message_queue=url)
     if os.environ.get("GUARD") == "1":
@@ -46,6 +49,8 @@ def _make() -> Any:
     return socketio
 
 
+if sys.argv[1:] == ["at-exit"]:
+    atexit.register(lambda: work())  # before the guard registers its own: that runs first
 socketio = _make()
 
 
@@ -82,6 +87,13 @@ def main() -> None:
         child_pid = os.fork()
         if child_pid:
             raise SystemExit(os.waitpid(child_pid, 0)[1])
+    if how == "at-exit":
+        from flask_socketio_guard.app_guard import all_guards
+
+        for guard in all_guards():
+            guard.start()
+        socketio.emit("first")
+        return
     work()
     os._exit(0)
 

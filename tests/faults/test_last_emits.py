@@ -104,6 +104,15 @@ def test_the_last_emit_of_a_process_that_ends_without_a_word_arrives(
     assert channel.numbers("last", count=EVENTS) == list(range(EVENTS))
 
 
+def test_what_is_emitted_in_functions_that_run_at_exit_arrives(
+    redis_server: RedisServer, channel: Channel
+) -> None:
+    """Also in those that run after the guard's, which has flushed what was there before."""
+    command = ["-m", "tests.faults.last_emits", "at-exit"]
+    run(command, REDIS_URL=redis_server.url, GUARD="1", FORM="app", MODE="threading")
+    assert channel.numbers("last", count=EVENTS) == list(range(EVENTS))
+
+
 def test_a_child_of_multiprocessing_flushes_when_it_ends(
     make_redis: Callable[[], RedisServer], measured: Measured
 ) -> None:
