@@ -720,6 +720,38 @@ def test_a_server_without_websockets_is_named(make_served: Callable[..., Served]
         engine_socket.GuardedSocket(served.engine, "sid", {})._serve_raw(environ)
 
 
+@pytest.mark.parametrize(
+    ("allowed", "headers", "is_let_in"),
+    [
+        (None, {"Sec-Fetch-Site": "cross-site", "Referer": "https://evil.example/page"}, False),
+        (None, {"Sec-Fetch-Site": "cross-site"}, False),
+        (None, {"Sec-Fetch-Site": "same-site", "Referer": "http://other.test/"}, False),
+        (None, {"Sec-Fetch-Site": "same-site", "Referer": "http://test/page"}, True),
+        (None, {"Sec-Fetch-Site": "same-origin"}, True),
+        (None, {}, True),
+        (["https://ok.example"], {"Sec-Fetch-Site": "cross-site"}, False),
+        (
+            ["https://ok.example"],
+            {"Sec-Fetch-Site": "cross-site", "Referer": "https://ok.example/"},
+            True,
+        ),
+        ("*", {"Sec-Fetch-Site": "cross-site"}, True),
+        ([], {"Sec-Fetch-Site": "cross-site"}, True),
+    ],
+)
+def test_no_page_from_elsewhere_opens_a_session_by_a_script(
+    make_served: Callable[..., Served], allowed: Any, headers: dict[str, str], is_let_in: bool
+) -> None:
+    """JSONP tells it the id of a session with the cookies of its visitor; there is no Origin."""
+    served = make_served(options={"cors_allowed_origins": allowed})
+    watch = Watch(served)
+    answer = served.request("GET", HANDSHAKE + "&j=0", headers=headers)
+    assert answer.status == (200 if is_let_in else 400)
+    assert [each.reason for each in watch.refusals] == ([] if is_let_in else ["origin"])
+    # What JSONP does not carry cannot be read there.
+    assert served.request("GET", HANDSHAKE, headers=headers).status == 200
+
+
 @both_modes
 def test_foreign_origins_and_old_versions_are_named(
     make_served: Callable[..., Served], kind: str

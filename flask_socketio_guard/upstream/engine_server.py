@@ -65,6 +65,8 @@ _BAD_VERSION = "The client is using an unsupported version of the Socket.IO or E
 _JOIN_GRACE = 3.0  # seconds: a client joins one round trip after its handshake
 _RETRY_AFTER = "5"  # seconds a refused client is asked to wait
 _SESSION = re.compile("(?:^|&)sid=[^&]")
+_ORIGIN = re.compile("https?://[^/?#]+")
+_OTHER_SITES = frozenset({"cross-site", "same-site"})
 _FOR_DEVELOPERS = frozenset({"bad-origin", "bad-version"})
 
 
@@ -140,6 +142,8 @@ class GuardedEngineServer(_Server):
             flaw = ("Invalid transport", "bad-transport")
         elif query.get("EIO") != ["4"]:
             flaw = (_BAD_VERSION, "bad-version")
+        elif "j" in query and self._is_script_elsewhere(environ):
+            flaw = ("Not an accepted origin.", "bad-origin")
         else:
             return None
         is_preflight = environ["REQUEST_METHOD"] == "OPTIONS"
@@ -152,6 +156,21 @@ class GuardedEngineServer(_Server):
             return False
         allowed = self._cors_allowed_origins(environ)
         return allowed is not None and origin not in allowed
+
+    def _is_script_elsewhere(self, environ: WSGIEnvironment) -> bool:
+        """Say whether a page from another origin polls by JSONP, for which there is no ``Origin``.
+
+        The session is opened with the cookies of whoever visits that page, and the page is told
+        its id: it may then be used from anywhere.
+
+        Source:
+            W3C, "Fetch Metadata Request Headers", ``Sec-Fetch-Site``; browsers without it are
+            served as upstream serves them.
+        """
+        if environ.get("HTTP_ORIGIN") or environ.get("HTTP_SEC_FETCH_SITE") not in _OTHER_SITES:
+            return False
+        page = _ORIGIN.match(environ.get("HTTP_REFERER", ""))
+        return self._is_from_elsewhere({**environ, "HTTP_ORIGIN": page[0] if page else "null"})
 
     def _refusal(self, environ: WSGIEnvironment) -> Any:
         """Return the answer to a new client that is not let in, or ``None``.
