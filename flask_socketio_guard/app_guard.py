@@ -30,7 +30,7 @@ from .deadlines import Deadlines
 from .delivery.records import DEAD, DeadLetter
 from .delivery.service import DeliveryService
 from .drain import Drain
-from .errors import ConfigError, DuplicateTask
+from .errors import ConfigError, DuplicateTask, RoomInvalid
 from .fan_out import FanOut
 from .handlers import HandlerGuard
 from .health import TICK_INTERVAL, Health, HealthEndpoints, Sources
@@ -40,6 +40,7 @@ from .listener import LISTENER_TASK, Listener
 from .logs import LogLines
 from .metrics import Counters
 from .outbox import BATCH_MESSAGES, Outbox
+from .printable import printable, without_secrets
 from .rates import Limit, RateLimiter
 from .routes import require_free_paths
 from .runtime import GEVENT_MODES, Event, Runtime, clock, is_about_to_exec, is_patched, runtime_for
@@ -77,6 +78,7 @@ from .upstream import (
     forsake_clients,
     has_queue,
     hold_answers,
+    is_session_id,
     new_host_id,
     offer_compression,
     take_lost_handlers,
@@ -493,10 +495,16 @@ class AppGuard:
             self.runtime.sleep(_LISTENING_POLL_INTERVAL)
 
     def identify(self, sid: str, identity: str) -> bool:
-        """Note that a client is a device of *identity*; say whether it is here."""
+        """Note that a client is a device of *identity*; say whether it is here.
+
+        Raises:
+            RoomInvalid: *identity* is the session id of another client.
+        """
         connection = self.connections.find(sid)
         if connection is None:
             return False
+        if identity != sid and (identity in self.connections or is_session_id(identity)):
+            raise RoomInvalid("the identity is the session id of another client")
         identify = partial(self.delivery.courier.identify, sid, connection.namespace, identity)
         if self.runtime.is_home():
             identify()
@@ -1013,7 +1021,7 @@ class AppGuard:
             logger.error(
                 "the message queue refuses what is published: clients of this process get it, and "
                 "others what the outbox keeps until it is no longer refused: %s",
-                reason,
+                printable(without_secrets(reason)),
             )
         else:
             logger.warning("the message queue takes what is published again")

@@ -630,6 +630,7 @@ class SocketIOGuard:
 
         Raises:
             ConfigError: *identity* is no text.
+            RoomInvalid: It is the session id of another client.
         """
         _require_text("identity", identity)
         return self._current().identify(sid, identity)

@@ -216,14 +216,14 @@ class LogLines:
             level = logging.WARNING
         elif ListenerState.RECONNECTING in (record.old, record.new):
             level = logging.DEBUG  # the broker's going and coming has lines of its own
-        reason = f": {_printable(without_secrets(record.reason))}" if record.reason else ""
+        reason = _printable(without_secrets(record.reason))
         logger.log(
             level,
             "message-queue listener: %s, was %s%s",
             record.new,
             record.old,
-            reason,
-            extra={"state": str(record.new), "reason": record.reason},
+            f": {reason}" if reason else "",
+            extra={"state": str(record.new), "reason": reason},
         )
 
     def _broker_changed(self, record: BrokerChange) -> None:
@@ -271,14 +271,13 @@ class LogLines:
 
     def _task_changed(self, record: TaskChange) -> None:
         level = logging.ERROR if record.new is TaskState.FAILED else logging.DEBUG
-        reason = f" ({record.reason})" if record.reason else ""
         logger.log(
             level,
             "task %r: %s, was %s%s",
             record.name,
             record.new,
             record.old,
-            reason,
+            _in_brackets(without_secrets(record.reason)),
             extra={"task": record.name, "state": str(record.new)},
         )
 
@@ -415,7 +414,8 @@ class _Printable(logging.Filter):
         return True
 
 
-logger.addFilter(_Printable())
+for _each in (logger, logger.getChild("websocket")):  # filters are not those of children, too
+    _each.addFilter(_Printable())
 
 
 def _printable(text: str) -> str:

@@ -23,6 +23,8 @@ from flask_socketio_guard import (
     UnknownDelivery,
 )
 from flask_socketio_guard.delivery.memory import MemoryStore
+from flask_socketio_guard.errors import RoomInvalid
+from flask_socketio_guard.upstream.session_ids import new_session_id
 from tests import unit_support
 from tests.support import wait_until
 from tests.unit_support import BusManager
@@ -303,6 +305,12 @@ def test_a_client_gets_what_waits_for_its_identity(guarded: Guarded, place: str)
         guard.identify(sids[0], "")
     with pytest.raises(DeliveryInvalid):
         guard.identify(sids[0], "\ud800")
+    other = guarded.polling()
+    other.connect()
+    for foreign in (other.sid, new_session_id()):  # here, and in another process
+        with pytest.raises(RoomInvalid):
+            guard.identify(client.sid, foreign)
+    assert guard.identify(client.sid, client.sid)
 
 
 def test_a_room_with_a_name_that_is_no_text_does_no_harm(guarded: Guarded) -> None:

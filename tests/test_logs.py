@@ -647,6 +647,27 @@ def test_a_reason_of_the_broker_is_escaped_and_holds_no_password(log: Log) -> No
     assert "hunter2" not in str(vars(log.caplog.records[0])["reason"])
 
 
+def test_a_reason_of_listener_and_tasks_is_escaped_and_holds_no_password(log: Log) -> None:
+    reason = "x://:hunter2#x@host\n\x1b[2J\ud800"
+    log.send(signals.listener_changed, ListenerChange(L.RUNNING, L.STALLED, reason))
+    log.send(signals.task_changed, TaskChange("ticker", T.RUNNING, T.FAILED, reason))
+    for record in log.caplog.records:
+        assert record.getMessage().isprintable()
+        assert "hunter2" not in str(vars(record))
+
+
+def test_what_is_logged_of_frames_is_escaped(log: Log) -> None:
+    """On a logger of its own, which filters of its parent do not see."""
+    try:
+        raise ValueError("x\nforged \x1b[2J")
+    except ValueError as exc:
+        logging.getLogger("flask_socketio_guard.websocket").error("a frame: \ud800", exc_info=exc)
+    (record,) = log.caplog.records
+    written = logging.Formatter().format(record)
+    assert written.encode()
+    assert "\x1b" not in written
+
+
 def test_changes_of_listener_and_tasks_are_never_folded(log: Log) -> None:
     """The last line must be the present state."""
     stalls = [

@@ -18,6 +18,7 @@ from .adopt import (
 from .compat import check_versions
 from .encoding import encode_strict
 from .flask_socketio import is_socketio, take_lost_handlers
+from .session_ids import is_session_id
 from .sweeper import Sweeper
 from .websocket import bound_silence, hold_answers, offer_compression
 
@@ -31,6 +32,7 @@ __all__ = [
     "forsake_clients",
     "has_queue",
     "hold_answers",
+    "is_session_id",
     "is_socketio",
     "new_host_id",
     "offer_compression",
