@@ -436,6 +436,24 @@ def test_a_client_that_is_disconnected_does_not_come_back_by_itself(served: Serv
     assert peer.closed == (1000, "")
 
 
+def test_a_handler_may_emit_to_many_clients_what_together_is_too_much_at_a_time(
+    make_served: Callable[..., Served],
+) -> None:
+    """It leaves as soon as others have their turn."""
+    served = make_served("gevent", event_output_max_bytes=100_000)
+    players = [served.joined() for _ in range(5)]
+
+    @served.socketio.on("start")
+    def start() -> None:
+        for sid in served.inner.connections:
+            served.socketio.emit("state", sid + "x" * 40_000, to=sid)
+
+    players[0].send('421["start"]')
+    assert players[0].read_until("431") == "431[]"
+    for player in players[1:]:
+        assert player.read_until('42["state"')
+
+
 # Polling
 
 

@@ -205,9 +205,10 @@ def test_a_binary_answer_that_cannot_be_sent_is_replaced_as_a_whole(
 
 @pytest.mark.parametrize("is_emitted", [False, True])
 def test_what_one_event_may_cause_is_bounded(
-    make_guarded: Callable[..., Guarded], is_emitted: bool
+    make_guarded: Callable[..., Guarded], is_emitted: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Answer or emits: the sender is told with a code, and nothing of it is kept."""
+    monkeypatch.setattr("flask_socketio_guard.upstream.server._OUTPUT_PATIENCE", 0.0)
     guarded = make_guarded(event_output_max_bytes=100_000)
     client = guarded.polling()
     client.connect()

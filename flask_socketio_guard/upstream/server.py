@@ -16,6 +16,7 @@ from ..config import require_plain
 from ..errors import ConnectionClosed, EventInvalid, EventRejected, OutputTooLarge, RateLimited
 from ..hooks import AckCallback, Connection, Hooks, Refusal
 from ..intake import CHARGED_BYTES, Arrival, Charge, arriving
+from ..runtime import clock
 from ..sending import SendOutcome
 from ..signals import logger
 from ..signatures import fit
@@ -38,6 +39,8 @@ else:
 _BINARY = frozenset({packets.BINARY_EVENT, packets.BINARY_ACK})
 _MAX_ATTACHMENTS = 64
 _MAX_ATTACHMENT_MESSAGES = 8  # the attachments of one packet, in messages of the largest size
+_OUTPUT_PATIENCE = 0.5  # seconds in which something of an event's output has to leave
+_OUTPUT_INTERVAL = 0.005  # seconds
 _MAX_NAMESPACES = 100  # of one client at a time
 _CONNECT = packets.Packet(encoded_packet="0")  # to "/" and with no more to say; most are
 _IN_PLACE = frozenset({"connect", "disconnect"})
@@ -387,6 +390,9 @@ class GuardedServer(_Server):
     def charge(self, packet: str | bytes | list[Any]) -> Charge | None:
         """Count an encoded packet as what the present event has caused, if it is for one.
 
+        At the bound it waits as long as some of that leaves: what a handler emits to many clients
+        in one go has not had its turn yet.
+
         Raises:
             OutputTooLarge: That would be too much at a time.
         """
@@ -396,7 +402,14 @@ class GuardedServer(_Server):
         size = sum(map(len, packet)) if isinstance(packet, list) else len(packet)
         if size < CHARGED_BYTES:
             return None
-        return arrival.charge(size, self.guard.config.event_output_max_bytes)
+        bound, runtime = self.guard.config.event_output_max_bytes, self.guard.runtime
+        if size <= bound < arrival.output + size and runtime.can_wait():
+            least, give_up_at = arrival.output, clock() + _OUTPUT_PATIENCE
+            while arrival.output + size > bound and clock() < give_up_at:
+                runtime.sleep(_OUTPUT_INTERVAL)
+                if arrival.output < least:
+                    least, give_up_at = arrival.output, clock() + _OUTPUT_PATIENCE
+        return arrival.charge(size, bound)
 
     def _send_packet(self, eio_sid: str | None, pkt: Any) -> None:
         self.eio.put(eio_sid, Message.of_socketio(pkt.encode()), **putting.get())
