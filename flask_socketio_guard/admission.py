@@ -1,4 +1,4 @@
-"""Who may come in: decided at the handshake, before a session is made.
+"""Admission control: decided at the handshake, before a session is created.
 
 Pure, but for a limit that counts in Redis.
 """
@@ -70,7 +70,7 @@ class SupportsHit(Protocol):
 
 
 class Admission:
-    """Decides on new clients, and keeps count of the addresses of those who are in.
+    """Admits or refuses new clients, and counts the admitted ones by address.
 
     Safe for threads and greenlets.
 
@@ -111,11 +111,11 @@ class Admission:
         self._max_connections = connections
 
     def refusal(self, address: str) -> str | None:
-        """Say why a new client from *address* is not let in.
+        """Return why a new client from *address* is refused, or ``None``.
 
-        Who is let in must be reported by :meth:`opened` before the caller waits for
-        anything, or others pass meanwhile. Who is refused for another reason does not
-        count against the rate.
+        The caller must report an admitted client to :meth:`opened` before it waits for
+        anything, or more clients than allowed pass meanwhile. A client that is refused
+        for another reason does not count against the rate.
 
         Args:
             address: The client's, as the application sees it.

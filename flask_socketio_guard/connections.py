@@ -130,7 +130,7 @@ class Connection:
         if is_late:
             self._release([cleanup])
 
-    # For those who run it; an application has no use for what follows.
+    # Internal: the rest is for the guard, not for applications.
 
     def accept(self) -> bool:
         """Note that the connect handler let it in.
@@ -315,7 +315,7 @@ class Connections(Mapping[str, Connection]):
                 if wanted in (None, what) and namespace in (None, where)
             )
 
-    # For those who run them
+    # Internal
 
     def find(self, sid: object) -> Connection | None:
         """Return the connection of *sid*, whatever that is."""

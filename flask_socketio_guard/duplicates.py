@@ -1,4 +1,4 @@
-"""Messages of other processes that came before: which is one, and which only says so."""
+"""Deduplication of messages that other processes publish again."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ class Duplicates:
     """Remembers the last messages of each process.
 
     A publisher whose connection broke sends again what was not acknowledged, some of which may
-    have gone out. It is the same to the byte, and under the same number.
+    have gone out. A redelivered message is identical to the byte and has the same number.
 
-    The number alone proves nothing, for whoever can write to the channel can make up any: a high
-    one must not turn what follows into the past. So nothing is concluded from the order of
-    numbers, and a message is a duplicate only of one with its number and its content.
+    The number alone proves nothing: anyone who can write to the channel can forge one, and a high
+    number must not make later messages look old. So the order of numbers is ignored, and a message
+    is a duplicate only if both its number and its content were seen before.
 
-    The memory has a bound: 8 KiB for each process, and no more than 1024 processes, of which the
-    one that was silent for the longest goes first.
+    Memory is bounded: 8 KiB for each process, for at most 1024 processes; the one that has been
+    silent for the longest is evicted first.
     """
 
     def __init__(self) -> None:
@@ -31,7 +31,7 @@ class Duplicates:
         return len(self._hosts)
 
     def has_seen(self, host_id: str, sequence: int, content: int) -> bool:
-        """Note a message, and say whether it was among the last ones of its process.
+        """Record a message, and return whether it is among the last ones of its process.
 
         Args:
             host_id: Name of the process on the message queue.

@@ -1,4 +1,4 @@
-"""Folds repeats: the first line of a class is written, the rest are counted and told in one."""
+"""Folds repeated log lines: the first of a class is written, the rest are counted."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ class Folder:
             return dict(self._totals)
 
     def admit(self, key: Hashable, line: Line, *, count: int = 1, burst: int = 1) -> bool:
-        """Say whether a line is to be written now; otherwise it is counted.
+        """Return whether to write a line now; otherwise it is counted.
 
         Args:
             key: Its class.

@@ -1,4 +1,4 @@
-"""Events on their way to handlers: so many at a time, some of them in order."""
+"""Events on their way to handlers: a bounded number at a time, some of them in order."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ class Work(Protocol):
 
 
 class IntakeBounds(NamedTuple):
-    """How much of one client's is taken in.
+    """How much of one client is in progress or waits.
 
     Attributes:
         max_running: Events whose handlers run at a time, >= 1.
@@ -172,8 +172,8 @@ def memory_of(message: str | bytes) -> int:
 class Intake:
     """Runs the events of one client.
 
-    It takes whatever it is given: who reads the client's packets looks at :attr:`is_full`
-    between two of them.
+    It accepts everything that is submitted: the reader of the client's packets checks
+    :attr:`is_full` between two of them.
 
     Args:
         bounds: How many run and wait.
@@ -232,7 +232,7 @@ class Intake:
         self.is_full = False
         """Whether nothing more should be read for now."""
         self.on_room: Callable[[], object] | None = None
-        """Called when there is less than before; for who has stopped reading."""
+        """Called when less waits than before; set by a reader that has paused."""
 
     def submit(
         self, work: Work, message: str | bytes, *, more_bytes: int = 0, is_early: bool = False

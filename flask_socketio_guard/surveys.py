@@ -1,4 +1,4 @@
-"""One question to a room, and the answers of all who are in it, wherever they are."""
+"""One question to a room, and the answers of all its clients, in all processes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _TURN = 50  # clients that are asked before others have their turn
 
 
 class Recipients(Protocol):
-    """Who of a room is here, and the way to them."""
+    """The clients of a room in this process."""
 
     def find(self, recipient: str, namespace: str) -> Iterable[str]: ...
     def ask(
@@ -33,8 +33,8 @@ class BroadcastAnswers:
     Attributes:
         answers: By session id: what the client answered; a list of several values.
         missing: Session ids of those who were asked and did not answer in time.
-        silent_processes: Processes that did not say in time whom they asked; ``None`` if it
-            is not known how many there are.
+        silent_processes: Number of processes that did not report in time which clients they
+            asked; ``None`` if the number of processes is unknown.
     """
 
     answers: dict[str, Any]
@@ -62,7 +62,7 @@ class _Survey:
         self.open |= new
 
     def look(self) -> None:
-        """Wake who waits, if everybody has answered or never will."""
+        """Wake the asker once everybody has answered, or is known never to."""
         if self.others is not None and len(self.rolls) > self.others and not self.open:
             self.done.set()
 
@@ -198,7 +198,7 @@ class Surveys:
             message = {"method": SURVEY_ANSWER, **reply, "sid": sid}
             try:
                 publish({**message, "answer": answer, **own})
-            except (TypeError, ValueError):  # bytes, for one: who asks is not to wait for it
+            except (TypeError, ValueError):  # bytes, for example: spare the asker its timeout
                 publish({**message, "answer": None, **own})
                 raise
 

@@ -41,7 +41,7 @@ _LONGEST_REGROUPING_TIME: Final = 1.0  # seconds
 
 
 class Connections(Protocol):
-    """Who is here, and the way to them."""
+    """The clients of this process, and how to reach them."""
 
     def find(self, recipient: str, namespace: str) -> list[str]:
         """Return those who have that session id, or are in that room; in a list of one's own."""
@@ -193,8 +193,8 @@ class Courier:
         self._addresses: dict[str, list[str]] = {}  # of the identities of a client
         self._awaited: set[str] = set()  # clients that the store may have something for
         self._departed: OrderedDict[str, str | None] = OrderedDict()  # with their transports
-        # What transports were sent, and have left without acknowledging, or who has left: until
-        # when that counts. Who only leaves a namespace and enters it again does not get all anew.
+        # Messages that a transport left unacknowledged, and session ids that it left, each with
+        # its expiry: a client that leaves a namespace and joins again is not resent everything.
         self._owed: dict[str, dict[str, float]] = {}
         self._max_owed = max(_MIN_OWED, max_in_flight)
         self._done: OrderedDict[str, str | None] = OrderedDict()
@@ -740,7 +740,7 @@ class Courier:
             self._in_flight -= 1
 
     def _close(self, box: _Box) -> None:
-        """Leave to the store what there is for a recipient who is not here."""
+        """Return the messages of a recipient that is not here to the store."""
         self._take_away(box)
         if self._connections.is_here(box.recipient):  # not let in yet, or leaving
             self._awaited.add(box.recipient)

@@ -1,4 +1,4 @@
-"""Takes messages in, honours receipts, and tells senders what became of theirs."""
+"""Accepts messages, resolves receipts, and reports outcomes to senders."""
 
 from __future__ import annotations
 

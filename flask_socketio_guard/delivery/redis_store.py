@@ -34,7 +34,7 @@ LONGEST_WAIT: Final = 1.0
 _MAX_NEWS = 5000  # pieces, each of all that was done in one go
 _MAX_NEWS_SIZE = 8 * 1024 * 1024  # bytes
 _MAX_JUMP = 1.0  # seconds that the clock of Redis may differ from ours between two looks
-_MAX_UNCERTAINTY = 0.2  # seconds; who reads a clock so slowly knows little
+_MAX_UNCERTAINTY = 0.2  # seconds; a reading that took longer is discarded
 _PATIENCE = 2  # leases after which a process that says nothing is taken for dead
 _BATCH = 200  # steps in one go: a script keeps everybody else waiting
 
@@ -67,7 +67,7 @@ class RedisStore(SharedStore):
         service: Name of the master that Sentinel is asked for, unless the URL has one.
 
     Raises:
-        ConfigError: *url* is none, or its driver is not installed.
+        ConfigError: *url* is not a valid URL, or its driver is not installed.
     """
 
     def __init__(
@@ -304,7 +304,7 @@ def _ms(seconds: float) -> int:
 
 
 def _count(fields: Any) -> int:
-    """Return the number of a piece of news; 0 for what is none."""
+    """Return the number of a news entry; 0 if it has none."""
     try:
         return int(fields.get(b"count", 0))
     except ValueError:
@@ -398,7 +398,7 @@ def _readable(read: Callable[[], _T]) -> _T | None:
     try:
         return read()
     except (DeliveryFormatError, ValueError, TypeError) as exc:
-        logger.error("left alone: %s", exc)
+        logger.error("a record in the delivery store was skipped: %s", exc)
         return None
 
 
@@ -428,6 +428,8 @@ def _add_news(news: News, what: bytes) -> bool:
         news.stored.extend(address for address in stored if isinstance(address, str))
         news.ended.extend(deliveries)
     except (ValueError, TypeError, RecursionError) as exc:
-        logger.error("left alone: news that cannot be read (%s)", type(exc).__name__)
+        logger.error(
+            "an unreadable news entry in the delivery store was skipped (%s)", type(exc).__name__
+        )
         return False
     return True

@@ -1,4 +1,4 @@
-"""In front of a store that is far away: what happens is written down, and taken there in one go."""
+"""In front of a remote store: steps are queued, and sent to it in batches."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ _BATCH: Final = 200  # steps
 _LONGEST_SLEEP: Final = 5.0  # seconds
 _MAX_DELAY: Final = 0.5  # seconds between two attempts to reach the store
 _LONGEST_WAIT: Final = 10.0  # seconds, should its task not even begin
-_PATIENCE: Final = 3  # failures in a row until those who wait are told
+_PATIENCE: Final = 3  # failures in a row until callers that wait get the error
 
 
 @dataclass(slots=True, eq=False)
 class _Task:
-    """A step, and who is told what came of it."""
+    """A step, and how its result is reported."""
 
     kind: str
     arguments: tuple[Any, ...]
     then: Callable[[Any], object] | None = None
-    event: Event | None = None  # of somebody who waits
+    event: Event | None = None  # set for a caller that waits for the result
     result: Any = None
     is_void: bool = False
     key: tuple[str, str] | None = None
@@ -48,8 +48,8 @@ class SharedDesk(Desk):
     """Takes many steps to the store at a time, in their order, in a task of its own.
 
     What is only to be noted is kept until the store has it. While it is away that grows with
-    the messages that are on their way here, and with the clients that come and go. Who stores
-    a message waits for that, together with all others who do so meanwhile.
+    the messages that are on their way here, and with the clients that come and go. A caller that
+    stores a message waits until its batch has been applied.
 
     Args:
         runtime: For events and sleep.
@@ -280,7 +280,7 @@ class SharedDesk(Desk):
         is_failure = isinstance(result, BaseException)
         if is_failure and task.event is None:
             self._on_failure(result)
-        if is_failure and task.kind == "waiting":  # who comes next asks anew
+        if is_failure and task.kind == "waiting":  # the next load tries again
             is_failure, result = False, Page([], 0, has_more=False)
         try:
             if task.event is not None:
@@ -300,7 +300,7 @@ class SharedDesk(Desk):
         self._on_unsure()
 
     def _clear_up(self, exc: DeliveryStoreError | None) -> None:
-        """Throw out what nobody wants to know any more; all who wait are told *exc*, if any."""
+        """Drop steps whose callers have given up; raise *exc*, if any, in all that still wait."""
         with self._lock:
             tasks, self._tasks = self._tasks, deque()
             for task in tasks:

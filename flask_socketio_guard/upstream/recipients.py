@@ -40,15 +40,16 @@ def is_nobody(room: Any) -> bool:
 
 
 def check_room(room: Any) -> None:
-    """See that *room* is the name of one.
+    """Make sure that *room* can be the name of a room.
 
     Raises:
-        RoomInvalid: It is ``None``, which upstream keeps everybody in: who leaves it is deaf, and
-            closing it makes all clients of the fleet so. Or no dict could hold it.
+        RoomInvalid: It is ``None``, in which upstream keeps everybody: a client that leaves it gets
+            nothing any more, and closing it does so to all clients of the fleet. Or it is not
+            hashable.
     """
     if room is None:
-        raise RoomInvalid("None is everybody, and no room")
+        raise RoomInvalid("None means everybody and is not a room")
     try:
         hash(room)
     except TypeError:
-        raise RoomInvalid(f"a {type(room).__name__} is no room") from None
+        raise RoomInvalid(f"a {type(room).__name__} cannot be a room") from None

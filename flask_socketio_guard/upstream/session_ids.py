@@ -1,10 +1,11 @@
-"""Session ids that every process of a fleet knows for what they are.
+"""Session ids that every process of a fleet recognizes as such.
 
 A message to a session id goes to all processes as one to a room of that name, for its sender may
 not know where that client is. A client that may choose the name of its room, in another process,
-would get it as well. No process has a list of the clients of the others, so a session id bears a
-mark: its end is a checksum of its beginning. It is no secret: nobody chooses the session id of
-another, and who makes up a text of that form is merely not let into the room of that name.
+would receive it as well. No process has a list of the other processes' clients, so a session id
+is recognizable: it ends with a checksum of its beginning. The checksum is not a secret. Nobody can
+choose another client's session id, and a client that forges a text of that form is merely refused
+the room of that name.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def new_session_id() -> str:
 
 
 def is_session_id(text: object) -> bool:
-    """Say whether *text* is an id that :func:`new_session_id` of any process has made."""
+    """Return whether *text* was made by :func:`new_session_id`, in any process."""
     if not isinstance(text, str) or not _FORM.fullmatch(text):
         return False
     raw = urlsafe_b64decode(text)

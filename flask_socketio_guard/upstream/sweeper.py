@@ -1,4 +1,4 @@
-"""Finds what upstream races left behind, and removes it."""
+"""Finds entries that races in upstream leave behind, and removes them."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _Leftover = tuple[str, str, str]
 class Sweeper:
     """Compares the tables of python-socketio and python-engineio with the live sockets.
 
-    What does not fit twice in a row is removed; once may be a client that is
-    coming or going right now.
+    An entry that is inconsistent in two sweeps in a row is removed; after one, its client may
+    just be connecting or leaving.
 
     Args:
         server: A guarded ``socketio.Server``.
@@ -32,7 +32,7 @@ class Sweeper:
         self._suspects: frozenset[_Leftover] = frozenset()
 
     def sweep(self) -> dict[str, int]:
-        """Remove what was a leftover the last time too.
+        """Remove the entries that were leftovers in the previous sweep, too.
 
         Returns:
             How many were removed, by table.
@@ -40,7 +40,7 @@ class Sweeper:
         found: set[_Leftover] = set()
         if not self._server.takes_packets:
             for find in self._finders:
-                # What is wrong with one table must hide nothing in the others.
+                # A fault in one table must not hide leftovers in the others.
                 self._recording(self._look)(find, found)
         certain = found & self._suspects
         self._suspects = frozenset(found - certain)
