@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.faults.connections import CONNECTION_APP, WORKERS, happenings, worker_options
+from tests.faults.connections import CONNECTION_APP, both_workers, happenings, worker_options
 from tests.faults.fleet import NOISE
 from tests.faults.watches import HealthWatch, tables
 from tests.support import DeadlineExceeded, wait_until
@@ -26,10 +26,7 @@ if TYPE_CHECKING:
 
     Measured = Callable[[str, object], None]
 
-pytestmark = [
-    pytest.mark.timeout(90),
-    pytest.mark.parametrize("worker", WORKERS),
-]
+pytestmark = pytest.mark.timeout(90)
 
 IDLE_CLIENTS = 1000
 SERVICE_RESTART = 1012
@@ -61,6 +58,9 @@ def server(make_fleet: Callable[..., Fleet], worker: str, is_stock: bool) -> Gun
 
 
 @pytest.mark.alone
+@pytest.mark.parametrize(
+    "worker", ["gevent-websocket", pytest.param("gevent", marks=pytest.mark.long)]
+)
 @pytest.mark.faults(
     "SIGTERM with 1,000 idle clients",
     stock="clients go on until they are cut off after the whole graceful timeout",
@@ -108,6 +108,7 @@ def test_server_with_a_thousand_clients_ends_soon_and_in_order(
     assert not server.records(matching=lambda record: record.level in {"ERROR", "CRITICAL"})
 
 
+@both_workers
 def test_draining_process_sends_clients_away_and_takes_no_more(
     server: GunicornServer, clients: RawClients
 ) -> None:
@@ -135,3 +136,4 @@ def test_draining_process_sends_clients_away_and_takes_no_more(
     sids = {client.sid for client in opened} | {polling.sid}
     assert sorted(seen["sid"] for seen in happenings(server, "departed")) == sorted(sids)
     assert not any(tables(server).values())
+    server.stop()  # nobody else could use it

@@ -54,10 +54,12 @@ HOSTILE_PACKETS = "malformed packets"
 MAX_LOG_LINES = 10
 SLOWEST_ANSWER = 1.0
 """Seconds that others may wait for an answer meanwhile."""
-FUZZ_CASES = int(os.environ.get("FUZZ_CASES", "10000"))
+FUZZ_CASES = os.environ.get("FUZZ_CASES")
 """Packets that the fuzzer sends; `make soak-packets` sends many more."""
 
-_PACKETS = 10_000
+in_short_and_at_length = pytest.mark.parametrize(
+    "count", [2000, pytest.param(10_000, marks=pytest.mark.long)]
+)
 _KEPT_PER_CONNECTION = 300
 _SENDERS = 4
 _MAX_GROWTH = 24.0
@@ -320,12 +322,12 @@ def test_each_kind_of_hostile_packet_has_its_outcome(
     wait_for_empty_tables(server)
 
 
-def batches() -> Iterator[list[Kind]]:
-    """Return 10,000 packets, all that one connection takes in one list."""
+def batches(count: int) -> Iterator[list[Kind]]:
+    """Return *count* packets, all that one connection takes in one list."""
     small = [kind for kind in KINDS if len(kind.frames) < LARGE]
     kept = [kind for kind in small if kind.outcome == KEPT]
     others = [kind for kind in small if kind.outcome != KEPT]
-    rounds = _PACKETS // (len(others) + _KEPT_PER_CONNECTION)
+    rounds = count // (len(others) + _KEPT_PER_CONNECTION)
     for number in range(rounds + 1):
         for kind in others:
             yield [kind]
@@ -336,13 +338,14 @@ def batches() -> Iterator[list[Kind]]:
                     yield [kind]
 
 
+@in_short_and_at_length
 @pytest.mark.faults(
     HOSTILE_PACKETS,
     stock="a traceback and more for each",
     because=r"\d+ log lines after \d+ packets",
 )
-def test_ten_thousand_malformed_packets_trouble_nobody(
-    server: GunicornServer, measured: Measured
+def test_thousands_of_malformed_packets_trouble_nobody(
+    server: GunicornServer, measured: Measured, count: int
 ) -> None:
     """Packets of every kind, from as many connections as they cost, while others are served."""
     for kind in KINDS[:: len(KINDS) // 10]:
@@ -357,7 +360,7 @@ def test_ten_thousand_malformed_packets_trouble_nobody(
         MemoryWatch(server) as memory,
         ThreadPoolExecutor(_SENDERS) as pool,
     ):
-        for group in _in_groups(batches(), first=_SENDERS, then=200):
+        for group in _in_groups(batches(count), first=_SENDERS, then=200):
             outcomes = list(
                 pool.map(
                     lambda batch: send_hostile(server, b"".join(kind.frames for kind in batch)),
@@ -379,7 +382,7 @@ def test_ten_thousand_malformed_packets_trouble_nobody(
         measured("log lines", len(log.lines()))
         measured("others answered within", milliseconds(others.slowest()))
         measured("growth", f"{memory.growth:.1f} MiB")
-        assert sent >= _PACKETS
+        assert sent >= count
         assert not log.tracebacks()
         assert not others.errors
         assert others.slowest() < SLOWEST_ANSWER * crowding()
@@ -657,14 +660,15 @@ class Fuzzer:
             return is_kept
 
 
-@pytest.mark.timeout(100 + FUZZ_CASES / 500)
+@pytest.mark.timeout(100 + int(FUZZ_CASES or 0) / 500)
+@(pytest.mark.parametrize("count", [int(FUZZ_CASES)]) if FUZZ_CASES else in_short_and_at_length)
 @pytest.mark.faults(
     HOSTILE_PACKETS,
     stock="a traceback for every second case, some past the log",
     because=r"\d+ tracebacks after \d+ cases",
 )
 def test_fuzzed_packets_raise_nothing_outside_the_connection_of_their_sender(
-    server: GunicornServer, measured: Measured
+    server: GunicornServer, measured: Measured, count: int
 ) -> None:
     """Random packets, and packets with random mistakes; every one is read or ends its sender."""
     log = LogWatch(server)
@@ -673,7 +677,7 @@ def test_fuzzed_packets_raise_nothing_outside_the_connection_of_their_sender(
     began_at = time.monotonic()
 
     @settings(
-        max_examples=-(-FUZZ_CASES // per_example),
+        max_examples=-(-count // per_example),
         deadline=None,
         database=None,
         phases=[Phase.generate],  # a worker that has seen thousands of cases cannot be shrunk
@@ -690,7 +694,7 @@ def test_fuzzed_packets_raise_nothing_outside_the_connection_of_their_sender(
 
     with EchoWatch(server) as others, ThreadPoolExecutor(_SENDERS) as pool:
         fuzzer = Fuzzer(server, pool)
-        while fuzzer.cases < FUZZ_CASES:  # hypothesis may see fewer examples as enough
+        while fuzzer.cases < count:  # hypothesis may see fewer examples as enough
             fuzz()
         measured("cases", fuzzer.cases)
         measured("connections", fuzzer.connections)
