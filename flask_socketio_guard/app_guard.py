@@ -132,6 +132,8 @@ class AppGuard:
             ),
             count=self.counters.add,
         )
+        self.is_replaced = False
+        """Whether another guard stands in front of the application by now."""
         self.is_worker_alive: Callable[[], bool] = lambda: True
         self.on_drained: Callable[[float], object] | None = None
         self.ordered: set[tuple[str, str]] = set()
@@ -736,6 +738,12 @@ class AppGuard:
         self.health.stopped()
         self.rates.close()
         self._log_lines.close()
+
+    def discard(self) -> None:
+        """Have no part in the application: it could not be guarded, or is guarded anew."""
+        self.is_replaced = True
+        self.stop(min(_SUPERSEDED_STOP_TIMEOUT, self.config.stop_timeout))
+        _alive.discard(self)
 
     def flush_at_exit(self) -> None:
         """Give what was emitted last a chance to get out before the process ends."""

@@ -22,13 +22,14 @@ from .gunicorn import (
     post_worker_init,
     require_fitting,
 )
-from .middleware import GuardMiddleware
+from .middleware import GuardMiddleware, LateMiddleware
 from .routes import require_free_paths
 from .schema import validator
 from .scripts import serve_scripts
 from .sending import SendOutcome
+from .signals import logger
 from .tasks import TaskSpec, restart_policy, task_name, task_spec
-from .upstream import check_versions, is_socketio
+from .upstream import check_versions, given_back_on_failure, is_socketio
 
 if TYPE_CHECKING:
     from flask_socketio import SocketIO
@@ -139,23 +140,76 @@ class SocketIOGuard:
             )
         socketio = self._socketio_of(app, socketio)
         stop_superseded(socketio)
+        config = GuardConfig.from_mapping(app.config, **overrides)
+        require_free_paths(app, config)
+        self._protect(app, socketio, config)
+
+    def _protect(self, app: Flask, socketio: SocketIO, config: GuardConfig) -> None:
+        """Guard *app*, or leave it as it was."""
         worker = loading_worker() or booted_worker()
         if worker is not None:
             require_fitting(socketio.server.async_mode, worker)
-        config = GuardConfig.from_mapping(app.config, **overrides)
-        require_free_paths(app, config)
-        if config.scripts_path is not None:
-            serve_scripts(app, config.scripts_path)
-        guard = AppGuard(app, socketio, config)
-        self._set_up(guard)
-        self._guards[app] = ref(guard)
-        self._references = list(self._guards.values())
-        app.extensions[_KEY] = self
-        app.wsgi_app = GuardMiddleware(app.wsgi_app, guard)  # type: ignore[method-assign]
-        if worker is not None:
-            join_worker(worker)
-            if worker is booted_worker():
-                post_worker_init(worker)
+        served = app.wsgi_app
+        with given_back_on_failure(socketio):
+            guard = AppGuard(app, socketio, config)
+            try:
+                self._set_up(guard)
+                if config.scripts_path is not None:
+                    serve_scripts(app, config.scripts_path)
+                self._guards[app] = ref(guard)
+                app.extensions[_KEY] = self
+                app.wsgi_app = GuardMiddleware(served, guard)  # type: ignore[method-assign]
+                if worker is not None:
+                    join_worker(worker)
+                    if worker is booted_worker():
+                        post_worker_init(worker)
+            except BaseException:
+                guard.discard()
+                self._guards.pop(app, None)
+                app.extensions.pop(_KEY, None)
+                app.wsgi_app = served  # type: ignore[method-assign]
+                raise
+            finally:
+                self._references = list(self._guards.values())
+
+    def _initialised(self, socketio: SocketIO, app: Flask | None) -> None:
+        """Guard the new server of *socketio*, which was initialised once more.
+
+        With other options, perhaps; its handlers are those that upstream registers anew, and
+        those of this object.
+
+        Raises:
+            ConfigError: It cannot be; the application is without a guard then.
+        """
+        if app is None:
+            former = self._write_only
+            if former is not None and former.socketio is socketio:
+                former.discard()
+                self._write_only = None
+                self._protect_write_only(socketio, former.config)
+            return
+        reference = self._guards.get(app)
+        guard = None if reference is None else reference()
+        if guard is not None and guard.socketio is socketio:
+            guard.discard()
+            del self._guards[app], app.extensions[_KEY]
+            self._protect(app, socketio, guard.config)
+        elif _KEY not in app.extensions:
+            # As a factory does that is called again; most of them call init_app() next.
+            late = partial(self._protect_late, app, socketio, socketio.server)
+            app.wsgi_app = LateMiddleware(app, late)  # type: ignore[method-assign]
+
+    def _protect_late(self, app: Flask, socketio: SocketIO, server: object) -> None:
+        if _KEY not in app.extensions and socketio.server is server:
+            logger.warning(
+                "the SocketIO of %r was guarded for another application, and this one was not: it "
+                "is now; call guard.init_app(app, socketio) after socketio.init_app(app)",
+                app.name,
+            )
+            try:
+                self.init_app(app, socketio)
+            except AssertionError:  # Flask's: it was tested before, and takes no blueprint any more
+                self.init_app(app, socketio, scripts_path=None)
 
     def _init_write_only(self, socketio: SocketIO | None, overrides: dict[str, Any]) -> None:
         if socketio is None or socketio.server is None:
@@ -169,8 +223,16 @@ class SocketIOGuard:
             )
         if self._write_only is not None:
             raise ConfigError("this SocketIOGuard already has a write-only SocketIO")
-        guard = AppGuard(None, socketio, GuardConfig.from_environment(**overrides))
-        self._set_up(guard)
+        self._protect_write_only(socketio, GuardConfig.from_environment(**overrides))
+
+    def _protect_write_only(self, socketio: SocketIO, config: GuardConfig) -> None:
+        with given_back_on_failure(socketio):
+            guard = AppGuard(None, socketio, config)
+            try:
+                self._set_up(guard)
+            except BaseException:
+                guard.discard()
+                raise
         self._write_only = guard
 
     def _socketio_of(self, app: Flask, socketio: SocketIO | None) -> SocketIO:
@@ -189,6 +251,8 @@ class SocketIOGuard:
         return socketio
 
     def _set_up(self, guard: AppGuard) -> None:
+        guarded: Any = guard.socketio
+        guarded.initialised = self._initialised
         guard.handlers.before_event = self._before_event
         guard.on_failure = self._on_failure
         guard.on_dead_letter = self._on_dead_letter

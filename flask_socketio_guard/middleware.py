@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+    from flask import Flask
 
     from .app_guard import AppGuard
 
@@ -35,6 +36,8 @@ class GuardMiddleware:
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Serve one request."""
         guard = self._guard
+        if guard.is_replaced:
+            return self._wsgi_app(environ, start_response)
         path = environ.get("PATH_INFO", "")
         if not self._has_checked_paths:
             guard.check_paths()  # a worker with threads starts while the application is loading
@@ -89,6 +92,29 @@ class GuardMiddleware:
         if context is None or is_known_by_type(answer, environ):
             return answer
         return _Answer(answer, context)
+
+
+class LateMiddleware:
+    """Stands in front of an application that may still be guarded, or never is.
+
+    Args:
+        app: The application.
+        guard: Guards it, if nobody has; called with the first request that is served.
+    """
+
+    def __init__(self, app: Flask, guard: Callable[[], object]) -> None:
+        self._app = app
+        self._wsgi_app = app.wsgi_app
+        self._guard = guard
+        self._is_due = True
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        """Serve one request."""
+        if self._is_due and _is_served(environ):
+            self._guard()
+            self._is_due = False
+            return self._app.wsgi_app(environ, start_response)
+        return self._wsgi_app(environ, start_response)
 
 
 def _is_served(environ: WSGIEnvironment) -> bool:

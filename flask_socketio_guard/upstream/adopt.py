@@ -32,6 +32,8 @@ from .redis_transport import RedisTransport
 from .server import GuardedServer
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from flask_socketio import SocketIO
 
     from ..config import GuardConfig
@@ -40,6 +42,34 @@ if TYPE_CHECKING:
 
 
 _ENDED: Final = 2048  # sessions that are remembered
+
+
+@contextlib.contextmanager
+def given_back_on_failure(socketio: SocketIO) -> Iterator[None]:
+    """Give *socketio* and what it is made of back as they were, if what is done here raises."""
+    server: Any = socketio.server
+    owners: tuple[Any, ...] = (socketio, server, server.eio, server.manager)
+    kinds = [type(owner) for owner in owners]
+    tables: dict[int, tuple[Any, Any]] = {}
+    for owner in owners:
+        _keep(vars(owner), tables)
+    try:
+        yield
+    except BaseException:
+        for owner, kind in zip(owners, kinds, strict=True):
+            owner.__class__ = kind
+        for table, kept in tables.values():
+            table.clear()
+            (table.update if isinstance(table, dict) else table.extend)(kept)
+        raise
+
+
+def _keep(table: Any, tables: dict[int, tuple[Any, Any]]) -> None:
+    """Add *table*, and the tables in it, to *tables*, with what they hold now."""
+    if type(table) in (dict, list) and id(table) not in tables:
+        tables[id(table)] = table, table.copy()
+        for value in table.values() if isinstance(table, dict) else table:
+            _keep(value, tables)
 
 
 def adopt(socketio: SocketIO, hooks: Hooks) -> None:
@@ -66,15 +96,17 @@ def adopt(socketio: SocketIO, hooks: Hooks) -> None:
     require_scheme(manager)
     require_plain_handlers(socketio)
     manager_class: Any = GuardedPubSubManager if has_queue(server) else GuardedManager
-    check(manager, manager_class, unused=_UNUSED_OF_MANAGERS, needed=_NEEDED_OF_MANAGERS)
+    is_used_again = isinstance(manager, GuardedManager)  # it was given to an earlier server
+    if not is_used_again:
+        check(manager, manager_class, unused=_UNUSED_OF_MANAGERS, needed=_NEEDED_OF_MANAGERS)
     check(server, GuardedServer, unused=_UNUSED_OF_SERVERS, needed=_NEEDED_OF_SERVERS)
     check(server.eio, GuardedEngineServer, unused=_UNUSED_OF_ENGINES, needed=_NEEDED_OF_ENGINES)
     if not isinstance(socketio, GuardedSocketIO):
         check(socketio, GuardedSocketIO, unused=(), needed=())
         _guard(socketio, GuardedSocketIO)
-    if has_queue(server):
+    if has_queue(server) and not is_used_again:
         _guard_queue(manager)
-    else:
+    elif not is_used_again:
         _guard(manager, manager_class)
     manager.guard = hooks
     manager.has_own_delivery = overrides(type(manager), "_handle_emit")

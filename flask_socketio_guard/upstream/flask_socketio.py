@@ -28,6 +28,16 @@ class GuardedSocketIO(_SocketIO):
     event_contexts: EventContexts
     known_events: set[tuple[str, str]]
     """Namespace and name of all that has had a handler on a server of this object."""
+    initialised: Callable[[Any, Any], object] = staticmethod(lambda *_: None)
+    """Called with this object and the application when it has got a new server."""
+
+    def init_app(self, app: Any, **kwargs: Any) -> None:
+        """Initialise it, for another application or anew; as upstream's.
+
+        Upstream makes a new server, which the guard has to be told of.
+        """
+        super().init_app(app, **kwargs)
+        self.initialised(self, app)
 
     def on(
         self, message: str, namespace: str | None = None
