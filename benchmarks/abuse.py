@@ -40,6 +40,8 @@ _ANSWER_TIMEOUT = 5.0
 _SETTLE_TIME = 0.1
 _SETTLED = 0.1  # share of a core below which a server is at rest
 _SETTLE_TIMEOUT = 5.0
+_LEAST = 0.001  # seconds that no subtraction goes below
+_TICKS = os.sysconf("SC_CLK_TCK")
 _WAITING = 400
 _WAITING_SIZE = 100_000
 _MIB = 1 << 20
@@ -48,17 +50,26 @@ _MIB = 1 << 20
 class Prober:
     """A well-behaved client that asks on a schedule and notes how long each answer takes.
 
+    Time in which the server could not run, since other programs or a hypervisor had its core, is
+    none that the server took: it is subtracted.
+
+    Args:
+        loop: Serves the client.
+        client: Connected.
+        lost: Returns the seconds that the server has lost in this way so far.
+
     Attributes:
         failure: Why it has got no answer, if so.
         latencies: Of the answers so far, in seconds.
     """
 
-    def __init__(self, loop: Loop, client: Client) -> None:
+    def __init__(self, loop: Loop, client: Client, lost: Callable[[], float]) -> None:
         self._loop = loop
         self._client = client
+        self._lost = lost
         self.failure = ""
         self._number = 0
-        self._asked: dict[bytes, float] = {}
+        self._asked: dict[bytes, tuple[float, float]] = {}  # when, and what was lost by then
         self.latencies: list[float] = []
         client.on_data = self._on_data
 
@@ -98,14 +109,19 @@ class Prober:
 
     def _ask(self, due_at: float) -> None:
         self._number += 1
-        self._asked[reply_frame(b"43%d[%d]" % (self._number, self._number))] = due_at
+        self._asked[reply_frame(b"43%d[%d]" % (self._number, self._number))] = (
+            due_at,
+            self._lost(),
+        )
         self._client.send_frame(request_frame(b'42%d["probe",%d]' % (self._number, self._number)))
 
     def _on_data(self, data: bytes) -> bool:
-        asked_at = self._asked.pop(data, None)
-        if asked_at is None:
+        asked = self._asked.pop(data, None)
+        if asked is None:
             return False
-        self.latencies.append(time.perf_counter() - asked_at)
+        asked_at, lost = asked
+        taken = time.perf_counter() - asked_at
+        self.latencies.append(max(min(taken, _LEAST), taken - (self._lost() - lost)))
         return True
 
 
@@ -120,15 +136,31 @@ class Usage(NamedTuple):
 class Process:
     """What the server's worker has used so far."""
 
-    def __init__(self, pid: int) -> None:
+    def __init__(self, pid: int, core: int | None) -> None:
         self._process = psutil.Process(pid)
         self._directory = Path("/proc") / str(pid)
+        self._schedstat = str(self._directory / "task" / str(pid) / "schedstat")
+        self._core = b"cpu" if core is None else b"cpu%d" % core
 
     @property
     def cpu(self) -> float:
         """Seconds of CPU, user and system."""
         times = self._process.cpu_times()
         return float(times.user + times.system)
+
+    def lost(self) -> float:
+        """Return the seconds for which its main thread could have run and did not get the core.
+
+        Source:
+            Linux, Documentation/scheduler/sched-stats.rst: the second number of
+            ``/proc/pid/task/tid/schedstat`` is the time spent waiting on a run queue. proc(5),
+            ``/proc/stat``: the eighth number of a core is the time that a hypervisor took.
+        """
+        with open(self._schedstat, "rb") as schedstat:
+            waited = int(schedstat.read().split()[1]) / 1e9
+        with open("/proc/stat", "rb") as stat:
+            stolen = next(int(line.split()[8]) for line in stat if line.split()[0] == self._core)
+        return waited + stolen / _TICKS
 
     def forget_peak(self) -> None:
         """Let the peak of the memory begin at what is resident now.
@@ -292,9 +324,9 @@ def _measure(
     check(column, server, stats)
     if attack.needs_mailbox and not client.call("fill", MAILBOX, _WAITING, _WAITING_SIZE):
         raise WrongAnswerError(f"{name}: no mailbox")
-    prober = Prober(bench.loop, client)
+    process = Process(stats["pid"], server.core)
+    prober = Prober(bench.loop, client, process.lost)
     attacker = AttackProcess(name, server.port, seconds)
-    process = Process(stats["pid"])
     try:
         prober.ask(_WARM_UP)
         prober.wait()
@@ -311,7 +343,7 @@ def _measure(
         found = attacker.result()
     finally:
         attacker.stop()
-    memory = process.usage(server).memory - before.memory
+    memory = max(0, process.usage(server).memory - before.memory)
     runs = math.nan
     if prober.failure:
         client.abandon()
@@ -332,7 +364,7 @@ def _measure(
         cost=max(0.0, cpu) * 1e6 / (sent / 1000),
         rest=max(0.0, rest),
         memory=memory / _MIB,
-        held=(after.memory - before.memory) / sent,
+        held=max(0, after.memory - before.memory) / sent,
         logged=(after.logged - before.logged) / sent,
         p50=1000 * percentile(latencies, 50),
         p99=1000 * percentile(latencies, 99),
@@ -385,6 +417,8 @@ def text(results: Results) -> str:
         table.append(
             [attack.title, *(" / ".join(pair).strip(" /") for pair in cells), _told_text(told)]
         )
+        if name == "nothing":
+            continue
         count += 1
         if guarded.p99 >= BOUND:
             slow.append(f"{attack.title} ({guarded.p99:.3g} ms)")
@@ -413,7 +447,7 @@ def _told_text(told: dict[str, int]) -> str:
 
 
 def _factor(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.2g}"
+    return f"{value:,.0f}" if value >= 99.5 else f"{value:.2g}"
 
 
 _SHOWN: list[tuple[str, Callable[[float], str]]] = [

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import flask
 from flask import g, jsonify, request, session
+from flask_babel import Babel, force_locale, get_locale
 
 from tests.faults.app import Application, _log_to_file
 
@@ -22,6 +23,7 @@ _variable: ContextVar[str | None] = ContextVar("mark", default=None)
 _local = threading.local()
 _by_ident: dict[int, str] = {}
 _by_thread: dict[threading.Thread, str] = {}
+_LOCALES = ("de", "fr", "pl", "tr")
 
 
 class Marks:
@@ -36,6 +38,7 @@ class Marks:
         self._has_greenlets = has_greenlets
         self.found: list[str] = []
         self.visits: list[str] = []
+        self._locales: list[Any] = []
 
     def visit(self, what: str, who: str) -> None:
         """Look and leave marks on behalf of the client *who*."""
@@ -77,10 +80,19 @@ class Marks:
             me.mark = thread.mark = me.spawn_tree_locals["mark"] = mark  # type: ignore[attr-defined]
             _by_ident[ident] = _by_thread[thread] = mark
         if flask.has_request_context():
+            left["Flask-Babel's locale"] = self._swap_locale()
             left["g"] = g.get("mark")
             left["the request"] = vars(request._get_current_object()).get("mark")  # type: ignore[attr-defined]
             g.mark = request.mark = mark  # type: ignore[attr-defined]
         return left
+
+    def _swap_locale(self) -> str | None:
+        """Force a locale, and never let go; return what somebody else has forced."""
+        left = str(get_locale())
+        forced = force_locale(_LOCALES[len(self._locales) % len(_LOCALES)])
+        forced.__enter__()
+        self._locales.append(forced)  # without it the block would end
+        return None if left == "en" else left
 
 
 def create_app() -> Flask:
@@ -89,6 +101,7 @@ def create_app() -> Flask:
     application = Application()
     application.app.secret_key = "secret"
     app, socketio = application.app, application.socketio
+    Babel(app, default_locale="en")
     marks = Marks(has_greenlets=application.async_mode == "gevent")
 
     def who() -> str:
