@@ -35,6 +35,7 @@ BOUND = 10.0  # ms: the p99 of others beside an attack
 
 _INTERVAL = 0.005
 _PRIORITY = -19
+_ATTACKER_PRIORITY = -10
 _WARM_UP = 0.3
 _ANSWER_TIMEOUT = 5.0
 _SETTLE_TIME = 0.1
@@ -50,26 +51,26 @@ _MIB = 1 << 20
 class Prober:
     """A well-behaved client that asks on a schedule and notes how long each answer takes.
 
-    Time in which the server could not run, since other programs or a hypervisor had its core, is
-    none that the server took: it is subtracted.
+    Time in which the server or this process could not run, since other programs or a hypervisor
+    had its core, is none that the server took: the longer of both is subtracted.
 
     Args:
         loop: Serves the client.
         client: Connected.
-        lost: Returns the seconds that the server has lost in this way so far.
+        processes: The server and this one.
 
     Attributes:
         failure: Why it has got no answer, if so.
         latencies: Of the answers so far, in seconds.
     """
 
-    def __init__(self, loop: Loop, client: Client, lost: Callable[[], float]) -> None:
+    def __init__(self, loop: Loop, client: Client, processes: list[Process]) -> None:
         self._loop = loop
         self._client = client
-        self._lost = lost
+        self._processes = processes
         self.failure = ""
         self._number = 0
-        self._asked: dict[bytes, tuple[float, float]] = {}  # when, and what was lost by then
+        self._asked: dict[bytes, tuple[float, list[float]]] = {}  # when, and what was lost by then
         self.latencies: list[float] = []
         client.on_data = self._on_data
 
@@ -79,8 +80,8 @@ class Prober:
         due_at = time.perf_counter()
         with self._noting_the_end():
             while due_at < until and not self.failure:
-                self._ask(due_at)
-                due_at += _INTERVAL
+                self._ask()
+                due_at = max(due_at + _INTERVAL, time.perf_counter())
                 self._loop.rest(due_at - time.perf_counter())
 
     def wait(self) -> list[float]:
@@ -107,11 +108,11 @@ class Prober:
         except WrongAnswerError as exc:
             self.failure = str(exc)
 
-    def _ask(self, due_at: float) -> None:
+    def _ask(self) -> None:
         self._number += 1
         self._asked[reply_frame(b"43%d[%d]" % (self._number, self._number))] = (
-            due_at,
-            self._lost(),
+            time.perf_counter(),
+            self._lost,
         )
         self._client.send_frame(request_frame(b'42%d["probe",%d]' % (self._number, self._number)))
 
@@ -119,10 +120,15 @@ class Prober:
         asked = self._asked.pop(data, None)
         if asked is None:
             return False
-        asked_at, lost = asked
+        asked_at, before = asked
         taken = time.perf_counter() - asked_at
-        self.latencies.append(max(min(taken, _LEAST), taken - (self._lost() - lost)))
+        lost = max(now - then for now, then in zip(self._lost, before, strict=True))
+        self.latencies.append(max(min(taken, _LEAST), taken - lost))
         return True
+
+    @property
+    def _lost(self) -> list[float]:
+        return [process.lost() for process in self._processes]
 
 
 class Usage(NamedTuple):
@@ -149,7 +155,7 @@ class Process:
         return float(times.user + times.system)
 
     def lost(self) -> float:
-        """Return the seconds for which its main thread could have run and did not get the core.
+        """Return the seconds for which its main thread could have run and did not get its core.
 
         Source:
             Linux, Documentation/scheduler/sched-stats.rst: the second number of
@@ -193,7 +199,10 @@ class AttackProcess:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            start_new_session=True,  # the scheduler shares a core among sessions
         )
+        with contextlib.suppress(OSError):
+            _set_priority(self._process.pid, _ATTACKER_PRIORITY)
         assert self._process.stdout is not None
         if self._process.stdout.readline() != "ready\n":
             raise WrongAnswerError(f"{name}: the attacker did not start")
@@ -304,6 +313,7 @@ def _run(bench: Bench, name: str, attack: Attack) -> None:
     with running(list(servers.values())):
         for column, server in servers.items():
             row, told = _measure(bench, name, attack, column, server)
+            server.kill()  # it may have work for minutes
             for what, value in row._asdict().items():
                 bench.results.add(f"abuse {name}:{what}", column, value)
             bench.results.told[name, column.name] = told
@@ -325,7 +335,8 @@ def _measure(
     if attack.needs_mailbox and not client.call("fill", MAILBOX, _WAITING, _WAITING_SIZE):
         raise WrongAnswerError(f"{name}: no mailbox")
     process = Process(stats["pid"], server.core)
-    prober = Prober(bench.loop, client, process.lost)
+    own = Process(os.getpid(), bench.cores.load)
+    prober = Prober(bench.loop, client, [process, own])
     attacker = AttackProcess(name, server.port, seconds)
     try:
         prober.ask(_WARM_UP)

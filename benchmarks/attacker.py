@@ -1,7 +1,7 @@
 """What attackers share: TCP connections that count what goes over them, and the protocols on them.
 
-An attacker is a process of its own with the lowest priority, so that it takes nothing from the
-client that measures. It sends bytes that were built in advance, and reads whatever comes meanwhile.
+An attacker is a process of its own, with a lower priority than the client that measures. It sends
+bytes that were built in advance, and reads whatever comes meanwhile.
 """
 
 from __future__ import annotations

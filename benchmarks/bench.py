@@ -131,7 +131,7 @@ class Bench:
         self.results = results
         self.broker = broker
         self.loop = Loop()
-        self._cores = cores
+        self.cores = cores
 
     def server(
         self,
@@ -152,7 +152,7 @@ class Bench:
             column,
             redis_url=self.broker.url if needs_redis or not is_alone else None,
             channel=f"bench-{name}-{column.name.replace(' ', '-')}",
-            core=self._cores.second if is_second else self._cores.server,
+            core=self.cores.second if is_second else self.cores.server,
             **options,
         )
 
@@ -208,9 +208,9 @@ class Bench:
 
     def _idle(self) -> float:
         """Return the seconds that the servers' core has been idle so far; 0 if they have none."""
-        if self._cores.server is None:
+        if self.cores.server is None:
             return 0.0
-        idle: float = psutil.cpu_times(percpu=True)[self._cores.server].idle
+        idle: float = psutil.cpu_times(percpu=True)[self.cores.server].idle
         return idle
 
 

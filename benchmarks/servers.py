@@ -207,6 +207,11 @@ class Server:
         self._log.seek(0)
         return self._log.read().decode(errors="replace")
 
+    def kill(self) -> None:
+        """End the server at once, whatever it does."""
+        os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
     def stop(self) -> None:
         """End the server; idempotent."""
         _stop(self._process, self._stop_signal)
