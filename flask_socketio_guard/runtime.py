@@ -308,6 +308,7 @@ class GeventRuntime:
         """
         pywsgi = sys.modules.get("gevent.pywsgi")
         handlers = () if pywsgi is None else (pywsgi.WSGIHandler,)
+        gc.unfreeze()  # what is frozen is not among the objects that are found
         for each in gc.get_objects():
             kind = type(each)  # isinstance() asks proxies, which may not like that
             if issubclass(kind, handlers):

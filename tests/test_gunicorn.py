@@ -330,3 +330,16 @@ def test_gevent_does_not_come_unasked() -> None:
     gevents = [line for line in required if line.startswith(("gevent", "greenlet"))]
     assert len(gevents) == 2
     assert all('extra == "gunicorn"' in line for line in gevents)
+
+
+def test_a_worker_spares_its_garbage_collector(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Modules stay, and need not be looked at time and again while clients wait; once is enough."""
+    calls: list[str] = []
+    collector = SimpleNamespace(
+        collect=lambda: calls.append("collect"), freeze=lambda: calls.append("freeze")
+    )
+    monkeypatch.setattr(hooks, "gc", collector)
+    worker = SimpleNamespace(pid=os.getpid(), alive=True, wsgi=lambda *args: [])
+    hooks.post_worker_init(worker)
+    hooks.post_worker_init(worker)
+    assert calls == ["collect", "freeze"]
