@@ -12,18 +12,22 @@ import json
 import logging
 import re
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs, quote_plus
 
 import pytest
 import socketio as python_socketio
 from flask import request
 from flask_socketio import emit
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from websockets.exceptions import InvalidState
 from websockets.extensions.permessage_deflate import ClientPerMessageDeflateFactory
 
 from flask_socketio_guard import sending, signals
 from flask_socketio_guard.sending import SendOutcome, SendQueue
-from flask_socketio_guard.upstream import engine_socket
+from flask_socketio_guard.upstream import engine_socket, pieces
 from flask_socketio_guard.upstream.outgoing import Message
 from tests import unit_support, unit_websocket
 from tests.support.raw_websocket import TEXT, encode_frame
@@ -1808,3 +1812,107 @@ def test_events_that_take_much_memory_run_a_few_at_a_time(
     release.set()
     assert [peer.read_until("43") for _ in range(8)] == [f"43{n}[{n}]" for n in range(8)]
     assert max(most) == 1
+
+
+# Others' turn
+
+
+@pytest.mark.parametrize("head", ['2["large",', "37", "0/none,", "POST"])
+def test_others_are_served_while_a_large_packet_is_decoded(
+    make_served: Callable[..., Served], monkeypatch: pytest.MonkeyPatch, head: str
+) -> None:
+    """Events, answers and CONNECT packets, and requests."""
+    monkeypatch.setattr(pieces, "TURN_TIME", 0.0)
+    served = make_served()
+    other = served.joined()
+    begun, ended = served.runtime.event(), served.runtime.event()
+    decode = pieces.PieceDecoder.decode
+
+    def noting(decoder: Any) -> Any:
+        begun.set()
+        try:
+            return decode(decoder)
+        finally:
+            ended.set()
+
+    monkeypatch.setattr(pieces.PieceDecoder, "decode", noting)
+    table = f"[{'1,' * 450_000}1]"
+    if head == "POST":
+        client = served.polling()
+        client.join()
+        send = partial(client.post, f'42["large",{table}]')
+    else:
+        send = partial(served.joined().send, f"4{head}{table}{']' if '[' in head else ''}")
+    served.runtime.spawn(send, name="sender")
+    assert begun.wait(5.0)
+    trips = 0
+    while not ended.is_set():
+        other.send(f'420["echo",{trips}]')
+        assert other.read_until("43") == f"430[{trips}]"
+        trips += 1
+    assert trips > 4
+
+
+def test_what_is_no_message_is_not_decoded(
+    make_served: Callable[..., Served], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A ping or a pong may carry JSON, by upstream's decoder; nobody asks for it."""
+    sizes: list[int] = []
+
+    class Json:
+        dumps = staticmethod(json.dumps)
+
+        @staticmethod
+        def loads(text: str) -> object:
+            sizes.append(len(text))
+            return json.loads(text)
+
+    monkeypatch.setattr(engine_socket.Packet, "json", Json)
+    served = make_served()
+    peer = served.joined()
+    table = f"[{'1,' * 400_000}1]"
+    peer.send(f"3{table}", f"6{table}", '420["echo",1]')
+    assert peer.read_until("43") == "430[1]"
+    assert max(sizes, default=0) <= 64
+    peer.send(f"4{table}")
+    peer.read_rest()
+    assert peer.closed == (1002, "protocol error")
+    assert max(sizes, default=0) <= 64
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    st.text(alphabet="a%+&=;€41", max_size=60) | st.text(max_size=20).map(quote_plus),
+    st.sampled_from([3, 4, 7]),
+)
+def test_forms_are_read_as_upstream_reads_them(text: str, size: int) -> None:
+    if text.startswith("&") or not text or text.count("&") > 15:
+        with pytest.raises(engine_socket.ProtocolViolation):
+            engine_socket._form_value(f"d={text}", lambda: None)
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine_socket, "_ESCAPED", size)
+        turns: list[int] = []
+        found = engine_socket._form_value(f"d={text}", lambda: turns.append(1))
+    assert found == parse_qs(f"d={text}")["d"][0]
+    assert len(turns) >= len(text.partition("&")[0]) / size
+
+
+def test_few_connect_packets_are_acted_upon_in_one_turn(
+    make_served: Callable[..., Served],
+) -> None:
+    """They are the smallest packets, and each may run a handler of the application."""
+    served = make_served()
+    joins: dict[float, int] = {}
+
+    def refuse(auth: Any = None) -> bool:
+        del auth
+        now = served.runtime.turn()
+        joins[now] = joins.get(now, 0) + 1
+        return False
+
+    served.socketio.on_event("connect", refuse, namespace="/refusing")
+    peer = served.joined()
+    peer.send(*["40/refusing,"] * 100)
+    served.wait_for(lambda: sum(joins.values()) == 100)
+    assert max(joins.values()) <= 8

@@ -27,6 +27,7 @@ from .flask_socketio import (
 )
 from .managers import GuardedManager, GuardedPubSubManager, QueuedRedisManager, ThroughOutbox
 from .overrides import calls_on, check, guarded_class, is_guarded, is_upstream, overrides, rebind
+from .pieces import Line
 from .queue_transport import QueueTransport, require_scheme
 from .redis_transport import RedisTransport
 from .server import GuardedServer
@@ -186,7 +187,7 @@ def _guard_engine(engine: Any, hooks: Hooks) -> None:
     engine.wires = set()
     engine.behind = set()
     engine.unjoined = {}
-    _renew_lock(engine)
+    _renew_locks(engine)
     # Upstream's monitor looks for silent clients; here each has its own deadline.
     engine.start_service_task = False
     engine.spawn_event = None
@@ -249,10 +250,11 @@ def forsake_clients(server: Any) -> None:
     if has_queue(server):
         manager._duplicates = Duplicates()
     server.manager_initialized = False
-    _renew_lock(engine)
+    _renew_locks(engine)
 
 
-def _renew_lock(engine: Any) -> None:
+def _renew_locks(engine: Any) -> None:
+    engine.line = Line(engine.guard.runtime)
     # Greenlets do not change places while it is held, and so need none that they could wait for.
     engine.queue_lock = threading.Lock() if engine.async_mode == "threading" else RLock()
 

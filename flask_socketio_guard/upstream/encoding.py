@@ -6,20 +6,22 @@ not their defaults, and those of upstream never are.
 
 from __future__ import annotations
 
-import gc
 import json as standard_json
 import re
+from contextlib import contextmanager
+from contextvars import ContextVar
 from json import JSONDecoder, JSONEncoder
 from json import encoder as json_encoder
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from engineio import json as upstream_json
 from socketio.packet import EVENT, Packet
 
+from .pieces import PieceDecoder, without_gc
 from .shape import Places
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 _SEPARATORS: Final = (",", ":")
 _NEVER_BINARY: Final = frozenset({str, int, float, bool, type(None)})
@@ -27,6 +29,8 @@ _SHORT: Final = 4096  # characters; an integer of so many digits costs microseco
 _FEW: Final = 3  # name and first arguments, where most attachments are
 _SMALL: Final = 512  # characters: to look costs as much as it saves
 _LARGE: Final = 16 * 1024  # characters
+IN_PIECES: Final = 32 * 1024
+"""Characters of JSON from which on it may be decoded in pieces; fewer take at most 2 ms."""
 _MAX_DIGITS: Final = 100  # that upstream takes
 _TOO_LONG: Final = b"0" * (_MAX_DIGITS + 1)
 _STRIDE: Final = 25
@@ -45,15 +49,37 @@ def _has_only_short_numbers(text: str) -> bool:
     return _TOO_LONG not in text.encode("utf-8", "surrogatepass").translate(_ZEROS)
 
 
-def _without_gc(scan: Any, text: str) -> Any:
-    """Decode *text* without a look for garbage at each 700th list, of which none is any."""
-    is_collecting = gc.isenabled()
-    gc.disable()
+def _scan_for(text: str) -> Any:
+    """Return what decodes *text*: the faster one where no integer is too long for upstream."""
+    # A function of Python for each integer is half of what a table of numbers costs.
+    size = len(text)
+    is_fast = size <= _MAX_DIGITS or (size > _SMALL and _has_only_short_numbers(text))
+    return _scan_fast if is_fast else _scan
+
+
+class _Manners(NamedTuple):
+    """How a large packet is decoded; see :class:`~.pieces.PieceDecoder`."""
+
+    max_containers: int
+    take_turn: Callable[[], object]
+
+
+_manners: ContextVar[_Manners | None] = ContextVar("socketio_guard_manners", default=None)
+
+
+@contextmanager
+def decoding_in_pieces(*, max_containers: int, take_turn: Callable[[], object]) -> Iterator[None]:
+    """Have :meth:`KeptJSON.loads` decode piece by piece, and look at the shape of each.
+
+    Args:
+        max_containers: Lists and objects that a text may hold.
+        take_turn: See :class:`~.pieces.PieceDecoder`.
+    """
+    token = _manners.set(_Manners(max_containers, take_turn))
     try:
-        return scan(text, 0)
+        yield
     finally:
-        if is_collecting:
-            gc.enable()
+        _manners.reset(token)
 
 
 def _kept_encoder(encoder: JSONEncoder) -> Callable[[object], str]:
@@ -139,12 +165,13 @@ class KeptJSON(StrictJSON):
             ValueError: It is none.
         """
         if isinstance(text, str) and not options:
-            # A function of Python for each integer is half of what a table of numbers costs.
+            manners = _manners.get()
+            if manners is not None:
+                return PieceDecoder(text, scan_for=_scan_for, **manners._asdict()).decode()
             size = len(text)
-            is_fast = size <= _MAX_DIGITS or (size > _SMALL and _has_only_short_numbers(text))
-            scan = _scan_fast if is_fast else _scan
+            scan = _scan_for(text)
             try:
-                value, end = scan(text, 0) if size < _LARGE else _without_gc(scan, text)
+                value, end = scan(text, 0) if size < _LARGE else without_gc(scan, text)
             except StopIteration:
                 end = -1
             # Space around it, and what else there may be, is for the decoder to look at.

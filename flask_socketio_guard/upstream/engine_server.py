@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from engineio import Server as _Server
 
     from ..hooks import Hooks
+    from .pieces import Line
     from .wire import Wire
 else:
     _Server = object
@@ -91,6 +92,8 @@ class GuardedEngineServer(_Server):
 
     guard: Hooks
     queue_lock: threading.Lock
+    line: Line
+    """Where those wait who decode large packets."""
     departing: dict[str, GuardedSocket]
     """Sessions that have ended and whose disconnect handlers run."""
     behind: set[GuardedSocket]

@@ -6,7 +6,7 @@ import time
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, cast
-from urllib.parse import parse_qs
+from urllib.parse import unquote_to_bytes
 
 from engineio import packet as packets
 from engineio.exceptions import EngineIOError
@@ -26,12 +26,12 @@ from ..sending import (
 )
 from .event_context import current_environ
 from .outgoing import Message
-from .shape import TooDeep, TooManyContainers, require_shape
+from .pieces import TimeSlice
 from .websocket import leave_uwsgi, take_socket, wants_websocket
 from .wire import LibraryWire, ProtocolWire, Wire, keep_alive
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
     from engineio.socket import Socket as _Socket
@@ -52,9 +52,14 @@ _LOOK_INTERVAL = 1.0  # seconds
 _ANSWER_FACTOR: Final = 8
 _TURN = 16  # packets of one request before others have their turn
 _BYTES_PER_PACKET = 4096  # that count as one more
-_MAX_FIELDS = 16  # of a form in which JSONP sends one
+_JOIN_COST = 4 * _BYTES_PER_PACKET  # a connect handler, and a disconnect handler later
+_FORM = "d="  # as JSONP sends one
+_MAX_FIELDS = 16
+_ESCAPED = 16 * 1024  # characters of a form that are looked at in one go; a megabyte takes 70 ms
 _SEPARATOR = "\x1e"
 _MESSAGE = str(packets.MESSAGE)
+_BASE64 = "b"
+_CONTROL = 64  # characters
 PROBE = "2probe"
 PROBE_ANSWER = "3probe"
 UPGRADE = "5"
@@ -135,6 +140,7 @@ class GuardedSocket(_Socket):
         self.opened_at = clock()
         self._joins = 0
         self._joins_since = 0.0
+        self._unpaid = 0
         self._is_heard = False
         self.queue = SendQueue(
             max_packets=config.send_queue_max_packets,
@@ -360,6 +366,7 @@ class GuardedSocket(_Socket):
         if now - self._joins_since >= _MINUTE:
             self._joins, self._joins_since = 0, now
         self._joins += 1
+        self._unpaid += _JOIN_COST
         return self._joins <= self._guard.config.max_joins_per_minute
 
     def _not_joined(self) -> None:
@@ -521,22 +528,17 @@ class GuardedSocket(_Socket):
             raise ProtocolViolation("size", f"a payload of {length} bytes")
         try:
             body: str = environ["wsgi.input"].read(length).decode()
-            # As JSONP sends it.
-            return (
-                parse_qs(body, max_num_fields=_MAX_FIELDS)["d"][0]
-                if body.startswith("d=")
-                else body
-            )
         except Exception as exc:
             raise ProtocolViolation("payload", str(exc)) from exc
+        if not body.startswith(_FORM):
+            return body
+        return _form_value(body, TimeSlice(self.server.line.pause).check)
 
     def _act_on(self, message: str | bytes, source: str) -> None:
         if isinstance(message, str) and message[:1] == _MESSAGE and message[1:2].isdigit():
             # What upstream's packet would find out as well, by an exception.
             self._take_message(message[1:])
         else:
-            if isinstance(message, str):
-                require_decent(message, max_containers=self._guard.config.max_containers)
             self.receive(_decoded(message, source))
 
     def violated(self, violation: ProtocolViolation) -> None:
@@ -676,8 +678,10 @@ class GuardedSocket(_Socket):
                 self._act_on(message, "packet")
                 if self._intake is not None and self._intake.is_full:
                     self._wait_for_room(wire=wire)
-                if len(message) >= _BYTES_PER_PACKET:
-                    wire.pay(len(message))
+                size = len(message) + self._unpaid
+                if size >= _BYTES_PER_PACKET:
+                    self._unpaid = 0
+                    wire.pay(size)
             except ProtocolViolation as exc:
                 self.violated(exc)
 
@@ -769,21 +773,42 @@ def _packets_in(payload: str) -> Iterator[str]:
         start = end + 1
 
 
-def require_decent(text: str, *, max_containers: int) -> None:
-    """Make sure that *text* costs no more to decode than a packet may.
+def _form_value(body: str, take_turn: Callable[[], object]) -> str:
+    """Return the first field of a form, such as JSONP sends.
+
+    Args:
+        body: Of a request.
+        take_turn: Called now and then.
 
     Raises:
-        ProtocolViolation: It holds too many lists and objects, or too deep ones.
+        ProtocolViolation: It is empty, or there are too many others.
+
+    Source:
+        WHATWG URL standard, "application/x-www-form-urlencoded parsing".
     """
-    try:
-        require_shape(text, max_containers=max_containers)
-    except TooManyContainers as exc:
-        raise TooLarge("size", str(exc)) from exc
-    except TooDeep as exc:
-        raise ProtocolViolation("packet", str(exc)) from exc
+    text = body[len(_FORM) :].partition("&")[0]
+    if not text or body.count("&") >= _MAX_FIELDS:
+        raise ProtocolViolation("payload", "a form of no field, or of too many")
+    parts = []
+    at = 0
+    while at < len(text):
+        take_turn()
+        end = at + _ESCAPED
+        escape = text.find("%", end - 2, end)  # it is three characters long
+        end = end if escape < 0 else escape
+        parts.append(unquote_to_bytes(text[at:end].replace("+", " ")))
+        at = end
+    return b"".join(parts).decode(errors="replace")
 
 
 def _decoded(message: str | bytes, source: str) -> Any:
+    """Return an Engine.IO packet that carries no text of Socket.IO."""
+    if isinstance(message, str):
+        if message.startswith(_MESSAGE):
+            raise ProtocolViolation("packet", "not a Socket.IO packet: it has no type")
+        if not message.startswith(_BASE64):
+            # Upstream decodes JSON there; nothing of what a ping or pong carries is of any use.
+            message = message[:_CONTROL]
     try:
         return Packet(encoded_packet=message)
     except Exception as exc:

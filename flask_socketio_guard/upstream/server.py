@@ -20,13 +20,14 @@ from ..runtime import clock
 from ..sending import SendOutcome
 from ..signals import logger
 from ..signatures import fit
-from .encoding import encoded
+from .encoding import IN_PIECES, KeptJSON, decoding_in_pieces, encoded
 from .engine_server import put_as, putting
-from .engine_socket import ProtocolViolation, TooManyJoins, require_decent
+from .engine_socket import ProtocolViolation, TooLarge, TooManyJoins
 from .outgoing import Message
 from .overrides import overrides
+from .pieces import TimeSlice
 from .recipients import Exactly, is_nobody, recipient_of
-from .shape import Places
+from .shape import Places, TooDeep, TooManyContainers, require_shape
 from .watched_socket import is_logged
 
 if TYPE_CHECKING:
@@ -264,7 +265,12 @@ class GuardedServer(_Server):
                 return None
             del self._binary_packet[eio_sid]
             return packet
-        packet = decode(self.packet_class, data, max_containers=self.guard.config.max_containers)
+        packet = decode(
+            self.packet_class,
+            data,
+            max_containers=self.guard.config.max_containers,
+            pause=_nothing if self._has_test_client else self.eio.line.pause,
+        )
         if packet.attachment_count:
             packet.text = data
             self._binary_packet[eio_sid] = packet
@@ -830,13 +836,20 @@ class GuardedServer(_Server):
         return socket is not None and bool(socket.upgraded)
 
 
-def decode(packet_class: Any, data: Any, *, max_containers: int) -> Any:
+def _nothing() -> None:
+    """Do nothing."""
+
+
+def decode(
+    packet_class: Any, data: Any, *, max_containers: int, pause: Callable[[], object] = _nothing
+) -> Any:
     """Return a packet, without its attachments.
 
     Args:
         packet_class: That of the server.
         data: What the client sent.
         max_containers: Lists and objects that it may hold.
+        pause: Lets others have their turn, while a large one is decoded.
 
     Raises:
         ProtocolViolation: *data* is none.
@@ -847,10 +860,19 @@ def decode(packet_class: Any, data: Any, *, max_containers: int) -> Any:
         return _CONNECT
     if packet_class.uses_binary_events and not isinstance(data, str):
         raise ProtocolViolation("attachments", "nobody announced one")
-    if isinstance(data, str):
-        require_decent(data, max_containers=max_containers)
+    take_turn = TimeSlice(pause).check if len(data) >= IN_PIECES else _nothing
     try:
-        packet = packet_class(encoded_packet=data)
+        if len(data) >= IN_PIECES and packet_class.json is KeptJSON:
+            with decoding_in_pieces(max_containers=max_containers, take_turn=take_turn):
+                packet = packet_class(encoded_packet=data)
+        else:
+            if isinstance(data, str):
+                require_shape(data, max_containers=max_containers)
+            packet = packet_class(encoded_packet=data)
+    except TooManyContainers as exc:
+        raise TooLarge("size", str(exc)) from exc
+    except TooDeep as exc:
+        raise ProtocolViolation("packet", str(exc)) from exc
     except Exception as exc:
         raise ProtocolViolation("packet", f"not a Socket.IO packet: {exc}") from exc
     count = packet.attachment_count
@@ -858,7 +880,7 @@ def decode(packet_class: Any, data: Any, *, max_containers: int) -> Any:
         if count > _MAX_ATTACHMENTS or packet.packet_type not in _BINARY:
             raise ProtocolViolation("attachments", f"{count} announced")
         try:
-            packet.places = Places(packet.data, count)
+            packet.places = Places(packet.data, count, take_turn=take_turn)
         except ValueError as exc:
             raise ProtocolViolation("attachments", str(exc)) from exc
     return packet

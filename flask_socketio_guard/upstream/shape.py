@@ -7,12 +7,15 @@ hold a third of a million empty lists, each of which costs twenty times as much 
 from __future__ import annotations
 
 import re
-from itertools import chain
-from typing import Any, Final
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
 
 MAX_DEPTH: Final = 100
 
-_MANY: Final = 256  # containers
+_MANY: Final = 4096  # values that are looked at in one go
 _HEAD: Final = 64  # characters in which an event has the brackets that all events have
 _LONG: Final = 1024  # characters
 _FLATTENINGS: Final = 4
@@ -59,6 +62,16 @@ def require_shape(text: str, *, max_containers: int) -> None:
         raise TooDeep("nested too deep")
 
 
+def shape_of(text: str) -> tuple[int, int]:
+    """Return how many lists and objects a part of JSON holds, and how deep they are nested.
+
+    Args:
+        text: Whole values.
+    """
+    brackets = _brackets_of(text)
+    return brackets.count(b"["), _depth_of(brackets)
+
+
 def _brackets_of(text: str) -> bytes:
     """Return the brackets outside of strings, all of them square."""
     if "\\" in text:
@@ -91,6 +104,7 @@ class Places:
     Args:
         data: Its decoded JSON.
         count: Attachments that it announces.
+        take_turn: Called now and then; lets others have their turn when it is time.
 
     Raises:
         ValueError: Not each of them goes to one place.
@@ -103,30 +117,41 @@ class Places:
 
     __slots__ = ("_places", "_root")
 
-    def __init__(self, data: Any, count: int) -> None:
+    def __init__(
+        self, data: Any, count: int, *, take_turn: Callable[[], object] = lambda: None
+    ) -> None:
         self._root = [data]
         self._places: list[tuple[Any, Any] | None] = [None] * count
         level: list[Any] = [self._root]
+        looked = 0
         while level:
-            below = _below(level) if len(level) > _MANY else None
-            level = self._look_at(level) if below is None else below
+            below: list[Any] = []
+            for parent in level:
+                members = parent.items() if type(parent) is dict else enumerate(parent)
+                looked += len(parent)
+                if looked <= _MANY:
+                    self._look_at(parent, members, below)
+                    continue
+                looked = 0
+                rest = iter(members)
+                for _ in range(0, len(parent) or 1, _MANY):
+                    take_turn()
+                    self._look_at(parent, islice(rest, _MANY), below)
+            level = below
         if None in self._places:
             raise ValueError(f"attachment {self._places.index(None)} has no place")
 
-    def _look_at(self, level: list[Any]) -> list[Any]:
-        """Note which attachments go into the containers of *level*, and return what these hold."""
-        below = []
-        for parent in level:
-            for key, value in parent.items() if type(parent) is dict else enumerate(parent):
-                kind = type(value)
-                if kind is list:
+    def _look_at(self, parent: Any, members: Iterable[tuple[Any, Any]], below: list[Any]) -> None:
+        """Note which of *members* are attachments, and add the containers to *below*."""
+        for key, value in members:
+            kind = type(value)
+            if kind is list:
+                below.append(value)
+            elif kind is dict:
+                if value.get("_placeholder") and "num" in value:
+                    self._take(value["num"], parent, key)
+                else:
                     below.append(value)
-                elif kind is dict:
-                    if value.get("_placeholder") and "num" in value:
-                        self._take(value["num"], parent, key)
-                    else:
-                        below.append(value)
-        return below
 
     def _take(self, number: Any, parent: Any, key: Any) -> None:
         if type(number) is not int or not 0 <= number < len(self._places):
@@ -142,20 +167,3 @@ class Places:
             parent, key = place
             parent[key] = attachment
         return self._root[0]
-
-
-def _below(level: list[Any]) -> list[Any] | None:
-    """Return the containers in those of *level*, unless there may be placeholders among them.
-
-    A hundred thousand are looked through in a few milliseconds, as nothing is said of each.
-    """
-    lists = [each for each in level if type(each) is list]
-    dicts = [each for each in level if type(each) is dict]
-    below = [
-        each
-        for each in chain(chain.from_iterable(lists), chain.from_iterable(map(dict.values, dicts)))
-        if type(each) is list or type(each) is dict
-    ]
-    if any("_placeholder" in each for each in below if type(each) is dict):
-        return None
-    return below

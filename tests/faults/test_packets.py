@@ -119,7 +119,7 @@ CONTAINERS = [
     Kind("100,000 lists and objects", texts(f'42["ignore"{",[],{}" * 49_999}]'), KEPT),
     Kind("more lists than there may be", texts(f'42["ignore"{",[]" * 100_000}]'), f"{CLOSED} 1009"),
     Kind("a string of brackets", texts(f'42["ignore","{"[" * 200_000}"]'), KEPT),
-    Kind("a list of lists for Engine.IO", texts(f"6[{'[],' * 200_000}[]]"), f"{CLOSED} 1009"),
+    Kind("a list of lists for Engine.IO", texts(f"6[{'[],' * 200_000}[]]"), KEPT),
     Kind("authentication of lists", texts(f"40/x,[{'[],' * 200_000}[]]"), f"{CLOSED} 1009"),
     Kind("an answer of lists", texts(f"431[{'[],' * 200_000}[]]"), f"{CLOSED} 1009"),
 ]
