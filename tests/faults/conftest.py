@@ -31,7 +31,7 @@ _TOGETHER = {
     "two_processes": ("test_broker", "test_callbacks", "test_listener", "test_outbox"),
 }
 """The modules that share servers, and so run in one process."""
-_MOST_FLEETS = 4
+_MOST_FLEETS = 6
 """More than one test uses at a time."""
 
 
