@@ -12,12 +12,14 @@ from weakref import WeakSet
 
 import pytest
 from flask import Flask, Response
+from flask_socketio import SocketIO
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
 from werkzeug.test import Client
 
-from flask_socketio_guard import app_guard
+from flask_socketio_guard import ConfigError, SocketIOGuard, app_guard
 from flask_socketio_guard import gunicorn as hooks
 from flask_socketio_guard.gunicorn import loading_worker
+from flask_socketio_guard.upstream.server import GuardedServer
 from tests import unit_support
 from tests.support import GunicornServer, wait_until
 from tests.support.raw_clients import PollingClient
@@ -159,6 +161,32 @@ def test_an_application_that_is_made_with_the_first_request_is_drained(
     assert http.get("/readyz").status_code == 503
     wait_until(lambda: worker.cfg.graceful_timeout < GRACEFUL_TIMEOUT)
     worker.cfg.worker_exit(object(), worker)
+    assert own_threads() == []
+
+
+def test_an_application_that_cannot_start_in_its_worker_is_given_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    worker = Worker(lambda *_: [])
+    hooks.post_worker_init(worker)
+    app = Flask("late")
+    socketio = SocketIO(app, async_mode="threading")
+    served = app.wsgi_app
+    with monkeypatch.context() as patched:
+
+        def fail(guard: app_guard.AppGuard) -> None:
+            raise ConfigError("boom")
+
+        patched.setattr(app_guard.AppGuard, "check_paths", fail)
+        with pytest.raises(ConfigError, match="boom"):
+            SocketIOGuard(app, socketio)
+    assert app.wsgi_app == served
+    assert "socketio_guard" not in app.extensions
+    assert not isinstance(socketio.server, GuardedServer)
+    assert app_guard.all_guards() == []
+    SocketIOGuard(app, socketio)
+    assert app.test_client().get("/readyz").status_code == 200
+    hooks.worker_exit(object(), worker)
     assert own_threads() == []
 
 
