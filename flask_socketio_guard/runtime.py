@@ -51,6 +51,7 @@ GEVENT_MODES: Final = ("gevent", "gevent_uwsgi")
 _HAND_OVER = "socketio-guard:hand-over"
 _NEXT_TURN = 1e-6  # seconds; any timer is due in a later turn
 _TURN_TIME = 0.005  # seconds of one task after the other before others get their turn
+_MORE_TURNS = 64  # that one waits for tasks which have not begun
 _MADE_AHEAD = 256  # greenlets; a new one has no address of any of so many that ended before
 
 _nowhere: tuple[Any, Any] | None = None
@@ -242,7 +243,7 @@ class GeventRuntime:
         gevent.sleep(seconds)
 
     def give_way(self) -> None:
-        """Let everybody else have a turn, those who wait for a socket included.
+        """Let everybody else have a turn: who waits for a socket, and tasks that have not begun.
 
         ``gevent.sleep(0)`` is not enough for that: the loop looks at sockets only
         after a thousand calls that were ready before.
@@ -251,6 +252,11 @@ class GeventRuntime:
             gevent, ``loop._run_callbacks``: the count of callbacks in one go.
         """
         gevent.sleep(_NEXT_TURN)
+        for _ in range(_MORE_TURNS):
+            if not self._starter.is_behind:
+                break
+            # Whoever reads on now puts more in front of what others send.
+            gevent.sleep(_NEXT_TURN)
 
     def turn(self) -> float:
         """Return a number that is another one in each turn of the event loop."""
@@ -410,6 +416,11 @@ class _Starter:
         self._next: deque[gevent.Greenlet] = deque()
         self._hub: object = None
         self._is_due = False
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether tasks have not begun."""
+        return bool(self._tasks)
 
     def add(self, target: Callable[[], object]) -> None:
         """Have *target* called in the loop's next turn, in the order of the calls."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextvars
 import gc
+import itertools
 import os
 import subprocess
 import sys
@@ -1341,3 +1342,28 @@ def test_many_tasks_let_others_have_their_turn(gevent_runtime: GeventRuntime) ->
     looker.join(10.0)
     assert seen[0] < 100
     wait_for(gevent_runtime, lambda: len(done) == 200)
+
+
+def test_who_gives_way_waits_for_tasks_that_have_not_begun(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whoever reads on before puts more in front of what others send; but not for ever."""
+    ticks = itertools.count()
+    monkeypatch.setattr(runtime_module, "clock", lambda: float(next(ticks)))
+    monkeypatch.setattr(runtime_module, "_TURN_TIME", 1.5)  # one task in each turn
+    runtime = GeventRuntime()
+    begun: list[int] = []
+    for number in range(20):
+        runtime.start(partial(begun.append, number))
+    runtime.give_way()
+    assert begun == list(range(20))
+    is_over = False
+
+    def again() -> None:
+        if not is_over:
+            runtime.start(again)
+
+    runtime.start(again)
+    runtime.give_way()
+    is_over = True
+    runtime.give_way()
