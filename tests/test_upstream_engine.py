@@ -1901,18 +1901,10 @@ def test_forms_are_read_as_upstream_reads_them(text: str, size: int) -> None:
 def test_few_connect_packets_are_acted_upon_in_one_turn(
     make_served: Callable[..., Served],
 ) -> None:
-    """They are the smallest packets, and each may run a handler of the application."""
+    """They are the smallest packets, and cost more than others."""
     served = make_served()
-    joins: dict[float, int] = {}
-
-    def refuse(auth: Any = None) -> bool:
-        del auth
-        now = served.runtime.turn()
-        joins[now] = joins.get(now, 0) + 1
-        return False
-
-    served.socketio.on_event("connect", refuse, namespace="/refusing")
     peer = served.joined()
-    peer.send(*["40/refusing,"] * 100)
-    served.wait_for(lambda: sum(joins.values()) == 100)
-    assert max(joins.values()) <= 8
+    turns = Turns(served)
+    peer.send(*["41", "40"] * 100)
+    served.wait_for(lambda: turns.count == 200)
+    assert max(turns.sizes.values()) <= 16
