@@ -70,11 +70,11 @@ class Attacker:
         """Seconds until the end, 0 when it is over."""
         return max(0.0, self._stop_at - time.monotonic())
 
-    def dial(self) -> Wire:
+    def dial(self) -> WebSocketTransport:
         """Return a TCP connection."""
-        return Wire(self)
+        return WebSocketTransport(self)
 
-    def websocket(self, *, query: str = "", is_compressed: bool = False) -> Wire:
+    def websocket(self, *, query: str = "", is_compressed: bool = False) -> WebSocketTransport:
         """Return a WebSocket that has joined ``/``; a closed one where the server refused."""
         wire = self.dial()
         handshake = (
@@ -90,7 +90,7 @@ class Attacker:
             wire.call(_JOIN, b"40{")
         return self._let_in(wire)
 
-    def poller(self) -> tuple[Wire, str]:
+    def poller(self) -> tuple[WebSocketTransport, str]:
         """Return a connection whose polling session has joined ``/``, and its address."""
         wire = self.dial()
         address = "/socket.io/?EIO=4&transport=polling"
@@ -103,7 +103,7 @@ class Attacker:
             wire.ask(request("GET", address))
         return self._let_in(wire), address
 
-    def _let_in(self, wire: Wire) -> Wire:
+    def _let_in(self, wire: WebSocketTransport) -> WebSocketTransport:
         if wire.is_open:
             self.opened += 1
         else:
@@ -116,7 +116,7 @@ class Attacker:
             self.sent -= _unread(self.port)
 
 
-class Wire:
+class WebSocketTransport:
     """One TCP connection, as a context manager.
 
     Attributes:

@@ -20,7 +20,7 @@ from benchmarks.attacker import (
     TEXT,
     Attacker,
     UselessAttackError,
-    Wire,
+    WebSocketTransport,
     request,
 )
 from benchmarks.client import client_frame
@@ -166,7 +166,7 @@ def _posts(body: str, units: int) -> Callable[[Attacker], None]:
 
 def _trickle(attacker: Attacker) -> None:
     """Hold a hundred requests, each with a byte of its body now and then."""
-    wires: list[Wire] = []
+    wires: list[WebSocketTransport] = []
     for _ in range(100):
         wire, address = attacker.poller()
         wire.write(request("POST", address, b"4" * 1000)[:-1000])

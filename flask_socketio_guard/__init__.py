@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from .clients.connections import Connection, Connections
+from .clients.send_queue import SendOutcome
 from .config import GuardConfig
-from .connections import Connection, Connections
+from .core.supervisor import TaskHandle
 from .delivery.receipts import Receipt
 from .delivery.records import DeadLetter, Delivery, Retry
 from .errors import (
@@ -20,9 +22,9 @@ from .errors import (
     EventRejected,
     GuardError,
     HandlerTimeout,
-    HandOverFull,
     IncompatibleVersion,
     InvalidTransition,
+    LoopQueueFull,
     OutboxFull,
     OutputTooLarge,
     PublishError,
@@ -31,13 +33,11 @@ from .errors import (
     TaskError,
     UnknownDelivery,
 )
+from .events.broadcast_ack import BroadcastAnswers
+from .events.handlers import Event
 from .extension import SocketIOGuard
-from .handlers import Event
-from .sending import SendOutcome
-from .signals import Failure
 from .states import ConnectionState, DeliveryState, ListenerState, TaskState
-from .supervisor import TaskHandle
-from .surveys import BroadcastAnswers
+from .telemetry.records import Failure
 from .version import __version__
 
 __all__ = [
@@ -63,11 +63,11 @@ __all__ = [
     "Failure",
     "GuardConfig",
     "GuardError",
-    "HandOverFull",
     "HandlerTimeout",
     "IncompatibleVersion",
     "InvalidTransition",
     "ListenerState",
+    "LoopQueueFull",
     "OutboxFull",
     "OutputTooLarge",
     "PublishError",

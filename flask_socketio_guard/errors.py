@@ -12,7 +12,7 @@ The tree::
     │   └── RateLimited
     ├── HandlerTimeout (also TimeoutError)
     ├── ConnectionClosed
-    ├── HandOverFull
+    ├── LoopQueueFull
     ├── BrokerError
     │   ├── PublishError
     │   │   └── PublishRefused
@@ -117,7 +117,7 @@ class ConnectionClosed(GuardError):
     """The client that an operation depends on is gone."""
 
 
-class HandOverFull(GuardError):
+class LoopQueueFull(GuardError):
     """Other threads hand over more than the event loop gets to."""
 
 

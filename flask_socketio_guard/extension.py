@@ -4,45 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial, wraps
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 from weakref import WeakKeyDictionary, ref
 
 import flask
 from flask import Flask, current_app, has_app_context
 
-from .addresses import address_key
 from .app_guard import AppGuard, stop_superseded
+from .clients.send_queue import SendOutcome
 from .config import GuardConfig, require_plain, require_seconds
+from .core.tasks import TaskSpec, restart_policy, task_name, task_spec
 from .delivery.records import Retry, is_text
 from .errors import ConfigError, ConnectionClosed, DeliveryInvalid, DuplicateTask
-from .gunicorn import (
-    booted_worker,
-    join_worker,
-    loading_worker,
-    post_worker_init,
-    require_fitting,
-)
+from .events.pipeline import RATE_KEYS, HandlerEntry
+from .events.schema import validator
+from .gunicorn import booted_worker, join_worker, loading_worker, post_worker_init, require_fitting
 from .middleware import GuardMiddleware, LateMiddleware
+from .registry import Registry
 from .routes import require_free_paths
-from .schema import validator
 from .scripts import serve_scripts
-from .sending import SendOutcome
-from .signals import logger
-from .tasks import TaskSpec, restart_policy, task_name, task_spec
+from .telemetry.records import logger
 from .upstream import check_versions, given_back_on_failure, is_socketio
 
 if TYPE_CHECKING:
     from flask_socketio import SocketIO
 
-    from .connections import Connections
+    from .clients.connections import Connections
+    from .core.supervisor import TaskHandle
     from .delivery.receipts import Receipt
     from .delivery.records import DeadLetter
-    from .handlers import Event
-    from .rates import Limit
-    from .signals import Failure
+    from .events.broadcast_ack import BroadcastAnswers
+    from .events.handlers import Event
     from .states import ListenerState
-    from .supervisor import TaskHandle
-    from .surveys import BroadcastAnswers
+    from .telemetry.records import Failure
 
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
@@ -52,17 +46,6 @@ _REQUIREMENTS = ("any", "all")
 _RESERVED_EVENTS = frozenset(
     ("connect", "connect_error", "disconnect", "disconnecting", "newListener", "removeListener")
 )
-
-
-class _Handler(NamedTuple):
-    message: str
-    function: Callable[..., Any]
-    namespace: str | None
-    timeout: float | None
-    is_ordered: bool
-    rate: str | None
-    rate_per: str
-    validate: Callable[[tuple[object, ...]], tuple[object, ...]] | None
 
 
 class SocketIOGuard:
@@ -89,12 +72,7 @@ class SocketIOGuard:
         self._guards: WeakKeyDictionary[Flask, ref[AppGuard]] = WeakKeyDictionary()
         self._references: list[ref[AppGuard]] = []  # the same; every emit goes through them
         self._write_only: AppGuard | None = None
-        self._handlers: list[_Handler] = []
-        self._handshakes: dict[str, float] = {}
-        self._specs: list[TaskSpec] = []
-        self._before_event: list[Callable[[Event], object]] = []
-        self._on_failure: list[Callable[[Failure], object]] = []
-        self._on_dead_letter: list[Callable[[DeadLetter], object]] = []
+        self.registry = Registry()
         if app is not None or socketio is not None:
             self.init_app(app, socketio)
 
@@ -151,9 +129,10 @@ class SocketIOGuard:
             require_fitting(socketio.server.async_mode, worker)
         served = app.wsgi_app
         with given_back_on_failure(socketio):
-            guard = AppGuard(app, socketio, config)
+            guard = AppGuard(app, socketio, config, self.registry)
             try:
-                self._set_up(guard)
+                guard.register_all()
+                cast("Any", guard.socketio).initialised = self._initialised
                 if config.scripts_path is not None:
                     serve_scripts(app, config.scripts_path)
                 self._guards[app] = ref(guard)
@@ -227,9 +206,10 @@ class SocketIOGuard:
 
     def _protect_write_only(self, socketio: SocketIO, config: GuardConfig) -> None:
         with given_back_on_failure(socketio):
-            guard = AppGuard(None, socketio, config)
+            guard = AppGuard(None, socketio, config, self.registry)
             try:
-                self._set_up(guard)
+                guard.register_all()
+                cast("Any", guard.socketio).initialised = self._initialised
             except BaseException:
                 guard.discard()
                 raise
@@ -249,19 +229,6 @@ class SocketIOGuard:
                 "call socketio.init_app(app) before guard.init_app(app, socketio)"
             )
         return socketio
-
-    def _set_up(self, guard: AppGuard) -> None:
-        guarded: Any = guard.socketio
-        guarded.initialised = self._initialised
-        guard.handlers.before_event = self._before_event
-        guard.on_failure = self._on_failure
-        guard.on_dead_letter = self._on_dead_letter
-        for handler in self._handlers:
-            self._register(guard, handler)
-        for namespace, timeout in self._handshakes.items():
-            guard.require_handshake(namespace, timeout)
-        for spec in self._specs:
-            guard.add_task(spec)
 
     # Handlers
 
@@ -309,17 +276,19 @@ class SocketIOGuard:
         is_reserved = message in ("connect", "disconnect")
         if is_reserved and (ordered or rate is not None or schema is not None):
             raise ConfigError(f"ordered, rate and schema are not for {message!r} handlers")
-        if rate_per not in _RATE_KEYS:
-            choices = ", ".join(map(repr, _RATE_KEYS))
+        if rate_per not in RATE_KEYS:
+            choices = ", ".join(map(repr, RATE_KEYS))
             raise ConfigError(f"rate_per must be one of {choices}, not {rate_per!r}")
 
         def decorator(handler: F) -> F:
             require_plain(f"the handler of {message!r}", handler)
             fits = None if schema is None else validator(schema, handler)
-            entry = _Handler(message, handler, namespace, timeout, ordered, rate, rate_per, fits)
-            self._handlers.append(entry)
+            entry = HandlerEntry(
+                message, handler, namespace, timeout, ordered, rate, rate_per, fits
+            )
+            self.registry.handlers.append(entry)
             for guard in self._all():
-                self._register(guard, entry)
+                guard.register(entry)
             return handler
 
         return decorator
@@ -367,11 +336,11 @@ class SocketIOGuard:
         """
         require_seconds("timeout", timeout)
         where = namespace or "/"
-        if where in self._handshakes:
+        if where in self.registry.handshakes:
             raise ConfigError(f"namespace {where!r} already has a handshake")
-        self._handshakes[where] = timeout
+        self.registry.handshakes[where] = timeout
         for guard in self._all():
-            guard.require_handshake(where, timeout)
+            guard.handshakes.require(where, timeout)
 
         def decorator(handler: F) -> F:
             require_plain(f"the handler of {message!r}", handler)
@@ -390,21 +359,6 @@ class SocketIOGuard:
 
         return decorator
 
-    def _register(self, guard: AppGuard, entry: _Handler) -> None:
-        """Register *entry* with one application, behind what is asked for around it."""
-        target = entry.function
-        if entry.timeout is not None:
-            target = _with_timeout(guard, target, entry.timeout)
-        if entry.validate is not None:
-            target = _with_schema(target, entry.validate)
-        if entry.rate is not None:
-            name = f"{entry.namespace or '/'} {entry.message}"
-            key_of = partial(_RATE_KEYS[entry.rate_per], guard)
-            target = _with_rate(target, guard.rates.limit(entry.rate, name=name), key_of)
-        if entry.is_ordered:
-            guard.ordered.add((entry.namespace or "/", entry.message))
-        guard.socketio.on_event(entry.message, target, namespace=entry.namespace)
-
     def before_event(self, hook: Callable[[Event], T]) -> Callable[[Event], T]:
         """Call *hook* before every handler, connect and disconnect handlers included.
 
@@ -412,7 +366,7 @@ class SocketIOGuard:
         raise :class:`EventRejected`: then the handler does not run, and the
         client is told (a connect is refused).
         """
-        self._before_event.append(hook)
+        self.registry.before_event.append(hook)
         return hook
 
     def on_failure(self, hook: Callable[[Failure], T]) -> Callable[[Failure], T]:
@@ -420,7 +374,7 @@ class SocketIOGuard:
 
         It gets a :class:`Failure`, and must not block.
         """
-        self._on_failure.append(hook)
+        self.registry.on_failure.append(hook)
         return hook
 
     def on_dead_letter(self, hook: Callable[[DeadLetter], T]) -> Callable[[DeadLetter], T]:
@@ -432,7 +386,7 @@ class SocketIOGuard:
         """
         if not callable(hook):
             raise TypeError(f"a hook must be callable, not {hook!r}")
-        self._on_dead_letter.append(hook)
+        self.registry.on_dead_letter.append(hook)
         return hook
 
     # Sending
@@ -650,9 +604,9 @@ class SocketIOGuard:
         if retry is not None and not isinstance(retry, Retry):
             raise ConfigError(f"retry must be a Retry, not {retry!r}")
         arguments = _arguments(args)
-        guard.require_store()
-        guard.start_sending()
-        return guard.delivery.office.put(
+        guard.delivery.require_store()
+        guard.lifecycle.start()
+        return guard.delivery.api.put(
             event,
             arguments,
             recipient=to,
@@ -676,9 +630,9 @@ class SocketIOGuard:
             DeliveryStoreError: The store does not answer.
         """
         guard = self._current()
-        guard.require_store()
-        guard.start_sending()
-        return guard.delivery.office.receipt(id)
+        guard.delivery.require_store()
+        guard.lifecycle.start()
+        return guard.delivery.api.receipt(id)
 
     def identify(self, sid: str, identity: str) -> bool:
         """Say whose device a client is, until it leaves; usually in the connect handler.
@@ -712,9 +666,9 @@ class SocketIOGuard:
         if not isinstance(limit, int) or isinstance(limit, bool) or limit < 1:
             raise ConfigError(f"limit must be an integer >= 1, not {limit!r}")
         guard = self._current()
-        guard.require_store()
-        guard.start_sending()
-        return guard.delivery.desk.dead_letters(limit)
+        guard.delivery.require_store()
+        guard.lifecycle.start()
+        return guard.delivery.store_client.dead_letters(limit)
 
     # Connections
 
@@ -802,13 +756,13 @@ class SocketIOGuard:
                 max_restarts=max_restarts,
                 restart_window=restart_window,
             )
-            if any(known.name == spec.name for known in self._specs):
+            if any(known.name == spec.name for known in self.registry.tasks):
                 raise DuplicateTask(f"a task named {spec.name!r} exists already: give one a name=")
             for guard in self._all():
-                guard.require_free(spec.name)
+                guard.tasks.require_free(spec.name)
             for guard in self._all():
-                guard.add_task(spec)
-            self._specs.append(spec)
+                guard.tasks.add(spec)
+            self.registry.tasks.append(spec)
             return function
 
         return decorator if target is None else decorator(target)
@@ -848,7 +802,7 @@ class SocketIOGuard:
         """
         guard = self._current()
         policy = restart_policy(restart, max_restarts=max_restarts, restart_window=restart_window)
-        return guard.start_task(
+        return guard.tasks.run(
             TaskSpec(
                 name or guard.unique_name(task_name(target)),
                 lambda: target(*args, **kwargs),
@@ -992,59 +946,3 @@ def _namespace(value: str | None) -> str:
     if not value.startswith("/"):
         raise ConfigError(f"namespace must begin with '/', not {value!r}")
     return value
-
-
-def _with_timeout(
-    guard: AppGuard, handler: Callable[..., Any], timeout: float
-) -> Callable[..., Any]:
-    @wraps(handler)
-    def limited(*args: Any) -> Any:
-        return guard.runtime.call_with_timeout(lambda: handler(*args), timeout)
-
-    return limited
-
-
-def _with_schema(
-    handler: Callable[..., Any], validate: Callable[[tuple[object, ...]], tuple[object, ...]]
-) -> Callable[..., Any]:
-    @wraps(handler)
-    def validated(*args: Any) -> Any:
-        return handler(*validate(args))
-
-    return validated
-
-
-def _with_rate(
-    handler: Callable[..., Any], limit: Limit, key_of: Callable[[], str]
-) -> Callable[..., Any]:
-    @wraps(handler)
-    def rated(*args: Any) -> Any:
-        limit.hit(key_of())
-        return handler(*args)
-
-    return rated
-
-
-def _session_key(guard: AppGuard) -> str:
-    # Not the session id: a client has a new one each time it joins a namespace again.
-    sid: str = flask.request.sid  # type: ignore[attr-defined]
-    connection = guard.connections.find(sid)
-    return sid if connection is None else connection.eio_sid
-
-
-def _identity_key(guard: AppGuard) -> str:
-    identity = guard.delivery.courier.identity_of(flask.request.sid)  # type: ignore[attr-defined]
-    # An identity may be what a client has chosen, the id of another's session for one.
-    return _session_key(guard) if identity is None else f"identity:{identity}"
-
-
-def _address_key(guard: AppGuard) -> str:
-    address = address_key(flask.request.remote_addr or "")
-    return f"address:{address}" if address else _session_key(guard)
-
-
-_RATE_KEYS: Final = {
-    "session": _session_key,
-    "identity": _identity_key,
-    "address": _address_key,
-}

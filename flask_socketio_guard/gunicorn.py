@@ -27,12 +27,12 @@ from typing import Any, Final
 
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-from .admission import capacity, fit_to_files, websockets_of
 from .answers import REQUEST_ENDED, closing
 from .app_guard import AppGuard, all_guards
+from .clients.admission import capacity, fit_to_files, websockets_of
+from .core.runtime import clock
 from .errors import ConfigError
-from .runtime import clock
-from .signals import logger
+from .telemetry.records import logger
 
 _POLL_INTERVAL = 0.05  # seconds
 _BOOT_FAILED: Final = 3
@@ -54,6 +54,9 @@ def post_worker_init(worker: Any) -> None:
     """
     global _booted
     _booted = worker if hasattr(worker, "cfg") else None  # one of gunicorn's
+    if hasattr(worker, "wsgi") and not isinstance(worker.wsgi, CountedRequests):
+        worker.wsgi = CountedRequests(worker.wsgi)
+        _spare_the_collector()
     for guard in all_guards():
         if guard.is_superseded:
             continue
@@ -66,19 +69,18 @@ def post_worker_init(worker: Any) -> None:
         if hasattr(worker, "cfg") and guard.app is not None and not is_second:
             _limit_connections(worker, guard)
             _tell_of_traps(worker, guard)
-    if hasattr(worker, "wsgi") and not isinstance(worker.wsgi, CountedRequests):
-        worker.wsgi = CountedRequests(worker.wsgi)
-        _spare_the_collector()
 
 
 def _spare_the_collector() -> None:
     """Have Python's garbage collector look no more at what is there, which will stay.
 
     A full collection takes 20 ms or more for the modules of an application alone, in which no
-    client is served, and a client that sends many lists brings about one after the other.
+    client is served, and a client that sends many lists brings about one after the other. Done
+    before anything is started: tools look for greenlets with ``gc.get_objects()``, which does not
+    return what is frozen.
 
     Source:
-        Python, ``gc.freeze()``.
+        Python, ``gc.freeze()``; gevent, ``gevent.util``.
     """
     gc.collect()
     gc.freeze()

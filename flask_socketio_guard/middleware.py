@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from .answers import REQUEST_ENDED, is_known_by_type
-from .signals import logger
+from .telemetry.records import logger
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -43,7 +43,7 @@ class GuardMiddleware:
             guard.check_paths()  # a worker with threads starts while the application is loading
             self._has_checked_paths = True
             _tell_of_server(environ, guard)
-        if not guard.has_started:
+        if not guard.lifecycle.has_served:
             self._start(environ, path)
         if guard.admission.is_draining:
             start_response = _closing(start_response)
@@ -81,7 +81,7 @@ class GuardMiddleware:
         if not guard.can_listen:
             if is_served and path.startswith(guard.socketio.sockio_mw.engineio_path):
                 guard.start()
-        elif is_served or guard.outbox is None or guard.endpoints.handles(path):
+        elif is_served or guard.queue is None or guard.endpoints.handles(path):
             guard.start()
 
     def _serve_http(

@@ -1,4 +1,4 @@
-"""The states of listener, tasks, connections and deliveries, and the one way to move on.
+"""The states of process, listener, tasks, connections and deliveries, and the one way to move on.
 
 Pure: no I/O, no clock. Each table lists every legal move; what is not in it is
 illegal, raises and changes nothing.
@@ -23,6 +23,27 @@ class _Named(Enum):
 
     def __str__(self) -> str:
         return str(self.value)
+
+
+class Phase(_Named):
+    """Where a process stands."""
+
+    NEW = "new"
+    EMITTING = "emitting"
+    """It emits or delivers, and serves nobody."""
+    SERVING = "serving"
+    DRAINING = "draining"
+    """Its clients are let go; they are gone once that is over."""
+    STOPPED = "stopped"
+
+
+class PhaseEvent(_Named):
+    """What can happen to a process."""
+
+    EMIT = "emit"
+    SERVE = "serve"
+    DRAIN = "drain"
+    STOP = "stop"
 
 
 class ListenerState(_Named):
@@ -148,6 +169,19 @@ class DeliveryEvent(_Named):
     CANCEL = "cancel"
     REPLACE = "replace"
 
+
+PHASE_TRANSITIONS: Mapping[tuple[Phase, PhaseEvent], Phase] = {
+    (Phase.NEW, PhaseEvent.EMIT): Phase.EMITTING,
+    (Phase.NEW, PhaseEvent.DRAIN): Phase.DRAINING,
+    (Phase.NEW, PhaseEvent.STOP): Phase.STOPPED,
+    (Phase.EMITTING, PhaseEvent.SERVE): Phase.SERVING,
+    (Phase.EMITTING, PhaseEvent.DRAIN): Phase.DRAINING,
+    (Phase.EMITTING, PhaseEvent.STOP): Phase.STOPPED,
+    (Phase.SERVING, PhaseEvent.DRAIN): Phase.DRAINING,
+    (Phase.SERVING, PhaseEvent.STOP): Phase.STOPPED,
+    (Phase.DRAINING, PhaseEvent.STOP): Phase.STOPPED,
+    (Phase.STOPPED, PhaseEvent.STOP): Phase.STOPPED,
+}
 
 LISTENER_TRANSITIONS: Mapping[tuple[ListenerState, ListenerEvent], ListenerState] = {
     (ListenerState.IDLE, ListenerEvent.START): ListenerState.STARTING,

@@ -14,8 +14,8 @@ import flask_socketio
 import pytest
 
 from flask_socketio_guard import SocketIOGuard
-from flask_socketio_guard.upstream.flask_socketio import GuardedSocketIO
-from flask_socketio_guard.upstream.server import GuardedServer
+from flask_socketio_guard.upstream.flask.socketio_object import GuardedSocketIO
+from flask_socketio_guard.upstream.socketio.server import GuardedServer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

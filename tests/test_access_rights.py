@@ -11,9 +11,9 @@ from socketio import RedisManager
 from flask_socketio_guard.delivery.records import Delivery
 from flask_socketio_guard.delivery.redis_store import RedisStore
 from flask_socketio_guard.delivery.store import Step
+from flask_socketio_guard.queue.transport import Message, Probe
 from flask_socketio_guard.states import DeliveryState
-from flask_socketio_guard.transport import Message, Probe
-from flask_socketio_guard.upstream.redis_transport import RedisTransport
+from flask_socketio_guard.upstream.redis.transport import RedisTransport
 from tests.support import wait_until
 from tests.support.servers import PROJECT_ROOT
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from flask_socketio_guard.addresses import address_key
+from flask_socketio_guard.core.addresses import address_key
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from flask_socketio_guard.admission import Admission
+from flask_socketio_guard.clients.admission import Admission
 from flask_socketio_guard.errors import RateLimited
-from flask_socketio_guard.rates import RateLimiter
+from flask_socketio_guard.events.rates import RateLimiter
 from tests import unit_support
 from tests.unit_support import FakeClock
 

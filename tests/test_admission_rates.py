@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 import flask
 import pytest
 
-from flask_socketio_guard import ConfigError, SocketIOGuard, signals
-from flask_socketio_guard.admission import websockets_of
-from flask_socketio_guard.upstream import engine_server
-from flask_socketio_guard.upstream.websocket import (
+from flask_socketio_guard import ConfigError, SocketIOGuard
+from flask_socketio_guard.clients.admission import websockets_of
+from flask_socketio_guard.telemetry import records as signals
+from flask_socketio_guard.upstream.engineio import server as engine_server
+from flask_socketio_guard.upstream.engineio.websocket import (
     Silence,
     agree_on_extensions,
     upgrade_problem,
@@ -156,7 +157,7 @@ def test_joins_from_one_address_are_limited(make_served: Callable[..., Served]) 
 def test_one_address_does_not_use_up_the_rate_of_all(make_served: Callable[..., Served]) -> None:
     served = make_served(connection_rate="10/hour", connection_rate_per_address="3/hour")
     admission = served.inner.admission
-    found = [served.inner.refusal("192.0.2.1") for _ in range(20)]
+    found = [served.inner.admission.refusal("192.0.2.1") for _ in range(20)]
     assert found.count(None) == 3
     assert [admission.refusal(f"192.0.2.{each}") for each in range(2, 9)] == [None] * 7
     assert admission.refusal("192.0.2.9") == "rate"

@@ -278,11 +278,11 @@ def test_no_end_waits_for_a_right_to_publish(
     """Stock does not either; what is left is counted."""
     process = make_process()
     inner = process.inner
-    assert inner.outbox is not None
-    inner.outbox.trouble = "permission"
-    monkeypatch.setattr(inner.outbox, "flush", pytest.fail)
-    monkeypatch.setattr(inner.outbox, "_next_batch", list)
-    inner.outbox.put(b"kept")
+    assert inner.queue is not None
+    inner.queue.outbox.trouble = "permission"
+    monkeypatch.setattr(inner.queue.outbox, "flush", pytest.fail)
+    monkeypatch.setattr(inner.queue.outbox, "_next_batch", list)
+    inner.queue.outbox.put(b"kept")
     if way == "exit":
         inner.flush_at_exit()
     elif way == "drain":
@@ -343,13 +343,13 @@ if os.environ["STARTED"] == "1":
     assert guard.flush(5)
 (inner,) = all_guards()
 before = socketio.server.manager.host_id
-runtime, outbox = inner.runtime, inner.outbox
+runtime, outbox = inner.runtime, inner.queue.outbox
 reader, writer = os.pipe()
 child = os.fork()
 if child == 0:
     facts = [
         socketio.server.manager.host_id != before,
-        inner.outbox is not outbox,
+        inner.queue.outbox is not outbox,
         str(guard.listener_state),
         [task.name for task in inner.supervisor.tasks],
     ]
@@ -366,7 +366,7 @@ if child == 0:
     os._exit(0)
 os.waitpid(child, 0)
 print(os.read(reader, 10000).decode())
-print(socketio.server.manager.host_id == before, inner.outbox is outbox)
+print(socketio.server.manager.host_id == before, inner.queue.outbox is outbox)
 guard.stop(2)
 """
 

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
-from flask_socketio_guard import signals
-from flask_socketio_guard.blocking import MAX_PLACES, BlockReports
-from flask_socketio_guard.signals import LoopBlock
+from flask_socketio_guard.telemetry import records as signals
+from flask_socketio_guard.telemetry.loop_blocks import MAX_PLACES, LoopBlockReports
+from flask_socketio_guard.telemetry.records import LoopBlock
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,7 +29,7 @@ class Hearer:
     def __init__(self) -> None:
         self.sender = Sender()
         self.heard: list[LoopBlock] = []
-        self.reports = BlockReports(self.sender)
+        self.reports = LoopBlockReports(self.sender)
         self._subscription = signals.subscribe(signals.loop_blocked, self.sender, self.heard.append)
 
     def block(self, place: str, stack: str = "stack", seconds: float = 1.0) -> None:
@@ -132,9 +132,9 @@ PROGRAM = """
 from gevent import monkey; monkey.patch_all()
 import _socket, logging, re, sys, time
 import gevent
-from flask_socketio_guard import signals
-from flask_socketio_guard.blocking import BlockReports
-from flask_socketio_guard.runtime import GeventRuntime, clock
+from flask_socketio_guard.telemetry import records as signals
+from flask_socketio_guard.telemetry.loop_blocks import LoopBlockReports
+from flask_socketio_guard.core.runtime import GeventRuntime, clock
 
 native_sleep = monkey.get_original("time", "sleep")
 start_new_thread = monkey.get_original("_thread", "start_new_thread")
@@ -195,7 +195,7 @@ sender = Sender()
 subscription = signals.subscribe(signals.loop_blocked, sender, log)
 runtime = GeventRuntime()
 runtime.settle()
-reports = BlockReports(sender)
+reports = LoopBlockReports(sender)
 stop = runtime.watch_loop(0.4, reports.blocked, reports.unblocked)
 gevent.sleep(0.2)
 

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from flask_socketio_guard import broker as broker_module
-from flask_socketio_guard.broker import Broker
 from flask_socketio_guard.errors import BrokerError
+from flask_socketio_guard.queue import reachability as broker_module
+from flask_socketio_guard.queue.reachability import Reachability
 from tests import unit_support
 from tests.unit_support import FakeClock
 
 if TYPE_CHECKING:
-    from flask_socketio_guard.runtime import Runtime
+    from flask_socketio_guard.core.runtime import Runtime
 
 nothing_left_behind = unit_support.nothing_left_behind
 runtime = unit_support.runtime
@@ -30,7 +30,7 @@ class Checked:
     changes: list[tuple[bool, str, float]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.broker = Broker(self._check, on_change=self._changed)
+        self.broker = Reachability(self._check, on_change=self._changed)
 
     def _check(self) -> BrokerError | None:
         return None if self.reason is None else BrokerError(self.reason, category=self.category)
@@ -128,7 +128,7 @@ def test_a_subscriber_may_ask_and_report_from_within(nothing_left_behind: None) 
             broker.report_lost("again")
             broker.report_answer()
 
-    broker = Broker(lambda: None, on_change=changed)
+    broker = Reachability(lambda: None, on_change=changed)
     thread = threading.Thread(target=broker.report_lost, args=("gone",), daemon=True)
     thread.start()
     thread.join(5.0)

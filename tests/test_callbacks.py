@@ -12,11 +12,11 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from flask_socketio_guard import callbacks as callbacks_module
-from flask_socketio_guard.callbacks import CallbackTable
-from flask_socketio_guard.hooks import AckCallback
-from flask_socketio_guard.runtime import GeventRuntime, Runtime, clock
-from flask_socketio_guard.supervisor import Restart, RestartPolicy, Supervisor, TaskHandle
+from flask_socketio_guard.core.runtime import GeventRuntime, Runtime, clock
+from flask_socketio_guard.core.supervisor import Restart, RestartPolicy, Supervisor, TaskHandle
+from flask_socketio_guard.events import callbacks as callbacks_module
+from flask_socketio_guard.events.callbacks import CallbackTable
+from flask_socketio_guard.ports import AckCallback
 from tests import unit_support
 from tests.unit_support import FakeClock, wait_for
 

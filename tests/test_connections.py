@@ -18,11 +18,11 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from flask_socketio_guard import signals
-from flask_socketio_guard.connections import Connection, Connections
+from flask_socketio_guard.clients.connections import Connection, Connections
+from flask_socketio_guard.core.runtime import clock
 from flask_socketio_guard.errors import InvalidTransition
-from flask_socketio_guard.runtime import clock
 from flask_socketio_guard.states import ConnectionState
+from flask_socketio_guard.telemetry import records as signals
 from tests import unit_support
 from tests.support import wait_until
 
@@ -1011,7 +1011,7 @@ def test_a_client_that_leaves_in_the_moment_in_which_it_is_let_in_is_disconnecte
     watched.may_leave.clear()
     client.leave()
     wait_until(lambda: watched.heard)
-    wait_until(lambda: len(watched.heard) > 1 or not watched.guarded.inner._jobs)
+    wait_until(lambda: len(watched.heard) > 1 or not watched.guarded.inner.jobs.running)
     watched.may_leave.set()
     joining.join(5.0)
     watched.wait_until_gone()

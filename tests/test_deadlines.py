@@ -15,10 +15,10 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from flask_socketio_guard import deadlines as deadlines_module
-from flask_socketio_guard.deadlines import Deadline, Deadlines
-from flask_socketio_guard.runtime import GeventRuntime, Runtime, ThreadRuntime, clock
-from flask_socketio_guard.supervisor import Restart, RestartPolicy, Supervisor, TaskHandle
+from flask_socketio_guard.core import deadlines as deadlines_module
+from flask_socketio_guard.core.deadlines import Deadline, Deadlines
+from flask_socketio_guard.core.runtime import GeventRuntime, Runtime, ThreadRuntime, clock
+from flask_socketio_guard.core.supervisor import Restart, RestartPolicy, Supervisor, TaskHandle
 from tests import unit_support
 from tests.unit_support import FakeClock, wait_for
 

@@ -16,7 +16,7 @@ from flask_socketio_guard import (
     DeliveryInvalid,
     DeliveryState,
     DeliveryStoreFull,
-    HandOverFull,
+    LoopQueueFull,
     Receipt,
     Retry,
     SocketIOGuard,
@@ -24,7 +24,7 @@ from flask_socketio_guard import (
 )
 from flask_socketio_guard.delivery.memory import MemoryStore
 from flask_socketio_guard.errors import RoomInvalid
-from flask_socketio_guard.upstream.session_ids import new_session_id
+from flask_socketio_guard.upstream.engineio.session_ids import new_session_id
 from tests import unit_support
 from tests.support import wait_until
 from tests.unit_support import BusManager
@@ -119,7 +119,7 @@ def test_a_receipt_tells_and_cancels(guarded: Guarded) -> None:
     assert receipt.cancel()
     assert not again.cancel()
     assert again.wait() is DeliveryState.CANCELLED
-    assert not guarded.inner.delivery.office._waiting
+    assert not guarded.inner.delivery.api._waiting
     with pytest.raises(UnknownDelivery):
         guarded.guard.receipt("no such id")
 
@@ -163,7 +163,7 @@ def test_too_many_are_refused(make_guarded: Callable[..., Guarded]) -> None:
         guarded.guard.deliver("news", to="ann", on_delivered=print)
     with pytest.raises(DeliveryStoreFull):
         guarded.guard.deliver("news", to="ann", on_delivered=print)
-    assert len(guarded.inner.delivery.office._watches) == 2, "nobody waits for what is not stored"
+    assert len(guarded.inner.delivery.api._watches) == 2, "nobody waits for what is not stored"
 
 
 def test_the_dead_are_told_with_what_was_in_them(guarded: Guarded) -> None:
@@ -199,12 +199,12 @@ def test_a_message_of_a_native_thread_that_cannot_be_handed_over_is_sent_all_the
         guarded.guard.identify(request.sid, "ann")  # type: ignore[attr-defined]
 
     def refuse(target: object) -> None:
-        raise HandOverFull("full")
+        raise LoopQueueFull("full")
 
     guarded.polling().connect()
     runtime = guarded.inner.runtime
-    monkeypatch.setattr(runtime, "is_home", lambda: False)
-    monkeypatch.setattr(runtime, "call_home", refuse)
+    monkeypatch.setattr(runtime, "on_loop", lambda: False)
+    monkeypatch.setattr(runtime, "call_soon_threadsafe", refuse)
     receipt = guarded.guard.deliver("news", 1, to="ann")
     wait_until(lambda: receipt.state is DeliveryState.IN_FLIGHT)
 

@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flask_socketio_guard.delivery import courier as courier_module
-from flask_socketio_guard.delivery.courier import Courier, is_refusal
-from flask_socketio_guard.delivery.desk import LocalDesk
+from flask_socketio_guard.delivery import dispatcher as courier_module
+from flask_socketio_guard.delivery.dispatcher import Dispatcher, is_refusal
 from flask_socketio_guard.delivery.memory import MemoryStore
 from flask_socketio_guard.delivery.records import Delivery, Retry
+from flask_socketio_guard.delivery.store_client import DirectStoreClient
 from flask_socketio_guard.states import DeliveryState
 from tests.unit_support import FakeClock
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from flask_socketio_guard.delivery.store import Page
-    from flask_socketio_guard.hooks import AckCallback
+    from flask_socketio_guard.ports import AckCallback
 
 RETRY = Retry(ack_timeout=1.0, first_delay=2.0, max_delay=8.0)
 MAX_IN_FLIGHT = 3
@@ -47,7 +47,7 @@ class Asked:
         self.callback.function(*arguments)
 
 
-class SlowDesk(LocalDesk):
+class SlowDesk(DirectStoreClient):
     """Answers when it is told to, if it is slow."""
 
     def __init__(self, store: MemoryStore, *, on_end: Callable[[Delivery, bool], None]) -> None:
@@ -63,10 +63,10 @@ class SlowDesk(LocalDesk):
         self._later(lambda: then(page[0]))
 
     def acknowledged(self, delivery: Delivery, device: str) -> None:
-        self._later(lambda: LocalDesk.acknowledged(self, delivery, device))
+        self._later(lambda: DirectStoreClient.acknowledged(self, delivery, device))
 
     def give_up(self, delivery: Delivery, state: DeliveryState) -> None:
-        self._later(lambda: LocalDesk.give_up(self, delivery, state))
+        self._later(lambda: DirectStoreClient.give_up(self, delivery, state))
 
     def _later(self, answer: Callable[[], object]) -> None:
         if self.is_slow:
@@ -109,9 +109,9 @@ class World:
             dead_retention=10**6,
             clock=self.clock,
         )
-        self.desk = SlowDesk(self.store, on_end=self._ended)
-        self.courier = Courier(
-            self.desk,
+        self.store_client = SlowDesk(self.store, on_end=self._ended)
+        self.dispatcher = Dispatcher(
+            self.store_client,
             self,
             self,
             max_in_flight=MAX_IN_FLIGHT,
@@ -123,7 +123,7 @@ class World:
     def _ended(self, delivery: Delivery, is_new: bool) -> None:
         if is_new:
             self.ended.append(delivery)
-        self.courier.ended(delivery)
+        self.dispatcher.ended(delivery)
 
     # What the courier asks for
 
@@ -177,9 +177,9 @@ class World:
         self.here.add(sid)
         if room is not None:
             self.rooms.setdefault(room, []).append(sid)
-            self.courier.came(room, "/")
+            self.dispatcher.came(room, "/")
         if identity is not None:
-            self.courier.identify(sid, "/", identity)
+            self.dispatcher.identify(sid, "/", identity)
 
     def leave(self, sid: str) -> None:
         self.here.discard(sid)
@@ -191,14 +191,14 @@ class World:
                 del self.asked[ack_id]
                 assert entry.callback.on_lost is not None
                 entry.callback.on_lost("gone")
-        self.courier.left(sid, "/", self.transports.get(sid))
+        self.dispatcher.left(sid, "/", self.transports.get(sid))
 
     def deliver(self, number: int, to: str, **options: Any) -> str:
         options = {"lifetime": 1000.0, "retry": RETRY} | options
         delivery = Delivery(f"{number:032x}", to, "news", json.dumps([number]), **options)
-        put = self.desk.put(delivery)
+        put = self.store_client.put(delivery)
         assert put.delivery is not None
-        self.courier.offer(put.delivery)
+        self.dispatcher.offer(put.delivery)
         return delivery.id
 
     def acknowledge(self, sid: str, number: int, *answer: Any) -> None:
@@ -216,13 +216,13 @@ class World:
             self.clock.now = max(self.clock.now, at)
             entry.run()
         self.clock.now = until
-        self.desk.expire()
+        self.store_client.expire()
 
     def sent(self) -> list[tuple[str, int]]:
         return [(entry.sid, entry.number) for entry in self.history]
 
     def state(self, number: int) -> DeliveryState:
-        delivery = self.desk.find(f"{number:032x}")
+        delivery = self.store_client.find(f"{number:032x}")
         assert delivery is not None
         return delivery.state
 
@@ -260,8 +260,8 @@ def test_who_is_here_gets_it_at_once_and_the_acknowledgement_ends_it(world: Worl
     world.acknowledge("a", 1)
     assert world.state(1) is DeliveryState.DELIVERED
     assert world.sent() == [("a", 1)]
-    assert world.courier.in_flight == 0
-    assert not world.courier._boxes
+    assert world.dispatcher.in_flight == 0
+    assert not world.dispatcher._boxes
 
 
 @pytest.mark.parametrize("way", ["identity", "room"])
@@ -364,7 +364,7 @@ def test_a_client_that_is_not_let_in_yet_gets_it_when_it_is(world: World) -> Non
     assert world.history == []
     world.coming.remove("a")
     world.here.add("a")
-    world.courier.opened("a", "/")
+    world.dispatcher.opened("a", "/")
     assert world.sent() == [("a", 1)]
 
 
@@ -404,10 +404,10 @@ def test_what_is_beyond_the_window_comes_from_the_store(
     for number in range(21, 31):
         world.deliver(number, to="ann")
     for number in range(1, 31):
-        assert max(map(len, (box.parcels for box in world.courier._boxes.values()))) <= 6
+        assert max(map(len, (box.parcels for box in world.dispatcher._boxes.values()))) <= 6
         world.acknowledge("a", number)
     assert [number for _, number in world.sent()] == list(range(1, 31))
-    assert not world.courier._boxes
+    assert not world.dispatcher._boxes
 
 
 def test_ordered_ones_come_one_after_the_other(world: World) -> None:
@@ -465,12 +465,12 @@ def test_a_message_for_a_namespace_without_the_recipient_holds_nobody_up(world: 
 
 
 def test_what_is_stored_while_others_are_loaded_is_not_forgotten(world: World) -> None:
-    world.desk.is_slow = True
+    world.store_client.is_slow = True
     world.deliver(1, to="ann")
     world.connect("a", identity="ann")
     world.deliver(2, to="ann")  # after the store was asked, before it has answered
-    world.desk.answer()
-    world.desk.answer()
+    world.store_client.answer()
+    world.store_client.answer()
     assert world.sent() == [("a", 1), ("a", 2)]
 
 
@@ -478,7 +478,7 @@ def test_what_ended_unheard_is_forgotten_after_a_look(world: World) -> None:
     world.connect("a", identity="ann")
     ids = [world.deliver(number, to="ann", is_ordered=True) for number in (1, 2)]
     world.store.do("finish", ids[0], DeliveryState.CANCELLED)
-    world.courier.look_again()
+    world.dispatcher.look_again()
     assert world.sent() == [("a", 1), ("a", 2)]
     world.pass_time(3.5)
     assert world.sent()[2:] == [("a", 2)]
@@ -486,17 +486,17 @@ def test_what_ended_unheard_is_forgotten_after_a_look(world: World) -> None:
 
 def test_what_comes_while_a_look_is_under_way_is_no_leftover(world: World) -> None:
     world.connect("a", identity="ann")
-    world.desk.is_slow = True
-    world.courier.look_again([("ann", "/")])
+    world.store_client.is_slow = True
+    world.dispatcher.look_again([("ann", "/")])
     world.deliver(1, to="ann")
-    world.courier.look_again()
+    world.dispatcher.look_again()
     for _ in range(3):
-        world.desk.answer()
+        world.store_client.answer()
     world.acknowledge("a", 1)
-    world.desk.answer()
+    world.store_client.answer()
     assert world.state(1) is DeliveryState.DELIVERED
     assert world.sent() == [("a", 1)]
-    assert not world.courier._boxes
+    assert not world.dispatcher._boxes
 
 
 def test_what_others_ended_first_is_forgotten_too(world: World) -> None:
@@ -512,12 +512,12 @@ def test_what_others_ended_first_is_forgotten_too(world: World) -> None:
 def test_who_has_acknowledged_does_not_get_it_again_while_the_store_is_told(world: World) -> None:
     world.connect("a", identity="ann")
     world.deliver(1, to="ann")
-    world.desk.is_slow = True
+    world.store_client.is_slow = True
     world.acknowledge("a", 1)
     world.connect("b", identity="ann")
     world.pass_time(50.0)
     assert world.sent() == [("a", 1)]
-    world.desk.answer()
+    world.store_client.answer()
     assert world.state(1) is DeliveryState.DELIVERED
 
 
@@ -535,7 +535,7 @@ def test_what_comes_for_a_client_that_then_leaves_is_gone(world: World, is_let_i
     world.deliver(1, to="a")
     if is_let_in:
         world.here.add("a")
-        world.courier.opened("a", "/")
+        world.dispatcher.opened("a", "/")
         assert world.sent() == [("a", 1)]
     world.leave("a")
     assert world.state(1) is DeliveryState.GONE
@@ -561,7 +561,7 @@ def test_what_nobody_acknowledges_does_not_hold_up_the_rest(world: World) -> Non
             world.asked.pop(next(iter(world.asked))).answer()
         world.pass_time(1.0)
     assert [delivery.state for delivery in world.ended] == [DeliveryState.DELIVERED] * 299
-    assert not world.courier._boxes, "those that were set aside have come back"
+    assert not world.dispatcher._boxes, "those that were set aside have come back"
 
 
 def test_a_device_more_gets_it_and_the_others_not_again(world: World) -> None:
@@ -581,7 +581,7 @@ def test_a_client_that_is_about_to_leave_is_not_asked_all_the_time(world: World)
         world.pass_time(0.05)
     assert world.sent() == []
     assert world.questions < 80, "more than once a second"
-    found = world.desk.find(f"{1:032x}")
+    found = world.store_client.find(f"{1:032x}")
     assert found is not None
     assert found.attempts == 0
     world.deaf.clear()
@@ -592,16 +592,16 @@ def test_a_client_that_is_about_to_leave_is_not_asked_all_the_time(world: World)
 def test_who_has_left_is_no_device_any_more(world: World) -> None:
     world.connect("a", identity="ann")
     world.leave("a")
-    world.courier.identify("a", "/", "ann")
-    assert not world.courier._identities
-    assert not world.courier._addresses
+    world.dispatcher.identify("a", "/", "ann")
+    assert not world.dispatcher._identities
+    assert not world.dispatcher._addresses
 
 
 @pytest.mark.parametrize("name", ["\ud800", "a\udfff"])
 def test_a_room_that_no_sender_can_name_is_ignored(world: World, name: str) -> None:
-    world.desk.is_slow = True
+    world.store_client.is_slow = True
     world.connect("a", room=name)
-    assert world.desk.answers == []
+    assert world.store_client.answers == []
 
 
 def test_ordered_ones_of_other_senders_keep_their_place(world: World) -> None:
@@ -610,29 +610,29 @@ def test_ordered_ones_of_other_senders_keep_their_place(world: World) -> None:
     first = Delivery(f"{1:032x}", "ann", "news", "[1]", 1000.0, retry=RETRY, is_ordered=True)
     world.store.do("put", first)
     world.deliver(2, to="ann", is_ordered=True)
-    world.courier.stored("/,ann")
+    world.dispatcher.stored("/,ann")
     world.acknowledge("a", 1)
     assert world.sent() == [("a", 1), ("a", 2)]
 
 
 def test_what_the_store_said_before_a_look_does_not_count(world: World) -> None:
     world.deliver(1, to="ann")
-    world.desk.is_slow = True
+    world.store_client.is_slow = True
     world.connect("a", identity="ann")
     world.store.do("finish", f"{1:032x}", DeliveryState.CANCELLED)  # after the store was asked
-    world.courier.look_again()
+    world.dispatcher.look_again()
     for _ in range(3):
-        world.desk.answer()
+        world.store_client.answer()
     assert world.sent() == []
-    assert not world.courier._boxes
+    assert not world.dispatcher._boxes
 
 
 def test_what_ended_while_it_was_loaded_is_not_sent(world: World) -> None:
     world.deliver(1, to="ann")
-    world.desk.is_slow = True
+    world.store_client.is_slow = True
     world.connect("a", identity="ann")
-    world.desk.end(f"{1:032x}", DeliveryState.CANCELLED)
-    world.desk.answer()
+    world.store_client.end(f"{1:032x}", DeliveryState.CANCELLED)
+    world.store_client.answer()
     assert world.sent() == []
 
 
@@ -647,7 +647,7 @@ def test_a_late_acknowledgement_takes_it_out_of_the_queue(world: World) -> None:
         world.deliver(number, to="ann")
     world.pass_time(1.0)
     before = len(world.history)
-    world.desk.is_slow = True
+    world.store_client.is_slow = True
     world.acknowledge("a", 1)
     world.pass_time(60.0)
     assert ("a", 1) not in world.sent()[before:]
@@ -659,7 +659,7 @@ def test_a_client_that_is_leaving_takes_what_is_for_it_along(world: World) -> No
     world.here.discard("a")
     world.coming.add("a")  # neither open nor gone
     world.pass_time(4.0)
-    assert not world.courier._boxes
+    assert not world.dispatcher._boxes
     world.coming.discard("a")
     world.leave("a")
     assert world.state(1) is DeliveryState.GONE
@@ -680,7 +680,7 @@ def test_a_look_finds_what_waits_for_the_identities_of_clients(world: World) -> 
     world.connect("a", identity="ann")
     delivery = Delivery(f"{1:032x}", "ann", "news", "[1]", 1000.0, retry=RETRY)
     world.store.do("put", delivery)  # by another process, and nobody was told
-    world.courier.look_again([("a", "/")])
+    world.dispatcher.look_again([("a", "/")])
     assert world.sent() == [("a", 1)]
 
 
@@ -710,8 +710,8 @@ def test_a_look_does_not_load_all_there_is(world: World, monkeypatch: pytest.Mon
         world.deliver(number, to="ann")
     for number in range(1, 50):
         world.acknowledge("a", number)
-    world.courier.look_again()
-    (box,) = world.courier._boxes.values()
+    world.dispatcher.look_again()
+    (box,) = world.dispatcher._boxes.values()
     assert len(box.parcels) <= 8
     for number in range(50, 101):
         world.acknowledge("a", number)
@@ -736,19 +736,19 @@ def test_who_enters_and_leaves_a_room_leaves_no_callbacks_behind(world: World) -
         world.rooms["hall"].remove("a")
         world.pass_time(4.0)
         world.rooms["hall"].append("a")
-        world.courier.came("hall", "/")
+        world.dispatcher.came("hall", "/")
     assert len(world.asked) <= 3
 
 
 def test_what_was_refused_is_not_sent_again_while_the_store_is_told(world: World) -> None:
     world.connect("a", identity="ann")
     world.deliver(1, to="ann")
-    world.desk.is_slow = True
+    world.store_client.is_slow = True
     world.acknowledge("a", 1, {"error": "no"})
     world.connect("b", identity="ann")
     world.pass_time(50.0)
     assert world.sent() == [("a", 1)]
-    world.desk.answer()
+    world.store_client.answer()
     assert world.state(1) is DeliveryState.REFUSED
 
 
@@ -770,10 +770,10 @@ def test_a_look_past_many_that_are_set_aside_does_not_load_them(
     world.connect("a", identity="ann")
     for number in range(1, 61):
         world.deliver(number, to="ann")
-    (box,) = world.courier._boxes.values()
+    (box,) = world.dispatcher._boxes.values()
     while box.last < 40:
         world.pass_time(0.5)
-    world.courier.look_again()
+    world.dispatcher.look_again()
     assert len(box.parcels) <= 8
     assert not box.suspects
 
@@ -798,19 +798,19 @@ def test_what_is_cancelled_while_it_is_set_aside_is_forgotten(
     monkeypatch.setattr(courier_module, "_WINDOW", 4)
     world.connect("a", identity="ann")
     ids = [world.deliver(number, to="ann") for number in range(1, 21)]
-    (box,) = world.courier._boxes.values()
+    (box,) = world.dispatcher._boxes.values()
     while len(box.aside) < 5:
         world.pass_time(0.5)
     aside = list(box.aside)
     for id in aside:
-        world.desk.end(id, DeliveryState.CANCELLED)
+        world.store_client.end(id, DeliveryState.CANCELLED)
     assert not {entry.number for entry in world.asked.values()} & {
         ids.index(id) + 1 for id in aside
     }
     for id in ids:
-        world.desk.end(id, DeliveryState.CANCELLED)
+        world.store_client.end(id, DeliveryState.CANCELLED)
     world.pass_time(50.0)
-    assert not world.courier._boxes
+    assert not world.dispatcher._boxes
 
 
 _SIDS = "abc"
@@ -845,7 +845,7 @@ def test_whatever_happens_each_arrives_in_the_end(steps: list[Any], window: int)
             awaited = [(entry.sid, entry.number) for entry in world.asked.values()]
             assert len(awaited) == len(set(awaited))
             for name in ("ann", "bob"):
-                box = world.courier._boxes.get(f"/,{name}")
+                box = world.dispatcher._boxes.get(f"/,{name}")
                 waiting = [] if box is None else [p for p in box.parcels.values() if p.is_waiting]
                 assert len(waiting) <= MAX_IN_FLIGHT
                 assert box is None or box.in_flight == len(waiting)
@@ -871,15 +871,15 @@ def test_whatever_happens_each_arrives_in_the_end(steps: list[Any], window: int)
             elif kind == "wait":
                 world.pass_time(rest[0])
             elif kind == "slow":
-                world.desk.is_slow = True
+                world.store_client.is_slow = True
             elif kind == "answer":
-                world.desk.answer()
+                world.store_client.answer()
             elif kind == "look":
-                world.courier.look_again((sid, "/") for sid in present.values())
+                world.dispatcher.look_again((sid, "/") for sid in present.values())
             check()
-        world.desk.is_slow = False
-        while world.desk.answers:
-            world.desk.answer()
+        world.store_client.is_slow = False
+        while world.store_client.answers:
+            world.store_client.answer()
         for identity in ("ann", "bob"):
             world.connect(next(names), identity=identity)
         for _ in range(count * 4):
@@ -893,7 +893,7 @@ def test_whatever_happens_each_arrives_in_the_end(steps: list[Any], window: int)
         assert len(ends) == len(set(ends)) == count
         for numbers in ordered.values():
             assert [number for number in ends if number in numbers] == numbers
-        assert not world.courier._boxes
+        assert not world.dispatcher._boxes
 
 
 def test_who_comes_back_over_the_same_transport_gets_it_again_when_it_is_overdue(
@@ -919,9 +919,11 @@ def test_what_one_transport_is_sent_does_not_grow_with_how_often_its_client_ente
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loads: list[str] = []
-    load = world.desk.load
+    load = world.store_client.load
     monkeypatch.setattr(
-        world.desk, "load", lambda address, *rest: (loads.append(address), load(address, *rest))
+        world.store_client,
+        "load",
+        lambda address, *rest: (loads.append(address), load(address, *rest)),
     )
     for number in range(100):
         world.deliver(number, to="ann", is_ordered=number % 7 == 0)
@@ -940,7 +942,7 @@ def test_what_one_transport_is_sent_does_not_grow_with_how_often_its_client_ente
             world.acknowledge(entry.sid, entry.number)
     assert {number for sid, number in world.sent() if sid == "last"} == set(range(100))
     world.pass_time(100.0)
-    assert world.courier._owed == {}, "nothing is remembered for ever"
+    assert world.dispatcher._owed == {}, "nothing is remembered for ever"
 
 
 def test_windows_are_bounded_in_bytes(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -948,7 +950,7 @@ def test_windows_are_bounded_in_bytes(world: World, monkeypatch: pytest.MonkeyPa
     for number in range(1000, 1020):
         world.deliver(number, to="ann")  # "[1000]" has six characters
     world.connect("a", "ann")
-    box = world.courier._boxes["/,ann"]
+    box = world.dispatcher._boxes["/,ann"]
     assert (len(world.asked), len(box.parcels), box.size) == (1, 1, 6)
     for number in range(1000, 1020):
         world.acknowledge("a", number)
@@ -961,9 +963,11 @@ def test_who_enters_again_and_again_does_not_have_the_store_asked_each_time(
 ) -> None:
     """Nothing waits, and so nothing is owed but the visits."""
     loads: list[str] = []
-    load = world.desk.load
+    load = world.store_client.load
     monkeypatch.setattr(
-        world.desk, "load", lambda address, *rest: (loads.append(address), load(address, *rest))
+        world.store_client,
+        "load",
+        lambda address, *rest: (loads.append(address), load(address, *rest)),
     )
     for number in range(200):
         world.transports[f"sid-{number}"] = "one"

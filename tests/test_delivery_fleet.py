@@ -6,18 +6,18 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from flask_socketio_guard.delivery.fleet import DeliveryFleet
+from flask_socketio_guard.core.supervisor import Restart, RestartPolicy, Supervisor
 from flask_socketio_guard.delivery.records import Delivery
 from flask_socketio_guard.delivery.store import News
+from flask_socketio_guard.delivery.sync import StoreSync
 from flask_socketio_guard.errors import DeliveryStoreError
-from flask_socketio_guard.supervisor import Restart, RestartPolicy, Supervisor
 from tests import unit_support
 from tests.unit_support import wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from flask_socketio_guard.runtime import Runtime
+    from flask_socketio_guard.core.runtime import Runtime
 
 nothing_left_behind = unit_support.nothing_left_behind
 runtime = unit_support.runtime
@@ -68,7 +68,7 @@ class Running:
         self.told: list[Any] = []
         self.gap_failures = 0
         self.answers: list[bool] = []
-        self.fleet = DeliveryFleet(
+        self.fleet = StoreSync(
             runtime,
             self.store,  # type: ignore[arg-type]
             lease=0.0,

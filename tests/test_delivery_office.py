@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from flask_socketio_guard.delivery.desk import LocalDesk
+from flask_socketio_guard.delivery.api import DeliveryApi
 from flask_socketio_guard.delivery.memory import MemoryStore
-from flask_socketio_guard.delivery.office import DeliveryOffice
 from flask_socketio_guard.delivery.records import Retry
+from flask_socketio_guard.delivery.store_client import DirectStoreClient
 from flask_socketio_guard.states import DeliveryState
 from tests import unit_support
 from tests.unit_support import wait_for
 
 if TYPE_CHECKING:
+    from flask_socketio_guard.core.runtime import Runtime
     from flask_socketio_guard.delivery.receipts import Receipt
-    from flask_socketio_guard.runtime import Runtime
 
 nothing_left_behind = unit_support.nothing_left_behind
 runtime = unit_support.runtime
@@ -38,9 +38,9 @@ class Sending:
             dead_retention=60.0,
         )
         self.told: list[tuple[str, str]] = []
-        self.office = DeliveryOffice(
+        self.api = DeliveryApi(
             runtime,
-            LocalDesk(self.store, on_end=lambda delivery, _: self.office.ended(delivery)),
+            DirectStoreClient(self.store, on_end=lambda delivery, _: self.api.ended(delivery)),
             encode=json.dumps,
             max_size=1000,
             run=lambda function, arguments: function(*arguments),
@@ -59,7 +59,7 @@ class Sending:
             "on_delivered": lambda receipt: self.told.append(("delivered", receipt.id)),
             "on_expired": lambda receipt: self.told.append(("expired", receipt.id)),
         } | options
-        return self.office.put("news", [1], **options)
+        return self.api.put("news", [1], **options)
 
 
 @pytest.fixture
@@ -85,9 +85,9 @@ def test_each_end_calls_the_hook_for_it_once(
     end = sending.store.do("finish", receipt.id, state)
     assert end.delivery is not None
     for _ in range(2):
-        sending.office.ended(end.delivery)
+        sending.api.ended(end.delivery)
     assert sending.told == ([] if hook is None else [(hook, receipt.id)])
-    assert not sending.office._watches
+    assert not sending.api._watches
 
 
 def test_what_ended_unheard_is_found_when_looked_for(sending: Sending) -> None:
@@ -95,13 +95,13 @@ def test_what_ended_unheard_is_found_when_looked_for(sending: Sending) -> None:
     sending.store.do("finish", receipts[0].id, DeliveryState.DELIVERED)
     waited: list[DeliveryState] = []
     job = sending.runtime.spawn(lambda: waited.append(receipts[1].wait(30.0)), name="waiting")
-    wait_for(sending.runtime, lambda: bool(sending.office._waiting))
+    wait_for(sending.runtime, lambda: bool(sending.api._waiting))
     sending.store.do("finish", receipts[1].id, DeliveryState.EXPIRED)
-    sending.office.look_again()
+    sending.api.look_again()
     assert job.join(5.0)
     assert waited == [DeliveryState.EXPIRED]
     assert set(sending.told) == {("delivered", receipts[0].id), ("expired", receipts[1].id)}
-    assert list(sending.office._watches) == [receipts[2].id]
+    assert list(sending.api._watches) == [receipts[2].id]
 
 
 def test_what_is_known_no_more_is_waited_for_no_longer(sending: Sending) -> None:
@@ -116,13 +116,13 @@ def test_what_is_known_no_more_is_waited_for_no_longer(sending: Sending) -> None
             failures.append(exc)
 
     job = sending.runtime.spawn(wait, name="waiting")
-    wait_for(sending.runtime, lambda: bool(sending.office._waiting))
+    wait_for(sending.runtime, lambda: bool(sending.api._waiting))
     sending.store._open.clear()
-    sending.office.look_again()
+    sending.api.look_again()
     assert job.join(5.0)
     assert len(failures) == 1
-    assert not sending.office._watches
-    assert not sending.office._waiting
+    assert not sending.api._watches
+    assert not sending.api._waiting
 
 
 def test_a_wait_for_what_has_ended_is_none(sending: Sending) -> None:

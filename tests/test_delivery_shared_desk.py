@@ -8,22 +8,22 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from flask_socketio_guard.broker import Broker
-from flask_socketio_guard.delivery import shared_desk
+from flask_socketio_guard.core.supervisor import Restart, RestartPolicy, Supervisor
+from flask_socketio_guard.delivery import batching_store_client as shared_desk
+from flask_socketio_guard.delivery.batching_store_client import BatchingStoreClient
 from flask_socketio_guard.delivery.memory import MemoryStore
 from flask_socketio_guard.delivery.records import Delivery
-from flask_socketio_guard.delivery.shared_desk import SharedDesk
 from flask_socketio_guard.delivery.store import Page, Step
 from flask_socketio_guard.errors import DeliveryFormatError, DeliveryStoreError
+from flask_socketio_guard.queue.reachability import Reachability
 from flask_socketio_guard.states import DeliveryState
-from flask_socketio_guard.supervisor import Restart, RestartPolicy, Supervisor
 from tests import unit_support
 from tests.unit_support import wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from flask_socketio_guard.runtime import Runtime
+    from flask_socketio_guard.core.runtime import Runtime
 
 nothing_left_behind = unit_support.nothing_left_behind
 runtime = unit_support.runtime
@@ -70,13 +70,15 @@ class Running:
         self.changes: list[bool] = []
         self.are_new: list[bool] = []
         self.unsure: list[bool] = []
-        self.desk = SharedDesk(
+        self.store_client = BatchingStoreClient(
             runtime,
             self.store,  # type: ignore[arg-type]
             on_end=self._end,
             on_failure=self.failures.append,
             on_unsure=lambda: self.unsure.append(True),
-            server=Broker(lambda: None, on_change=lambda *change: self.changes.append(change[0])),
+            server=Reachability(
+                lambda: None, on_change=lambda *change: self.changes.append(change[0])
+            ),
         )
         self.supervisor = Supervisor(runtime, on_failure=lambda *_: None, on_change=lambda *_: None)
 
@@ -89,7 +91,11 @@ class Running:
             restart=Restart.ALWAYS, first_delay=0.0, max_delay=1.0, max_restarts=None
         )
         self.supervisor.watch(
-            "desk", self.desk.run, policy=policy, is_internal=True, wake=self.desk.wake
+            "desk",
+            self.store_client.run,
+            policy=policy,
+            is_internal=True,
+            wake=self.store_client.wake,
         )
 
 
@@ -106,7 +112,7 @@ def message(number: int) -> Delivery:
 
 def test_what_is_stored_is_stored_when_put_returns(running: Running) -> None:
     running.start()
-    put = running.desk.put(message(1))
+    put = running.store_client.put(message(1))
     assert put.delivery is not None
     found = running.store.do("find", message(1).id)
     assert found is not None
@@ -115,23 +121,23 @@ def test_what_is_stored_is_stored_when_put_returns(running: Running) -> None:
 
 def test_steps_are_done_in_order_and_many_at_a_time(running: Running) -> None:
     running.store.apply([])
-    running.desk.sent(message(1).id)
-    running.desk.returned(message(1).id)
-    running.desk.join("/,ann", "phone")
-    running.desk.leave("/,ann", "desk")
+    running.store_client.sent(message(1).id)
+    running.store_client.returned(message(1).id)
+    running.store_client.join("/,ann", "phone")
+    running.store_client.leave("/,ann", "desk")
     running.start()
-    wait_for(running.runtime, lambda: not len(running.desk))
+    wait_for(running.runtime, lambda: not len(running.store_client))
     assert ["mark", "join", "leave"] in running.store.batches
 
 
 def test_while_the_store_is_away_who_stores_is_told_and_the_rest_is_kept(running: Running) -> None:
     running.start()
-    running.desk.put(message(1))
+    running.store_client.put(message(1))
     running.store.is_up = False
-    running.desk.sent(message(1).id)
-    running.desk.acknowledged(message(1), "phone")
+    running.store_client.sent(message(1).id)
+    running.store_client.acknowledged(message(1), "phone")
     with pytest.raises(DeliveryStoreError, match="away"):
-        running.desk.put(message(2))
+        running.store_client.put(message(2))
     assert running.ended == []
     running.store.is_up = True
     wait_for(running.runtime, lambda: bool(running.ended))
@@ -140,38 +146,38 @@ def test_while_the_store_is_away_who_stores_is_told_and_the_rest_is_kept(running
     ]
     assert running.store.do("find", message(2).id) is None
     assert running.changes == [False, True]
-    assert not running.desk.is_refused
+    assert not running.store_client.is_refused
 
 
 def test_what_waits_is_loaded_later(running: Running) -> None:
     running.start()
-    running.desk.put(message(1))
+    running.store_client.put(message(1))
     found: list[Delivery] = []
-    running.desk.load("/,ann", 0, 10, 10**6, lambda page: found.extend(page.deliveries))
+    running.store_client.load("/,ann", 0, 10, 10**6, lambda page: found.extend(page.deliveries))
     wait_for(running.runtime, lambda: bool(found))
     assert [each.id for each in found] == [message(1).id]
 
 
 def test_giving_up_and_leaving_tell_of_what_has_ended(running: Running) -> None:
     running.start()
-    running.desk.put(message(1))
-    running.desk.put(message(2)._replace(requires_all=True))
-    running.desk.join("/,ann", "phone")
-    running.desk.join("/,ann", "desk")
-    running.desk.acknowledged(message(2)._replace(requires_all=True), "phone")
-    running.desk.leave("/,ann", "desk")
-    running.desk.give_up(message(1), DeliveryState.GONE)
+    running.store_client.put(message(1))
+    running.store_client.put(message(2)._replace(requires_all=True))
+    running.store_client.join("/,ann", "phone")
+    running.store_client.join("/,ann", "desk")
+    running.store_client.acknowledged(message(2)._replace(requires_all=True), "phone")
+    running.store_client.leave("/,ann", "desk")
+    running.store_client.give_up(message(1), DeliveryState.GONE)
     wait_for(running.runtime, lambda: len(running.ended) == 2)
     assert [each.state for each in running.ended] == [DeliveryState.DELIVERED, DeliveryState.GONE]
-    assert running.desk.end(message(1).id, DeliveryState.CANCELLED) is False
+    assert running.store_client.end(message(1).id, DeliveryState.CANCELLED) is False
 
 
 def test_what_was_sent_and_acknowledged_meanwhile_is_one_step(running: Running) -> None:
     running.store.do("put", message(1))
-    running.desk.sent(message(1).id)
-    running.desk.returned(message(1).id)
-    running.desk.sent(message(1).id)
-    running.desk.acknowledged(message(1), "phone")
+    running.store_client.sent(message(1).id)
+    running.store_client.returned(message(1).id)
+    running.store_client.sent(message(1).id)
+    running.store_client.acknowledged(message(1), "phone")
     running.store.batches.clear()
     running.start()
     wait_for(running.runtime, lambda: bool(running.ended))
@@ -182,37 +188,37 @@ def test_what_was_sent_and_acknowledged_meanwhile_is_one_step(running: Running) 
 def test_what_several_lack_is_noted_as_sent_all_the_same(running: Running) -> None:
     delivery = message(1)._replace(requires_all=True)
     running.store.apply([Step("put", (delivery,)), Step("join", ("/,ann", "desk"))])
-    running.desk.sent(delivery.id)
-    running.desk.acknowledged(delivery, "phone")
+    running.store_client.sent(delivery.id)
+    running.store_client.acknowledged(delivery, "phone")
     running.start()
-    wait_for(running.runtime, lambda: not len(running.desk))
-    found = running.desk.find(delivery.id)
+    wait_for(running.runtime, lambda: not len(running.store_client))
+    found = running.store_client.find(delivery.id)
     assert found is not None
     assert (found.state, found.attempts) == (DeliveryState.IN_FLIGHT, 1)
 
 
 def test_marks_of_one_message_do_not_pile_up_while_the_store_is_away(running: Running) -> None:
     for _ in range(100):
-        running.desk.sent(message(1).id)
-        running.desk.returned(message(1).id)
-    assert len(running.desk) == 1
+        running.store_client.sent(message(1).id)
+        running.store_client.returned(message(1).id)
+    assert len(running.store_client) == 1
 
 
 def test_one_step_that_cannot_be_done_keeps_no_other_from_it(running: Running) -> None:
     running.store.do("put", message(1))
     loaded: list[object] = []
-    running.desk.load("/,bob", 0, 10, 10**6, loaded.append)
-    running.desk.leave("/,ann", "phone")
-    running.desk._note("no such step")
-    running.desk.load("/,ann", 0, 10, 10**6, loaded.append)
-    running.desk.acknowledged(message(1), "phone")
+    running.store_client.load("/,bob", 0, 10, 10**6, loaded.append)
+    running.store_client.leave("/,ann", "phone")
+    running.store_client._note("no such step")
+    running.store_client.load("/,ann", 0, 10, 10**6, loaded.append)
+    running.store_client.acknowledged(message(1), "phone")
     running.start()
     wait_for(running.runtime, lambda: bool(running.ended))
     assert len(loaded) == 2
     assert [type(failure) for failure in running.failures] == [KeyError]
-    running.desk.sent(message(1).id)
-    running.desk.join("/,ann", "phone")
-    wait_for(running.runtime, lambda: not len(running.desk))
+    running.store_client.sent(message(1).id)
+    running.store_client.join("/,ann", "phone")
+    wait_for(running.runtime, lambda: not len(running.store_client))
 
 
 def test_what_somebody_makes_of_an_answer_is_their_own_affair(running: Running) -> None:
@@ -220,8 +226,8 @@ def test_what_somebody_makes_of_an_answer_is_their_own_affair(running: Running) 
         raise RuntimeError("mine")
 
     loaded: list[object] = []
-    running.desk.load("/,bob", 0, 10, 10**6, fail)
-    running.desk.load("/,ann", 0, 10, 10**6, loaded.append)
+    running.store_client.load("/,bob", 0, 10, 10**6, fail)
+    running.store_client.load("/,ann", 0, 10, 10**6, loaded.append)
     running.start()
     wait_for(running.runtime, lambda: bool(loaded))
     assert [str(failure) for failure in running.failures] == ["mine"]
@@ -231,12 +237,12 @@ def test_who_was_told_that_it_is_not_stored_is_not_told_wrong(running: Running) 
     """Nobody waits behind others that wait for a store that is away; nothing is stored later."""
     running.store.is_up = False
     for number in range(300):
-        running.desk.join("/,ann", str(number))
+        running.store_client.join("/,ann", str(number))
     running.start()
     with pytest.raises(DeliveryStoreError, match="away"):
-        running.desk.put(message(1))
+        running.store_client.put(message(1))
     running.store.is_up = True
-    wait_for(running.runtime, lambda: not len(running.desk))
+    wait_for(running.runtime, lambda: not len(running.store_client))
     assert running.store.do("find", message(1).id) is None
 
 
@@ -245,22 +251,22 @@ def test_who_waits_too_long_is_told_and_it_is_not_stored_later(
 ) -> None:
     monkeypatch.setattr(shared_desk, "_LONGEST_WAIT", 0.05)
     with pytest.raises(DeliveryStoreError, match="in time"):
-        running.desk.put(message(1))
-    running.desk.join("/,ann", "phone")
+        running.store_client.put(message(1))
+    running.store_client.join("/,ann", "phone")
     running.start()
-    wait_for(running.runtime, lambda: not len(running.desk))
+    wait_for(running.runtime, lambda: not len(running.store_client))
     assert running.store.do("find", message(1).id) is None
 
 
 def test_at_the_end_what_is_noted_is_taken_to_the_store(running: Running) -> None:
     running.store.do("put", message(1))
-    running.desk.acknowledged(message(1), "phone")
-    running.desk.flush(5.0)
+    running.store_client.acknowledged(message(1), "phone")
+    running.store_client.flush(5.0)
     assert [each.state for each in running.ended] == [DeliveryState.DELIVERED]
     running.store.is_up = False
-    running.desk.join("/,ann", "phone")
-    running.desk.flush(60.0)
-    assert len(running.desk) == 1, "it was tried once"
+    running.store_client.join("/,ann", "phone")
+    running.store_client.flush(60.0)
+    assert len(running.store_client) == 1, "it was tried once"
 
 
 def test_all_that_waits_is_given_up_however_much_that_is(
@@ -269,7 +275,7 @@ def test_all_that_waits_is_given_up_however_much_that_is(
     monkeypatch.setattr(shared_desk, "AT_A_TIME", 2)
     for number in range(5):
         running.store.do("put", message(number))
-    running.desk.abandon("/,ann", DeliveryState.GONE)
+    running.store_client.abandon("/,ann", DeliveryState.GONE)
     running.start()
     wait_for(running.runtime, lambda: len(running.ended) == 5)
     assert {each.state for each in running.ended} == {DeliveryState.GONE}
@@ -278,8 +284,8 @@ def test_all_that_waits_is_given_up_however_much_that_is(
 def test_what_others_ended_first_is_told_as_that(running: Running) -> None:
     running.store.do("put", message(1))
     running.store.do("finish", message(1).id, DeliveryState.CANCELLED)
-    running.desk.acknowledged(message(1), "phone")
-    running.desk.acknowledged(message(2), "phone")
+    running.store_client.acknowledged(message(1), "phone")
+    running.store_client.acknowledged(message(2), "phone")
     running.start()
     wait_for(running.runtime, lambda: len(running.ended) == 2)
     assert [(each.id, each.state) for each in running.ended] == [
@@ -294,17 +300,17 @@ def test_that_nobody_waits_any_more_is_no_answer_of_the_store(running: Running) 
     running.store.is_up = False
     for number in range(3):
         with pytest.raises(DeliveryStoreError, match="away"):
-            running.desk.put(message(number))
+            running.store_client.put(message(number))
     running.runtime.sleep(0.1)
     assert running.changes == [False]
-    assert running.desk.is_refused
+    assert running.store_client.is_refused
 
 
 def test_an_answer_that_gets_lost_is_not_told_as_a_failure(running: Running) -> None:
     """A message that is stored already is not stored again."""
     running.start()
     running.store.lost = 1
-    put = running.desk.put(message(1))
+    put = running.store_client.put(message(1))
     assert put.delivery is not None
     assert len(running.store) == 1
     assert running.unsure, "what ended by the steps whose answers were lost has to be looked up"
@@ -313,13 +319,13 @@ def test_an_answer_that_gets_lost_is_not_told_as_a_failure(running: Running) -> 
 def test_whatever_is_asked_is_asked_by_one_task(running: Running) -> None:
     """A socket of gevent belongs to one native thread, and others ask, too."""
     running.start()
-    running.desk.put(message(1))
+    running.store_client.put(message(1))
     found: list[Any] = []
 
     def ask() -> None:
-        found.append(running.desk.find(message(1).id))
-        found.append(running.desk.end(message(1).id, DeliveryState.CANCELLED))
-        found.append(running.desk.dead_letters(5))
+        found.append(running.store_client.find(message(1).id))
+        found.append(running.store_client.end(message(1).id, DeliveryState.CANCELLED))
+        found.append(running.store_client.dead_letters(5))
 
     thread = threading.Thread(target=ask)
     thread.start()
@@ -332,12 +338,12 @@ def test_whatever_is_asked_is_asked_by_one_task(running: Running) -> None:
 
 def test_who_comes_and_goes_while_the_store_is_away_is_no_step(running: Running) -> None:
     for _ in range(50):
-        running.desk.join("/,ann", "phone")
-        running.desk.load("/,ann", 0, 10, 10**6, lambda _: None)
-        running.desk.leave("/,ann", "phone")
+        running.store_client.join("/,ann", "phone")
+        running.store_client.load("/,ann", 0, 10, 10**6, lambda _: None)
+        running.store_client.leave("/,ann", "phone")
     running.store.is_up = False
     running.start()
-    wait_for(running.runtime, lambda: len(running.desk) == 1)
+    wait_for(running.runtime, lambda: len(running.store_client) == 1)
 
 
 def test_a_put_that_is_stored_too_late_is_looked_for(
@@ -354,24 +360,24 @@ def test_a_put_that_is_stored_too_late_is_looked_for(
     monkeypatch.setattr(running.store, "apply", apply_slowly)
     running.start()
     with pytest.raises(DeliveryStoreError, match="in time"):
-        running.desk.put(message(2)._replace(key="price"))
+        running.store_client.put(message(2)._replace(key="price"))
     wait_for(running.runtime, lambda: bool(running.unsure))
     assert [each.id for each in running.ended] == [message(1).id]
 
 
 def test_nobody_waits_for_a_desk_that_is_closed(running: Running) -> None:
-    running.desk.flush(1.0)
+    running.store_client.flush(1.0)
     with pytest.raises(DeliveryStoreError, match="stopping"):
-        running.desk.find(message(1).id)
+        running.store_client.find(message(1).id)
 
 
 def test_what_is_sent_again_is_noted_again(running: Running) -> None:
     running.start()
-    running.desk.put(message(1))
+    running.store_client.put(message(1))
     for attempts in (1, 2):
-        running.desk.sent(message(1).id)
-        wait_for(running.runtime, lambda: not len(running.desk))
-        found = running.desk.find(message(1).id)
+        running.store_client.sent(message(1).id)
+        wait_for(running.runtime, lambda: not len(running.store_client))
+        found = running.store_client.find(message(1).id)
         assert found is not None
         assert found.attempts == attempts
 
@@ -384,8 +390,8 @@ def test_a_wait_that_is_over_is_no_answer_of_the_store(
     running.store.is_up = False
     running.start()
     with pytest.raises(DeliveryStoreError, match="in time"):
-        running.desk.put(message(1))
-    wait_for(running.runtime, lambda: not len(running.desk))
+        running.store_client.put(message(1))
+    wait_for(running.runtime, lambda: not len(running.store_client))
     running.runtime.sleep(0.05)
     assert running.changes == [False]
 
@@ -405,16 +411,17 @@ def test_a_step_that_raises_is_told_to_who_asked_and_nobody_else(
 
     def ask() -> None:
         try:
-            running.desk.find("bad")
+            running.store_client.find("bad")
         except DeliveryFormatError as exc:
             told.append(exc)
 
     tasks = [running.runtime.spawn(ask, name="ask")]
     puts = [
-        running.runtime.spawn(partial(running.desk.put, message(n)), name="put") for n in range(9)
+        running.runtime.spawn(partial(running.store_client.put, message(n)), name="put")
+        for n in range(9)
     ]
-    running.desk.load("bad", 0, 10, 10**6, loaded.append)
-    wait_for(running.runtime, lambda: len(running.desk) == 11)
+    running.store_client.load("bad", 0, 10, 10**6, loaded.append)
+    wait_for(running.runtime, lambda: len(running.store_client) == 11)
     running.start()
     for task in (*tasks, *puts):
         task.join(5.0)

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from flask_socketio_guard import drain as drain_module
-from flask_socketio_guard import signals
+from flask_socketio_guard.clients import drain as drain_module
+from flask_socketio_guard.clients.drain import Drain
 from flask_socketio_guard.config import GuardConfig
-from flask_socketio_guard.drain import Drain
-from flask_socketio_guard.runtime import Runtime, ThreadRuntime, clock
+from flask_socketio_guard.core.runtime import Runtime, ThreadRuntime, clock
+from flask_socketio_guard.telemetry import records as signals
+from flask_socketio_guard.upstream import close_for_restart
 from tests import unit_support
 from tests.support import wait_until
 from tests.unit_support import FakeClock, wait_for
@@ -71,6 +72,7 @@ class Draining:
     now: Callable[[], float] = clock
     closed: list[tuple[float, int, dict[str, Any]]] = field(default_factory=list)
     is_busy: bool = False
+    is_stopped: bool = False
 
     def __post_init__(self) -> None:
         self.sockets = {number: Socket(self, number) for number in range(self.count)}
@@ -78,7 +80,9 @@ class Draining:
             self.runtime,
             GuardConfig(drain_delay=self.delay, drain_window=self.window),
             sockets=lambda: self.sockets.values(),
+            close=close_for_restart,
             is_quiet=lambda: not self.is_busy,
+            is_stopped=lambda: self.is_stopped,
         )
 
     @property
@@ -102,7 +106,7 @@ class Background:
     def __init__(self, draining: Draining, timeout: float) -> None:
         self.answers: list[bool] = []
         self.job = draining.runtime.spawn(
-            lambda: self.answers.append(draining.drain.run(timeout)), name="draining"
+            lambda: self.answers.append(draining.drain.drain(timeout)), name="draining"
         )
 
     def answer(self) -> bool:
@@ -136,7 +140,7 @@ def test_clients_are_told_that_the_service_restarts(
 ) -> None:
     """Theirs is to come back: to another process, or to the next one here."""
     draining = make_stepping(3)
-    assert draining.drain.run(1.0)
+    assert draining.drain.drain(1.0)
     assert sorted(draining.numbers) == [0, 1, 2]
     for _, _, how in draining.closed:
         assert how == {"reason": "server disconnect", "code": 1012, "text": "service restart"}
@@ -146,7 +150,7 @@ def test_a_process_without_clients_is_drained_at_once(
     make_stepping: Callable[..., Draining],
 ) -> None:
     draining = make_stepping(0, window=60.0)
-    assert draining.drain.run(5.0)
+    assert draining.drain.drain(5.0)
     assert sum(sleeps(draining)) == 0.0
 
 
@@ -154,7 +158,7 @@ def test_the_delay_comes_first(make_stepping: Callable[..., Draining]) -> None:
     """A load balancer has to hear of it before clients come back through it."""
     draining = make_stepping(2, delay=3.0)
     began_at = draining.now()
-    assert draining.drain.run(1.0)
+    assert draining.drain.drain(1.0)
     assert [at for at, _, _ in draining.closed] == [began_at + 3.0] * 2
 
 
@@ -178,7 +182,7 @@ def test_clients_are_let_go_in_batches_over_the_window(
     make_stepping: Callable[..., Draining], count: int, window: float, batches: list[int]
 ) -> None:
     draining = make_stepping(count, window=window)
-    assert draining.drain.run(1.0)
+    assert draining.drain.drain(1.0)
     assert draining.batches() == batches
     assert sorted(draining.numbers) == list(range(count))
     pauses = sleeps(draining)[1:]
@@ -192,7 +196,7 @@ def test_the_pauses_between_batches_are_not_all_the_same(
 ) -> None:
     """Several processes that are told to stop at once shall not go in step."""
     draining = make_stepping(100, window=2.0)
-    draining.drain.run(1.0)
+    draining.drain.drain(1.0)
     pauses = sleeps(draining)[1:]
     assert len(set(pauses)) > 10
     assert min(pauses) < 0.9 * STEP < 1.1 * STEP < max(pauses)
@@ -201,7 +205,7 @@ def test_the_pauses_between_batches_are_not_all_the_same(
 def test_clients_go_in_any_order(make_stepping: Callable[..., Draining]) -> None:
     """Those that came together, from one place, do not all go together."""
     draining = make_stepping(200)
-    draining.drain.run(1.0)
+    draining.drain.drain(1.0)
     assert draining.numbers != sorted(draining.numbers)
     assert sorted(draining.numbers) == list(range(200))
 
@@ -219,7 +223,7 @@ def test_a_drain_waits_until_nothing_is_left(make_stepping: Callable[..., Draini
             draining.is_busy = False
 
     draining.runtime.on_sleep = end_later  # type: ignore[attr-defined]
-    assert draining.drain.run(1.0)
+    assert draining.drain.drain(1.0)
     assert 0.5 < draining.now() - began_at < 0.6
     assert draining.drain.is_over
 
@@ -228,7 +232,7 @@ def test_a_drain_waits_no_longer_than_it_may(make_stepping: Callable[..., Draini
     """The time that clients take to go is not part of it."""
     draining = make_stepping(20, delay=2.0, window=1.0)
     draining.is_busy = True
-    assert not draining.drain.run(3.0)
+    assert not draining.drain.drain(3.0)
     last_closed_at = draining.closed[-1][0]
     assert 3.0 < draining.now() - last_closed_at < 3.1
     assert draining.drain.is_over
@@ -239,10 +243,10 @@ def test_a_drain_that_may_not_wait_still_lets_clients_go(
 ) -> None:
     draining = make_stepping(5)
     draining.is_busy = True
-    assert not draining.drain.run(0.0)
+    assert not draining.drain.drain(0.0)
     assert len(draining.closed) == 5
     draining = make_stepping(5)
-    assert draining.drain.run(0.0)
+    assert draining.drain.drain(0.0)
 
 
 def test_an_end_lets_nobody_wait(runtime: Runtime) -> None:
@@ -252,7 +256,7 @@ def test_an_end_lets_nobody_wait(runtime: Runtime) -> None:
     wait_for(runtime, lambda: len(draining.closed) == 3)
     assert not draining.drain.is_over
     began_at = clock()
-    draining.drain.end()
+    draining.is_stopped = True
     assert background.answer() is False
     assert clock() - began_at < 1.0
     assert draining.drain.is_over
@@ -263,13 +267,13 @@ def test_a_drain_that_comes_after_the_end_lets_clients_go_and_does_not_wait(
 ) -> None:
     draining = make_stepping(3)
     draining.is_busy = True
-    draining.drain.end()
-    assert not draining.drain.run(60.0)
+    draining.is_stopped = True
+    assert not draining.drain.drain(60.0)
     assert len(draining.closed) == 3
     assert sum(sleeps(draining)) == 0.0
     draining = make_stepping(3)
-    draining.drain.end()
-    assert draining.drain.run(60.0), "nothing was left, whoever waits"
+    draining.is_stopped = True
+    assert draining.drain.drain(60.0), "nothing was left, whoever waits"
 
 
 # Twice
@@ -293,10 +297,10 @@ def test_whoever_comes_after_the_end_is_told_at_once(runtime: Runtime) -> None:
     for is_busy in (False, True):
         draining = Draining(runtime, count=1)
         draining.is_busy = is_busy
-        assert draining.drain.run(0.0) is not is_busy
+        assert draining.drain.drain(0.0) is not is_busy
         draining.is_busy = not is_busy
         began_at = clock()
-        assert draining.drain.run(60.0) is not is_busy
+        assert draining.drain.drain(60.0) is not is_busy
         assert clock() - began_at < 1.0
         assert len(draining.closed) == 1
 
@@ -323,7 +327,7 @@ def test_whoever_comes_second_does_not_wait_for_ever(
     over: Any = Unending()
     draining.drain._is_over = over
     draining.drain._has_begun = True
-    assert draining.drain.run(8.0) is False
+    assert draining.drain.drain(8.0) is False
     assert over.waits == [2.0 + 4.0 + 8.0 + 1.0]
     assert draining.closed == []
 
@@ -336,10 +340,10 @@ def test_a_drain_that_fails_leaves_nobody_waiting(runtime: Runtime) -> None:
 
     draining.drain._is_quiet = fail
     with pytest.raises(RuntimeError, match="boom"):
-        draining.drain.run(1.0)
+        draining.drain.drain(1.0)
     assert draining.drain.is_over
     began_at = clock()
-    assert draining.drain.run(60.0) is False
+    assert draining.drain.drain(60.0) is False
     assert clock() - began_at < 1.0
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flask_socketio_guard.duplicates import Duplicates
+from flask_socketio_guard.queue.duplicates import Duplicates
 
 
 def test_the_same_number_with_the_same_content_is_a_duplicate() -> None:

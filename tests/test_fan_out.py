@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flask_socketio_guard import fan_out as fan_out_module
-from flask_socketio_guard.fan_out import MAX_BYTES, MAX_DELIVERIES, Batch, FanOut
-from flask_socketio_guard.runtime import GeventRuntime
+from flask_socketio_guard.clients import fan_out as fan_out_module
+from flask_socketio_guard.clients.fan_out import MAX_BYTES, MAX_DELIVERIES, Batch, FanOut
+from flask_socketio_guard.core.runtime import GeventRuntime
 from tests import unit_support
 from tests.unit_support import longest_run_without, wait_for
 

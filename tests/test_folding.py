@@ -18,8 +18,15 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from flask_socketio_guard import folding
-from flask_socketio_guard.folding import MAX_CLASSES, OTHERS, Folded, Folder, Line, LoggerFold
+from flask_socketio_guard.telemetry import log_deduplication as folding
+from flask_socketio_guard.telemetry.log_deduplication import (
+    MAX_CLASSES,
+    OTHERS,
+    Folded,
+    Line,
+    LogDeduplicator,
+    LoggerDeduplication,
+)
 from tests.unit_support import FakeClock
 
 if TYPE_CHECKING:
@@ -36,17 +43,17 @@ def clock() -> FakeClock:
 
 
 @pytest.fixture
-def folder(clock: FakeClock) -> Folder:
-    return Folder(INTERVAL, clock=clock)
+def folder(clock: FakeClock) -> LogDeduplicator:
+    return LogDeduplicator(INTERVAL, clock=clock)
 
 
-def admitted(folder: Folder, times: int, key: Hashable = "rain", **options: Any) -> int:
+def admitted(folder: LogDeduplicator, times: int, key: Hashable = "rain", **options: Any) -> int:
     """Return how many of so many lines were to be written."""
     return sum(folder.admit(key, LINE, **options) for _ in range(times))
 
 
 def test_the_first_of_a_class_passes_and_repeats_are_told_in_one(
-    folder: Folder, clock: FakeClock
+    folder: LogDeduplicator, clock: FakeClock
 ) -> None:
     assert admitted(folder, 413) == 1
     assert folder.due() == []
@@ -55,7 +62,9 @@ def test_the_first_of_a_class_passes_and_repeats_are_told_in_one(
     assert folder.due() == []
 
 
-def test_nothing_is_told_before_the_interval_is_over(folder: Folder, clock: FakeClock) -> None:
+def test_nothing_is_told_before_the_interval_is_over(
+    folder: LogDeduplicator, clock: FakeClock
+) -> None:
     admitted(folder, 2)
     clock.advance(INTERVAL - 0.001)
     assert folder.due() == []
@@ -64,7 +73,7 @@ def test_nothing_is_told_before_the_interval_is_over(folder: Folder, clock: Fake
     assert [folded.count for folded in folder.due()] == [2]
 
 
-def test_classes_are_folded_each_for_itself(folder: Folder, clock: FakeClock) -> None:
+def test_classes_are_folded_each_for_itself(folder: LogDeduplicator, clock: FakeClock) -> None:
     assert admitted(folder, 3, "rain") == 1
     clock.advance(1)
     assert admitted(folder, 5, "snow") == 1
@@ -75,7 +84,7 @@ def test_classes_are_folded_each_for_itself(folder: Folder, clock: FakeClock) ->
 
 
 def test_a_single_line_is_not_told_again_and_the_next_passes(
-    folder: Folder, clock: FakeClock
+    folder: LogDeduplicator, clock: FakeClock
 ) -> None:
     admitted(folder, 1)
     clock.advance(INTERVAL)
@@ -83,7 +92,7 @@ def test_a_single_line_is_not_told_again_and_the_next_passes(
     assert admitted(folder, 1) == 1
 
 
-def test_a_flood_costs_one_line_in_each_interval(folder: Folder, clock: FakeClock) -> None:
+def test_a_flood_costs_one_line_in_each_interval(folder: LogDeduplicator, clock: FakeClock) -> None:
     """The line that tells of repeats is the first of the next interval."""
     passed = told = 0
     for _ in range(600):
@@ -93,7 +102,7 @@ def test_a_flood_costs_one_line_in_each_interval(folder: Folder, clock: FakeCloc
     assert (passed, told) == (1, 10)
 
 
-def test_a_class_that_fell_silent_passes_again(folder: Folder, clock: FakeClock) -> None:
+def test_a_class_that_fell_silent_passes_again(folder: LogDeduplicator, clock: FakeClock) -> None:
     admitted(folder, 2)
     for _ in range(2):
         clock.advance(INTERVAL)
@@ -102,7 +111,7 @@ def test_a_class_that_fell_silent_passes_again(folder: Folder, clock: FakeClock)
 
 
 def test_a_line_passes_after_the_interval_also_if_nobody_asked_what_is_due(
-    folder: Folder, clock: FakeClock
+    folder: LogDeduplicator, clock: FakeClock
 ) -> None:
     admitted(folder, 1)
     clock.advance(INTERVAL)
@@ -113,7 +122,9 @@ def test_a_line_passes_after_the_interval_also_if_nobody_asked_what_is_due(
     assert [folded.count for folded in folder.due()] == [1]
 
 
-def test_a_class_that_began_anew_holds_up_no_other(folder: Folder, clock: FakeClock) -> None:
+def test_a_class_that_began_anew_holds_up_no_other(
+    folder: LogDeduplicator, clock: FakeClock
+) -> None:
     """What is due is found at the head of a queue."""
     admitted(folder, 1, "rain")
     clock.advance(1)
@@ -124,7 +135,9 @@ def test_a_class_that_began_anew_holds_up_no_other(folder: Folder, clock: FakeCl
     assert [folded.key for folded in folder.due()] == ["snow"]
 
 
-def test_repeats_that_are_overdue_wait_for_who_asks(folder: Folder, clock: FakeClock) -> None:
+def test_repeats_that_are_overdue_wait_for_who_asks(
+    folder: LogDeduplicator, clock: FakeClock
+) -> None:
     """A line that passed would hide them."""
     admitted(folder, 3)
     clock.advance(2 * INTERVAL)
@@ -132,7 +145,7 @@ def test_repeats_that_are_overdue_wait_for_who_asks(folder: Folder, clock: FakeC
     assert folder.due() == [Folded("rain", LINE, count=3, lines=3, seconds=2 * INTERVAL)]
 
 
-def test_a_burst_passes_in_each_interval(folder: Folder, clock: FakeClock) -> None:
+def test_a_burst_passes_in_each_interval(folder: LogDeduplicator, clock: FakeClock) -> None:
     assert admitted(folder, 7, burst=5) == 5
     clock.advance(INTERVAL)
     assert [folded.count for folded in folder.due()] == [2]
@@ -140,7 +153,7 @@ def test_a_burst_passes_in_each_interval(folder: Folder, clock: FakeClock) -> No
     assert admitted(folder, 7, burst=5) == 4
 
 
-def test_things_are_told_and_lines_are_counted(folder: Folder, clock: FakeClock) -> None:
+def test_things_are_told_and_lines_are_counted(folder: LogDeduplicator, clock: FakeClock) -> None:
     """One line may tell of many lost messages."""
     admitted(folder, 3, count=10)
     clock.advance(INTERVAL)
@@ -149,14 +162,16 @@ def test_things_are_told_and_lines_are_counted(folder: Folder, clock: FakeClock)
     assert folder.counts == {"rain": 2}
 
 
-def test_repeats_are_told_in_the_words_of_the_first(folder: Folder, clock: FakeClock) -> None:
+def test_repeats_are_told_in_the_words_of_the_first(
+    folder: LogDeduplicator, clock: FakeClock
+) -> None:
     folder.admit("rain", LINE)
     folder.admit("rain", Line(LOGGER, logging.ERROR, "it pours"))
     clock.advance(INTERVAL)
     assert folder.due()[0].line == LINE
 
 
-def test_counts_go_on_for_ever_by_class(folder: Folder, clock: FakeClock) -> None:
+def test_counts_go_on_for_ever_by_class(folder: LogDeduplicator, clock: FakeClock) -> None:
     for _ in range(3):
         admitted(folder, 2, "rain")
         admitted(folder, 1, "snow")
@@ -168,7 +183,9 @@ def test_counts_go_on_for_ever_by_class(folder: Folder, clock: FakeClock) -> Non
     assert folder.counts == {"rain": 3}
 
 
-def test_a_flush_tells_all_at_once_and_begins_anew(folder: Folder, clock: FakeClock) -> None:
+def test_a_flush_tells_all_at_once_and_begins_anew(
+    folder: LogDeduplicator, clock: FakeClock
+) -> None:
     admitted(folder, 4, "rain")
     admitted(folder, 1, "snow")
     clock.advance(7.5)
@@ -177,7 +194,9 @@ def test_a_flush_tells_all_at_once_and_begins_anew(folder: Folder, clock: FakeCl
     assert admitted(folder, 1, "rain") == admitted(folder, 1, "snow") == 1
 
 
-def test_more_classes_than_can_be_told_apart_are_one(folder: Folder, clock: FakeClock) -> None:
+def test_more_classes_than_can_be_told_apart_are_one(
+    folder: LogDeduplicator, clock: FakeClock
+) -> None:
     """Else who varies the text fills the log all the same."""
     assert sum(admitted(folder, 1, number) for number in range(10_000)) == MAX_CLASSES + 1
     assert len(folder._windows) == MAX_CLASSES + 1
@@ -194,7 +213,7 @@ def test_more_classes_than_can_be_told_apart_are_one(folder: Folder, clock: Fake
     assert admitted(folder, 2, 10_001) == 1  # there is room again
 
 
-def test_a_class_that_is_known_is_told_apart_also_among_many(folder: Folder) -> None:
+def test_a_class_that_is_known_is_told_apart_also_among_many(folder: LogDeduplicator) -> None:
     admitted(folder, 1, "rain")
     for number in range(2 * MAX_CLASSES):
         admitted(folder, 2, number)
@@ -204,13 +223,13 @@ def test_a_class_that_is_known_is_told_apart_also_among_many(folder: Folder) -> 
     assert len(folded) == MAX_CLASSES + 1
 
 
-def test_other_kinds_have_no_burst(folder: Folder) -> None:
+def test_other_kinds_have_no_burst(folder: LogDeduplicator) -> None:
     for number in range(MAX_CLASSES):
         admitted(folder, 1, number)
     assert sum(admitted(folder, 1, -number, burst=5) for number in range(1, 10)) == 1
 
 
-def test_the_counts_are_bounded_over_time(folder: Folder) -> None:
+def test_the_counts_are_bounded_over_time(folder: LogDeduplicator) -> None:
     """An application that runs for months meets many classes, one after another."""
     for number in range(10 * MAX_CLASSES):
         admitted(folder, 2, number)
@@ -220,7 +239,7 @@ def test_the_counts_are_bounded_over_time(folder: Folder) -> None:
     assert folder.counts[OTHERS] == 9 * MAX_CLASSES
 
 
-def test_threads_lose_no_line(folder: Folder) -> None:
+def test_threads_lose_no_line(folder: LogDeduplicator) -> None:
     passed: list[int] = []
 
     def flood() -> None:
@@ -241,7 +260,7 @@ def test_threads_lose_no_line(folder: Folder) -> None:
     assert folded.lines == folder.counts["rain"] == 3999
 
 
-def test_code_that_a_garbage_collection_runs_may_log(folder: Folder) -> None:
+def test_code_that_a_garbage_collection_runs_may_log(folder: LogDeduplicator) -> None:
     """It may come in the midst of any step."""
 
     class Collecting:
@@ -276,7 +295,7 @@ class FoldingMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.clock = FakeClock()
-        self.folder = Folder(INTERVAL, clock=self.clock)
+        self.folder = LogDeduplicator(INTERVAL, clock=self.clock)
         self.happened: Counter[Hashable] = Counter()
         self.told: Counter[Hashable] = Counter()
         self.kept: Counter[Hashable] = Counter()
@@ -361,8 +380,8 @@ def folded() -> list[str]:
 
 def attach(
     logger: logging.Logger, clock: FakeClock, folded: list[str], name: str = "x"
-) -> LoggerFold:
-    return LoggerFold(logger, INTERVAL, on_folded=lambda: folded.append(name), clock=clock)
+) -> LoggerDeduplication:
+    return LoggerDeduplication(logger, INTERVAL, on_folded=lambda: folded.append(name), clock=clock)
 
 
 @pytest.mark.parametrize("level", [logging.WARNING, logging.ERROR])

@@ -18,8 +18,9 @@ from werkzeug.test import Client
 
 from flask_socketio_guard import ConfigError, SocketIOGuard, app_guard
 from flask_socketio_guard import gunicorn as hooks
+from flask_socketio_guard.core import lifecycle
 from flask_socketio_guard.gunicorn import loading_worker
-from flask_socketio_guard.upstream.server import GuardedServer
+from flask_socketio_guard.upstream.socketio.server import GuardedServer
 from tests import unit_support
 from tests.support import GunicornServer, wait_until
 from tests.support.raw_clients import PollingClient
@@ -73,7 +74,7 @@ def test_a_worker_that_is_told_to_stop_ends_its_tasks_and_goes_on_serving(
 ) -> None:
     """Gunicorn leaves it its clients for a while; load balancers should look elsewhere."""
     guarded = make_guarded(stop_timeout=2.0)  # the client stays until it is cut off
-    monkeypatch.setattr(app_guard, "TICK_INTERVAL", 0.05)
+    monkeypatch.setattr(lifecycle, "TICK_INTERVAL", 0.05)
     slept: list[bool] = []
     guarded.guard.task(lambda: slept.append(guarded.guard.sleep(60.0)), name="steady")
     guarded.socketio.on_event("echo", lambda value: value)
@@ -154,7 +155,7 @@ def test_an_application_that_is_made_with_the_first_request_is_drained(
     hooks.post_worker_init(worker)
     guarded = make_guarded()
     http = guarded.app.test_client()
-    assert guarded.inner.has_started
+    assert guarded.inner.lifecycle.has_served
     assert http.get("/readyz").status_code == 200
     worker.alive = False
     wait_until(lambda: guarded.inner.is_drained, message="nobody drains it")

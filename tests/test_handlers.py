@@ -16,24 +16,18 @@ import pytest
 from flask_socketio import ConnectionRefusedError as ConnectionRefused
 from flask_socketio import Namespace, SocketIO
 
-from flask_socketio_guard import (
-    Event,
-    EventRejected,
-    Failure,
-    HandlerTimeout,
-    SocketIOGuard,
-    signals,
-)
+from flask_socketio_guard import Event, EventRejected, Failure, HandlerTimeout, SocketIOGuard
 from flask_socketio_guard.errors import ConfigError
-from flask_socketio_guard.handlers import HandlerGuard
-from flask_socketio_guard.hooks import Refusal
-from flask_socketio_guard.signatures import fit
+from flask_socketio_guard.events.handlers import HandlerGuard
+from flask_socketio_guard.events.signatures import fit
+from flask_socketio_guard.ports import Refusal
+from flask_socketio_guard.telemetry import records as signals
 from tests import unit_support
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
 
-    from flask_socketio_guard.signals import Rejection
+    from flask_socketio_guard.telemetry.records import Rejection
     from tests.unit_support import Guarded
 
 nothing_left_behind = unit_support.nothing_left_behind
@@ -901,7 +895,7 @@ def test_the_name_of_a_rejected_event_is_cut() -> None:
     """It comes from a client and goes to logs."""
     guard = HandlerGuard(object(), is_debug=lambda: False)
     records: list[Any] = []
-    from flask_socketio_guard import signals
+    from flask_socketio_guard.telemetry import records as signals
 
     subscription = signals.subscribe(signals.rejected, guard._sender, records.append)
     guard.reject("x" * 10_000, "/", "sid", EventRejected())

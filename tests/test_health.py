@@ -11,10 +11,14 @@ import pytest
 from werkzeug.test import Client
 from werkzeug.wrappers import Request
 
-from flask_socketio_guard import health as health_module
 from flask_socketio_guard.config import GuardConfig
-from flask_socketio_guard.health import Check, Health, HealthEndpoints, Sources, Status
+from flask_socketio_guard.core.component import Check, Component, Status
+from flask_socketio_guard.delivery.component import Deliveries
+from flask_socketio_guard.queue import component as queue_module
+from flask_socketio_guard.queue.component import MessageQueue
 from flask_socketio_guard.states import ListenerState, TaskState
+from flask_socketio_guard.telemetry import health as health_module
+from flask_socketio_guard.telemetry.health import Health, HealthEndpoints, Sources
 from tests import unit_support
 from tests.unit_support import FakeClock, Guarded
 
@@ -31,7 +35,7 @@ PATHS = ("/livez", "/readyz", "/healthz")
 SECRET = "s3cret"
 
 
-class Facts:
+class Telemetry:
     """Everything that a snapshot is taken from, and it can be set."""
 
     def __init__(self, clock: FakeClock, **config: Any) -> None:
@@ -49,21 +53,32 @@ class Facts:
         self.is_store_reachable: bool | None = None
         config_object = GuardConfig(**config)
         self.health = Health(
-            config_object,
             Sources(
                 supervisor=self.supervisor,  # type: ignore[arg-type]
                 is_serving=lambda: self.is_serving,
+                listener_state=lambda: self.listener.state,
                 counts=lambda: self.counts,
-                gauges=lambda: {"connections:open": 3},
-                broker=self.broker,  # type: ignore[arg-type]
-                outbox=self.outbox,  # type: ignore[arg-type]
-                listener=self.listener,  # type: ignore[arg-type]
-                is_store_reachable=lambda: self.is_store_reachable,
-                is_probing=lambda: self.is_probing,
+                components=lambda: [self.queue(config_object), self.deliveries(), Gauged()],
             ),
         )
         self.endpoints = HealthEndpoints(self.health, config_object, is_debug=lambda: self.is_debug)
         self.http = Client(self.endpoints)
+
+    def queue(self, config: GuardConfig) -> MessageQueue:
+        """Return a queue that is how it is told to be."""
+        queue = MessageQueue.__new__(MessageQueue)
+        parts = {"listener": self.listener, "broker": self.broker, "outbox": self.outbox}
+        vars(queue).update(parts, _config=config, _transport=self)
+        return queue
+
+    def deliveries(self) -> Component:
+        service = Deliveries.__new__(Deliveries)
+        shared = None if self.is_store_reachable is None else object()
+        server = SimpleNamespace(is_reachable=self.is_store_reachable)
+        vars(service).update(
+            _shared=shared, _server=server, dispatcher=SimpleNamespace(in_flight=0)
+        )
+        return service
 
     def add_task(self, state: TaskState, **marks: Any) -> None:
         task = {
@@ -88,6 +103,13 @@ class Facts:
         return [(answer.status_code, json.loads(answer.data)["status"]) for answer in answers]
 
 
+class Gauged(Component):
+    """Something that is counted."""
+
+    def gauges(self) -> dict[str, int]:
+        return {"connections:open": 3}
+
+
 class FakeOutbox:
     """An outbox as full as it is told to be."""
 
@@ -103,12 +125,13 @@ class FakeOutbox:
 def clock(monkeypatch: pytest.MonkeyPatch) -> FakeClock:
     fake = FakeClock()
     monkeypatch.setattr(health_module, "clock", fake)
+    monkeypatch.setattr(queue_module, "clock", fake)
     return fake
 
 
 @pytest.fixture
-def facts(clock: FakeClock) -> Facts:
-    facts = Facts(clock)
+def facts(clock: FakeClock) -> Telemetry:
+    facts = Telemetry(clock)
     facts.tick()
     return facts
 
@@ -119,11 +142,11 @@ PASS, WARN, FAIL = (200, "pass"), (200, "warn"), (503, "fail")
 # The table
 
 
-def test_all_is_well(facts: Facts) -> None:
+def test_all_is_well(facts: Telemetry) -> None:
     assert facts.answers() == [PASS, PASS, PASS]
 
 
-def test_a_late_event_loop_fails_everywhere(facts: Facts) -> None:
+def test_a_late_event_loop_fails_everywhere(facts: Telemetry) -> None:
     facts.clock.advance(2.9)
     facts.tick()
     assert facts.answers() == [PASS, PASS, PASS]
@@ -135,7 +158,7 @@ def test_a_late_event_loop_fails_everywhere(facts: Facts) -> None:
     assert facts.answers() == [PASS, PASS, PASS]
 
 
-def test_a_stale_tick_fails_everywhere(facts: Facts) -> None:
+def test_a_stale_tick_fails_everywhere(facts: Telemetry) -> None:
     """Three ticks are missing: whoever should take snapshots is gone."""
     facts.clock.advance(2.9)
     assert facts.answers() == [PASS, PASS, PASS]
@@ -143,7 +166,7 @@ def test_a_stale_tick_fails_everywhere(facts: Facts) -> None:
     assert facts.answers() == [FAIL, FAIL, FAIL]
 
 
-def test_a_change_between_ticks_does_not_hide_a_stale_tick(facts: Facts) -> None:
+def test_a_change_between_ticks_does_not_hide_a_stale_tick(facts: Telemetry) -> None:
     facts.clock.advance(3.1)
     facts.health.refresh()
     assert facts.answers() == [FAIL, FAIL, FAIL]
@@ -159,7 +182,7 @@ def test_a_listener_that_is_broken_while_the_broker_works_takes_no_traffic(
     clock: FakeClock, state: ListenerState, broker_down: str
 ) -> None:
     """A local fault: other processes are better off."""
-    facts = Facts(clock, broker_down=broker_down)
+    facts = Telemetry(clock, broker_down=broker_down)
     facts.listener.state = state
     facts.tick()
     assert facts.answers() == [PASS, FAIL, FAIL]
@@ -167,7 +190,7 @@ def test_a_listener_that_is_broken_while_the_broker_works_takes_no_traffic(
 
 def test_a_store_of_messages_that_does_not_answer_is_a_warning(clock: FakeClock) -> None:
     """Other processes have the same trouble with it."""
-    facts = Facts(clock)
+    facts = Telemetry(clock)
     facts.tick()
     assert "deliveries:store" not in facts.health.snapshot.checks
     for is_reachable, ready in ((True, PASS), (False, WARN)):
@@ -196,7 +219,7 @@ def test_an_unreachable_broker_is_a_warning_or_a_failure_as_configured(
     is_reachable: bool,
 ) -> None:
     """A shared fault: no other process would be better off. Nobody shall restart for it."""
-    facts = Facts(clock, broker_down=broker_down)
+    facts = Telemetry(clock, broker_down=broker_down)
     facts.listener.state = state
     facts.broker.is_reachable = is_reachable
     facts.tick()
@@ -209,7 +232,7 @@ def test_an_unreachable_broker_is_a_warning_or_a_failure_as_configured(
     ids=["never-reached", "never-let-in", "let-in-no-more", "away"],
 )
 def test_a_broker_that_was_never_reached_or_refuses_takes_no_traffic(
-    facts: Facts, heard_at: float | None, is_refusing: bool, ready: tuple[int, str]
+    facts: Telemetry, heard_at: float | None, is_refusing: bool, ready: tuple[int, str]
 ) -> None:
     """Others may be better off: a broken deploy does not pass. Waiting mends nothing."""
     facts.listener.heard_at = heard_at
@@ -223,7 +246,7 @@ def test_a_broker_that_was_never_reached_or_refuses_takes_no_traffic(
 
 
 @pytest.mark.parametrize("fill", [0.1, 1.0])
-def test_a_broker_that_takes_nothing_is_a_warning(facts: Facts, fill: float) -> None:
+def test_a_broker_that_takes_nothing_is_a_warning(facts: Telemetry, fill: float) -> None:
     """It lets in, and refuses what is published: clients of this process are served."""
     facts.outbox.trouble = "permission"
     facts.outbox.fill = fill
@@ -237,7 +260,7 @@ def test_a_broker_that_takes_nothing_is_a_warning(facts: Facts, fill: float) -> 
     [(0.0, PASS), (0.49, PASS), (0.5, WARN), (0.99, WARN), (1.0, FAIL), (1.2, FAIL)],
 )
 def test_an_outbox_that_fills_is_a_warning_and_a_full_one_a_failure(
-    facts: Facts, fill: float, ready: tuple[int, str]
+    facts: Telemetry, fill: float, ready: tuple[int, str]
 ) -> None:
     facts.outbox.fill = fill
     facts.tick()
@@ -257,14 +280,14 @@ def test_an_outbox_that_fills_is_a_warning_and_a_full_one_a_failure(
     ids=str,
 )
 def test_a_critical_task_that_has_failed_takes_no_traffic(
-    facts: Facts, state: TaskState, is_critical: bool, ready: tuple[int, str]
+    facts: Telemetry, state: TaskState, is_critical: bool, ready: tuple[int, str]
 ) -> None:
     facts.add_task(state, is_critical=is_critical)
     facts.tick()
     assert facts.answers() == [PASS, ready, ready]
 
 
-def test_a_process_that_starts_or_drains_is_alive_and_takes_no_traffic(facts: Facts) -> None:
+def test_a_process_that_starts_or_drains_is_alive_and_takes_no_traffic(facts: Telemetry) -> None:
     facts.is_serving = False
     facts.tick()
     assert facts.answers() == [PASS, FAIL, FAIL]
@@ -272,13 +295,12 @@ def test_a_process_that_starts_or_drains_is_alive_and_takes_no_traffic(facts: Fa
 
 def test_a_process_that_has_not_started_is_alive_and_takes_no_traffic(clock: FakeClock) -> None:
     """Not one snapshot was taken yet, however long ago that is."""
-    facts = Facts(clock)
+    facts = Telemetry(clock)
     clock.advance(1000.0)
     assert facts.answers() == [PASS, FAIL, FAIL]
-    assert json.loads(facts.get("/healthz").data)["listener"] == "idle"
 
 
-def test_the_worst_check_decides(facts: Facts) -> None:
+def test_the_worst_check_decides(facts: Telemetry) -> None:
     facts.outbox.fill = 0.7
     facts.add_task(TaskState.FAILED, is_critical=True)
     facts.tick()
@@ -289,13 +311,10 @@ def test_without_a_queue_the_listener_is_absent_and_all_is_well(clock: FakeClock
     sources = Sources(
         supervisor=SimpleNamespace(tasks=[]),  # type: ignore[arg-type]
         is_serving=lambda: True,
+        listener_state=lambda: ListenerState.ABSENT,
         counts=dict,
-        gauges=dict,
-        broker=None,
-        outbox=None,
-        listener=None,
     )
-    health = Health(GuardConfig(), sources)
+    health = Health(sources)
     health.tick()
     assert health.readiness() is Status.PASS
     assert health.snapshot.listener is ListenerState.ABSENT
@@ -306,7 +325,7 @@ def test_without_a_queue_the_listener_is_absent_and_all_is_well(clock: FakeClock
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_an_answer_has_the_form_of_the_draft(facts: Facts, path: str) -> None:
+def test_an_answer_has_the_form_of_the_draft(facts: Telemetry, path: str) -> None:
     answer = facts.get(path)
     assert answer.status_code == 200
     assert answer.headers["Content-Type"] == "application/health+json"
@@ -318,7 +337,7 @@ def test_an_answer_has_the_form_of_the_draft(facts: Facts, path: str) -> None:
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("is_failing", [False, True])
 def test_a_head_request_gets_the_headers_of_a_get_and_no_body(
-    facts: Facts, path: str, is_failing: bool
+    facts: Telemetry, path: str, is_failing: bool
 ) -> None:
     if is_failing:
         facts.clock.advance(10.0)
@@ -329,7 +348,7 @@ def test_a_head_request_gets_the_headers_of_a_get_and_no_body(
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS", "PATCH"])
-def test_another_method_is_refused_with_those_that_work(facts: Facts, method: str) -> None:
+def test_another_method_is_refused_with_those_that_work(facts: Telemetry, method: str) -> None:
     answer = facts.http.open("/healthz", method=method)
     assert answer.status_code == 405
     assert answer.headers["Allow"] == "GET, HEAD"
@@ -337,14 +356,14 @@ def test_another_method_is_refused_with_those_that_work(facts: Facts, method: st
 
 
 def test_paths_can_be_moved_or_left_out(clock: FakeClock) -> None:
-    facts = Facts(clock, healthz_path="/status", livez_path=None, readyz_path="/up")
+    facts = Telemetry(clock, healthz_path="/status", livez_path=None, readyz_path="/up")
     assert facts.endpoints.handles("/status")
     assert facts.endpoints.handles("/up")
     for path in ("/healthz", "/livez", "/readyz", "", "/", "/status/", "/up/x"):
         assert not facts.endpoints.handles(path)
 
 
-def test_an_answer_comes_from_the_snapshot_and_asks_nobody(facts: Facts) -> None:
+def test_an_answer_comes_from_the_snapshot_and_asks_nobody(facts: Telemetry) -> None:
     """No I/O: a broker that hangs must not hang the health check."""
     facts.outbox.fill = 1.0
     assert facts.answers() == [PASS, PASS, PASS]
@@ -355,8 +374,8 @@ def test_an_answer_comes_from_the_snapshot_and_asks_nobody(facts: Facts) -> None
 # Details
 
 
-def with_details(clock: FakeClock, details: Any) -> Facts:
-    facts = Facts(clock, health_details=details)
+def with_details(clock: FakeClock, details: Any) -> Telemetry:
+    facts = Telemetry(clock, health_details=details)
     facts.add_task(TaskState.BACKING_OFF, last_error=RuntimeError(SECRET))
     facts.counts = {"handler_failures": 4}
     facts.tick()
@@ -458,6 +477,7 @@ def test_details_are_keyed_by_component_and_measurement(clock: FakeClock) -> Non
     assert set(found) == {
         "process:phase",
         "eventloop:lag",
+        "deliveries:inFlight",
         "listener:state",
         "listener:probeAge",
         "listener:probes",
@@ -481,7 +501,7 @@ def test_details_are_keyed_by_component_and_measurement(clock: FakeClock) -> Non
     assert found["outbox:size"][0]["observedUnit"] == "B"
 
 
-def test_the_age_of_the_last_probe_is_told(facts: Facts) -> None:
+def test_the_age_of_the_last_probe_is_told(facts: Telemetry) -> None:
     facts.listener.heard_at = facts.clock.now - 1.5
     facts.tick()
     assert facts.health.snapshot.checks["listener:probeAge"] == Check(Status.PASS, 1.5, "s")
@@ -491,13 +511,13 @@ def test_the_age_of_the_last_probe_is_told(facts: Facts) -> None:
 
 
 @pytest.mark.parametrize(("is_probing", "told"), [(True, "end to end"), (False, "connection only")])
-def test_it_is_told_how_far_probes_go(facts: Facts, is_probing: bool, told: str) -> None:
+def test_it_is_told_how_far_probes_go(facts: Telemetry, is_probing: bool, told: str) -> None:
     facts.is_probing = is_probing
     facts.tick()
     assert facts.health.snapshot.checks["listener:probes"] == Check(Status.PASS, told)
 
 
-def test_the_guards_own_tasks_are_told_of_only_when_something_is_wrong(facts: Facts) -> None:
+def test_the_guards_own_tasks_are_told_of_only_when_something_is_wrong(facts: Telemetry) -> None:
     facts.add_task(TaskState.RUNNING, name="socketio-guard:tick", is_internal=True)
     facts.add_task(TaskState.BACKING_OFF, name="socketio-guard:outbox", is_internal=True)
     facts.tick()
@@ -506,7 +526,7 @@ def test_the_guards_own_tasks_are_told_of_only_when_something_is_wrong(facts: Fa
     assert "task socketio-guard:tick:state" not in names
 
 
-def test_a_task_that_crashes_again_and_again_is_a_warning_while_it_runs(facts: Facts) -> None:
+def test_a_task_that_crashes_again_and_again_is_a_warning_while_it_runs(facts: Telemetry) -> None:
     """It is restarted at once, and so never seen waiting for it."""
     facts.add_task(
         TaskState.RUNNING,
@@ -567,6 +587,7 @@ def test_an_application_that_drains_is_alive_for_as_long_as_it_takes(
     fake = FakeClock()
     fake.now = health_module.clock() + 60.0
     monkeypatch.setattr(health_module, "clock", fake)
+    monkeypatch.setattr(queue_module, "clock", fake)
     assert [http.get(path).status_code for path in PATHS] == [200, 503, 503]
 
 

@@ -10,7 +10,7 @@ from flask import Flask
 from flask_socketio import Namespace, SocketIO
 
 from flask_socketio_guard import ConfigError, SocketIOGuard
-from flask_socketio_guard.upstream.server import GuardedServer
+from flask_socketio_guard.upstream.socketio.server import GuardedServer
 from tests import unit_support
 from tests.support import wait_until
 from tests.unit_support import BusManager, PollingClient

@@ -18,8 +18,9 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from flask_socketio_guard.intake import Arrival, Intake, IntakeBounds, Starter, memory_of
-from flask_socketio_guard.runtime import GeventRuntime, Runtime, ThreadRuntime
+from flask_socketio_guard.core.jobs import SpawnThrottle
+from flask_socketio_guard.core.runtime import GeventRuntime, Runtime, ThreadRuntime
+from flask_socketio_guard.events.dispatch import Arrival, DispatchBounds, EventDispatcher, memory_of
 from tests import unit_support
 from tests.unit_support import wait_for
 
@@ -95,8 +96,8 @@ class Taking:
 
     def __post_init__(self) -> None:
         lock: Any = nullcontext() if self.runtime.can_kill else threading.Lock()
-        bounds = IntakeBounds(self.max_running, self.max_waiting_bytes, self.max_running_bytes)
-        self.intake = Intake(
+        bounds = DispatchBounds(self.max_running, self.max_waiting_bytes, self.max_running_bytes)
+        self.intake = EventDispatcher(
             bounds,
             spawn=self._spawn,
             spawn_later=self._spawn_later,
@@ -635,7 +636,7 @@ def test_each_runs_once_or_is_lost_once_when_tasks_meet(runtime: Runtime, is_clo
         assert numbers == sorted(numbers)
 
 
-class Watched(Intake):
+class Watched(EventDispatcher):
     """An intake that sees to it that its books are changed by one thread at a time."""
 
     def __setattr__(self, name: str, value: object) -> None:
@@ -646,7 +647,7 @@ class Watched(Intake):
 
 def test_the_books_are_changed_by_one_thread_at_a_time(nothing_left_behind: None) -> None:
     taking = Taking(ThreadRuntime(), max_running=1)
-    bounds = IntakeBounds(1, MANY, MANY)
+    bounds = DispatchBounds(1, MANY, MANY)
     taking.intake = Watched(
         bounds, spawn=taking._spawn, spawn_later=taking._spawn_later, lock=threading.Lock()
     )
@@ -826,7 +827,7 @@ class Turns:
     errors: list[BaseException] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.starter = Starter(self.later.append)
+        self.starter = SpawnThrottle(self.later.append)
 
     def start(self, *names: object) -> None:
         for name in names:
@@ -843,7 +844,7 @@ class Turns:
 
 def test_tasks_are_started_later_and_in_order(runtime: Runtime) -> None:
     started: list[int] = []
-    starter = Starter(lambda target: runtime.call_later(0.0, target))
+    starter = SpawnThrottle(lambda target: runtime.call_later(0.0, target))
     for number in range(100):
         starter.start(lambda number=number: started.append(number), _unreached)
     wait_for(runtime, lambda: len(started) == 100)
@@ -923,7 +924,7 @@ def test_what_could_not_be_started_is_when_the_next_is() -> None:
             raise RuntimeError("can't start new thread")
         later.append(target)
 
-    starter = Starter(spawn_later)
+    starter = SpawnThrottle(spawn_later)
     for name in ("first", "second"):
         starter.start(lambda name=name: started.append(name), _unreached)
     fails[:] = [False]
@@ -936,7 +937,7 @@ def test_every_task_is_started_when_threads_meet(nothing_left_behind: None) -> N
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     started: list[object] = []
-    starter = Starter(lambda target: runtime.call_later(0.0, target))
+    starter = SpawnThrottle(lambda target: runtime.call_later(0.0, target))
 
     def ask(name: str) -> None:
         for number in range(200):

@@ -10,15 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from flask_socketio_guard import listener as listener_module
-from flask_socketio_guard.broker import Broker
+from flask_socketio_guard.core.runtime import TIME_SLICE, GeventRuntime, Runtime, clock
+from flask_socketio_guard.core.supervisor import Supervisor
 from flask_socketio_guard.errors import BrokerError
-from flask_socketio_guard.listener import LISTENER_TASK, PROBE_TASK, Listener
-from flask_socketio_guard.runtime import GeventRuntime, Runtime, clock
-from flask_socketio_guard.sending import TURN_TIME
+from flask_socketio_guard.queue import listener as listener_module
+from flask_socketio_guard.queue.listener import LISTENER_TASK, PROBE_TASK, Listener
+from flask_socketio_guard.queue.reachability import Reachability
+from flask_socketio_guard.queue.transport import Arrival, Probe
 from flask_socketio_guard.states import ListenerState
-from flask_socketio_guard.supervisor import Supervisor
-from flask_socketio_guard.transport import Arrival, Probe
 from tests import unit_support
 from tests.unit_support import longest_run_without, wait_for
 
@@ -32,7 +31,7 @@ PROBE_INTERVAL = 0.05
 PROBE_TIMEOUT = 0.1
 
 
-class Wire:
+class WebSocketTransport:
     """One connection to the queue."""
 
     is_receiving = False
@@ -92,14 +91,14 @@ class Queue:
         self.probes = 0
         self.on_check: Callable[[], object] = lambda: None
         self.reasons: list[str] = []
-        self.wires: list[Wire] = []
+        self.wires: list[WebSocketTransport] = []
         self.subscribed_at: list[float] = []
         self.handled: list[Any] = []
         self.failures: list[BaseException] = []
         self.changes: list[tuple[str, str]] = []
         self.crashes: list[BaseException] = []
         self.handle: Callable[[Any], object] = self.handled.append
-        self.broker = Broker(self._check, on_change=self._broker_changed)
+        self.broker = Reachability(self._check, on_change=self._broker_changed)
         self.supervisor = Supervisor(
             runtime,
             on_failure=lambda _, exc: self.crashes.append(exc),
@@ -139,14 +138,14 @@ class Queue:
         if task.name == LISTENER_TASK and str(new) == "backing-off":
             self.listener.crashed(reason)
 
-    def _subscribe(self) -> Wire:
+    def _subscribe(self) -> WebSocketTransport:
         self.subscribed_at.append(clock())
         if not self.is_up:
             raise BrokerError("connection refused")
         if self.refusals > 0:
             self.refusals -= 1
             raise BrokerError("NOPERM")
-        self.wires.append(Wire(self))
+        self.wires.append(WebSocketTransport(self))
         return self.wires[-1]
 
     def _publish_probe(self, token: int) -> None:
@@ -448,7 +447,7 @@ def test_messages_that_take_long_do_not_add_up_for_others(
 
     def handle(message: object) -> None:
         nonlocal spent
-        spent += 2 * TURN_TIME / 3
+        spent += 2 * TIME_SLICE / 3
         log.append(message)
 
     queue.handle = handle

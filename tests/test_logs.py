@@ -8,16 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from flask_socketio_guard import folding, signals
-from flask_socketio_guard.errors import (
-    EventInvalid,
-    EventRejected,
-    RateLimited,
-)
-from flask_socketio_guard.folding import Folder
-from flask_socketio_guard.logs import LogLines
-from flask_socketio_guard.metrics import Counters
-from flask_socketio_guard.signals import (
+from flask_socketio_guard.errors import EventInvalid, EventRejected, RateLimited
+from flask_socketio_guard.states import ConnectionState, ListenerState, TaskState
+from flask_socketio_guard.telemetry import log_deduplication as folding
+from flask_socketio_guard.telemetry import records as signals
+from flask_socketio_guard.telemetry.counters import Counters
+from flask_socketio_guard.telemetry.log_deduplication import LogDeduplicator
+from flask_socketio_guard.telemetry.logs import LogLines
+from flask_socketio_guard.telemetry.records import (
     BrokerChange,
     CallbackLoss,
     ConnectionChange,
@@ -33,7 +31,6 @@ from flask_socketio_guard.signals import (
     TaskChange,
     Violation,
 )
-from flask_socketio_guard.states import ConnectionState, ListenerState, TaskState
 from tests.unit_support import FakeClock
 
 if TYPE_CHECKING:
@@ -469,7 +466,7 @@ class Log:
         self.lines = LogLines(
             self.sender, fold_interval=INTERVAL, count=self.counters.add, **options
         )
-        self.lines.folder = Folder(INTERVAL, clock=self.clock)
+        self.lines.folder = LogDeduplicator(INTERVAL, clock=self.clock)
 
     def send(self, signal: NamedSignal, *records: object) -> list[str]:
         """Return what was written for them."""
@@ -745,8 +742,10 @@ def test_repeats_of_upstream_are_folded_and_counted(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = FakeClock()
-    folder = folding.Folder
-    monkeypatch.setattr(folding, "Folder", lambda interval, **_: folder(interval, clock=clock))
+    folder = folding.LogDeduplicator
+    monkeypatch.setattr(
+        folding, "LogDeduplicator", lambda interval, **_: folder(interval, clock=clock)
+    )
     logger = logging.getLogger("engineio.tests")
     log = Log(caplog, loggers=(logger, logger))
     assert len(logger.filters) == 1
@@ -755,7 +754,7 @@ def test_repeats_of_upstream_are_folded_and_counted(
     assert log.counted == 412
     clock.advance(INTERVAL)
     assert log.tick(0) == ["'it rains' ... 412 more in 60 s"]
-    log.lines.close()
+    log.lines.stop(0.0)
 
 
 def test_an_adapter_is_folded_by_its_logger_and_what_is_no_logger_is_left_alone(
@@ -770,7 +769,7 @@ def test_an_adapter_is_folded_by_its_logger_and_what_is_no_logger_is_left_alone(
     loggers: Any = (logging.LoggerAdapter(logger, {}), Structured(), True, None)
     log = Log(caplog, loggers=loggers)
     assert len(logger.filters) == 1
-    log.lines.close()
+    log.lines.stop(0.0)
 
 
 def test_who_closes_tells_all_and_lets_go(caplog: pytest.LogCaptureFixture) -> None:
@@ -782,12 +781,12 @@ def test_who_closes_tells_all_and_lets_go(caplog: pytest.LogCaptureFixture) -> N
         logger.warning("it rains")
     caplog.clear()
     log.clock.advance(5)
-    log.lines.close()
+    log.lines.stop(0.0)
     assert log.texts == [
         "clients broke the protocol: packet ... 2 more in 5 s",
         "'it rains' ... 2 more in 1 s",
     ]
     assert logger.filters == []
     assert len(log.send(signals.protocol_violated, Violation("packet"))) == 1
-    log.lines.close()
+    log.lines.stop(0.0)
     assert len(log.texts) == 1

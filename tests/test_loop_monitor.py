@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 import flask_socketio_guard
-from flask_socketio_guard.loop_monitor import UNKNOWN, Frame, LoopMonitor, frames_of, place_of
+from flask_socketio_guard.core.loop_monitor import UNKNOWN, Frame, LoopMonitor, frames_of, place_of
 from tests import unit_support
 from tests.support import wait_until
 from tests.unit_support import FakeClock
@@ -149,7 +149,7 @@ def test_a_block_is_told_once_with_its_place_and_stack() -> None:
     assert f"in {test_a_block_is_told_once_with_its_place_and_stack.__name__}" in stack
     assert "rig.look_until_told()" in stack
     # Outermost first, as everybody knows it from tracebacks; the guard is not to blame.
-    assert stack.index("in look_until_told") < stack.index(f"{GUARD.name}/loop_monitor.py")
+    assert stack.index("in look_until_told") < stack.index(f"{GUARD.name}/core/loop_monitor.py")
     name, _, function = place.partition(" in ")
     assert name.rpartition(":")[0] == __file__
     assert function == "look"
@@ -380,7 +380,7 @@ def frame(filename: str, name: str = "f", lineno: int = 7) -> Frame:
         f"{STDLIB}/socket.py",
         f"{INSTALLED}/requests/api.py",
         "/usr/lib/python3/dist-packages/requests/api.py",
-        f"{GUARD}/handlers.py",
+        f"{GUARD}/events/handlers.py",
         "<frozen importlib._bootstrap>",
     ],
 )

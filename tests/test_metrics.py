@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from flask_socketio_guard import signals
 from flask_socketio_guard.errors import EventRejected
-from flask_socketio_guard.listener import LISTENER_TASK
-from flask_socketio_guard.metrics import Counters
-from flask_socketio_guard.signals import (
+from flask_socketio_guard.queue.listener import LISTENER_TASK
+from flask_socketio_guard.states import ConnectionState, DeliveryState, ListenerState, TaskState
+from flask_socketio_guard.telemetry import records as signals
+from flask_socketio_guard.telemetry.counters import Counters
+from flask_socketio_guard.telemetry.records import (
     CallbackLoss,
     ConnectionChange,
     DeliveryEnd,
@@ -28,7 +29,6 @@ from flask_socketio_guard.signals import (
     TaskChange,
     Violation,
 )
-from flask_socketio_guard.states import ConnectionState, DeliveryState, ListenerState, TaskState
 
 if TYPE_CHECKING:
     from blinker import NamedSignal

@@ -17,9 +17,10 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 from werkzeug.test import Client, EnvironBuilder, run_wsgi_app
 from werkzeug.wsgi import ClosingIterator, FileWrapper
 
-from flask_socketio_guard import SocketIOGuard, signals
+from flask_socketio_guard import SocketIOGuard
 from flask_socketio_guard.gunicorn import CountedRequests
 from flask_socketio_guard.middleware import GuardMiddleware
+from flask_socketio_guard.telemetry import records as signals
 from tests import unit_support
 from tests.support.raw_websocket import upgrade_bytes
 

@@ -11,12 +11,12 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from flask_socketio_guard import outbox as outbox_module
-from flask_socketio_guard.broker import Broker
+from flask_socketio_guard.core.runtime import GeventRuntime, Runtime, ThreadRuntime, clock
+from flask_socketio_guard.core.supervisor import Restart, RestartPolicy, Supervisor, TaskHandle
 from flask_socketio_guard.errors import OutboxFull, PublishError, PublishRefused
-from flask_socketio_guard.outbox import Outbox
-from flask_socketio_guard.runtime import GeventRuntime, Runtime, ThreadRuntime, clock
-from flask_socketio_guard.supervisor import Restart, RestartPolicy, Supervisor, TaskHandle
+from flask_socketio_guard.queue import outbox as outbox_module
+from flask_socketio_guard.queue.outbox import Outbox
+from flask_socketio_guard.queue.reachability import Reachability
 from tests import unit_support
 from tests.unit_support import FakeClock, FakePublisher, wait_for
 
@@ -46,7 +46,7 @@ class Box:
 
     def __post_init__(self) -> None:
         self.publisher = FakePublisher()
-        self.broker = Broker(
+        self.broker = Reachability(
             lambda: None, on_change=lambda up, reason, _: self.changes.append((up, reason))
         )
         self.outbox = Outbox(

@@ -6,13 +6,13 @@ import pytest
 import redis
 
 from flask_socketio_guard.delivery import redis_client
-from flask_socketio_guard.printable import (
+from flask_socketio_guard.telemetry.printable import (
     LONGEST_TRACEBACK,
     printable,
     printable_traceback,
     without_secrets,
 )
-from flask_socketio_guard.upstream import redis_errors
+from flask_socketio_guard.upstream.redis import errors as redis_errors
 
 
 def raised_by(url: str) -> Exception:

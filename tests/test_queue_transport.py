@@ -12,8 +12,8 @@ from socketio import KombuManager, PubSubManager
 
 from flask_socketio_guard import ListenerState
 from flask_socketio_guard.errors import PublishError
-from flask_socketio_guard.transport import Message, Probe
-from flask_socketio_guard.upstream.queue_transport import QueueTransport
+from flask_socketio_guard.queue.transport import Message, Probe
+from flask_socketio_guard.upstream.socketio.queue_transport import QueueTransport
 from tests import unit_support
 from tests.support import wait_until
 from tests.unit_support import Bus, BusManager
@@ -166,7 +166,7 @@ def test_a_queue_whose_listening_returns_is_listened_to_again(
 ) -> None:
     guarded = make_process()
     bus.is_to_return = True
-    wait_until(lambda: guarded.inner.listener and guarded.inner.listener.restarts >= 1)
+    wait_until(lambda: guarded.inner.queue.listener and guarded.inner.queue.listener.restarts >= 1)
     bus.is_to_return = False
     wait_until(lambda: guarded.guard.listener_state is ListenerState.RUNNING)
     assert guarded.guard.counters["listener_restarts"] >= 1

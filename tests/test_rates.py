@@ -17,9 +17,9 @@ import redis
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flask_socketio_guard import rates
 from flask_socketio_guard.errors import ConfigError, RateLimited
-from flask_socketio_guard.rates import Limit, RateLimiter
+from flask_socketio_guard.events import rates
+from flask_socketio_guard.events.rates import Limit, RateLimiter
 from tests import unit_support
 from tests.support import TcpProxy, wait_until
 from tests.unit_support import FakeClock
@@ -86,7 +86,7 @@ def make_limiter(
 
     yield make
     for limiter in made:
-        limiter.close()
+        limiter.stop(0.0)
 
 
 @pytest.fixture
@@ -348,7 +348,7 @@ def test_a_rate_without_the_library_names_what_to_install(
 
 def test_nothing_of_the_library_is_imported_before_a_rate_is_used() -> None:
     program = (
-        "import sys; from flask_socketio_guard.rates import RateLimiter;"
+        "import sys; from flask_socketio_guard.events.rates import RateLimiter;"
         "[RateLimiter(url, on_storage_failure=print) for url in ('memory://', 'redis://')];"
         "sys.exit('limits' in sys.modules)"
     )
@@ -494,7 +494,7 @@ def test_connections_to_redis_are_few_and_closed(
         thread.join()
     assert failures == []
     assert before < connections() <= before + 16
-    limiter.close()
+    limiter.stop(0.0)
     wait_until(lambda: connections() == before)
     limit.hit("sid")
 
@@ -655,7 +655,7 @@ PATCHED = """
 from gevent import monkey
 monkey.patch_all()
 import gevent, json, sys, time
-from flask_socketio_guard.rates import RateLimiter
+from flask_socketio_guard.events.rates import RateLimiter
 
 failures = []
 limiter = RateLimiter(sys.argv[1], on_storage_failure=lambda exc: failures.append(repr(exc)))
@@ -684,7 +684,7 @@ print(json.dumps(storm()), flush=True)
 sys.stdin.readline()
 print(json.dumps(storm()), flush=True)
 print(json.dumps(storm()), flush=True)
-limiter.close()
+limiter.stop(0.0)
 print(json.dumps([failures, longest]), flush=True)
 """
 

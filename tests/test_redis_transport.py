@@ -17,16 +17,16 @@ import pytest
 import redis
 from socketio import RedisManager
 
-from flask_socketio_guard.broker import Broker
+from flask_socketio_guard.core.runtime import ThreadRuntime
 from flask_socketio_guard.errors import BrokerError, PublishError, PublishRefused
-from flask_socketio_guard.outbox import Outbox
-from flask_socketio_guard.runtime import ThreadRuntime
-from flask_socketio_guard.transport import Message, Probe
-from flask_socketio_guard.upstream import redis_link
-from flask_socketio_guard.upstream.redis_errors import describe
-from flask_socketio_guard.upstream.redis_link import RedisLink
-from flask_socketio_guard.upstream.redis_subscription import RedisSubscription
-from flask_socketio_guard.upstream.redis_transport import RedisTransport, stamp
+from flask_socketio_guard.queue.outbox import Outbox
+from flask_socketio_guard.queue.reachability import Reachability
+from flask_socketio_guard.queue.transport import Message, Probe
+from flask_socketio_guard.upstream.redis import connection as redis_link
+from flask_socketio_guard.upstream.redis.connection import RedisConnection
+from flask_socketio_guard.upstream.redis.errors import describe
+from flask_socketio_guard.upstream.redis.subscription import RedisSubscription
+from flask_socketio_guard.upstream.redis.transport import RedisTransport, stamp
 from tests import unit_support
 from tests.support import Sentinel, TcpProxy, free_port, wait_until
 from tests.support.redis_server import redis_binary
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from flask_socketio_guard.upstream.redis_transport import RedisPublisher
+    from flask_socketio_guard.upstream.redis.transport import RedisPublisher
     from tests.support import RedisServer
 
 nothing_left_behind = unit_support.nothing_left_behind
@@ -762,7 +762,7 @@ def test_a_refusal_before_a_loss_is_counted(make_transport: Any) -> None:
             outbox = Outbox(
                 ThreadRuntime(),
                 publisher,
-                Broker(transport.check, on_change=lambda *_: None),
+                Reachability(transport.check, on_change=lambda *_: None),
                 max_messages=100,
                 max_bytes=10_000,
                 is_dropping_oldest=False,
@@ -832,7 +832,9 @@ class SlowSocket:
         unsent: How many bytes the kernel has not got rid of, at each look.
     """
 
-    def __init__(self, link: RedisLink, takes: list[int | None], unsent: list[int | None]) -> None:
+    def __init__(
+        self, link: RedisConnection, takes: list[int | None], unsent: list[int | None]
+    ) -> None:
         self.got = b""
         self.largest = 0
         self._takes = takes
@@ -849,7 +851,7 @@ class SlowSocket:
 
 
 @pytest.fixture
-def wired() -> Iterator[tuple[RedisLink, socket.socket]]:
+def wired() -> Iterator[tuple[RedisConnection, socket.socket]]:
     """A link to nobody, and the other end of its socket."""
     with socket.create_server(("127.0.0.1", 0)) as listening, socket.socket() as here:
         for sock, buffer in ((listening, socket.SO_RCVBUF), (here, socket.SO_SNDBUF)):
@@ -858,14 +860,14 @@ def wired() -> Iterator[tuple[RedisLink, socket.socket]]:
         there = listening.accept()[0]
         parser = SimpleNamespace(parse_error=RuntimeError)
         with there:
-            yield RedisLink(SimpleNamespace(_sock=here, _parser=parser)), there
+            yield RedisConnection(SimpleNamespace(_sock=here, _parser=parser)), there
 
 
 COMMAND = ("PUBLISH", "x", b"a" * 300_000)
 
 
 def test_a_large_message_has_time_as_long_as_redis_takes_of_it(
-    wired: tuple[RedisLink, socket.socket],
+    wired: tuple[RedisConnection, socket.socket],
 ) -> None:
     """Some timeouts pass; were it given up, it would be sent again, for ever."""
     link, _ = wired
@@ -877,7 +879,7 @@ def test_a_large_message_has_time_as_long_as_redis_takes_of_it(
 
 @pytest.mark.parametrize("unsent", [[9000, 9000], [9000, 8000, 8000], [None, None], [9000, None]])
 def test_a_message_of_which_redis_takes_no_more_is_given_up(
-    wired: tuple[RedisLink, socket.socket], unsent: list[int | None]
+    wired: tuple[RedisConnection, socket.socket], unsent: list[int | None]
 ) -> None:
     link, _ = wired
     SlowSocket(link, [5000, *[None] * 5], unsent)
@@ -885,7 +887,7 @@ def test_a_message_of_which_redis_takes_no_more_is_given_up(
         link.send([COMMAND])
 
 
-def test_a_link_knows_what_has_not_arrived(wired: tuple[RedisLink, socket.socket]) -> None:
+def test_a_link_knows_what_has_not_arrived(wired: tuple[RedisConnection, socket.socket]) -> None:
     link, there = wired
     link._sock.settimeout(0.1)
     assert link.unsent() == 0
@@ -922,7 +924,7 @@ def test_the_answer_to_a_large_message_has_time_as_long_as_it_is_on_its_way(
 
 
 def test_a_message_is_on_its_way_between_its_first_byte_and_its_last(
-    wired: tuple[RedisLink, socket.socket], monkeypatch: pytest.MonkeyPatch
+    wired: tuple[RedisConnection, socket.socket], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     link, there = wired
     now = 1000.0

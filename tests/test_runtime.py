@@ -21,11 +21,10 @@ import gevent.thread
 import greenlet
 import pytest
 
-from flask_socketio_guard import runtime as runtime_module
-from flask_socketio_guard.errors import ConfigError, HandlerTimeout, HandOverFull
-from flask_socketio_guard.loop_monitor import LoopMonitor
-from flask_socketio_guard.runtime import (
-    MAX_HANDED_OVER,
+from flask_socketio_guard.core import runtime as runtime_module
+from flask_socketio_guard.core.loop_monitor import LoopMonitor
+from flask_socketio_guard.core.runtime import (
+    MAX_LOOP_QUEUE,
     GeventRuntime,
     Runtime,
     ThreadRuntime,
@@ -33,6 +32,7 @@ from flask_socketio_guard.runtime import (
     is_patched,
     runtime_for,
 )
+from flask_socketio_guard.errors import ConfigError, HandlerTimeout, LoopQueueFull
 from tests import unit_support
 from tests.support import wait_until
 from tests.unit_support import wait_for
@@ -346,7 +346,7 @@ def test_a_patched_write_only_process_gets_greenlets() -> None:
     """In a process of its own, for patching cannot be undone."""
     program = (
         "from gevent import monkey; monkey.patch_all()\n"
-        "from flask_socketio_guard.runtime import is_patched, runtime_for\n"
+        "from flask_socketio_guard.core.runtime import is_patched, runtime_for\n"
         "print(is_patched(), type(runtime_for('threading', is_write_only=True)).__name__)"
     )
     answer = subprocess.run(
@@ -437,30 +437,30 @@ def test_without_a_loop_calls_are_made_at_once(thread_runtime: ThreadRuntime) ->
     called: list[str] = []
     thread_runtime.settle()
     thread_runtime.call_soon(lambda: called.append("soon"))
-    in_thread(lambda: thread_runtime.call_home(lambda: called.append("home")))
+    in_thread(lambda: thread_runtime.call_soon_threadsafe(lambda: called.append("home")))
     assert called == ["soon", "home"]
     with pytest.raises(ZeroDivisionError):
-        thread_runtime.call_home(lambda: 1 // 0)
+        thread_runtime.call_soon_threadsafe(lambda: 1 // 0)
 
 
 def test_every_thread_is_at_home_until_a_runtime_settles(runtime: Runtime) -> None:
-    at_home = [runtime.is_home()]
-    in_thread(lambda: at_home.append(runtime.is_home()))
+    at_home = [runtime.on_loop()]
+    in_thread(lambda: at_home.append(runtime.on_loop()))
     assert at_home == [True, True]
 
 
 def test_without_a_loop_every_thread_is_at_home(thread_runtime: ThreadRuntime) -> None:
     thread_runtime.settle()
-    at_home = [thread_runtime.is_home()]
-    in_thread(lambda: at_home.append(thread_runtime.is_home()))
+    at_home = [thread_runtime.on_loop()]
+    in_thread(lambda: at_home.append(thread_runtime.on_loop()))
     assert at_home == [True, True]
 
 
 def test_the_thread_of_the_loop_is_home_with_all_its_greenlets(settled: GeventRuntime) -> None:
-    at_home = [settled.is_home()]
-    job = settled.spawn(lambda: at_home.append(settled.is_home()), name="greenlet")
+    at_home = [settled.on_loop()]
+    job = settled.spawn(lambda: at_home.append(settled.on_loop()), name="greenlet")
     assert job.join(5.0)
-    settled.call_soon(lambda: at_home.append(settled.is_home()))
+    settled.call_soon(lambda: at_home.append(settled.on_loop()))
     wait_for(settled, lambda: len(at_home) == 3)
     assert at_home == [True, True, True]
 
@@ -470,8 +470,8 @@ def test_another_thread_is_not_at_home(settled: GeventRuntime) -> None:
     at_home: list[bool] = []
 
     def ask() -> None:
-        at_home.append(settled.is_home())
-        gevent.spawn(lambda: at_home.append(settled.is_home())).join()
+        at_home.append(settled.on_loop())
+        gevent.spawn(lambda: at_home.append(settled.on_loop())).join()
 
     in_thread(ask)
     assert at_home == [False, False]
@@ -479,9 +479,9 @@ def test_another_thread_is_not_at_home(settled: GeventRuntime) -> None:
 
 def test_to_settle_again_at_home_changes_nothing(settled: GeventRuntime) -> None:
     called: list[int] = []
-    settled.call_home(partial(called.append, 1))
+    settled.call_soon_threadsafe(partial(called.append, 1))
     settled.settle()
-    settled.call_home(partial(called.append, 2))
+    settled.call_soon_threadsafe(partial(called.append, 2))
     wait_for(settled, lambda: len(called) == 2)
     assert called == [1, 2]
 
@@ -489,17 +489,17 @@ def test_to_settle_again_at_home_changes_nothing(settled: GeventRuntime) -> None
 def test_to_settle_elsewhere_moves_what_comes_from_then_on(settled: GeventRuntime) -> None:
     """What had been handed over is still called where it was handed to."""
     called_by: dict[str, int] = {}
-    settled.call_home(lambda: called_by.update(before=threading.get_ident()))
+    settled.call_soon_threadsafe(lambda: called_by.update(before=threading.get_ident()))
     moved: list[int] = []
 
     def move() -> None:
         settled.settle()
         moved.append(threading.get_ident())
-        settled.call_home(lambda: called_by.update(after=threading.get_ident()))
+        settled.call_soon_threadsafe(lambda: called_by.update(after=threading.get_ident()))
         wait_for(settled, lambda: "after" in called_by)
 
     in_thread(move)
-    assert not settled.is_home()
+    assert not settled.on_loop()
     gevent.sleep(0)
     settled.settle()
     wait_for(settled, lambda: len(called_by) == 2)
@@ -515,7 +515,7 @@ def test_what_is_handed_over_is_called_in_order_in_a_task_at_home(settled: Geven
 
     def hand_over() -> None:
         for number in range(30):
-            settled.call_home(partial(note, number))
+            settled.call_soon_threadsafe(partial(note, number))
 
     in_thread(hand_over)
     assert called == []
@@ -533,11 +533,11 @@ def test_what_waits_keeps_waiting_what_is_handed_over_later(settled: GeventRunti
         release.wait(5.0)
         called.append("first")
 
-    settled.call_home(wait)
+    settled.call_soon_threadsafe(wait)
     assert is_waiting.wait(5.0)
-    in_thread(lambda: settled.call_home(lambda: called.append("second")))
+    in_thread(lambda: settled.call_soon_threadsafe(lambda: called.append("second")))
     settled.sleep(0.02)
-    settled.call_home(lambda: called.append("third"))
+    settled.call_soon_threadsafe(lambda: called.append("third"))
     settled.sleep(0.02)
     assert called == []
     release.set()
@@ -548,8 +548,8 @@ def test_what_waits_keeps_waiting_what_is_handed_over_later(settled: GeventRunti
 def test_what_is_handed_over_at_home_keeps_its_place(settled: GeventRuntime) -> None:
     """Behind what another thread handed over before, and never within the call."""
     called: list[str] = []
-    in_thread(lambda: settled.call_home(lambda: called.append("thread")))
-    settled.call_home(lambda: called.append("home"))
+    in_thread(lambda: settled.call_soon_threadsafe(lambda: called.append("thread")))
+    settled.call_soon_threadsafe(lambda: called.append("home"))
     assert called == []
     wait_for(settled, lambda: len(called) == 2)
     assert called == ["thread", "home"]
@@ -559,8 +559,8 @@ def test_a_runtime_that_has_not_settled_hands_over_to_a_task_of_its_own(
     gevent_runtime: GeventRuntime,
 ) -> None:
     called: list[str] = []
-    gevent_runtime.call_home(lambda: called.append("first"))
-    gevent_runtime.call_home(lambda: called.append("second"))
+    gevent_runtime.call_soon_threadsafe(lambda: called.append("first"))
+    gevent_runtime.call_soon_threadsafe(lambda: called.append("second"))
     assert called == []
     wait_for(gevent_runtime, lambda: len(called) == 2)
     assert called == ["first", "second"]
@@ -574,7 +574,7 @@ def test_many_threads_hand_over_at_once(settled: GeventRuntime) -> None:
     def hand_over(thread_number: int) -> None:
         barrier.wait()
         for number in range(1000):
-            settled.call_home(partial(called.append, (thread_number, number)))
+            settled.call_soon_threadsafe(partial(called.append, (thread_number, number)))
 
     switch_interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)
@@ -601,12 +601,12 @@ def test_no_wake_up_is_lost(settled: GeventRuntime) -> None:
     def hand_over() -> None:
         for number in range(2000):
             called = threading.Event()
-            settled.call_home(called.set)
+            settled.call_soon_threadsafe(called.set)
             if not called.wait(5.0):
                 failed.append(number)
                 break
         if barrier.wait(10.0) == 0:
-            settled.call_home(all_done.set)
+            settled.call_soon_threadsafe(all_done.set)
 
     threads = [threading.Thread(target=hand_over) for _ in range(2)]
     for thread in threads:
@@ -639,8 +639,8 @@ def test_what_is_handed_over_may_raise(
 
     called: list[bool] = []
     for _ in range(3):
-        settled.call_home(fail)
-    settled.call_home(lambda: called.append(True))
+        settled.call_soon_threadsafe(fail)
+    settled.call_soon_threadsafe(lambda: called.append(True))
     wait_for(settled, lambda: called)
     assert capfd.readouterr() == ("", "")
 
@@ -657,7 +657,7 @@ def test_a_task_that_is_killed_before_its_first_step_is_replaced(settled: Gevent
     gevent.Greenlet.add_spawn_callback(kill_the_first)
     try:
         for number in range(3):
-            settled.call_home(partial(called.append, number))
+            settled.call_soon_threadsafe(partial(called.append, number))
         wait_for(settled, lambda: len(called) == 3)
     finally:
         gevent.Greenlet.remove_spawn_callback(kill_the_first)
@@ -678,7 +678,7 @@ def test_to_kill_all_greenlets_ends_no_handing_over(settled: GeventRuntime, step
 
     try:
         for number in range(5):
-            settled.call_home(partial(wait, number))
+            settled.call_soon_threadsafe(partial(wait, number))
         wait_for(settled, lambda: born)
         for _ in range(steps):
             gevent.sleep(0)
@@ -693,24 +693,24 @@ def test_to_kill_all_greenlets_ends_no_handing_over(settled: GeventRuntime, step
 
 def test_what_is_handed_over_is_bounded(settled: GeventRuntime) -> None:
     called: list[int] = []
-    refused: list[HandOverFull] = []
+    refused: list[LoopQueueFull] = []
 
     def hand_over() -> None:
-        for number in range(MAX_HANDED_OVER):
-            settled.call_home(partial(called.append, number))
+        for number in range(MAX_LOOP_QUEUE):
+            settled.call_soon_threadsafe(partial(called.append, number))
         for _ in range(3):
             try:
-                settled.call_home(partial(called.append, -1))
-            except HandOverFull as exc:
+                settled.call_soon_threadsafe(partial(called.append, -1))
+            except LoopQueueFull as exc:
                 refused.append(exc)
 
     in_thread(hand_over)
     assert [str(error) for error in refused] == ["10000 calls wait for the event loop"] * 3
-    with pytest.raises(HandOverFull):
-        settled.call_home(partial(called.append, -1))
-    wait_for(settled, lambda: len(called) >= MAX_HANDED_OVER)
-    assert called == list(range(MAX_HANDED_OVER))
-    in_thread(lambda: settled.call_home(partial(called.append, -2)))
+    with pytest.raises(LoopQueueFull):
+        settled.call_soon_threadsafe(partial(called.append, -1))
+    wait_for(settled, lambda: len(called) >= MAX_LOOP_QUEUE)
+    assert called == list(range(MAX_LOOP_QUEUE))
+    in_thread(lambda: settled.call_soon_threadsafe(partial(called.append, -2)))
     wait_for(settled, lambda: called[-1] == -2)
 
 
@@ -731,7 +731,7 @@ def test_a_long_queue_gives_way_to_others(settled: GeventRuntime) -> None:
 
     other = settled.spawn(take_turns, name="other")
     for number in range(1000):
-        settled.call_home(partial(work, number))
+        settled.call_soon_threadsafe(partial(work, number))
     wait_for(settled, lambda: len(called) == 1000)
     assert other.join(5.0)
     assert len({turn for turn in turns if turn}) >= 5
@@ -747,9 +747,9 @@ def test_what_is_handed_over_sees_no_context(settled: GeventRuntime) -> None:
         variable.set("what another left")
 
     variable.set("the caller's")
-    settled.call_home(look)
-    settled.call_home(look)
-    GeventRuntime().call_home(look)
+    settled.call_soon_threadsafe(look)
+    settled.call_soon_threadsafe(look)
+    GeventRuntime().call_soon_threadsafe(look)
     wait_for(settled, lambda: len(seen) == 3)
     assert seen == ["none", "none", "none"]
 
@@ -763,7 +763,7 @@ def test_a_runtime_is_forgotten_after_what_was_handed_over_has_been_called(
     home = weakref.ref(runtime._home)
     called: list[int] = []
     for number in range(3):
-        runtime.call_home(partial(called.append, number))
+        runtime.call_soon_threadsafe(partial(called.append, number))
     del runtime
     gc.collect()
     wait_for(GeventRuntime(), lambda: len(called) == 3)
@@ -789,7 +789,7 @@ def test_a_runtime_may_outlive_its_loop() -> None:
 PATCHED_HAND_OVER = """
 from gevent import monkey; monkey.patch_all()
 import os, gevent
-from flask_socketio_guard.runtime import GeventRuntime
+from flask_socketio_guard.core.runtime import GeventRuntime
 start_new_thread = monkey.get_original("_thread", "start_new_thread")
 get_ident = monkey.get_original("_thread", "get_ident")
 
@@ -798,16 +798,17 @@ def check():
     runtime.settle()
     home, called, away = get_ident(), [], []
     def hand_over(base):
-        away.append(runtime.is_home())
+        away.append(runtime.on_loop())
         for number in range(500):
-            runtime.call_home(lambda number=number: called.append((base, number, get_ident())))
+            note = lambda number=number: called.append((base, number, get_ident()))
+            runtime.call_soon_threadsafe(note)
     for base in range(4):
         start_new_thread(hand_over, (base,))
     with gevent.Timeout(10):
         while len(called) < 2000:
             gevent.sleep(0.01)
-    assert away == [False] * 4 and runtime.is_home()
-    assert gevent.spawn(runtime.is_home).get()
+    assert away == [False] * 4 and runtime.on_loop()
+    assert gevent.spawn(runtime.on_loop).get()
     assert {by for _, _, by in called} == {home}
     for base in range(4):
         assert [number for each, number, _ in called if each == base] == list(range(500))
@@ -1048,7 +1049,7 @@ def test_a_watch_does_not_keep_a_process_alive() -> None:
     program = (
         "from gevent import monkey; monkey.patch_all()\n"
         "import gevent\n"
-        "from flask_socketio_guard.runtime import GeventRuntime\n"
+        "from flask_socketio_guard.core.runtime import GeventRuntime\n"
         "sleep, told = monkey.get_original('time', 'sleep'), []\n"
         "def tell(*block):\n"
         "    told.append(block)\n"
@@ -1067,7 +1068,7 @@ def test_gevents_own_monitor_stays_as_it_is() -> None:
         "from gevent import monkey; monkey.patch_all()\n"
         "import gevent, greenlet\n"
         "from gevent.events import EventLoopBlocked, subscribers\n"
-        "from flask_socketio_guard.runtime import GeventRuntime\n"
+        "from flask_socketio_guard.core.runtime import GeventRuntime\n"
         "told = set()\n"
         "def hear(event):\n"
         "    if isinstance(event, EventLoopBlocked):\n"
@@ -1350,12 +1351,12 @@ def test_who_gives_way_waits_for_tasks_that_have_not_begun(
     """Whoever reads on before puts more in front of what others send; but not for ever."""
     ticks = itertools.count()
     monkeypatch.setattr(runtime_module, "clock", lambda: float(next(ticks)))
-    monkeypatch.setattr(runtime_module, "_TURN_TIME", 1.5)  # one task in each turn
+    monkeypatch.setattr(runtime_module, "TIME_SLICE", 1.5)  # one task in each turn
     runtime = GeventRuntime()
     begun: list[int] = []
     for number in range(20):
         runtime.start(partial(begun.append, number))
-    runtime.give_way()
+    runtime.yield_control()
     assert begun == list(range(20))
     is_over = False
 
@@ -1364,6 +1365,6 @@ def test_who_gives_way_waits_for_tasks_that_have_not_begun(
             runtime.start(again)
 
     runtime.start(again)
-    runtime.give_way()
+    runtime.yield_control()
     is_over = True
-    runtime.give_way()
+    runtime.yield_control()

@@ -35,7 +35,7 @@ from pydantic_core import PydanticCustomError
 from typing_extensions import TypedDict
 
 from flask_socketio_guard.errors import ConfigError, EventInvalid
-from flask_socketio_guard.schema import validator
+from flask_socketio_guard.events.schema import validator
 
 SECRET = "s3cret"
 ADVICE = 'schema= needs the package pydantic: pip install "Flask-SocketIO-Guard[validation]"'
@@ -588,7 +588,7 @@ def test_a_schema_without_pydantic_names_what_to_install(
 
 def test_nothing_of_pydantic_is_imported_before_a_schema_is_used() -> None:
     program = (
-        "import sys; import flask_socketio_guard.schema;"
+        "import sys; import flask_socketio_guard.events.schema;"
         "sys.exit(any(name.startswith('pydantic') for name in sys.modules))"
     )
     subprocess.run([sys.executable, "-c", program], timeout=30, check=True)

@@ -10,12 +10,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from flask_socketio_guard import sending
+from flask_socketio_guard.clients import send_queue as sending
+from flask_socketio_guard.clients.send_queue import (
+    SendOutcome,
+    SendQueue,
+    SlowConsumer,
+    WriteBatcher,
+)
 from flask_socketio_guard.config import GuardConfig
+from flask_socketio_guard.core.runtime import GeventRuntime, Runtime
 from flask_socketio_guard.errors import ConfigError
-from flask_socketio_guard.runtime import GeventRuntime, Runtime
-from flask_socketio_guard.sending import Flusher, SendOutcome, SendQueue, SlowConsumer
-from flask_socketio_guard.upstream.outgoing import Message
+from flask_socketio_guard.upstream.engineio.outgoing import Message
 from tests import unit_support
 from tests.unit_support import wait_for
 
@@ -608,7 +613,7 @@ class Writing:
 
 
 def test_writers_are_flushed_in_the_order_in_which_they_came(runtime: Runtime) -> None:
-    flusher = Flusher(runtime)
+    flusher = WriteBatcher(runtime)
     log: list[object] = []
     for number in range(1000):
         flusher.add(Writing(number, log))
@@ -619,7 +624,7 @@ def test_writers_are_flushed_in_the_order_in_which_they_came(runtime: Runtime) -
 def test_writers_are_flushed_in_the_next_turn(nothing_left_behind: None) -> None:
     """So that what is put in one go is written in one go."""
     runtime = GeventRuntime()
-    flusher = Flusher(runtime)
+    flusher = WriteBatcher(runtime)
     log: list[object] = []
     for name in "ab":
         flusher.add(Writing(name, log))
@@ -640,7 +645,7 @@ def test_others_have_their_turn_after_some_milliseconds(
 
     monkeypatch.setattr(sending, "clock", lambda: now)
     runtime = GeventRuntime()
-    flusher = Flusher(runtime)
+    flusher = WriteBatcher(runtime)
     log: list[object] = []
     with unit_support.busy_socket(lambda: log.append("other")):
         for number in range(100):
@@ -651,7 +656,7 @@ def test_others_have_their_turn_after_some_milliseconds(
 
 
 def test_what_is_added_during_a_flush_is_flushed_later(runtime: Runtime) -> None:
-    flusher = Flusher(runtime)
+    flusher = WriteBatcher(runtime)
     log: list[object] = []
     late = Writing("late", log)
     flusher.add(Writing("first", log, then=lambda: flusher.add(late)))
@@ -664,7 +669,7 @@ def test_what_is_added_during_a_flush_is_flushed_later(runtime: Runtime) -> None
 def test_what_is_added_during_a_flush_waits_for_the_next_turn(nothing_left_behind: None) -> None:
     """A writer that always has more to write keeps nobody waiting."""
     runtime = GeventRuntime()
-    flusher = Flusher(runtime)
+    flusher = WriteBatcher(runtime)
     log: list[object] = []
     rounds = iter(range(5))
 
@@ -681,7 +686,7 @@ def test_what_is_added_during_a_flush_waits_for_the_next_turn(nothing_left_behin
 
 
 def test_a_flusher_that_was_idle_flushes_again(runtime: Runtime) -> None:
-    flusher = Flusher(runtime)
+    flusher = WriteBatcher(runtime)
     log: list[object] = []
     for number in range(5):
         flusher.add(Writing(number, log))
@@ -699,7 +704,7 @@ def test_one_turn_of_the_loop_serves_all(nothing_left_behind: None) -> None:
             super().call_soon(target)
 
     runtime = Counting()
-    flusher = Flusher(runtime)
+    flusher = WriteBatcher(runtime)
     log: list[object] = []
     for number in range(100):
         flusher.add(Writing(number, log))
@@ -710,7 +715,7 @@ def test_one_turn_of_the_loop_serves_all(nothing_left_behind: None) -> None:
 
 def test_a_writer_that_was_added_twice_is_flushed_twice(runtime: Runtime) -> None:
     """Who adds knows whether it is due already."""
-    flusher = Flusher(runtime)
+    flusher = WriteBatcher(runtime)
     log: list[object] = []
     writer = Writing("a", log)
     flusher.add(writer)
@@ -739,7 +744,7 @@ class ByHand:
 def test_a_writer_that_fails_stops_no_other() -> None:
     """Spawn callbacks of gevent may raise anything where a writer is about to wait."""
     runtime: Any = ByHand()
-    flusher = Flusher(runtime)
+    flusher = WriteBatcher(runtime)
     log: list[object] = []
 
     def fail() -> None:

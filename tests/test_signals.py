@@ -6,14 +6,16 @@ import gc
 import logging
 import re
 import weakref
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, is_dataclass
 
 import pytest
 from blinker import NamedSignal
 
-from flask_socketio_guard import signals
+from flask_socketio_guard import signals as offered
 from flask_socketio_guard.errors import EventRejected, HandlerTimeout
-from flask_socketio_guard.signals import (
+from flask_socketio_guard.states import ConnectionState, DeliveryState
+from flask_socketio_guard.telemetry import records as signals
+from flask_socketio_guard.telemetry.records import (
     ConnectionChange,
     DeliveryEnd,
     Failure,
@@ -26,7 +28,6 @@ from flask_socketio_guard.signals import (
     Sweep,
     Violation,
 )
-from flask_socketio_guard.states import ConnectionState, DeliveryState
 
 CONNECTING = ConnectionState.CONNECTING
 
@@ -174,4 +175,14 @@ def test_every_fact_about_clients_has_a_signal_and_a_record_of_its_own(
 def test_signals_are_told_apart_by_their_names() -> None:
     """Two of one name would be one."""
     found = [value for value in vars(signals).values() if isinstance(value, NamedSignal)]
-    assert len({signal.name for signal in found}) == len(found) == 16
+    assert len({signal.name for signal in found}) == len(found) == 17
+
+
+def test_applications_are_offered_every_signal_and_record() -> None:
+    made = {
+        name
+        for name, value in vars(signals).items()
+        if isinstance(value, NamedSignal) or (is_dataclass(value) and isinstance(value, type))
+    }
+    assert set(offered.__all__) == made
+    assert all(getattr(offered, name) is getattr(signals, name) for name in made)

@@ -9,11 +9,9 @@ from typing import TYPE_CHECKING, Any
 import gevent
 import pytest
 
-from flask_socketio_guard import supervisor as supervisor_module
-from flask_socketio_guard.errors import DuplicateTask, TaskError
-from flask_socketio_guard.runtime import GeventRuntime, Job, Runtime, ThreadRuntime, clock
-from flask_socketio_guard.states import TaskState
-from flask_socketio_guard.supervisor import (
+from flask_socketio_guard.core import supervisor as supervisor_module
+from flask_socketio_guard.core.runtime import GeventRuntime, Job, Runtime, ThreadRuntime, clock
+from flask_socketio_guard.core.supervisor import (
     Restart,
     RestartPolicy,
     Supervisor,
@@ -22,6 +20,8 @@ from flask_socketio_guard.supervisor import (
     is_stopping,
     sleep,
 )
+from flask_socketio_guard.errors import DuplicateTask, TaskError
+from flask_socketio_guard.states import TaskState
 from tests import unit_support
 from tests.unit_support import FakeClock, wait_for
 

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from flask_socketio_guard.hooks import SURVEY, SURVEY_ANSWER, SURVEY_ROLL
-from flask_socketio_guard.runtime import clock
-from flask_socketio_guard.surveys import BroadcastAnswers, Surveys
+from flask_socketio_guard.core.runtime import clock
+from flask_socketio_guard.events.broadcast_ack import BroadcastAcks, BroadcastAnswers
+from flask_socketio_guard.ports import SURVEY, SURVEY_ANSWER, SURVEY_ROLL
 from tests import unit_support
 from tests.unit_support import wait_for
 
 if TYPE_CHECKING:
-    from flask_socketio_guard.hooks import AckCallback
-    from flask_socketio_guard.runtime import Runtime
+    from flask_socketio_guard.core.runtime import Runtime
+    from flask_socketio_guard.ports import AckCallback
 
 nothing_left_behind = unit_support.nothing_left_behind
 runtime = unit_support.runtime
@@ -36,7 +36,7 @@ class Process:
         self.peers: list[Process] = []
         self.asked: dict[str, AckCallback] = {}
         self.told: list[dict[str, Any]] = []
-        self.surveys = Surveys(
+        self.surveys = BroadcastAcks(
             runtime,
             self,
             publish=self.publish,
@@ -224,7 +224,7 @@ def test_others_are_asked_in_turns(
     """A room of thousands does not keep everybody else waiting."""
     turns: list[int] = []
     process = Process(runtime, "two", *(str(number) for number in range(200)))
-    monkeypatch.setattr(runtime, "give_way", lambda: turns.append(threading.get_ident()))
+    monkeypatch.setattr(runtime, "yield_control", lambda: turns.append(threading.get_ident()))
     process.surveys.take(
         {
             "method": SURVEY,

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from flask_socketio_guard import tasks as tasks_module
+from flask_socketio_guard.config import GuardConfig
+from flask_socketio_guard.core import tasks as tasks_module
+from flask_socketio_guard.core.lifecycle import Lifecycle
+from flask_socketio_guard.core.runtime import Runtime, clock
+from flask_socketio_guard.core.supervisor import Restart, Supervisor, TaskHandle, current_task
+from flask_socketio_guard.core.tasks import Tasks, TaskSpec, restart_policy, task_name, task_spec
 from flask_socketio_guard.errors import ConfigError, DuplicateTask
-from flask_socketio_guard.runtime import Runtime, clock
 from flask_socketio_guard.states import TaskState
-from flask_socketio_guard.supervisor import Restart, Supervisor, TaskHandle, current_task
-from flask_socketio_guard.tasks import Tasks, TaskSpec, restart_policy, task_name, task_spec
 from tests import unit_support
 from tests.unit_support import FakeClock, wait_for
 
@@ -47,7 +49,15 @@ class Started:
         self.supervisor = Supervisor(
             runtime, on_failure=lambda _, exc: self.failures.append(exc), on_change=lambda *_: None
         )
-        self.tasks = Tasks(runtime, self.supervisor, context=self._context, restart_max_delay=0.02)
+        lifecycle = Lifecycle(
+            runtime,
+            self.supervisor,
+            GuardConfig(),
+            on_change=lambda: None,
+            is_worker_alive=lambda: True,
+            on_farewell=lambda _: None,
+        )
+        self.tasks = Tasks(runtime, lifecycle, [], context=self._context, restart_max_delay=0.02)
 
     @contextmanager
     def _context(self) -> Iterator[None]:
@@ -59,7 +69,7 @@ class Started:
             self.depth -= 1
 
     def start(self, target: Callable[[], object], **options: Any) -> TaskHandle:
-        return self.tasks.start(spec(target, **options))
+        return self.tasks.run(spec(target, **options))
 
     def wait_for(self, condition: Callable[[], object]) -> None:
         wait_for(self.runtime, condition)

@@ -10,8 +10,8 @@ import pytest
 from flask import Flask
 from flask_socketio import SocketIO
 
-from flask_socketio_guard.fan_out import Batch
-from flask_socketio_guard.upstream.outgoing import Message
+from flask_socketio_guard.clients.fan_out import Batch
+from flask_socketio_guard.upstream.engineio.outgoing import Message
 from tests import unit_support
 from tests.unit_support import Bus, BusManager, PollingClient
 

@@ -9,9 +9,9 @@ import pytest
 from flask_socketio import join_room
 
 from flask_socketio_guard import SendOutcome
-from flask_socketio_guard.fan_out import LEAST_RECIPIENTS, Batch
-from flask_socketio_guard.upstream import managers
-from flask_socketio_guard.upstream.outgoing import Message
+from flask_socketio_guard.clients.fan_out import LEAST_RECIPIENTS, Batch
+from flask_socketio_guard.upstream.engineio.outgoing import Message
+from flask_socketio_guard.upstream.socketio import managers
 from tests import unit_support, unit_websocket
 
 if TYPE_CHECKING:

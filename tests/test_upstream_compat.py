@@ -66,9 +66,9 @@ def test_the_versions_wanted_are_those_that_the_package_asks_for() -> None:
 
 def test_every_private_name_that_is_taken_hold_of_is_checked() -> None:
     """A guarded class overrides a private method: the seam must be in the table."""
-    from flask_socketio_guard.upstream.flask_socketio import GuardedSocketIO
-    from flask_socketio_guard.upstream.managers import GuardedManager, GuardedPubSubManager
-    from flask_socketio_guard.upstream.server import GuardedServer
+    from flask_socketio_guard.upstream.flask.socketio_object import GuardedSocketIO
+    from flask_socketio_guard.upstream.socketio.managers import GuardedManager, GuardedPubSubManager
+    from flask_socketio_guard.upstream.socketio.server import GuardedServer
 
     checked = {name for _, name in SEAMS}
     for guarded, upstream in (

@@ -18,7 +18,7 @@ from socketio import packet as packets
 from socketio.packet import Packet
 
 from flask_socketio_guard import SocketIOGuard
-from flask_socketio_guard.upstream.encoding import (
+from flask_socketio_guard.upstream.socketio.encoding import (
     KeptJSON,
     KeptPacket,
     QueueJSON,

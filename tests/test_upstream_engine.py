@@ -25,10 +25,12 @@ from hypothesis import strategies as st
 from websockets.exceptions import InvalidState
 from websockets.extensions.permessage_deflate import ClientPerMessageDeflateFactory
 
-from flask_socketio_guard import sending, signals
-from flask_socketio_guard.sending import SendOutcome, SendQueue
-from flask_socketio_guard.upstream import engine_socket, pieces
-from flask_socketio_guard.upstream.outgoing import Message
+from flask_socketio_guard.clients import send_queue as sending
+from flask_socketio_guard.clients.send_queue import SendOutcome, SendQueue
+from flask_socketio_guard.events import pieces
+from flask_socketio_guard.telemetry import records as signals
+from flask_socketio_guard.upstream.engineio import socket as engine_socket
+from flask_socketio_guard.upstream.engineio.outgoing import Message
 from tests import unit_support, unit_websocket
 from tests.support.raw_websocket import TEXT, encode_frame
 from tests.unit_websocket import KINDS, Answer, Ended, Peer, Polling, read_answer

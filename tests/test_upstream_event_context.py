@@ -17,8 +17,8 @@ from werkzeug.exceptions import NotFound
 from werkzeug.routing import RequestRedirect
 
 from flask_socketio_guard import SocketIOGuard
-from flask_socketio_guard.upstream import event_context
-from flask_socketio_guard.upstream.event_context import RequestContext
+from flask_socketio_guard.upstream.flask import event_context
+from flask_socketio_guard.upstream.flask.event_context import RequestContext
 from tests import unit_support
 
 if TYPE_CHECKING:

@@ -16,8 +16,9 @@ import socketio as python_socketio
 from flask import Flask
 from flask_socketio import ConnectionRefusedError, Namespace, SocketIO
 
-from flask_socketio_guard import SocketIOGuard, signals
-from flask_socketio_guard.runtime import GeventRuntime
+from flask_socketio_guard import SocketIOGuard
+from flask_socketio_guard.core.runtime import GeventRuntime
+from flask_socketio_guard.telemetry import records as signals
 from tests import unit_support, unit_websocket
 from tests.unit_support import wait_for
 
@@ -351,7 +352,7 @@ def test_a_spawn_callback_that_raises_or_waits_costs_no_event(
 def test_a_spawn_callback_that_fails_between_two_turns_costs_no_task(
     spawn_callback: list[Callable[[], object]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flask_socketio_guard.runtime._TURN_TIME", 1e-4)
+    monkeypatch.setattr("flask_socketio_guard.core.runtime.TIME_SLICE", 1e-4)
 
     def fail() -> None:
         raise RuntimeError("a spawn callback")

@@ -18,9 +18,10 @@ from flask_socketio import SocketIO, close_room, join_room, leave_room
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flask_socketio_guard import Failure, OutboxFull, RoomInvalid, signals
-from flask_socketio_guard.transport import Message
-from flask_socketio_guard.upstream.redis_transport import stamp
+from flask_socketio_guard import Failure, OutboxFull, RoomInvalid
+from flask_socketio_guard.queue.transport import Message
+from flask_socketio_guard.telemetry import records as signals
+from flask_socketio_guard.upstream.redis.transport import stamp
 from tests import unit_support
 from tests.support import wait_until
 from tests.unit_support import PollingClient
@@ -125,7 +126,7 @@ def test_an_emit_of_another_thread_carries_what_the_data_was_at_the_time(
     """It is sent by the event loop, later; whoever emitted it has gone on meanwhile."""
     clients = [connected(a)] if ignore_queue else [connected(a), connected(b)]
     later: list[Callable[[], object]] = []
-    monkeypatch.setattr(a.inner.runtime, "is_home", lambda: False)
+    monkeypatch.setattr(a.inner.runtime, "on_loop", lambda: False)
     monkeypatch.setattr(a.inner, "hand_over", later.append)
     data: dict[str, Any] = {"n": 0, "list": []}
     rooms = [client.sid for client in clients]
@@ -631,8 +632,8 @@ def test_nothing_that_comes_through_the_queue_stops_the_listener(
     finally:
         logging.getLogger("flask_socketio_guard").setLevel(logging.NOTSET)
     assert {failure.kind for failure in crashes} <= {"listener"}
-    assert guarded.inner.listener is not None
-    assert guarded.inner.listener.restarts == 0
+    assert guarded.inner.queue is not None
+    assert guarded.inner.queue.listener.restarts == 0
     late = connected(guarded)
     guarded.guard.emit("still", to=late.sid)
     assert late.receive('42["still"') == '42["still"]'
@@ -857,7 +858,7 @@ def test_rooms_of_any_other_name_are_rooms(a: Guarded, b: Guarded) -> None:
     """Also those as long as a session id, one's own id, and that of a client which is gone."""
     client, gone = connected(b), connected(b)
     gone.leave()
-    wait_until(lambda: gone.sid not in b.inner.connections)
+    wait_until(lambda: b.inner.has_departed(gone.sid))
     names: list[Any] = [
         client.sid,
         gone.sid,

@@ -16,7 +16,7 @@ from socketio.packet import EVENT, Packet
 from websockets.frames import Opcode
 from websockets.protocol import CLIENT, Protocol
 
-from flask_socketio_guard.upstream.outgoing import Message
+from flask_socketio_guard.upstream.engineio.outgoing import Message
 from tests import unit_support, unit_websocket
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from flask_socketio import SocketIO
 from socketio import Manager, PubSubManager, RedisManager, Server
 
 from flask_socketio_guard import ConfigError, ListenerState, SocketIOGuard
-from flask_socketio_guard.upstream.redis_transport import RedisPublisher
+from flask_socketio_guard.upstream.redis.transport import RedisPublisher
 from tests import unit_support
 from tests.support import wait_until
 from tests.unit_support import Bus, BusManager, PollingClient
@@ -357,8 +357,8 @@ def test_who_extends_what_is_published_keeps_the_guards_connections(
     a.guard.emit("news")
     assert client.receive("42") == '42["news"]'
     assert seen[0]["signed"]
-    assert a.inner.outbox is not None
-    assert isinstance(a.inner.outbox._publisher, RedisPublisher)
+    assert a.inner.queue is not None
+    assert isinstance(a.inner.queue.outbox._publisher, RedisPublisher)
 
 
 class Discreet(BusManager):
@@ -387,8 +387,8 @@ def test_who_publishes_otherwise_has_a_queue_of_its_own(
     """And is told what that costs."""
     caplog.set_level("INFO", "flask_socketio_guard")
     guarded = make_guarded(options={"client_manager": Own(redis_server.url)})
-    assert guarded.inner.outbox is not None
-    assert not isinstance(guarded.inner.outbox._publisher, RedisPublisher)
+    assert guarded.inner.queue is not None
+    assert not isinstance(guarded.inner.queue.outbox._publisher, RedisPublisher)
     assert "the message queue is used as Own uses it" in caplog.text
 
 

@@ -12,12 +12,13 @@ from engineio import json as upstream_json
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flask_socketio_guard.runtime import GeventRuntime
-from flask_socketio_guard.upstream import encoding, pieces, server
-from flask_socketio_guard.upstream.encoding import KeptPacket
-from flask_socketio_guard.upstream.engine_socket import ProtocolViolation, TooLarge
-from flask_socketio_guard.upstream.pieces import Line, PieceDecoder, TimeSlice
-from flask_socketio_guard.upstream.shape import MAX_DEPTH, Places, TooDeep, TooManyContainers
+from flask_socketio_guard.core.runtime import GeventRuntime
+from flask_socketio_guard.events import pieces
+from flask_socketio_guard.events.pieces import Line, PieceDecoder, TimeSlice
+from flask_socketio_guard.events.shape import MAX_DEPTH, Places, TooDeep, TooManyContainers
+from flask_socketio_guard.upstream.engineio.socket import ProtocolViolation, TooLarge
+from flask_socketio_guard.upstream.socketio import encoding, server
+from flask_socketio_guard.upstream.socketio.encoding import KeptPacket
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -247,7 +248,7 @@ def test_one_of_those_who_wait_goes_on_in_each_turn_of_the_loop() -> None:
     def live() -> None:
         while len(seen) - seen.count("other") < 40:
             seen.append("other")
-            runtime.give_way()
+            runtime.yield_control()
 
     jobs = [runtime.spawn(partial(decode, name), name=name) for name in "abcd"]
     jobs.append(runtime.spawn(live, name="other"))

@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from socketio.exceptions import TimeoutError as CallTimeout
 from socketio.packet import Packet
 
-from flask_socketio_guard import ConnectionClosed, signals
-from flask_socketio_guard.upstream.engine_socket import ProtocolViolation
-from flask_socketio_guard.upstream.server import CallRecipientGone
+from flask_socketio_guard import ConnectionClosed
+from flask_socketio_guard.telemetry import records as signals
+from flask_socketio_guard.upstream.engineio.socket import ProtocolViolation
+from flask_socketio_guard.upstream.socketio.server import CallRecipientGone
 from tests import unit_support
 from tests.support import wait_until
 
@@ -208,7 +209,7 @@ def test_what_one_event_may_cause_is_bounded(
     make_guarded: Callable[..., Guarded], is_emitted: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Answer or emits: the sender is told with a code, and nothing of it is kept."""
-    monkeypatch.setattr("flask_socketio_guard.upstream.server._OUTPUT_PATIENCE", 0.0)
+    monkeypatch.setattr("flask_socketio_guard.upstream.socketio.server._OUTPUT_PATIENCE", 0.0)
     guarded = make_guarded(event_output_max_bytes=100_000)
     client = guarded.polling()
     client.connect()

@@ -6,7 +6,7 @@ import secrets
 
 import pytest
 
-from flask_socketio_guard.upstream.session_ids import is_session_id, new_session_id
+from flask_socketio_guard.upstream.engineio.session_ids import is_session_id, new_session_id
 
 
 def test_session_ids_are_known_and_differ() -> None:

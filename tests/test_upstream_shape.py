@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from socketio.packet import Packet
 
-from flask_socketio_guard.upstream.shape import (
+from flask_socketio_guard.events.shape import (
     MAX_DEPTH,
     Places,
     TooDeep,

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from flask import request
 
-from flask_socketio_guard import signals
+from flask_socketio_guard.telemetry import records as signals
 from flask_socketio_guard.upstream import Sweeper
-from flask_socketio_guard.upstream.engine_socket import GuardedSocket
+from flask_socketio_guard.upstream.engineio.socket import GuardedSocket
 from tests import unit_support, unit_websocket
 from tests.unit_websocket import Peer, Polling
 
@@ -82,7 +82,7 @@ def scene(make_served: Callable[..., Served], request: pytest.FixtureRequest) ->
 def plant_socket(scene: Scene) -> str:
     """A session that is closed, and still in the table."""
     socket = GuardedSocket(scene.served.engine, "leftover", {"REMOTE_ADDR": LOOPBACK})
-    scene.served.inner.came(LOOPBACK)
+    scene.served.inner.admission.opened(LOOPBACK)
     socket.closed = True
     socket.joined()
     scene.served.engine.sockets["leftover"] = socket
@@ -277,8 +277,10 @@ def test_what_the_guard_sweeps_is_counted(
     plant_environ(scene)
     scene.server.environ["another"] = {}
     plant_room(scene)
-    served.inner._sweep()
+    sweeper = Sweeper(served.socketio.server, served.inner)
+    for _ in range(9):
+        sweeper.tick()
     assert sweeps == []
-    served.inner._sweep()
+    sweeper.tick()
     assert sweeps == [signals.Sweep(3, ("environ", "rooms"))]
     assert served.counter("connections_swept") == 3

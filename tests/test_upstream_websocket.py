@@ -19,9 +19,9 @@ from websockets.extensions.permessage_deflate import ClientPerMessageDeflateFact
 from websockets.frames import Opcode
 from websockets.protocol import CLIENT, SERVER, Protocol
 
-from flask_socketio_guard.upstream import websocket
-from flask_socketio_guard.upstream.gevent_websocket import mend_gevent_websocket
-from flask_socketio_guard.upstream.websocket import (
+from flask_socketio_guard.upstream.engineio import websocket
+from flask_socketio_guard.upstream.engineio.gevent_websocket import mend_gevent_websocket
+from flask_socketio_guard.upstream.engineio.websocket import (
     agree_on_extensions,
     close_frame,
     offer_compression,

@@ -25,11 +25,16 @@ from hypothesis import strategies as st
 from websockets.extensions.permessage_deflate import PerMessageDeflate
 from websockets.frames import Opcode
 
-from flask_socketio_guard import sending, signals
-from flask_socketio_guard.sending import SendQueue, SlowConsumer
-from flask_socketio_guard.upstream.outgoing import Message
-from flask_socketio_guard.upstream.websocket import RawSocket
-from flask_socketio_guard.upstream.wire import LibraryWire, ProtocolWire, keep_alive
+from flask_socketio_guard.clients import send_queue as sending
+from flask_socketio_guard.clients.send_queue import SendQueue, SlowConsumer
+from flask_socketio_guard.telemetry import records as signals
+from flask_socketio_guard.upstream.engineio.outgoing import Message
+from flask_socketio_guard.upstream.engineio.websocket import RawSocket
+from flask_socketio_guard.upstream.engineio.wire import (
+    LibraryTransport,
+    ProtocolTransport,
+    keep_alive,
+)
 from tests import unit_support, unit_websocket
 from tests.support.raw_websocket import BINARY, CLOSE, CONTINUATION, PING, TEXT, encode_frame
 from tests.support.waiting import wait_until
@@ -74,7 +79,7 @@ class Line:
         self.peer.sock.settimeout(5.0)
         self.queue = SendQueue(max_packets=10**6, max_bytes=10**9, policy=SlowConsumer.DISCONNECT)
         raw = RawSocket(self.sock, read_first or self.sock.recv, extensions[0], None)
-        self.wire = ProtocolWire(raw, self.queue, self.inner, max_size=MAX_SIZE)
+        self.wire = ProtocolTransport(raw, self.queue, self.inner, max_size=MAX_SIZE)
         self.messages: list[str | bytes] = []
         self.batches: list[int] = []
         self.violations: list[signals.Violation] = served.collect(signals.protocol_violated)
@@ -849,14 +854,14 @@ def test_what_is_compressed_in_one_turn_is_bounded(
     served.inner.start()
     line = Line(served, gevent.socket.socketpair(), **deflating())
     turns: dict[float, int] = {}
-    compressed = ProtocolWire._compressed
+    compressed = ProtocolTransport._compressed
 
-    def counted(wire: ProtocolWire, item: Any) -> bytes:
+    def counted(wire: ProtocolTransport, item: Any) -> bytes:
         now = served.runtime.turn()
         turns[now] = turns.get(now, 0) + item.size
         return compressed(wire, item)
 
-    monkeypatch.setattr(ProtocolWire, "_compressed", counted)
+    monkeypatch.setattr(ProtocolTransport, "_compressed", counted)
     line.wire.start()
     line.put(*["x" * 50_000] * 40)
     for _ in range(40):
@@ -1095,7 +1100,7 @@ class Library:
         return adapter(environ, start_response)
 
     def _serve(self, websocket: Any) -> list[bytes]:
-        self.wire = LibraryWire(
+        self.wire = LibraryTransport(
             websocket, self.queue, self.inner, lock=self.lock, max_size=MAX_SIZE
         )
         try:

@@ -22,8 +22,8 @@ from socketio import PubSubManager
 
 from flask_socketio_guard import SocketIOGuard
 from flask_socketio_guard.app_guard import AppGuard, all_guards
+from flask_socketio_guard.core.runtime import GeventRuntime, Runtime, ThreadRuntime
 from flask_socketio_guard.errors import PublishError
-from flask_socketio_guard.runtime import GeventRuntime, Runtime, ThreadRuntime
 from flask_socketio_guard.states import ListenerState
 from tests.support import wait_until
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from flask.testing import FlaskClient
 
-    from flask_socketio_guard.transport import Message
+    from flask_socketio_guard.queue.transport import Message
 
 # Engine.IO's own threads sleep for up to 25 s after their connection has ended.
 _UPSTREAM_THREADS = ("_send_ping", "_service_task")
@@ -97,7 +97,7 @@ class FakeClock:
 
 
 class FakePublisher:
-    """A :class:`flask_socketio_guard.transport.Publisher` that fails as it is told to.
+    """A :class:`flask_socketio_guard.queue.transport.Publisher` that fails as it is told to.
 
     Attributes:
         taken: What the broker has acknowledged, in order.

@@ -29,9 +29,10 @@ from websockets.protocol import State
 from websockets.uri import parse_uri
 from werkzeug.serving import make_server
 
-from flask_socketio_guard import SocketIOGuard, signals
+from flask_socketio_guard import SocketIOGuard
 from flask_socketio_guard.app_guard import AppGuard, all_guards
-from flask_socketio_guard.runtime import GeventRuntime, Runtime, ThreadRuntime
+from flask_socketio_guard.core.runtime import GeventRuntime, Runtime, ThreadRuntime
+from flask_socketio_guard.telemetry import records as signals
 from tests.unit_support import wait_for
 
 if TYPE_CHECKING:

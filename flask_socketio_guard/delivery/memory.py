@@ -9,7 +9,7 @@ from _thread import RLock
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..runtime import clock as monotonic
+from ..core.runtime import clock as monotonic
 from ..states import DELIVERY_TRANSITIONS, DeliveryEvent, DeliveryState
 from .records import DEAD, DeadLetter, Delivery
 from .store import DeliveryStore, End, Page, Put, Step

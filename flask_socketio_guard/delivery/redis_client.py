@@ -8,7 +8,7 @@ from typing import Any
 from socketio.redis_manager import parse_redis_sentinel_url
 
 from ..errors import ConfigError, DeliveryStoreError
-from ..printable import printable, without_secrets
+from ..telemetry.printable import printable, without_secrets
 
 
 class Driver:

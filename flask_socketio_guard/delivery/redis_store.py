@@ -7,10 +7,10 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
+from ..core.runtime import clock
 from ..errors import ConfigError, DeliveryFormatError, DeliveryStoreError
-from ..runtime import clock
-from ..signals import logger
 from ..states import DeliveryState
+from ..telemetry.records import logger
 from .records import DEAD, DeadLetter, Delivery
 from .redis_client import Driver, describe
 from .redis_script import SCRIPT

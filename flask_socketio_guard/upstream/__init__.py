@@ -2,7 +2,7 @@
 
 An application's own ``SocketIO``, ``Server`` and client manager stay the objects
 they are; each is given a guarded subclass of its own class. What they ask of the
-rest of the guard goes through :class:`~flask_socketio_guard.hooks.Hooks`.
+rest of the guard goes through :class:`~flask_socketio_guard.ports.Hooks`.
 """
 
 from __future__ import annotations
@@ -17,27 +17,27 @@ from .adopt import (
     transport_of,
 )
 from .compat import check_versions
-from .encoding import encode_strict
-from .flask_socketio import is_socketio, take_lost_handlers
-from .session_ids import is_session_id
-from .sweeper import Sweeper
-from .websocket import bound_silence, hold_answers, offer_compression
+from .engineio.session_ids import is_session_id
+from .flask.socketio_object import is_socketio, take_lost_handlers
+from .socketio.encoding import encode_strict
+from .socketio.local_clients import LocalClients
+from .socketio.sweeper import Sweeper
+from .web_server import WebServer
 
 __all__ = [
+    "LocalClients",
     "Sweeper",
+    "WebServer",
     "adopt",
-    "bound_silence",
     "check_versions",
     "close_for_restart",
     "encode_strict",
     "forsake_clients",
     "given_back_on_failure",
     "has_queue",
-    "hold_answers",
     "is_session_id",
     "is_socketio",
     "new_host_id",
-    "offer_compression",
     "take_lost_handlers",
     "transport_of",
 ]

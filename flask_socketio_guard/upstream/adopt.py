@@ -13,24 +13,29 @@ from typing import TYPE_CHECKING, Any, Final
 from socketio import Manager, PubSubManager, RedisManager
 from websockets.frames import CloseCode
 
-from ..duplicates import Duplicates
 from ..errors import ConfigError
-from ..signals import logger
-from .encoding import keep_json
-from .engine_server import GuardedEngineServer
-from .event_context import EventContexts
-from .flask_socketio import (
+from ..events.pieces import Line
+from ..queue.duplicates import Duplicates
+from ..telemetry.records import logger
+from .engineio.server import GuardedEngineServer
+from .flask.event_context import EventContexts
+from .flask.socketio_object import (
     GuardedSocketIO,
     mend_recipients,
     note_handlers,
     require_plain_handlers,
 )
-from .managers import GuardedManager, GuardedPubSubManager, QueuedRedisManager, ThroughOutbox
 from .overrides import calls_on, check, guarded_class, is_guarded, is_upstream, overrides, rebind
-from .pieces import Line
-from .queue_transport import QueueTransport, require_scheme
-from .redis_transport import RedisTransport
-from .server import GuardedServer
+from .redis.transport import RedisTransport
+from .socketio.encoding import keep_json
+from .socketio.managers import (
+    GuardedManager,
+    GuardedPubSubManager,
+    QueuedRedisManager,
+    ThroughOutbox,
+)
+from .socketio.queue_transport import QueueTransport, require_scheme
+from .socketio.server import GuardedServer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,8 +43,8 @@ if TYPE_CHECKING:
     from flask_socketio import SocketIO
 
     from ..config import GuardConfig
-    from ..hooks import Hooks
-    from ..transport import Transport
+    from ..ports import Hooks
+    from ..queue.transport import Transport
 
 
 _ENDED: Final = 2048  # sessions that are remembered
@@ -103,7 +108,7 @@ def adopt(socketio: SocketIO, hooks: Hooks) -> None:
     check(server, GuardedServer, unused=_UNUSED_OF_SERVERS, needed=_NEEDED_OF_SERVERS)
     check(server.eio, GuardedEngineServer, unused=_UNUSED_OF_ENGINES, needed=_NEEDED_OF_ENGINES)
     if not isinstance(socketio, GuardedSocketIO):
-        check(socketio, GuardedSocketIO, unused=(), needed=())
+        check(socketio, GuardedSocketIO, unused=(), needed=(), extended={"init_app"})
         _guard(socketio, GuardedSocketIO)
     if has_queue(server) and not is_used_again:
         _guard_queue(manager)
@@ -199,7 +204,7 @@ def _guard_engine(engine: Any, hooks: Hooks) -> None:
 def _mend_gevent_websocket() -> None:
     # It comes with the extra "gunicorn"; threads, and gevent alone, serve without it.
     with contextlib.suppress(ImportError):
-        from .gevent_websocket import mend_gevent_websocket
+        from .engineio.gevent_websocket import mend_gevent_websocket
 
         mend_gevent_websocket()
 

@@ -75,7 +75,14 @@ def guarded_class(own: type, guarded: type, *, front: tuple[type, ...] = ()) -> 
     return made
 
 
-def check(instance: Any, guarded: type, *, unused: Iterable[str], needed: Iterable[str]) -> None:
+def check(
+    instance: Any,
+    guarded: type,
+    *,
+    unused: Iterable[str],
+    needed: Iterable[str],
+    extended: Iterable[str] = (),
+) -> None:
     """See that nothing which is plugged in would be bypassed in silence.
 
     Args:
@@ -83,6 +90,7 @@ def check(instance: Any, guarded: type, *, unused: Iterable[str], needed: Iterab
         guarded: The class that is to guard it.
         unused: Methods that upstream calls and the guard does not.
         needed: Methods of the guard's that it cannot do without.
+        extended: Those of the guard's that always call upstream's, whoever has replaced it.
 
     Raises:
         ConfigError: Something would be; names class, method and mend.
@@ -115,7 +123,7 @@ def check(instance: Any, guarded: type, *, unused: Iterable[str], needed: Iterab
                 f"{own.__name__}.{name} does not call super().{name}(), which the guard "
                 "cannot do without: call it"
             )
-    for owner, name, value in _patched(own, replaced):
+    for owner, name, value in _patched(own, replaced - frozenset(extended)):
         raise ConfigError(
             f"{owner.__module__}.{owner.__name__}.{name} was replaced by {_described(value)}, "
             "which the guard would bypass: override it in a class of your own"

@@ -98,7 +98,7 @@ class SamenessApplication(Application):
         self.plays: defaultdict[str, Play] = defaultdict(Play)
         if self.guard is not None:
             # There are three clients: each emit shall go the way of those to thousands.
-            managers = importlib.import_module("flask_socketio_guard.upstream.managers")
+            managers = importlib.import_module("flask_socketio_guard.upstream.socketio.managers")
             managers.LEAST_RECIPIENTS = 1
         self.app.secret_key = "sameness"
         if not self.socketio.manage_session:

@@ -63,7 +63,7 @@ class UpstreamSuite:
 
     Args:
         distribution: Name of an installed distribution.
-        cache: Folder for the downloads.
+        cache: LogDeduplicator for the downloads.
         folder: Where the tests are put, empty; they run there.
 
     Raises:

@@ -1,0 +1,1 @@
+"""Who is there: connections, admission, what waits to be sent to them, their end."""

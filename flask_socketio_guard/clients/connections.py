@@ -1,0 +1,375 @@
+"""The clients of one application: a state for each, and a registry of them all."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from _thread import RLock
+from collections.abc import ItemsView, Iterator, Mapping, ValuesView
+from functools import partial
+from typing import TYPE_CHECKING
+
+from ..core.component import Component
+from ..core.forks import renew_after_fork
+from ..core.runtime import Event, clock
+from ..states import CONNECTION_TRANSITIONS, ConnectionEvent, ConnectionState, StateMachine
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ..ports import Timer
+
+_LIVING = (ConnectionState.OPEN, ConnectionState.READY)
+_ENDING = (ConnectionState.CLOSING, ConnectionState.CLOSED)
+_counting = RLock()  # not gevent's, which costs a dozen calls: nobody waits while holding it
+renew_after_fork(sys.modules[__name__], _counting=RLock)
+
+
+class Connection:
+    """One client's connection to one namespace.
+
+    Attributes:
+        sid: Its session id, unique among all namespaces.
+        namespace: Socket.IO namespace.
+        eio_sid: Id of the transport session that it shares with the client's
+            connections to other namespaces.
+        opened_at: When it came, in seconds of the monotonic clock.
+        reason: Why it closed: ``"client disconnect"``, ``"server disconnect"``,
+            ``"ping timeout"``, ``"transport close"`` or ``"transport error"``;
+            ``""`` before that.
+        is_accepted: Whether its connect handler let it in, whatever came then.
+        is_left_to_connect: Whether it was closed while its connect handler ran, and
+            so has its end where that has ended.
+        unbegun: Events and answers that were received and have not begun to be acted on.
+    """
+
+    __slots__ = (
+        "_all_begun",
+        "_call_apart",
+        "_cleanups",
+        "_handshake",
+        "_lock",
+        "_machine",
+        "_on_change",
+        "_on_failure",
+        "eio_sid",
+        "is_accepted",
+        "is_left_to_connect",
+        "namespace",
+        "opened_at",
+        "reason",
+        "sid",
+        "unbegun",
+    )
+
+    def __init__(
+        self,
+        sid: str,
+        namespace: str,
+        eio_sid: str,
+        *,
+        lock: threading.RLock,
+        on_change: Callable[[Connection, ConnectionState, ConnectionState], None],
+        on_failure: Callable[[Connection, BaseException], None],
+        call_apart: Callable[[Callable[[], None]], None],
+    ) -> None:
+        self.sid = sid
+        self.namespace = namespace
+        self.eio_sid = eio_sid
+        self.opened_at = clock()
+        self.reason = ""
+        self.is_accepted = False
+        self.is_left_to_connect = False
+        self.unbegun = 0
+        self._all_begun: Event | None = None
+        self._lock = lock
+        self._machine: StateMachine[ConnectionState, ConnectionEvent] = StateMachine(
+            ConnectionState.CONNECTING, CONNECTION_TRANSITIONS
+        )
+        self._cleanups: list[Callable[[], object]] | None = None
+        self._handshake: Timer | None = None
+        self._on_change = on_change
+        self._on_failure = on_failure
+        self._call_apart = call_apart
+
+    def __repr__(self) -> str:
+        return f"<Connection {self.state} in {self.namespace!r}>"
+
+    @property
+    def state(self) -> ConnectionState:
+        """Where it is in its life."""
+        return self._machine.state
+
+    @property
+    def is_open(self) -> bool:
+        """Whether its connect handler let it in and nothing has closed it since."""
+        return self._machine.state in _LIVING
+
+    @property
+    def is_connecting(self) -> bool:
+        """Whether its connect handler runs and nothing has closed it."""
+        return self._machine.state is ConnectionState.CONNECTING
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the application's own handshake is done."""
+        return self._machine.state is ConnectionState.READY
+
+    def defer(self, cleanup: Callable[[], object]) -> None:
+        """Call *cleanup* once when the connection has closed.
+
+        After the disconnect handler, and in reverse order: what was attached
+        last goes first. What it raises is recorded and keeps no other from
+        being called. On a connection that has closed already it is called now.
+        """
+        with self._lock:
+            is_late = self.state is ConnectionState.CLOSED
+            if not is_late:
+                if self._cleanups is None:
+                    self._cleanups = []
+                self._cleanups.append(cleanup)
+        if is_late:
+            self._release([cleanup])
+
+    # Internal: the rest is for the guard, not for applications.
+
+    def accept(self) -> bool:
+        """Note that the connect handler let it in.
+
+        Returns:
+            Whether it is open; ``False`` if it was closed meanwhile.
+        """
+        with self._lock:
+            self.is_accepted = True
+            return self._move(ConnectionEvent.ACCEPTED) is ConnectionState.OPEN
+
+    def refuse(self) -> None:
+        """Note that the connect handler did not let it in."""
+        self._end(ConnectionEvent.REFUSED)
+
+    def expect_handshake(self, timer: Timer) -> None:
+        """Keep *timer*, which closes it, until its handshake or its end."""
+        with self._lock:
+            if self._machine.state in (ConnectionState.CONNECTING, ConnectionState.OPEN):
+                self._handshake = timer
+                return
+        timer.cancel()
+
+    def shake_hands(self) -> bool:
+        """Note that the application's own handshake is done.
+
+        Returns:
+            Whether it is ready; ``False`` if it has closed.
+        """
+        with self._lock:
+            if not self.is_open:
+                return False
+            self._move(ConnectionEvent.HANDSHAKE)
+            self._forget_handshake()
+        return True
+
+    def begin_close(self, reason: str) -> bool:
+        """Let it close.
+
+        Returns:
+            Whether this call is the first to say so.
+        """
+        with self._lock:
+            is_first = self._machine.state not in _ENDING
+            if is_first:
+                self.reason = reason
+                self.is_left_to_connect = not self.is_accepted
+            self._move(ConnectionEvent.CLOSE)
+            self._forget_handshake()
+        return is_first
+
+    def finish(self) -> None:
+        """Note that everything about its end is done, and release what was deferred."""
+        self._end(ConnectionEvent.FINISHED)
+
+    def expect(self) -> None:
+        """Note that something was received which has not begun to be acted on."""
+        with _counting:
+            self.unbegun += 1
+
+    def begun(self) -> None:
+        """Note that one of these has begun, or never will."""
+        with _counting:
+            self.unbegun -= 1
+            all_begun = None if self.unbegun else self._all_begun
+        if all_begun is not None:
+            all_begun.set()
+
+    def wait_until_begun(self, all_begun: Event, patience: float) -> bool:
+        """Wait until everything received has begun.
+
+        Args:
+            all_begun: A new one.
+            patience: For how long nothing may begin, in seconds.
+
+        Returns:
+            Whether it has; ``False`` if nothing began for too long.
+        """
+        with _counting:
+            self._all_begun = all_begun
+            left = self.unbegun
+        while left and not all_begun.wait(patience):
+            if self.unbegun >= left:
+                return False
+            left = self.unbegun
+        return True
+
+    def _move(self, event: ConnectionEvent) -> ConnectionState:
+        """Apply *event*, tell of a new state, and return it; with the lock held."""
+        old = self._machine.state
+        new = self._machine.send(event)
+        if new is not old:
+            self._on_change(self, old, new)
+        return new
+
+    def _end(self, event: ConnectionEvent) -> None:
+        with self._lock:
+            self._move(event)
+            cleanups, self._cleanups = self._cleanups, None
+        if cleanups:
+            self._call_apart(partial(self._release, cleanups))
+
+    def _forget_handshake(self) -> None:
+        if self._handshake is not None:
+            self._handshake.cancel()
+            self._handshake = None
+
+    def _release(self, cleanups: list[Callable[[], object]]) -> None:
+        for cleanup in reversed(cleanups):
+            try:
+                cleanup()
+            except BaseException as exc:  # noqa: BLE001 - code of the application; recorded
+                self._on_failure(self, exc)
+
+
+class Connections(Mapping[str, Connection], Component):
+    """All connections of this process that are not closed, by session id.
+
+    A mapping to read; iterating is safe while clients come and go.
+
+    Args:
+        on_change: Called as ``on_change(connection, old, new)`` after each change
+            of state; *old* is ``None`` for a new one.
+        on_failure: Called as ``on_failure(connection, exc)`` with what a deferred
+            cleanup raised.
+        call_apart: Calls the deferred cleanups of one connection in a task of their own, and
+            waits for it.
+    """
+
+    def __init__(
+        self,
+        *,
+        on_change: Callable[[Connection, ConnectionState | None, ConnectionState], None],
+        on_failure: Callable[[Connection, BaseException], None],
+        call_apart: Callable[[Callable[[], None]], None],
+    ) -> None:
+        self._on_change = on_change
+        self._on_failure = on_failure
+        self._call_apart = call_apart
+        self._lock = threading.RLock()
+        self._by_sid: dict[str, Connection] = {}
+        self._by_eio_sid: dict[str, tuple[Connection, ...]] = {}
+        self._counts: dict[tuple[str, ConnectionState], int] = {}
+
+    def gauges(self) -> dict[str, int]:
+        """Return how many are on their way out."""
+        return {"connections:closing": self.count(ConnectionState.CLOSING)}
+
+    def __getitem__(self, sid: str) -> Connection:
+        return self._by_sid[sid]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(list(self._by_sid))
+
+    def __len__(self) -> int:
+        return len(self._by_sid)
+
+    def __contains__(self, sid: object) -> bool:
+        return sid in self._by_sid
+
+    def values(self) -> ValuesView[Connection]:
+        """Return those that are there now."""
+        return self._by_sid.copy().values()
+
+    def items(self) -> ItemsView[str, Connection]:
+        """Return those that are there now, with their session ids."""
+        return self._by_sid.copy().items()
+
+    def count(
+        self, state: ConnectionState | str | None = None, namespace: str | None = None
+    ) -> int:
+        """Return how many there are.
+
+        Args:
+            state: Only those in this state, such as ``"open"``.
+            namespace: Only those in this namespace.
+
+        Raises:
+            ValueError: There is no such state.
+        """
+        wanted = None if state is None else ConnectionState(state)
+        with self._lock:
+            return sum(
+                count
+                for (where, what), count in self._counts.items()
+                if wanted in (None, what) and namespace in (None, where)
+            )
+
+    # Internal
+
+    def find(self, sid: object) -> Connection | None:
+        """Return the connection of *sid*, whatever that is."""
+        return self._by_sid.get(sid) if isinstance(sid, str) else None
+
+    def of(self, eio_sid: str) -> tuple[Connection, ...]:
+        """Return the connections that share one transport session."""
+        return self._by_eio_sid.get(eio_sid, ())
+
+    def add(self, sid: str, namespace: str, eio_sid: str) -> Connection:
+        """Make a connection, in state ``connecting``."""
+        connection = Connection(
+            sid,
+            namespace,
+            eio_sid,
+            lock=self._lock,
+            on_change=self._changed,
+            on_failure=self._on_failure,
+            call_apart=self._call_apart,
+        )
+        with self._lock:
+            self._by_sid[sid] = connection
+            self._by_eio_sid[eio_sid] = (*self.of(eio_sid), connection)
+            self._count(namespace, ConnectionState.CONNECTING, +1)
+            self._on_change(connection, None, ConnectionState.CONNECTING)
+        return connection
+
+    def _changed(self, connection: Connection, old: ConnectionState, new: ConnectionState) -> None:
+        # Called with the lock held, which all the connections share.
+        self._count(connection.namespace, old, -1)
+        if new is ConnectionState.CLOSED:
+            self._forget(connection)
+        else:
+            self._count(connection.namespace, new, +1)
+        self._on_change(connection, old, new)
+
+    def _count(self, namespace: str, state: ConnectionState, step: int) -> None:
+        key = namespace, state
+        count = self._counts.get(key, 0) + step
+        if count:
+            self._counts[key] = count
+        else:  # clients may choose the names
+            self._counts.pop(key, None)
+
+    def _forget(self, connection: Connection) -> None:
+        self._by_sid.pop(connection.sid, None)
+        others = self.of(connection.eio_sid)
+        if len(others) > 1:
+            rest = tuple(other for other in others if other is not connection)
+            self._by_eio_sid[connection.eio_sid] = rest
+        elif others == (connection,):
+            del self._by_eio_sid[connection.eio_sid]

@@ -1,0 +1,1 @@
+"""What everything stands on: greenlets or threads, supervised tasks, deadlines."""

@@ -1,0 +1,222 @@
+"""Accepts messages, resolves receipts, and reports outcomes to senders."""
+
+from __future__ import annotations
+
+import os
+from _thread import RLock
+from collections import deque
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ..errors import DeliveryInvalid, DeliveryStoreFull, LoopQueueFull, UnknownDelivery
+from ..states import DeliveryState
+from .receipts import Receipt
+from .records import DEAD, Delivery, Retry, is_text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ..core.runtime import Event, Runtime
+    from .dispatcher import Dispatcher
+    from .store_client import StoreClient
+
+
+_IDS_AT_A_TIME = 128
+
+
+class _Watch(NamedTuple):
+    on_delivered: Callable[[Receipt], object] | None
+    on_expired: Callable[[Receipt], object] | None
+
+
+class DeliveryApi:
+    """Where an application hands in messages that must arrive; from any task or thread.
+
+    Args:
+        runtime: For events.
+        desk: The way to the store.
+        encode: Returns JSON text without spaces around it; raises ``TypeError`` or
+            ``ValueError`` where there is none.
+        max_size: Characters of JSON that the arguments of one message may take, >= 1.
+        run: Runs ``run(function, arguments)`` of the application in a task of its own and
+            catches whatever it raises.
+    """
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        desk: StoreClient,
+        *,
+        encode: Callable[[object], str],
+        max_size: int,
+        run: Callable[[Callable[..., object], tuple[object, ...]], None],
+    ) -> None:
+        self._runtime = runtime
+        self._store_client = desk
+        self._encode = encode
+        self._max_size = max_size
+        self._run = run
+        self.dispatcher: Dispatcher | None = None
+        self.is_behind = False
+        """Whether the courier was not told of something, and has to look for itself."""
+        self._lock = RLock()  # nobody waits while holding it
+        self._ids: deque[str] = deque()
+        self._watches: dict[str, _Watch] = {}
+        self._waiting: dict[str, list[Event]] = {}
+
+    def put(
+        self,
+        event: str,
+        arguments: list[Any],
+        *,
+        recipient: str,
+        lifetime: float,
+        namespace: str,
+        retry: Retry,
+        key: str | None,
+        is_ordered: bool,
+        requires_all: bool,
+        has_id: bool,
+        on_delivered: Callable[[Receipt], object] | None,
+        on_expired: Callable[[Receipt], object] | None,
+    ) -> Receipt:
+        """Store a message and send it, if its recipient is here.
+
+        Raises:
+            DeliveryInvalid: JSON or UTF-8 cannot hold it, or it is too large.
+            DeliveryStoreFull: There are too many messages.
+            DeliveryStoreError: The store does not answer.
+        """
+        body = self._encoded(arguments)
+        delivery = Delivery(
+            self._new_id(),
+            recipient,
+            event,
+            body,
+            lifetime,
+            namespace,
+            retry,
+            key,
+            is_ordered,
+            requires_all,
+            has_id,
+        )
+        if on_delivered is not None or on_expired is not None:
+            self._watches[delivery.id] = _Watch(on_delivered, on_expired)
+        try:
+            stored = self._stored(delivery)
+        except BaseException:
+            self._watches.pop(delivery.id, None)
+            raise
+        if stored.has_ended:  # it was stored, and that was not known
+            self.ended(stored)
+        elif self.dispatcher is not None:
+            self._at_home(self.dispatcher.offer, stored)
+        return Receipt(self, delivery.id)
+
+    def _new_id(self) -> str:
+        """Return an id that nobody can guess; made many at a time, which costs a tenth."""
+        try:
+            return self._ids.popleft()
+        except IndexError:
+            random = os.urandom(16 * _IDS_AT_A_TIME).hex()
+            ids = [random[start : start + 32] for start in range(32, len(random), 32)]
+            self._ids.extend(ids)
+            return random[:32]
+
+    def _stored(self, delivery: Delivery) -> Delivery:
+        stored = self._store_client.put(delivery).delivery
+        if stored is None:
+            raise DeliveryStoreFull(
+                "too many messages wait: see SOCKETIO_GUARD_DELIVERY_MAX_MESSAGES and ..._MAX_BYTES"
+            )
+        return stored
+
+    def _at_home(self, target: Callable[[Delivery], None], delivery: Delivery) -> None:
+        if self._runtime.on_loop():
+            target(delivery)
+            return
+        try:
+            self._runtime.call_soon_threadsafe(partial(target, delivery))
+        except LoopQueueFull:
+            self.is_behind = True
+
+    def _encoded(self, arguments: list[Any]) -> str:
+        try:
+            body = self._encode(arguments)
+        except (TypeError, ValueError, RecursionError) as exc:
+            raise DeliveryInvalid(f"JSON cannot hold the arguments: {exc}") from exc
+        if len(body) > self._max_size:
+            raise DeliveryInvalid(
+                f"the arguments take {len(body)} bytes of JSON, more than {self._max_size}: see "
+                "SOCKETIO_GUARD_DELIVERY_MAX_MESSAGE_BYTES"
+            )
+        return body
+
+    def receipt(self, id: str) -> Receipt:
+        """Return the receipt of a message.
+
+        Raises:
+            UnknownDelivery: There is none, or it ended too long ago.
+        """
+        # Ids may come from clients, who may send anything.
+        if not isinstance(id, str) or not is_text(id) or self.find(id) is None:
+            raise UnknownDelivery(id)
+        return Receipt(self, id)
+
+    def find(self, id: str) -> Delivery | None:
+        """Return a message as it is now."""
+        return self._store_client.find(id)
+
+    def cancel(self, id: str) -> bool:
+        """Take a message back; say whether it had not ended before."""
+        return self._store_client.end(id, DeliveryState.CANCELLED)
+
+    def wait(self, id: str, timeout: float | None) -> None:
+        """Wait until a message has ended, or the time is up."""
+        event = self._runtime.event()
+        with self._lock:
+            self._waiting.setdefault(id, []).append(event)
+        try:
+            delivery = self.find(id)  # it may have ended before
+            if delivery is not None and not delivery.has_ended:
+                event.wait(timeout)
+        finally:
+            with self._lock:
+                events = self._waiting[id]
+                events.remove(event)
+                if not events:
+                    del self._waiting[id]
+
+    def look_again(self) -> None:
+        """Look up what somebody waits for: its end may have been missed."""
+        with self._lock:
+            ids = list({*self._waiting, *self._watches})
+        for id in ids:
+            delivery = self.find(id)
+            if delivery is None:  # it has ended long ago, or the store was emptied
+                self._tell(id, None)
+            elif delivery.has_ended:
+                self.ended(delivery)
+
+    def ended(self, delivery: Delivery) -> None:
+        """Take note that a message has ended, or is known no more, by whomever."""
+        if self.dispatcher is not None:
+            self._at_home(self.dispatcher.ended, delivery)
+        self._tell(delivery.id, delivery)
+
+    def _tell(self, id: str, delivery: Delivery | None) -> None:
+        if id in self._waiting:
+            with self._lock:
+                for event in self._waiting.get(id, ()):
+                    event.set()
+        watch = self._watches.pop(id, None)
+        if watch is None or delivery is None:
+            return
+        hook = None
+        if delivery.state is DeliveryState.DELIVERED:
+            hook = watch.on_delivered
+        elif delivery.state in DEAD:
+            hook = watch.on_expired
+        if hook is not None:
+            self._run(hook, (Receipt(self, id),))

@@ -1,0 +1,312 @@
+"""In front of a remote store: steps are queued, and sent to it in batches."""
+
+from __future__ import annotations
+
+from _thread import RLock
+from collections import deque
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+from ..backoff import reconnect_delay
+from ..core.runtime import clock
+from ..core.supervisor import is_stopping, sleep
+from ..errors import DeliveryStoreError
+from .store import Page, Step
+from .store_client import AT_A_TIME, StoreClient
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ..core.runtime import Event, Runtime
+    from ..queue.reachability import Reachability
+    from ..states import DeliveryState
+    from .records import Delivery
+    from .store import Put, SharedStore
+
+_BATCH: Final = 200  # steps
+_LONGEST_SLEEP: Final = 5.0  # seconds
+_MAX_DELAY: Final = 0.5  # seconds between two attempts to reach the store
+_LONGEST_WAIT: Final = 10.0  # seconds, should its task not even begin
+_PATIENCE: Final = 3  # failures in a row until callers that wait get the error
+
+
+@dataclass(slots=True, eq=False)
+class _Task:
+    """A step, and how its result is reported."""
+
+    kind: str
+    arguments: tuple[Any, ...]
+    then: Callable[[Any], object] | None = None
+    event: Event | None = None  # set for a caller that waits for the result
+    result: Any = None
+    is_void: bool = False
+    key: tuple[str, str] | None = None
+
+
+class BatchingStoreClient(StoreClient):
+    """Takes many steps to the store at a time, in their order, in a task of its own.
+
+    What is only to be noted is kept until the store has it. While it is away that grows with
+    the messages that are on their way here, and with the clients that come and go. A caller that
+    stores a message waits until its batch has been applied.
+
+    Args:
+        runtime: For events and sleep.
+        store: Far away.
+        on_end: See :class:`~.store_client.StoreClient`.
+        on_failure: Called with what a step raised that the store cannot do; it is dropped.
+        on_unsure: Called when steps may have been done whose answers were lost.
+        server: Is told whether the store answers.
+    """
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        store: SharedStore,
+        *,
+        on_end: Callable[[Delivery, bool], None],
+        on_failure: Callable[[BaseException], None],
+        on_unsure: Callable[[], None],
+        server: Reachability,
+    ) -> None:
+        super().__init__(on_end)
+        self._runtime = runtime
+        self._store = store
+        self._on_failure = on_failure
+        self._on_unsure = on_unsure
+        self._server = server
+        self.is_refused = False
+        """Whether the last steps could not be done."""
+        self._tasks: deque[_Task] = deque()
+        self._pending: dict[tuple[str, str], _Task] = {}  # what may be changed, while it waits
+        self._is_closed = False
+        self._one_by_one = 0
+        self._lock = RLock()  # nobody waits while holding it
+        self._work: Event = runtime.event()
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    def _ask(self, kind: str, *arguments: Any) -> Any:
+        """Have a step done, and wait for what it returns; from any native thread."""
+        if self._is_closed:
+            raise DeliveryStoreError("the process is stopping")
+        task = _Task(kind, arguments, event=self._runtime.event())
+        self._add(task)
+        assert task.event is not None
+        if not task.event.wait(_LONGEST_WAIT):
+            task.is_void = True
+            raise DeliveryStoreError("the store does not answer in time")
+        if isinstance(task.result, BaseException):
+            error = DeliveryStoreError
+            if isinstance(task.result, DeliveryStoreError):
+                error = type(task.result)
+            raise error(str(task.result)) from task.result
+        return task.result
+
+    def give_up(self, delivery: Delivery, state: DeliveryState) -> None:
+        """Give a message up, without waiting for the store."""
+        self._note("finish", delivery.id, state, then=partial(self._over, delivery))
+
+    def abandon(self, address: str, state: DeliveryState) -> None:
+        """Give up all that waits for a recipient."""
+
+        def then(ended: list[Delivery]) -> None:
+            self._tell(ended)
+            if len(ended) == AT_A_TIME:
+                self.abandon(address, state)
+
+        self._note("abandon", address, state, AT_A_TIME, then=then)
+
+    def sent(self, id: str) -> None:
+        """Note that a message was sent."""
+        self._mark(id, attempts=1)
+
+    def returned(self, id: str) -> None:
+        """Note that nobody has a message at present."""
+        self._mark(id, attempts=0)
+
+    def acknowledged(self, delivery: Delivery, device: str) -> None:
+        """Note that a device has acknowledged a message."""
+        attempts = 0
+        with self._lock:
+            key = ("mark", delivery.id)
+            mark = None if delivery.requires_all else self._pending.pop(key, None)
+            if mark is not None:  # that it was sent is no news any more
+                attempts = mark.arguments[1]
+                mark.is_void = True
+        then = partial(self._over, delivery)
+        self._note("acknowledge", delivery.id, device, attempts, then=then)
+
+    def load(
+        self, address: str, after: int, limit: int, max_size: int, then: Callable[[Page], None]
+    ) -> None:
+        """Call *then* with messages that wait for a recipient, later; of several, the last."""
+        with self._lock:
+            older = self._pending.get(("waiting", address))
+            if older is not None:
+                older.is_void = True
+        key = ("waiting", address)
+        self._note_once(key, "waiting", address, after, limit, max_size, then=then)
+
+    def join(self, address: str, device: str) -> None:
+        """Note that an identity has a device."""
+        self._note_once((address, device), "join", address, device)
+
+    def leave(self, address: str, device: str) -> None:
+        """Note that a device is gone."""
+        with self._lock:
+            joining = self._pending.pop((address, device), None)
+        if joining is None:
+            self._note("leave", address, device, then=self._tell)
+        else:  # the store has not heard of it yet
+            joining.is_void = True
+
+    def wake(self) -> None:
+        """Let the task look at once whether it shall stop."""
+        self._work.set()
+
+    def flush(self, timeout: float) -> None:
+        """Take what is noted to the store, as far as that is possible; for the end of the process.
+
+        Args:
+            timeout: When to stop trying, in seconds.
+        """
+        self._is_closed = True
+        deadline = clock() + timeout
+        while self._tasks and clock() < deadline:
+            try:
+                self._do_some()
+            except DeliveryStoreError:
+                return
+
+    def run(self) -> None:
+        """Take what happens to the store, until the task is asked to stop."""
+        failures = 0
+        while not is_stopping():
+            if not self._tasks:
+                self._work.wait(_LONGEST_SLEEP)
+                self._work.clear()
+                continue
+            try:
+                if self._do_some():
+                    failures, self.is_refused = 0, False
+                    self._server.report_answer()
+            except DeliveryStoreError as exc:
+                self.is_refused = True
+                failures += 1
+                self._server.report_lost(str(exc))
+                self._on_unsure()
+                self._clear_up(exc if failures >= _PATIENCE else None)
+                sleep(self._runtime, reconnect_delay(failures, max_delay=_MAX_DELAY))
+
+    def _mark(self, id: str, *, attempts: int) -> None:
+        with self._lock:
+            mark = self._pending.get(("mark", id))
+            if mark is not None:
+                mark.arguments = (id, mark.arguments[1] + attempts, attempts > 0)
+                return
+        self._note_once(("mark", id), "mark", id, attempts, attempts > 0)
+
+    def _note(
+        self, kind: str, *arguments: Any, then: Callable[[Any], object] | None = None
+    ) -> None:
+        self._add(_Task(kind, arguments, then))
+
+    def _note_once(
+        self,
+        key: tuple[str, str],
+        kind: str,
+        *arguments: Any,
+        then: Callable[[Any], object] | None = None,
+    ) -> None:
+        """Note a step that may be changed, under *key*, until it is taken to the store."""
+        task = _Task(kind, arguments, then, key=key)
+        with self._lock:
+            self._pending[key] = task
+        self._add(task)
+
+    def _add(self, task: _Task) -> None:
+        with self._lock:
+            self._tasks.append(task)
+        if not self._work.is_set():
+            self._work.set()
+
+    def _do_some(self) -> bool:
+        """Do the oldest steps; those that fail stay. Say whether the store was asked."""
+        tasks = self._taken()
+        if not tasks:
+            return False
+        try:
+            results = self._store.apply([Step(task.kind, task.arguments) for task in tasks])
+        except DeliveryStoreError:
+            self._put_back(tasks)
+            raise
+        except BaseException as exc:  # noqa: BLE001 - what one step raises is not for the others
+            if len(tasks) > 1:  # one of them is at fault
+                self._put_back(tasks)
+                self._one_by_one = len(tasks)
+            else:
+                self._answer(tasks[0], exc)
+                if tasks[0].event is not None:
+                    self._on_failure(exc)
+            return False
+        for task, result in zip(tasks, results, strict=True):
+            self._answer(task, result)
+        return True
+
+    def _taken(self) -> list[_Task]:
+        """Take the oldest tasks out of the queue."""
+        limit = _BATCH
+        if self._one_by_one:
+            self._one_by_one -= 1
+            limit = 1
+        tasks: list[_Task] = []
+        with self._lock:
+            while self._tasks and len(tasks) < limit:
+                task = self._tasks.popleft()
+                if task.key is not None and self._pending.get(task.key) is task:
+                    del self._pending[task.key]
+                if not task.is_void:
+                    tasks.append(task)
+        return tasks
+
+    def _put_back(self, tasks: list[_Task]) -> None:
+        with self._lock:
+            self._tasks.extendleft(reversed(tasks))
+
+    def _answer(self, task: _Task, result: Any) -> None:
+        is_failure = isinstance(result, BaseException)
+        if is_failure and task.event is None:
+            self._on_failure(result)
+        if is_failure and task.kind == "waiting":  # the next load tries again
+            is_failure, result = False, Page([], 0, has_more=False)
+        try:
+            if task.event is not None:
+                task.result = result
+                task.event.set()
+                if task.is_void and task.kind == "put" and not is_failure:
+                    self._stored_late(result)
+            elif task.then is not None and not is_failure:
+                task.then(result)
+        except BaseException as exc:  # noqa: BLE001 - the others are told all the same
+            self._on_failure(exc)
+
+    def _stored_late(self, put: Put) -> None:
+        """See to a message whose sender was told that nobody knows whether it is stored."""
+        if put.replaced is not None:
+            self._on_end(put.replaced, True)
+        self._on_unsure()
+
+    def _clear_up(self, exc: DeliveryStoreError | None) -> None:
+        """Drop steps whose callers have given up; raise *exc*, if any, in all that still wait."""
+        with self._lock:
+            tasks, self._tasks = self._tasks, deque()
+            for task in tasks:
+                if exc is not None and task.event is not None:
+                    task.is_void = True
+                    task.result = exc
+                    task.event.set()
+                if not task.is_void:
+                    self._tasks.append(task)

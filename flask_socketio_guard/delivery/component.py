@@ -1,0 +1,293 @@
+"""Acknowledged delivery as a whole: store, desk, office and courier of one process."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from ..core.component import Check, Component, Status, Watch
+from ..errors import ConfigError, DeliveryStoreError
+from ..ports import transport_of
+from ..queue.reachability import Reachability
+from ..telemetry.records import DeliveryEnd, logger
+from .api import DeliveryApi
+from .batching_store_client import BatchingStoreClient
+from .dispatcher import Connections, Dispatcher
+from .memory import MemoryStore
+from .records import DEAD, DeadLetter, Retry
+from .redis_store import RedisStore
+from .store import DeliveryStore, SharedStore
+from .store_client import DirectStoreClient
+from .sync import StoreSync
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from ..config import GuardConfig
+    from ..core.runtime import Runtime
+    from ..ports import Connection, Deadlines
+    from ..telemetry.records import Telemetry
+    from .records import Delivery
+    from .store_client import StoreClient
+
+_MAX_DEAD_LETTERS: Final = 1000
+
+
+class Clients(Connections, Protocol):
+    """The clients of this process."""
+
+    def present(self) -> Iterable[tuple[str, str]]:
+        """Yield what clients can be reached by, with namespaces: session ids and rooms."""
+
+    def rooms_of(self, sid: str, namespace: str) -> Iterable[str]:
+        """Yield what one client can be reached by."""
+
+
+class Deliveries(Component):
+    """Puts the parts together.
+
+    Args:
+        config: Settings.
+        runtime: For events and tasks.
+        clients: Those of this process.
+        deadlines: For timeouts.
+        channel: Of the message queue; applications with different ones share nothing.
+        encode: Returns JSON text without spaces around it.
+        run: Runs a function of the application in a task of its own.
+        facts: Is told of ends, failures and the store.
+        hooks: Of the application, called with each :class:`.DeadLetter`; kept.
+        has_queue: Whether there are other processes, maybe.
+        is_write_only: Whether this process serves nobody.
+    """
+
+    def __init__(
+        self,
+        config: GuardConfig,
+        runtime: Runtime,
+        clients: Clients,
+        *,
+        deadlines: Deadlines,
+        channel: str,
+        encode: Callable[[object], str],
+        run: Callable[[Callable[..., object], tuple[object, ...]], None],
+        facts: Telemetry,
+        hooks: list[Callable[[DeadLetter], object]],
+        has_queue: bool,
+        is_write_only: bool,
+    ) -> None:
+        self._config = config
+        self._runtime = runtime
+        self._clients = clients
+        self._deadlines = deadlines
+        self._run = run
+        self._facts = facts
+        self._hooks = hooks
+        self._has_queue = has_queue
+        self._is_write_only = is_write_only
+        self._is_told_of_memory = False
+        self.retry = Retry(config.delivery_ack_timeout)
+        self.store = _store(config, channel)
+        self._fleet: StoreSync | None = None
+        self._server = Reachability(lambda: None, on_change=facts.delivery_store_changed)
+        self._shared: BatchingStoreClient | None = None
+        self._local: DirectStoreClient | None = None
+        desk: StoreClient
+        if isinstance(self.store, SharedStore):
+            desk = self._shared = BatchingStoreClient(
+                runtime,
+                self.store,
+                on_end=self._ended,
+                on_failure=lambda exc: facts.failed("hook", exc, "deadline"),
+                on_unsure=self._note_gap,
+                server=self._server,
+            )
+        else:
+            desk = self._local = DirectStoreClient(self.store, on_end=self._ended)
+        self.store_client = desk
+        self.api = DeliveryApi(
+            runtime, desk, encode=encode, max_size=config.delivery_max_message_bytes, run=run
+        )
+        self.dispatcher = Dispatcher(
+            desk, clients, deadlines, max_in_flight=config.delivery_max_in_flight
+        )
+        self.api.dispatcher = self.dispatcher
+
+    def start(self, watch: Watch) -> None:
+        """Start the tasks that a shared store needs."""
+        if self._shared is None:
+            return
+        assert isinstance(self.store, SharedStore)
+        fleet = self._fleet = StoreSync(
+            self._runtime,
+            self.store,
+            lease=self._config.delivery_lease,
+            on_stored=self.dispatcher.stored,
+            on_gap=self._look_again,
+            on_forgotten=self.dispatcher.join_again,
+            on_end=self._ended,
+            on_answer=self._answered,
+            on_lost=self._server.report_lost,
+        )
+        watch("socketio-guard:deliveries", self._shared.run, self._shared.wake)
+        watch("socketio-guard:delivery-news", fleet.hear, None)
+
+    def serve(self, watch: Watch) -> None:
+        """Start to give up what has expired, if no other process does.
+
+        One that only emits does not: it may end at any time.
+        """
+        if self._fleet is not None and not self._is_write_only:
+            watch("socketio-guard:delivery-leader", self._fleet.lead, None)
+
+    def require_usable_store(self) -> None:
+        """Make sure that the store can do what is asked of it, as far as it answers now.
+
+        Raises:
+            ConfigError: It cannot.
+        """
+        if isinstance(self.store, RedisStore):
+            with suppress(DeliveryStoreError):
+                self.store.require_no_cluster()
+
+    def poll(self) -> None:
+        """Give up what has expired in memory, and catch up with what was not handed over."""
+        if self._local is not None:
+            self._local.expire()
+        if self.api.is_behind:
+            self.api.is_behind = False
+            self.dispatcher.look_again(self._clients.present())
+
+    def stop(self, timeout: float) -> None:
+        """Take to the store what is still noted, within *timeout* seconds."""
+        if self._shared is not None:
+            self._shared.flush(min(timeout, self._config.exit_flush_timeout))
+        self.store.close()
+        self.tell_of_abandoned()
+
+    def tell_of_abandoned(self) -> None:
+        """Tell how many messages end with this process, because they are in its memory."""
+        count = len(self.store) if isinstance(self.store, MemoryStore) else 0
+        if count:
+            self._facts.deliveries_abandoned(count)
+
+    def checks(self) -> dict[str, Check]:
+        """Return whether the store answers, if it is none of this process."""
+        if self._shared is None:
+            return {}
+        is_reachable = self._server.is_reachable
+        return {
+            "deliveries:store": Check(Status.PASS if is_reachable else Status.WARN, is_reachable)
+        }
+
+    def gauges(self) -> dict[str, int]:
+        """Return how many messages are on their way to a client."""
+        return {"deliveries:inFlight": self.dispatcher.in_flight}
+
+    # Clients
+
+    def connected(self, client: Connection) -> None:
+        """Send what was waiting for a client; it comes after the packet that lets it in."""
+        courier, namespace = self.dispatcher, client.namespace
+        for room in self._clients.rooms_of(client.sid, namespace):
+            if room != client.sid:
+                courier.came(room, namespace)
+        courier.opened(client.sid, namespace)
+
+    def entered(self, client: Connection, room: str) -> None:
+        """Send what was waiting for those in a room."""
+        self.dispatcher.came(room, client.namespace)
+
+    def disconnected(self, client: Connection) -> None:
+        """Wait for the client no longer."""
+        left = partial(self.dispatcher.left, client.sid, client.namespace, transport_of(client))
+        if self._runtime.can_kill:
+            left()
+        else:
+            # The lock of the connections is held, which a thread in the courier may want.
+            self._deadlines.call_later(0.0, left)
+
+    def identify(self, client: Connection, identity: str) -> None:
+        """Note that a client is a device of *identity*."""
+        identify = partial(self.dispatcher.identify, client.sid, client.namespace, identity)
+        if self._runtime.on_loop():
+            identify()
+        else:
+            self._runtime.call_soon_threadsafe(identify)
+
+    def require_store(self) -> None:
+        """See that messages can be stored where their recipients are.
+
+        Raises:
+            ConfigError: This process only emits, and its store is its own.
+        """
+        if self.store.is_shared or not self._has_queue:
+            return
+        if self._is_write_only:
+            raise ConfigError(
+                "a process that only emits needs a store that it shares with others: set "
+                "SOCKETIO_GUARD_DELIVERY_STORE in its environment, or pass delivery_store="
+            )
+        if not self._is_told_of_memory:
+            self._is_told_of_memory = True
+            logger.warning(
+                "messages that must arrive stay in the memory of this process, although there is "
+                "a message queue: set SOCKETIO_GUARD_DELIVERY_STORE"
+            )
+
+    def _note_gap(self) -> None:
+        if self._fleet is not None:
+            self._fleet.has_gap = True
+
+    def _answered(self) -> None:
+        assert self._shared is not None
+        if not self._shared.is_refused:  # a store may be heard, and yet take nothing
+            self._server.report_answer()
+
+    def _look_again(self) -> None:
+        self.dispatcher.look_again(self._clients.present())
+        self.api.look_again()
+
+    def _ended(self, delivery: Delivery, is_new: bool) -> None:
+        self.api.ended(delivery)
+        if not is_new:
+            return
+        state = delivery.state
+        self._facts.delivery_ended(
+            DeliveryEnd(delivery.id, delivery.recipient, delivery.event, state, delivery.attempts)
+        )
+        if state in DEAD:
+            for hook in self._hooks:
+                self._run(hook, (DeadLetter(delivery, time.time()),))
+
+
+def _store(config: GuardConfig, channel: str) -> DeliveryStore:
+    if callable(config.delivery_store):
+        made = config.delivery_store()
+        if not isinstance(made, DeliveryStore):
+            raise ConfigError(
+                f"SOCKETIO_GUARD_DELIVERY_STORE must return a DeliveryStore, not {made!r}"
+            )
+        return made
+    bounds: dict[str, Any] = {
+        "max_messages": config.delivery_max_messages,
+        "max_size": config.delivery_max_bytes,
+        "retention": config.delivery_retention,
+        "max_ended_size": config.delivery_max_receipt_bytes,
+        "max_dead_letters": _MAX_DEAD_LETTERS,
+        "max_dead_size": config.delivery_max_dead_letter_bytes,
+        "dead_retention": config.delivery_dead_letter_retention,
+    }
+    if config.delivery_store is None:
+        return MemoryStore(**bounds)
+    return RedisStore(
+        config.delivery_store,
+        prefix=f"socketio-guard:{channel}:",
+        host=uuid.uuid4().hex,
+        timeout=config.broker_timeout,
+        lease=config.delivery_lease,
+        service=channel,
+        **bounds,
+    )

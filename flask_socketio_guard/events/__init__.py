@@ -1,0 +1,1 @@
+"""What clients send: handlers, their order and bounds, callbacks."""

@@ -1,0 +1,248 @@
+"""One question to a room, and the answers of all its clients, in all processes."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ..core.runtime import Event, Runtime, clock
+from ..ports import SURVEY, SURVEY_ANSWER, SURVEY_ROLL, AckCallback, Awaiting
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+_TURN = 50  # clients that are asked before others have their turn
+
+
+class Recipients(Protocol):
+    """The clients of a room in this process."""
+
+    def find(self, recipient: str, namespace: str) -> Iterable[str]: ...
+    def ask(
+        self, sid: str, namespace: str, event: str, arguments: str, callback: Awaiting
+    ) -> int | None: ...
+
+
+@dataclass(frozen=True)
+class BroadcastAnswers:
+    """What a room has answered.
+
+    Attributes:
+        answers: By session id: what the client answered; a list of several values.
+        missing: Session ids of those who were asked and did not answer in time.
+        silent_processes: Number of processes that did not report in time which clients they
+            asked; ``None`` if the number of processes is unknown.
+    """
+
+    answers: dict[str, Any]
+    missing: tuple[str, ...]
+    silent_processes: int | None
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether everybody has answered, and that is known to be everybody."""
+        return not self.missing and self.silent_processes == 0
+
+
+@dataclass(eq=False)
+class _BroadcastAck:
+    done: Event
+    others: int | None = None  # processes that say whom they ask; None if nobody knows how many
+    asked: set[str] = field(default_factory=set)
+    open: set[str] = field(default_factory=set)
+    answers: dict[str, Any] = field(default_factory=dict)
+    rolls: set[object] = field(default_factory=set)
+
+    def add(self, sids: Iterable[str]) -> None:
+        new = {sid for sid in sids if isinstance(sid, str)} - self.asked
+        self.asked |= new
+        self.open |= new
+
+    def look(self) -> None:
+        """Wake the asker once everybody has answered, or is known never to."""
+        if self.others is not None and len(self.rolls) > self.others and not self.open:
+            self.done.set()
+
+    def take(self, sid: object, answer: object) -> None:
+        if sid in self.open:
+            assert isinstance(sid, str)
+            self.open.discard(sid)
+            if isinstance(answer, list):
+                self.answers[sid] = answer if len(answer) > 1 else answer[0] if answer else None
+        self.look()
+
+
+class BroadcastAcks:
+    """The questions that this process has asked, and those that it passes on.
+
+    Args:
+        runtime: For events.
+        recipients: The clients of this process.
+        publish: Sends a message to all other processes; ``None`` if there are none.
+        spawn: Runs ``spawn(name, target)`` in a task of its own.
+        recording: Returns a function that does the same, and records what it would raise.
+        count_others: Returns how many other processes have heard what was published last;
+            ``None`` if nobody knows. It may wait, for as many seconds as it is given.
+        host_id: Returns the name of this process on the queue.
+    """
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        recipients: Recipients,
+        *,
+        publish: Callable[[dict[str, Any]], None] | None,
+        spawn: Callable[[str, Callable[[], object]], None],
+        recording: Callable[[Callable[..., object]], Callable[..., object]],
+        count_others: Callable[[float], int | None],
+        host_id: Callable[[], str],
+    ) -> None:
+        self._runtime = runtime
+        self._recipients = recipients
+        self._publish = publish
+        self._spawn = spawn
+        self._recording = recording
+        self._count_others = count_others
+        self._host_id = host_id
+        self._open: dict[str, _BroadcastAck] = {}
+
+    def ask(
+        self, event: str, arguments: list[Any], *, room: str, namespace: str, timeout: float
+    ) -> BroadcastAnswers:
+        """Ask everybody in *room*, and wait for their answers for up to *timeout* seconds."""
+        text = _text(arguments)  # raises before anybody is asked
+        id = secrets.token_hex(8)
+        survey = self._open[id] = _BroadcastAck(self._runtime.event())
+        deadline = clock() + timeout
+        try:
+            if self._publish is None:
+                survey.others = 0
+            else:
+                self._publish(
+                    {
+                        "method": SURVEY,
+                        "survey": id,
+                        "event": event,
+                        "data": arguments,
+                        "namespace": namespace,
+                        "room": room,
+                        "timeout": timeout,
+                        "host_id": self._host_id(),
+                    }
+                )
+            here = partial(self._ask_own, survey, event, text, room, namespace, timeout)
+            if self._runtime.on_loop():
+                here()
+            else:
+                self._runtime.call_soon_threadsafe(here)
+            if self._publish is not None:
+                survey.others = self._count_others(max(0.0, deadline - clock()))
+            survey.look()
+            survey.done.wait(max(0.0, deadline - clock()))
+        finally:
+            del self._open[id]
+        missing = tuple(sorted(survey.asked - survey.answers.keys()))
+        silent = None
+        if survey.others is not None:
+            silent = max(0, survey.others + 1 - len(survey.rolls))
+        return BroadcastAnswers(dict(survey.answers), missing, silent)
+
+    def _ask_own(
+        self,
+        survey: _BroadcastAck,
+        event: str,
+        arguments: str,
+        room: str,
+        namespace: str,
+        timeout: float,
+    ) -> None:
+        """Ask the clients of this process."""
+        sids = list(self._recipients.find(room, namespace))
+        survey.add(sids)
+        survey.rolls.add(None)
+        self._ask_each(sids, namespace, event, arguments, clock() + timeout, survey.take)
+        survey.look()
+
+    def take(self, message: dict[str, Any]) -> None:
+        """Act on a message of another process; whatever is in it, does not wait."""
+        if message["method"] == SURVEY:
+            self._spawn("survey", partial(self._ask_here, message))
+            return
+        survey = self._open.get(str(message.get("survey")))
+        if survey is None or message.get("to") != self._host_id():
+            return
+        if message["method"] == SURVEY_ROLL:
+            sids = message.get("sids")
+            if isinstance(sids, list):
+                survey.add(sids)
+                survey.rolls.add(message.get("host_id"))
+                survey.look()
+        else:
+            survey.take(message.get("sid"), message.get("answer"))
+
+    def _ask_here(self, message: dict[str, Any]) -> None:
+        """Ask for another process."""
+        assert self._publish is not None
+        namespace, event, text = message["namespace"], message["event"], _text(message["data"])
+        reply = {"survey": message["survey"], "to": message["host_id"]}
+        own = {"host_id": self._host_id()}
+        deadline = clock() + float(message["timeout"])
+        sids = list(self._recipients.find(message["room"], namespace))
+        self._publish({"method": SURVEY_ROLL, **reply, "sids": sids, **own})
+        publish = self._publish
+
+        def answered(sid: str, answer: object) -> None:
+            message = {"method": SURVEY_ANSWER, **reply, "sid": sid}
+            try:
+                publish({**message, "answer": answer, **own})
+            except (TypeError, ValueError):  # bytes, for example: spare the asker its timeout
+                publish({**message, "answer": None, **own})
+                raise
+
+        self._ask_each(sids, namespace, event, text, deadline, answered)
+
+    def _ask_each(
+        self,
+        sids: list[str],
+        namespace: str,
+        event: str,
+        arguments: str,
+        deadline: float,
+        take: Callable[[str, object], None],
+    ) -> None:
+        left = max(0.0, deadline - clock())  # callbacks that wait equally long cost the least
+        for count, sid in enumerate(sids, 1):
+            self._put(sid, namespace, event, arguments, left, take)
+            if count % _TURN == 0:
+                self._runtime.yield_control()
+
+    def _put(
+        self,
+        sid: str,
+        namespace: str,
+        event: str,
+        arguments: str,
+        timeout: float,
+        take: Callable[[str, object], None],
+    ) -> None:
+        """Ask one client; *take* gets its session id and a list, or ``None`` if it is gone."""
+
+        def answered(*answer: Any) -> None:
+            take(sid, list(answer))
+
+        def lost(_reason: str) -> None:
+            take(sid, None)
+
+        # Both run where the client's packets are read or its leaving is handled: an outbox that
+        # is full, or an answer that JSON cannot hold, must not end that.
+        recording = self._recording
+        callback = AckCallback(recording(answered), timeout, recording(lost), is_inline=True)
+        if self._recipients.ask(sid, namespace, event, arguments, callback) is None:
+            take(sid, None)
+
+
+def _text(arguments: list[Any]) -> str:
+    return json.dumps(arguments, separators=(",", ":"), allow_nan=False)

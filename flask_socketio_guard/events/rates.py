@@ -1,0 +1,358 @@
+"""How often something may happen for a key: counted in this process, or in Redis for all.
+
+Rates are written in the words of the ``limits`` library, which also keeps the
+counts in Redis. It is an optional extra: nothing of it is imported before a rate
+is used. Counts in memory are kept here, because ``limits`` starts a thread (under
+gevent a switch to other greenlets) from within ``hit``, walks over all keys up to a
+hundred times a second, and raises or forgets a count when threads meet.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+from ..backoff import backoff_delay
+from ..config import PREFIX
+from ..core import runtime
+from ..core.component import Component
+from ..core.forks import renew_after_fork
+from ..errors import ConfigError, RateLimited
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from limits.storage import RedisStorage
+    from redis import BlockingConnectionPool
+
+_MEMORY = "memory"
+_REDIS = ("redis", "rediss", "redis+unix", "unix")
+_MAX_KEYS = 50_000  # of one limit in one window; some 10 MB with those of the window before
+_RESOLUTION = 0.001  # windows in Redis end on a millisecond
+_ANSWER_TIMEOUT = 0.5
+_MAX_STORAGE_CONNECTIONS = 16
+_STORAGE_RETRY_DELAY = 5.0
+_RECHECK_INTERVAL = 1.0
+_MAX_REFUSALS = 10_000
+
+
+class RateLimiter(Component):
+    """Makes limits that keep their counts in one place.
+
+    Without a limit it needs no library and opens no connection. Safe for
+    threads and greenlets.
+
+    When Redis is away or does not answer, counting goes on in this process's
+    memory, from zero, and Redis is tried again every few seconds by one caller.
+
+    Args:
+        storage_url: ``"memory://"``, or ``redis://``, ``rediss://``, ``unix://`` with
+            what redis-py takes behind it.
+        on_storage_failure: Called as ``on_storage_failure(exc)`` when Redis stops
+            answering, once until it has answered again; must not raise.
+        namespace: Part of every key in Redis, so that applications can share one.
+        clock: Seconds that never go back.
+
+    Raises:
+        ConfigError: Such a storage is not supported. The text does not repeat
+            the address, which may hold a password.
+    """
+
+    def __init__(
+        self,
+        storage_url: str = "memory://",
+        *,
+        on_storage_failure: Callable[[Exception], object],
+        namespace: str = "socketio-guard",
+        clock: Callable[[], float] = runtime.clock,
+    ) -> None:
+        scheme = storage_url.partition("://")[0]
+        if scheme != _MEMORY and scheme not in _REDIS:
+            raise ConfigError(f'{PREFIX}RATE_STORAGE must be "memory://" or the URL of a Redis')
+        self._clock = clock
+        self._limits = 0
+        self._shared: _SharedCounts | None = None
+        if scheme != _MEMORY:
+            self._shared = _SharedCounts(storage_url, namespace, clock, on_storage_failure)
+
+    def limit(self, rate: str, *, name: str | None = None) -> Limit:
+        """Return a limit with counts of its own.
+
+        Args:
+            rate: Number and time, as ``"20/second"``, ``"5 per 10 minutes"``.
+            name: Tells its counts in Redis from those of other limits; the same in
+                every process. By default the limits are numbered, which is
+                the same when all processes make the same limits in the same order.
+
+        Raises:
+            ConfigError: The rate cannot be read, the ``limits`` library is
+                missing, or the address of the storage is wrong.
+        """
+        amount, window = _parse(rate)
+        self._limits += 1
+        if self._shared is not None:
+            self._shared.open()
+        return Limit(
+            name or str(self._limits), amount, window, shared=self._shared, clock=self._clock
+        )
+
+    def stop(self, timeout: float) -> None:
+        """Close the connections to Redis; a later hit opens one anew."""
+        del timeout
+        if self._shared is not None:
+            self._shared.close()
+
+
+class Limit:
+    """So many within so long, for each key; made by :meth:`RateLimiter.limit`.
+
+    Refused attempts do not count.
+
+    Source:
+        "Sliding window counter" of the ``limits`` library (``"sliding-window-counter"``):
+        with the counts of the present window and the one before, one more is let in
+        while ``previous * remaining / window + current < amount``, where *remaining* is
+        what is left of the present window. That takes the hits of the window before as
+        spread evenly, and two numbers for each key, however large *amount* is.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        amount: int,
+        window: int,
+        *,
+        shared: _SharedCounts | None,
+        clock: Callable[[], float],
+    ) -> None:
+        self._amount = amount
+        self._window = window
+        self._prefix = f"{name}/{amount}/{window}/"
+        self._shared = shared
+        self._local = _LocalCounts(amount, window, clock=clock)
+
+    def hit(self, key: str) -> None:
+        """Count one more for *key*.
+
+        With Redis it may wait for an answer, for half a second at the most when
+        Redis is slow or away (as much again when all connections are busy).
+
+        Args:
+            key: A session id, an address: whoever the rate is for.
+
+        Raises:
+            RateLimited: There were too many; nothing is counted.
+        """
+        delay = None
+        if self._shared is not None:
+            delay = self._shared.hit(self._prefix + key, self._amount, self._window)
+        if delay is None:
+            delay = self._local.hit(key)
+        if delay:
+            raise RateLimited(retry_after=delay)
+
+
+class _LocalCounts:
+    """The counts of one limit in memory: a dict for the present window and one for the last.
+
+    Windows are the same for all keys, so that old counts are dropped as a whole. Beyond
+    50,000 keys in one window the window ends early: memory stays bounded, and
+    the counts so far weigh as those of the window before.
+    """
+
+    def __init__(self, amount: int, window: int, *, clock: Callable[[], float]) -> None:
+        self._amount = amount
+        self._window = window
+        self._clock = clock
+        self._lock = threading.Lock()
+        renew_after_fork(self, _lock=threading.Lock)
+        self._previous: dict[str, int] = {}
+        self._current: dict[str, int] = {}
+        self._ends_at = clock() + window
+
+    def hit(self, key: str) -> float:
+        """Count one more and return 0.0, or the seconds until one more is let in."""
+        with self._lock:
+            now = self._clock()
+            if now >= self._ends_at:
+                self._next_window(now)
+            remaining = self._ends_at - now
+            previous = self._previous.get(key, 0)
+            current = self._current.get(key, 0)
+            if previous * remaining / self._window + current < self._amount:
+                self._current[key] = current + 1
+                if len(self._current) > _MAX_KEYS:
+                    self._previous, self._current = self._current, {}
+                return 0.0
+        return _delay(previous, remaining, current, self._amount, self._window)
+
+    def _next_window(self, now: float) -> None:
+        is_adjacent = now < self._ends_at + self._window
+        self._previous = self._current if is_adjacent else {}
+        self._current = {}
+        self._ends_at = self._ends_at + self._window if is_adjacent else now + self._window
+
+
+class _SharedCounts:
+    """The counts of all limits in Redis, as long as it answers.
+
+    A key that was refused is refused for a second, or for as long as it has to
+    wait, without asking again: a flood ends here and not at Redis.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        namespace: str,
+        clock: Callable[[], float],
+        on_failure: Callable[[Exception], object],
+    ) -> None:
+        self._url = url.replace("redis+unix://", "unix://", 1)
+        self._namespace = namespace
+        self._clock = clock
+        self._on_failure = on_failure
+        self._lock = threading.Lock()
+        renew_after_fork(self, _lock=threading.Lock)
+        self._pool: BlockingConnectionPool | None = None
+        self._storage: RedisStorage | None = None
+        self._retry_at: float | None = None
+        self._refusals: dict[str, tuple[float, float]] = {}  # ask again at, open again at
+
+    def open(self) -> None:
+        """Get ready to connect; the first hit does.
+
+        Raises:
+            ConfigError: The address cannot be read.
+        """
+        try:
+            if self._storage is None:
+                self._connect_anew()
+        except ValueError:  # may quote a piece of the address: not even chained
+            reason = f"{PREFIX}RATE_STORAGE cannot be read as the URL of a Redis"
+        else:
+            return
+        raise ConfigError(reason)
+
+    def close(self) -> None:
+        """Close the connections."""
+        if self._pool is not None:
+            self._pool.disconnect()
+
+    def hit(self, key: str, amount: int, window: int) -> float | None:
+        """Count one more.
+
+        Returns:
+            0.0, the seconds until one more is let in, or ``None`` while Redis
+            is away.
+        """
+        now = self._clock()
+        ask_at, open_at = self._refusals.get(key, (0.0, 0.0))
+        if now < ask_at:
+            return open_at - now
+        if not self._may_ask(now):
+            return None
+        try:
+            delay = self._ask(key, amount, window)
+        except Exception as exc:  # noqa: BLE001 - reported; whatever it is, events go on
+            self._lost(exc)
+            return None
+        self._retry_at = None
+        if delay:
+            self._refused(key, delay)
+        elif ask_at:
+            self._refusals.pop(key, None)
+        return delay
+
+    def _ask(self, key: str, amount: int, window: int) -> float:
+        storage = self._storage
+        assert storage is not None
+        # A client's own words may be in the key; what cannot be encoded must not count as
+        # a failure of Redis.
+        key = f"{self._namespace}/{key}".encode("utf-8", "backslashreplace").decode("utf-8")
+        if storage.acquire_sliding_window_entry(key, amount, window):
+            return 0.0
+        previous, previous_ttl, current, current_ttl = storage.get_sliding_window(key, window)
+        # A count lives for two windows: the present one, and the next as the previous one.
+        remaining = max(previous_ttl, current_ttl - window)
+        return _delay(previous, remaining, current, amount, window)
+
+    def _refused(self, key: str, delay: float) -> None:
+        if len(self._refusals) >= _MAX_REFUSALS:
+            self._refusals.clear()
+        now = self._clock()
+        self._refusals[key] = now + min(delay, _RECHECK_INTERVAL), now + delay
+
+    def _may_ask(self, now: float) -> bool:
+        """Say whether to ask Redis: always while it answers, else one caller in a while."""
+        if self._retry_at is None:
+            return True
+        with self._lock:
+            if self._retry_at is None or now < self._retry_at:
+                return self._retry_at is None
+            self._postpone(now)
+        # Connections that were idle while Redis was away may be half-open.
+        self._connect_anew()
+        return True
+
+    def _lost(self, exc: Exception) -> None:
+        with self._lock:
+            is_news = self._retry_at is None
+            self._postpone(self._clock())
+        if is_news:
+            self._on_failure(exc)
+
+    def _postpone(self, now: float) -> None:
+        delay = backoff_delay(0, first_delay=_STORAGE_RETRY_DELAY, max_delay=_STORAGE_RETRY_DELAY)
+        self._retry_at = now + delay
+
+    def _connect_anew(self) -> None:
+        from limits.storage import RedisStorage
+        from redis import BlockingConnectionPool
+
+        self._pool = BlockingConnectionPool.from_url(
+            self._url,
+            max_connections=_MAX_STORAGE_CONNECTIONS,
+            timeout=_ANSWER_TIMEOUT,
+            socket_timeout=_ANSWER_TIMEOUT,
+            socket_connect_timeout=_ANSWER_TIMEOUT,
+        )
+        self._storage = RedisStorage("redis://", connection_pool=self._pool)
+
+
+def _delay(previous: int, remaining: float, current: int, amount: int, window: int) -> float:
+    """Return the seconds until one more is let in; the formula of :class:`Limit` solved for time.
+
+    Args:
+        previous: Count of the window before.
+        remaining: Seconds left of the present window.
+        current: Count of the present window.
+        amount: Upper bound of the count.
+        window: Seconds.
+    """
+    delay = 0.0
+    if current >= amount:
+        delay = remaining
+    elif previous:
+        delay = remaining - (amount - current) * window / previous
+    return max(delay, 0.0) + _RESOLUTION
+
+
+def _parse(rate: str) -> tuple[int, int]:
+    """Return number and seconds.
+
+    Raises:
+        ConfigError: *rate* cannot be read, or the ``limits`` library is missing.
+    """
+    try:
+        from limits import parse_many
+    except ImportError as exc:
+        raise ConfigError(
+            'rate limits need the package limits: pip install "Flask-SocketIO-Guard[ratelimit]"'
+        ) from exc
+    try:
+        items = parse_many(rate)
+    except ValueError:
+        items = []
+    if len(items) != 1 or items[0].amount < 1:
+        raise ConfigError(f'a rate must be one number and time such as "20/second", not {rate!r}')
+    return items[0].amount, items[0].get_expiry()

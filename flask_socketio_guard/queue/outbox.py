@@ -1,0 +1,341 @@
+"""Messages on their way to other processes: a bounded queue and the task that empties it.
+
+``emit`` only appends here. One writer hands batches to the publisher, keeps
+what was not acknowledged, and so carries messages in order over an outage.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from typing import TYPE_CHECKING, Final
+
+from ..backoff import reconnect_delay
+from ..core.runtime import Event, Runtime, clock
+from ..core.supervisor import is_stopping, sleep
+from ..errors import OutboxFull, PublishError, PublishRefused
+from .reachability import PERMISSION
+from .transport import Message, Publisher
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .reachability import Reachability
+
+BATCH_MESSAGES: Final = 512
+"""Messages that are published in one go."""
+
+_BATCH_BYTES = 128 * 1024  # fits the socket buffers, so that one batch never blocks half sent
+_GATE_POLL_INTERVAL = 0.05
+_TURN_MESSAGES = 256  # a loop that emits gives way to the writer once in so many
+_SILENCE_TIMEOUT = 0.5  # without an acknowledgement for so long, nobody waits for room any more
+_ROOM_POLL_INTERVAL = 0.005
+_REFUSED = 10  # the delay is at its cap
+_SETTLE_POLL_INTERVAL = 0.02
+_WRITER_SLEEP = 5.0
+
+
+class Outbox:
+    """A bounded first-in first-out queue in front of the broker.
+
+    :meth:`put` never blocks and may be called from any thread or greenlet.
+
+    Args:
+        runtime: For events and sleep.
+        publisher: Used by :meth:`write` only.
+        broker: Told when the broker cannot be reached.
+        max_messages: Messages that may wait, >= 1.
+        max_bytes: Bytes that may wait, >= 1.
+        batch_messages: Most messages that are published in one go, >= 1.
+        is_dropping_oldest: At the bound, drop the oldest instead of refusing the newest.
+        reconnect_max_delay: Cap of the delay between attempts, in seconds.
+        resubscribe_timeout: Longest wait for the other subscribers after an outage, in seconds.
+        is_listening: Whether this process hears the channel itself.
+        on_lost: Called as ``on_lost(count, reason, detail)``.
+        on_trouble: Called with the broker's words when it refuses what is published, which is
+            kept, and with nothing when it no longer does.
+        on_probe: Called as ``on_probe(token)`` once the broker has taken a probe.
+    """
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        publisher: Publisher,
+        broker: Reachability,
+        *,
+        max_messages: int,
+        max_bytes: int,
+        batch_messages: int = BATCH_MESSAGES,
+        is_dropping_oldest: bool,
+        reconnect_max_delay: float,
+        resubscribe_timeout: float,
+        is_listening: Callable[[], bool],
+        on_lost: Callable[[int, str, str], None],
+        on_trouble: Callable[[str], None],
+        on_probe: Callable[[int], None],
+    ) -> None:
+        self.max_messages = max_messages
+        self.max_bytes = max_bytes
+        self._runtime = runtime
+        self._publisher = publisher
+        self._broker = broker
+        self._is_dropping_oldest = is_dropping_oldest
+        self._reconnect_max_delay = reconnect_max_delay
+        self._resubscribe_timeout = resubscribe_timeout
+        self._is_listening = is_listening
+        self._on_lost = on_lost
+        self._on_trouble = on_trouble
+        self._on_probe = on_probe
+        self._lock = threading.Lock()
+        self._waiting: deque[Message] = deque()
+        self._in_flight: deque[Message] = deque()
+        self._bytes = 0
+        self._sequence = 0
+        self._probe: int | None = None
+        self._is_closed = False
+        self.trouble = ""
+        """Category of why the broker refuses what is published; empty while it does not."""
+        self._turn_at = _TURN_MESSAGES
+        self._acknowledged_at = clock()
+        # Never all of a small outbox at once: what is in flight cannot be dropped.
+        self._batch_messages = max(1, min(batch_messages, max_messages // 2))
+        self._batch_bytes = max(1, min(_BATCH_BYTES, max_bytes // 2))
+        self._work: Event = runtime.event()
+        self._empty: Event = runtime.event()
+        self._empty.set()
+        self._usual_subscribers = 0
+        self._gate_deadline: float | None = None
+
+    def __len__(self) -> int:
+        return len(self._waiting) + len(self._in_flight)
+
+    @property
+    def size(self) -> int:
+        """Bytes that wait."""
+        return self._bytes
+
+    @property
+    def subscribers(self) -> int | None:
+        """How many processes heard the last message; ``None`` if that is not known."""
+        return self._usual_subscribers or None
+
+    @property
+    def fill(self) -> float:
+        """How full it is, 0 to 1, by messages or bytes, whichever is more."""
+        return max(len(self) / self.max_messages, self._bytes / self.max_bytes)
+
+    def put(self, payload: bytes) -> None:
+        """Append one message.
+
+        Never waits for a broker that is away or does not answer. A caller that
+        emits faster than a healthy broker takes it lets the writer have its
+        turn now and then, and at the bound waits for room as long as the writer
+        gets on. After :meth:`close` the message is dropped, and counted. While the
+        broker refuses what is published the oldest go: nobody's emit is to fail for that,
+        which reaches the clients of this process all the same.
+
+        Raises:
+            OutboxFull: The bound is reached and the newest message is refused.
+        """
+        size = len(payload)
+        if len(self._waiting) >= self._turn_at or self._is_full(size):
+            self._give_turn(size)
+        dropped = 0
+        with self._lock:
+            is_refused = self._is_closed
+            if self._is_full(size):
+                dropped = self._make_room(size)
+                is_refused = is_refused or self._is_full(size)
+            if not is_refused:
+                self._sequence += 1
+                self._waiting.append(Message(self._sequence, payload))
+                self._bytes += size
+                if self._empty.is_set():
+                    self._empty.clear()
+                    self._acknowledged_at = clock()  # there was nothing to acknowledge before
+        if dropped or is_refused:
+            self._on_lost(dropped + is_refused, "exit" if self._is_closed else "overflow", "")
+        if is_refused and not self._is_closed and not self.trouble:
+            raise OutboxFull(messages=len(self), size=self._bytes)
+        if not self._work.is_set():
+            self._work.set()
+
+    def _give_turn(self, size: int) -> None:
+        """Let the writer run, and wait for room as long as it gets on."""
+        if not self._is_getting_on() or not self._runtime.can_wait():
+            return
+        self._turn_at = len(self._waiting) + _TURN_MESSAGES
+        self._runtime.yield_control()
+        while self._is_full(size) and self._is_getting_on():
+            self._runtime.sleep(_ROOM_POLL_INTERVAL)
+
+    def _is_getting_on(self) -> bool:
+        is_silent = clock() - self._acknowledged_at > _SILENCE_TIMEOUT
+        is_stopped = self._is_closed or bool(self.trouble)
+        return self._broker.is_reachable and not is_silent and not is_stopped
+
+    def _is_full(self, size: int) -> bool:
+        # One that is larger than the bound passes when nothing else waits.
+        waiting = len(self._waiting) + len(self._in_flight)
+        return waiting >= self.max_messages or (waiting > 0 and self._bytes + size > self.max_bytes)
+
+    def _make_room(self, size: int) -> int:
+        dropped = 0
+        if not (self._is_dropping_oldest or self.trouble) or size > self.max_bytes:
+            return dropped
+        while self._waiting and self._is_full(size):
+            self._bytes -= len(self._waiting.popleft().payload)
+            dropped += 1
+        return dropped
+
+    def close(self) -> None:
+        """Drop what waits, and count it; nothing is taken from then on."""
+        with self._lock:
+            self._is_closed = True
+            dropped = len(self)
+            self._waiting.clear()
+            self._in_flight.clear()
+            self._bytes = 0
+            self._empty.set()
+        if dropped:
+            self._on_lost(dropped, "exit", "")
+
+    def put_probe(self, token: int) -> None:
+        """Publish a probe with the next batch, before anything that waits.
+
+        A probe still waiting is replaced: only the newest tells anything.
+        """
+        self._probe = token
+        self._work.set()
+
+    def flush(self, timeout: float) -> bool:
+        """Wait until everything put so far has been acknowledged by the broker.
+
+        Returns:
+            Whether it was, within *timeout* seconds.
+        """
+        return self._empty.wait(timeout)
+
+    def settle(self, timeout: float) -> bool:
+        """Wait as :meth:`flush` does, but no longer than the broker is there."""
+        deadline = clock() + timeout
+        while not self._empty.is_set():
+            remaining = deadline - clock()
+            if remaining <= 0 or not self._broker.is_reachable or self.trouble:
+                return False
+            self._empty.wait(min(remaining, _SETTLE_POLL_INTERVAL))
+        return True
+
+    def abandon(self) -> None:
+        """Forget what waits, in a forked child: it is the parent's. Nobody is told."""
+        # No lock: whoever held it may not be there any more.
+        self._is_closed = True
+        self._waiting.clear()
+        self._in_flight.clear()
+        self._publisher.close()
+
+    def wake(self) -> None:
+        """Let the writer look at once whether it shall stop."""
+        self._work.set()
+
+    def write(self) -> None:
+        """Publish what is put, until the task that runs this is asked to stop."""
+        failures = 0
+        try:
+            while not is_stopping():
+                if self._probe is None and not len(self):
+                    self._work.wait(_WRITER_SLEEP)
+                    self._work.clear()
+                    continue
+                try:
+                    self._publish_once()
+                    failures = 0
+                except PublishError as exc:
+                    if exc.category == PERMISSION:
+                        self._refused(exc)
+                        continue
+                    self._connection_lost(exc, failures)
+                    failures += 1
+        finally:
+            self._publisher.close()
+
+    def _publish_once(self) -> None:
+        probe, self._probe = self._probe, None
+        batch = self._next_batch() if self._gate_deadline is None else []
+        subscribers = None
+        try:
+            subscribers = self._publisher.publish(batch, probe)
+        except PublishError as exc:
+            if exc.refused:
+                self._on_lost(exc.refused, "refused", str(exc))
+            if not isinstance(exc, PublishRefused):
+                self._acknowledged(exc.published + exc.refused)
+                if self._probe is None:
+                    self._probe = probe
+                raise
+        self._broker.report_answer()
+        if batch and self.trouble:
+            self.trouble = ""
+            self._on_trouble("")
+        self._acknowledged(len(batch))
+        if probe is not None:
+            self._on_probe(probe)
+        self._count_subscribers(subscribers)
+
+    def _next_batch(self) -> list[Message]:
+        size = 0
+        with self._lock:
+            while (
+                self._waiting
+                and len(self._in_flight) < self._batch_messages
+                and size < self._batch_bytes
+            ):
+                message = self._waiting.popleft()
+                size += len(message.payload)
+                self._in_flight.append(message)
+            return list(self._in_flight)
+
+    def _acknowledged(self, count: int) -> None:
+        if count:
+            self._acknowledged_at = clock()
+        with self._lock:
+            for _ in range(min(count, len(self._in_flight))):
+                self._bytes -= len(self._in_flight.popleft().payload)
+            # What was not acknowledged waits again, at the front.
+            self._waiting.extendleft(reversed(self._in_flight))
+            self._in_flight.clear()
+            if not self._waiting:
+                self._turn_at = _TURN_MESSAGES
+                self._empty.set()
+
+    def _refused(self, exc: PublishError) -> None:
+        """Keep what this process has no right to publish until it is given one."""
+        if not self.trouble:
+            self.trouble = exc.category
+            self._on_trouble(str(exc))
+        sleep(self._runtime, reconnect_delay(_REFUSED, max_delay=self._reconnect_max_delay))
+
+    def _connection_lost(self, exc: PublishError, failures: int) -> None:
+        # What is published before the other processes have subscribed again is
+        # lost in pub/sub, so the gate closes until they are back.
+        self._gate_deadline = float("inf")
+        if failures == 0:
+            return  # it may have broken while idle, long ago: try a new one at once
+        self._broker.report_lost(str(exc), exc.category)
+        delay = reconnect_delay(failures - 1, max_delay=self._reconnect_max_delay)
+        sleep(self._runtime, delay)
+
+    def _count_subscribers(self, subscribers: int | None) -> None:
+        if self._gate_deadline is None:
+            if subscribers is not None:
+                self._usual_subscribers = subscribers
+            return
+        if self._gate_deadline == float("inf"):
+            self._gate_deadline = clock() + self._resubscribe_timeout
+        are_back = self._is_listening() and (
+            subscribers is None or subscribers >= self._usual_subscribers
+        )
+        if are_back or clock() >= self._gate_deadline:
+            self._gate_deadline = None
+        else:
+            sleep(self._runtime, _GATE_POLL_INTERVAL)

@@ -1,0 +1,33 @@
+"""What was registered with a ``SocketIOGuard``, for each application that it guards."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .core.component import Component
+    from .core.tasks import TaskSpec
+    from .delivery.records import DeadLetter
+    from .events.handlers import Event
+    from .events.pipeline import HandlerEntry
+    from .telemetry.records import Failure
+
+
+@dataclass
+class Registry:
+    """Handlers, tasks and hooks, before ``init_app`` and after.
+
+    The lists of hooks are shared: what is appended is seen by every guard. Of the rest a guard
+    takes what is there when it is made, and is told what comes later; components are made with it.
+    """
+
+    handlers: list[HandlerEntry] = field(default_factory=list)
+    handshakes: dict[str, float] = field(default_factory=dict)
+    tasks: list[TaskSpec] = field(default_factory=list)
+    before_event: list[Callable[[Event], object]] = field(default_factory=list)
+    on_failure: list[Callable[[Failure], object]] = field(default_factory=list)
+    components: list[Callable[[Any], Component]] = field(default_factory=list)
+    on_dead_letter: list[Callable[[DeadLetter], object]] = field(default_factory=list)

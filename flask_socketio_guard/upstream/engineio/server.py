@@ -1,0 +1,371 @@
+"""The guarded side of ``engineio.Server``."""
+
+from __future__ import annotations
+
+import json
+import re
+from contextlib import contextmanager
+from contextvars import ContextVar
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs
+
+from engineio import packet as packets
+from engineio.packet import Packet
+from websockets.frames import CloseCode
+
+from ...clients.send_queue import SendOutcome
+from ...core.addresses import address_key
+from ...core.runtime import clock
+from ...telemetry.records import logger
+from .outgoing import Message
+from .session_ids import new_session_id
+from .socket import GuardedSocket
+from .watched_socket import WatchedSocket, admin_of, is_logged
+from .websocket import answer_once, is_refusable, refuse_websocket, upgrade_problem, wants_websocket
+
+if TYPE_CHECKING:
+    import threading
+    from collections import deque
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+
+    from _typeshed.wsgi import StartResponse, WSGIEnvironment
+    from engineio import Server as _Server
+
+    from ...events.pieces import Line
+    from ...ports import Hooks
+    from .wire import WebSocketTransport
+else:
+    _Server = object
+
+_REASONS = {
+    "bad-origin": "origin",
+    "bad-version": "version",
+    "bad-sid": "session",
+    "not-connected": "session",
+    "unexpected-http": "session",
+    "bad-upgrade": "upgrade",
+    "bad-transport": "request",
+    "bad-jsonp-index": "request",
+}
+"""Upstream's keys of what it refuses, in the words of ``HandshakeRefusal``."""
+
+_REFUSALS = {
+    "full": "the server is full",
+    "address": "too many connections from this address",
+    "rate": "too many new connections",
+    "draining": "the server is shutting down",
+}
+"""Why a client is not let in, as it is told on a WebSocket that is open already."""
+
+_ELSEWHERE = (
+    "its session is not one of this process: let the load balancer be sticky, run one worker in "
+    "each gunicorn, or allow WebSockets only; after a restart clients find their way by themselves"
+)
+_BAD_VERSION = "The client is using an unsupported version of the Socket.IO or Engine.IO protocols"
+_JOIN_GRACE = 3.0  # seconds: a client joins one round trip after its handshake
+_RETRY_AFTER = "5"  # seconds a refused client is asked to wait
+_SESSION = re.compile("(?:^|&)sid=[^&]")
+_ORIGIN = re.compile("https?://[^/?#]+")
+_OTHER_SITES = frozenset({"cross-site", "same-site"})
+_FOR_DEVELOPERS = frozenset({"bad-origin", "bad-version"})
+
+
+putting: ContextVar[Mapping[str, bool]] = ContextVar(
+    "socketio_guard_putting", default=MappingProxyType({})
+)
+"""How a packet is to be put, on its way through methods that an application overrides."""
+
+
+@contextmanager
+def put_as(**how: bool) -> Iterator[None]:
+    """Have packets that are sent meanwhile put with options of :meth:`GuardedSocket.put`."""
+    token = putting.set(how)
+    try:
+        yield
+    finally:
+        putting.reset(token)
+
+
+class GuardedEngineServer(_Server):
+    """Goes in front of ``engineio.Server``: every request of a client passes through here."""
+
+    guard: Hooks
+    queue_lock: threading.Lock
+    line: Line
+    """Where those wait who decode large packets."""
+    departing: dict[str, GuardedSocket]
+    """Sessions that have ended and whose disconnect handlers run."""
+    behind: set[GuardedSocket]
+    """Sessions whose clients read more slowly than others broadcast."""
+    unjoined: dict[str, GuardedSocket]
+    """Sessions whose clients have joined no namespace yet, the oldest first."""
+    ended: deque[str]
+    """Ids of the sessions that ended last, for which clients may still ask."""
+    wires: set[WebSocketTransport]
+    """WebSockets that are served, until the last word is said."""
+    socket_class: type[GuardedSocket] = GuardedSocket
+    spawn_event: Callable[..., object] | None = None
+    """Starts the task of an event, where the application has overridden what does."""
+
+    def handle_request(
+        self, environ: WSGIEnvironment, start_response: StartResponse
+    ) -> Iterable[bytes]:
+        """Serve one request; as upstream's."""
+        # The mended handler of gevent-websocket has looked before it answered.
+        if wants_websocket(environ) and "wsgi.websocket" not in environ:
+            start_response = answer_once(environ, start_response)
+            problem = upgrade_problem(environ)
+            if problem is not None:
+                self.guard.facts.handshake_refused("upgrade", problem)
+                answer = self._bad_request()
+                start_response(answer["status"], answer["headers"])
+                return [answer["response"]]
+        if not _SESSION.search(environ.get("QUERY_STRING", "")):
+            flaw = self._handshake_flaw(environ)
+            if flaw is not None:
+                self._log_error_once(*flaw)
+                answer = self._bad_request(flaw[0])
+                start_response(answer["status"], answer["headers"] + self._cors_headers(environ))
+                return [answer["response"]]
+        return super().handle_request(environ, start_response)
+
+    def _handshake_flaw(self, environ: WSGIEnvironment) -> tuple[str, str] | None:
+        """Say what is wrong with the query of a new client, in upstream's words and by its key.
+
+        Upstream finds most of it too, and answers such that no browser lets a page
+        from another origin see it.
+
+        Source:
+            Engine.IO protocol v4, "HTTP long-polling", "Query parameters": ``EIO`` and
+            ``transport`` are mandatory, and what lacks one is answered with 400.
+        """
+        query = parse_qs(environ.get("QUERY_STRING", ""))
+        if query.get("transport", [""])[0] not in self.transports:
+            flaw = ("Invalid transport", "bad-transport")
+        elif query.get("EIO") != ["4"]:
+            flaw = (_BAD_VERSION, "bad-version")
+        elif "j" in query and self._is_script_elsewhere(environ):
+            flaw = ("Not an accepted origin.", "bad-origin")
+        else:
+            return None
+        is_preflight = environ["REQUEST_METHOD"] == "OPTIONS"
+        return None if is_preflight or self._is_from_elsewhere(environ) else flaw
+
+    def _is_from_elsewhere(self, environ: WSGIEnvironment) -> bool:
+        """Say whether a request is from an origin that upstream refuses."""
+        origin = environ.get("HTTP_ORIGIN")
+        if not origin or self.cors_allowed_origins == []:
+            return False
+        allowed = self._cors_allowed_origins(environ)
+        return allowed is not None and origin not in allowed
+
+    def _is_script_elsewhere(self, environ: WSGIEnvironment) -> bool:
+        """Say whether a page from another origin polls by JSONP, for which there is no ``Origin``.
+
+        The session is opened with the cookies of whoever visits that page, and the page is told
+        its id: it may then be used from anywhere.
+
+        Source:
+            W3C, "Fetch Metadata Request Headers", ``Sec-Fetch-Site``; browsers without it are
+            served as upstream serves them.
+        """
+        if environ.get("HTTP_ORIGIN") or environ.get("HTTP_SEC_FETCH_SITE") not in _OTHER_SITES:
+            return False
+        page = _ORIGIN.match(environ.get("HTTP_REFERER", ""))
+        return self._is_from_elsewhere({**environ, "HTTP_ORIGIN": page[0] if page else "null"})
+
+    def _refusal(self, environ: WSGIEnvironment) -> Any:
+        """Return the answer to a new client that is not let in, or ``None``.
+
+        Asked once all else about its handshake is right: what is no handshake takes
+        nobody's place in the rate. Upstream adds what browsers need to read the answer.
+        """
+        address = address_key(environ.get("REMOTE_ADDR", ""))
+        if self.is_out_of_threads(environ):
+            return self._refused(environ, "full")
+        reason = self.guard.admission.refusal(address)
+        if reason == "full" and self._send_away_who_has_not_joined():
+            reason = self.guard.admission.refusal(address)
+        return None if reason is None else self._refused(environ, reason)
+
+    def is_out_of_threads(self, environ: WSGIEnvironment) -> bool:
+        """Say whether a request asks for a WebSocket that would take a thread others need."""
+        most = self.guard.admission.max_websockets
+        return most is not None and len(self.wires) >= most and wants_websocket(environ)
+
+    def _refused(self, environ: WSGIEnvironment, reason: str) -> Any:
+        """Count a refusal and return the answer."""
+        self.guard.facts.handshake_refused(reason)
+        websocket = environ.get("wsgi.websocket")
+        if not is_refusable(environ):
+            # gevent-websocket has answered 101 before the application is asked.
+            refuse_websocket(websocket, _REFUSALS[reason])
+            return []
+        headers = [
+            ("Retry-After", _RETRY_AFTER),
+            ("Content-Type", "text/plain"),
+            ("Content-Length", "0"),
+        ]
+        return {"status": "503 Service Unavailable", "headers": headers, "response": b""}
+
+    def generate_id(self) -> str:
+        """Return a session id that the other processes know for one."""
+        return new_session_id()
+
+    def _send_away_who_has_not_joined(self) -> bool:
+        """Make room for a new client; say whether there is some now.
+
+        The oldest goes of those who had time to join a namespace and did not: nobody
+        holds a place for the whole of ``join_timeout`` while others wait for one.
+        """
+        now = clock()
+        for socket in list(self.unjoined.values()):
+            if now - socket.opened_at < _JOIN_GRACE:
+                break
+            if not self.guard.connections.of(socket.sid):  # no connect handler runs for it
+                socket.close(
+                    reason=self.reason.SERVER_DISCONNECT,
+                    code=CloseCode.TRY_AGAIN_LATER,
+                    text=_REFUSALS["full"],
+                )
+                self.guard.facts.handshake_refused("unjoined")
+                return True
+        return False
+
+    def _handle_connect(
+        self,
+        environ: WSGIEnvironment,
+        start_response: StartResponse,
+        transport: str,
+        jsonp_index: int | None = None,
+    ) -> Any:
+        refusal = self._refusal(environ)
+        if refusal is not None:
+            return refusal
+        sid = self.generate_id()
+        self.look()
+        socket = self.socket_class(self, sid, environ)
+        self.sockets[sid] = socket
+        self.unjoined[sid] = socket
+        self.guard.admission.opened(socket.address)
+        socket.send(
+            Packet(
+                packets.OPEN,
+                {
+                    "sid": sid,
+                    "upgrades": self._upgrades(sid, transport),
+                    "pingTimeout": int(self.ping_timeout * 1000),
+                    "pingInterval": int(
+                        (self.ping_interval + self.ping_interval_grace_period) * 1000
+                    ),
+                    "maxPayload": self.max_http_buffer_size,
+                },
+            )
+        )
+        self.handlers["connect"](sid, environ)
+        socket.schedule_ping()
+        if transport == "websocket":
+            try:
+                return socket.handle_get_request(environ, start_response)
+            finally:
+                socket.close(abort=True, reason=self.reason.TRANSPORT_CLOSE)
+        socket.connected = True
+        return self._ok(socket.poll(), headers=self._cookies(sid), jsonp_index=jsonp_index)
+
+    def _ok(
+        self,
+        packets: list[Any] | None = None,
+        headers: list[tuple[str, str]] | None = None,
+        jsonp_index: int | None = None,
+    ) -> Any:
+        """Return the answer to a polling request; as upstream's, but JSONP gets a string.
+
+        Upstream escapes the quotes in it and not the backslashes before them, so that a page that
+        polls by JSONP runs what others have written in a chat.
+        """
+        answer = super()._ok(packets, headers)
+        if packets is not None and jsonp_index is not None:
+            text = json.dumps(answer["response"].decode())
+            answer["response"] = f"___eio[{jsonp_index}]({text});".encode()
+        return answer
+
+    def look(self) -> None:
+        """See whether anybody wants to see each packet; sockets that are here take part."""
+        is_watched = is_logged(self.logger) or admin_of(self) is not None
+        wanted = WatchedSocket if is_watched else GuardedSocket
+        if wanted is not self.socket_class:
+            self.socket_class = wanted
+            for socket in [*self.sockets.values(), *self.departing.values()]:
+                socket.__class__ = wanted
+
+    def _cookies(self, sid: str) -> list[tuple[str, str]] | None:
+        if not self.cookie:
+            return None
+        attributes = self.cookie
+        if not isinstance(attributes, dict):
+            attributes = {"name": self.cookie, "path": "/", "SameSite": "Lax"}
+        return [("Set-Cookie", self._generate_sid_cookie(sid, attributes))]
+
+    def send_packet(self, sid: str, pkt: Any) -> SendOutcome:
+        """Queue one Engine.IO packet for a client; as upstream's."""
+        return self.put(sid, Message.of_engineio(pkt), **putting.get())
+
+    def put(self, eio_sid: str | None, message: Message, **how: bool) -> SendOutcome:
+        """Queue *message* for a client; see :meth:`GuardedSocket.put`."""
+        socket = self.sockets.get(eio_sid)
+        if socket is None:
+            logger.debug("a message was not sent: its client is gone")
+            if self.socket_class is WatchedSocket:
+                self.logger.warning("Cannot send to sid %s", eio_sid)
+            return SendOutcome.DROPPED_CLOSED
+        outcome: SendOutcome = socket.put(message, **how)
+        return outcome
+
+    def forget(self, socket: GuardedSocket) -> None:
+        """Drop the entry of a socket that is closed; upstream may have done so before."""
+        self.sockets.pop(socket.sid, None)
+        self.unjoined.pop(socket.sid, None)
+        self.ended.append(socket.sid)
+        with self.queue_lock:
+            is_counted, socket.is_counted = socket.is_counted, False
+        if is_counted:
+            self.guard.admission.closed(socket.address)
+
+    def depart(self, socket: GuardedSocket, reason: str) -> None:
+        """Have the disconnect handlers run, which may still read its session."""
+        try:
+            self.handlers["disconnect"](socket.sid, reason)
+        finally:
+            if not self.guard.connections.of(socket.sid):
+                self.departing.pop(socket.sid, None)
+
+    def _get_socket(self, sid: str) -> GuardedSocket:
+        socket = self.sockets.get(sid) or self.departing.get(sid)
+        if socket is None:
+            raise KeyError("Session not found")
+        return socket
+
+    def disconnect(self, sid: str | None = None) -> None:
+        """Close one session, or all; as upstream's."""
+        for socket in [self.sockets.get(sid)] if sid is not None else list(self.sockets.values()):
+            if socket is not None:
+                socket.close(reason=self.reason.SERVER_DISCONNECT)
+
+    def _log_error_once(self, message: str, message_key: str) -> None:
+        reason = _REASONS.get(message_key)
+        if reason is None or self.socket_class is WatchedSocket:
+            super()._log_error_once(message, message_key)
+        if reason is None:
+            return
+        if message_key == "bad-sid" and self._is_elsewhere(message.rpartition(" ")[2]):
+            self.guard.facts.handshake_refused("elsewhere", _ELSEWHERE)
+            return
+        # An origin or a version that is refused is most often a mistake of the
+        # developer's, who has to see which.
+        detail = message if message_key in _FOR_DEVELOPERS else message_key
+        self.guard.facts.handshake_refused(reason, detail[:200])
+
+    def _is_elsewhere(self, sid: str) -> bool:
+        """Say whether a session was never here, as far as that is remembered."""
+        return sid != str(None) and sid not in self.departing and sid not in self.ended

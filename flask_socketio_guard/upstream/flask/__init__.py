@@ -1,0 +1,1 @@
+"""What touches private parts of Flask and Flask-SocketIO."""

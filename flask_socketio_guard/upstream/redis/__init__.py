@@ -1,0 +1,1 @@
+"""What touches private parts of redis-py: the connection under the queue."""

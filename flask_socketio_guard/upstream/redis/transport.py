@@ -1,0 +1,314 @@
+"""Redis pub/sub over connections of our own.
+
+redis-py's clients reconnect and resubscribe by themselves, out of sight; what
+went wrong, when, and whether the answer is still to come has to be known here.
+So this uses redis-py's ``Connection`` directly: it connects, authenticates,
+speaks TLS and finds the master behind Sentinel.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any
+
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from ...errors import BrokerError, PublishError, PublishRefused
+from ...queue.reachability import PERMISSION
+from ...queue.transport import SEQUENCE_MARK
+from ...telemetry.records import logger
+from .connection import RedisConnection
+from .errors import categorize, describe, means_not_now
+from .subscription import RedisSubscription, is_answer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from socketio import RedisManager
+
+    from ...queue.transport import Message
+
+
+class RedisTransport:
+    """The Redis (or Valkey) server of a ``RedisManager``.
+
+    Probes of each process have a channel of their own, subscribed to over the
+    same connection as the real one, so that their cost grows with the number of
+    processes and not with its square. Who has no right to it listens all the same:
+    its probes are pings over the connection that listens, until the right is given.
+
+    Args:
+        manager: Source of URL, options and channel.
+        answer_timeout: Longest wait for an answer, in seconds, before the
+            broker is asked over a fresh connection whether it is there.
+    """
+
+    name = "redis"
+
+    def __init__(self, manager: RedisManager, *, answer_timeout: float) -> None:
+        self._manager: Any = manager
+        self._answer_timeout = answer_timeout
+        self._lock = threading.Lock()
+        self._subscription: RedisSubscription | None = None
+        self._is_told = False
+
+    @property
+    def is_probing(self) -> bool:
+        """Whether probes go the way of messages; see :class:`~...queue.transport.Transport`."""
+        return self._subscription is None or self._subscription.is_probed
+
+    def ping(self, token: int, *, is_refused: bool) -> None:
+        """Have a probe come back over the connection that listens, and tell of that once."""
+        if self._subscription is not None:
+            self._subscription.ping(token, is_refused=is_refused)
+        if not self._is_told:
+            self._is_told = True
+            logger.warning(
+                "no right to the channels %s:guard:* of Redis: the listener runs without probes "
+                "from end to end, and only its connection is looked after",
+                self.channel,
+            )
+
+    def _probe_arrived(self) -> None:
+        if self._is_told:
+            self._is_told = False
+            logger.warning("the right to the channels %s:guard:* was given", self.channel)
+
+    @property
+    def channel(self) -> str:
+        """The channel that all processes share."""
+        return str(self._manager.channel)
+
+    @property
+    def probe_channel(self) -> str:
+        """The channel of this process's probes; changes with its host id after a fork."""
+        return f"{self._manager.channel}:guard:{self._manager.host_id}"
+
+    @property
+    def exceptions(self) -> Any:
+        """The exceptions of the driver in use, redis or valkey."""
+        return self._manager._get_redis_module().exceptions
+
+    def publisher(self, is_answering: Callable[[], bool]) -> RedisPublisher:
+        """Return the way out; connects at its first use."""
+        return RedisPublisher(self, self._answer_timeout, is_answering)
+
+    def subscribe(self) -> RedisSubscription:
+        """Subscribe to both channels over a new connection.
+
+        Raises:
+            BrokerError: Redis cannot be reached or refused.
+        """
+        link = self.connect()
+        probe_channel = self.probe_channel
+        try:
+            # In one SUBSCRIBE both would be refused for the lack of a right to one.
+            link.send([("SUBSCRIBE", self.channel), ("SUBSCRIBE", probe_channel)])
+            replies: list[Any] = []
+            while sum(map(is_answer, replies)) < 2:
+                replies += self._read(link)
+            is_probed = self._is_granted(*filter(is_answer, replies))
+        except Exception as exc:
+            link.close()
+            raise BrokerError(describe(exc), category=categorize(exc)) from exc
+        early = [reply for reply in replies if not is_answer(reply)]
+        subscription = self._subscription = RedisSubscription(
+            link, self.channel, probe_channel, early, on_probe=self._probe_arrived
+        )
+        subscription.is_probed = is_probed
+        return subscription
+
+    def _is_granted(self, own: Any, probes: Any) -> bool:
+        """Say whether the channel of the probes was granted, besides the other one."""
+        if isinstance(own, Exception):
+            raise own
+        if isinstance(probes, Exception) and not self._is_forbidden(probes):
+            raise probes
+        return not isinstance(probes, Exception)
+
+    def _is_forbidden(self, reply: Any) -> bool:
+        return isinstance(reply, self.exceptions.NoPermissionError)
+
+    def check(self) -> BrokerError | None:
+        """Send PING over a fresh connection.
+
+        Returns:
+            ``None`` if it was answered, else what went wrong.
+        """
+        try:
+            link = self.connect()
+        except BrokerError as exc:
+            return exc
+        try:
+            link.send([("PING",)])
+            (answer,) = self._read(link)
+        except Exception as exc:  # noqa: BLE001 - what went wrong is the result
+            answer = exc
+        finally:
+            link.close()
+        if isinstance(answer, Exception) and not self._is_forbidden(answer):
+            return BrokerError(describe(answer), category=categorize(answer))
+        return None  # to say that PING is forbidden is an answer, too
+
+    def _read(self, link: RedisConnection) -> list[Any]:
+        replies = link.read(self._answer_timeout)
+        if not replies:
+            raise TimeoutError("Redis does not answer")
+        return replies
+
+    def connect(self) -> RedisConnection:
+        """Return a new connection, authenticated and ready.
+
+        Raises:
+            BrokerError: It could not be made.
+        """
+        try:
+            connection = self._new_pool().make_connection()
+            connection.connect()
+            return RedisConnection(connection)
+        except Exception as exc:
+            raise BrokerError(describe(exc), category=categorize(exc)) from exc
+
+    def _new_pool(self) -> Any:
+        """Return a pool that knows where Redis is and how to speak to it; for one connection."""
+        manager = self._manager
+        own_options = manager.redis_options
+        with self._lock:
+            # Upstream knows how to read every kind of URL, Sentinel's included.
+            # RESP2: replies and messages in one form, in every version of the driver.
+            manager.redis_options = {**own_options, "protocol": 2}
+            try:
+                manager._redis_connect()
+                pool = manager.redis.connection_pool
+            finally:
+                manager.redis_options = own_options
+                manager.redis = manager.pubsub = None
+                manager.connected = False
+        options = pool.connection_kwargs
+        options.update(
+            retry=Retry(NoBackoff(), 0),  # every failure shall be seen
+            retry_on_timeout=False,
+            retry_on_error=[],
+            health_check_interval=0,
+            socket_timeout=self._answer_timeout,
+        )
+        if "path" not in options:
+            options["socket_connect_timeout"] = self._answer_timeout
+            options.setdefault("socket_keepalive", True)
+        return pool
+
+
+class RedisPublisher:
+    """Publishes batches as pipelines and waits for their replies."""
+
+    def __init__(
+        self, transport: RedisTransport, answer_timeout: float, is_answering: Callable[[], bool]
+    ) -> None:
+        self._transport = transport
+        self._answer_timeout = answer_timeout
+        self._is_answering = is_answering
+        self._errors = transport.exceptions
+        self._link: RedisConnection | None = None
+        self._can_count = True
+
+    def publish(self, messages: Sequence[Message], probe: int | None) -> int | None:
+        """Publish in order; returns the number of subscribers to the channel.
+
+        Raises:
+            PublishError: The connection was lost.
+            PublishRefused: Redis answered a PUBLISH with an error.
+        """
+        transport = self._transport
+        channel = transport.channel
+        commands: list[tuple[str | bytes, ...]] = [
+            ("PUBLISH", channel, stamp(message)) for message in messages
+        ]
+        is_travelling = probe is not None and transport.is_probing
+        if is_travelling:
+            commands.append(("PUBLISH", transport.probe_channel, str(probe)))
+        is_counting = self._can_count and (probe is not None or not messages)
+        if is_counting:
+            commands.append(("PUBSUB", "NUMSUB", channel))
+        elif not commands:
+            commands.append(("PING",))
+        replies: list[Any] = []
+        try:
+            if self._link is None:
+                self._link = transport.connect()
+            self._link.send(commands)
+            self._collect(replies, len(commands), self._link)
+        except Exception as exc:
+            self.close()
+            published, refused = self._sort(replies[: len(messages)])
+            raise PublishError(
+                describe(exc),
+                published=published,
+                refused=len(refused),
+                category=categorize(exc),
+            ) from exc
+        is_refused = is_travelling and isinstance(
+            replies[len(messages)], self._errors.NoPermissionError
+        )
+        if probe is not None and (is_refused or not is_travelling):
+            transport.ping(probe, is_refused=is_refused)
+        self._require_taken(replies[: len(messages)])
+        return self._subscribers(replies, len(messages), is_counting=is_counting)
+
+    def _require_taken(self, replies: list[Any]) -> None:
+        """Raise if messages were refused: one for good, or all for the lack of a right."""
+        published, refused = self._sort(replies)
+        if not refused:
+            return
+        if isinstance(refused[0], self._errors.NoPermissionError):
+            first = replies.index(refused[0])
+            raise PublishError(describe(refused[0]), published=first, category=PERMISSION)
+        raise PublishRefused(describe(refused[0]), published=published, refused=len(refused))
+
+    def _collect(self, replies: list[Any], count: int, link: RedisConnection) -> None:
+        """Add to *replies* what Redis answers, until there are *count*.
+
+        A broker that hangs and a connection that is half open look the same
+        from here. As long as the broker does not answer others either, this
+        connection may yet: to give it up would send again what may be on its way.
+        """
+        unsent = link.unsent()
+        while len(replies) < count:
+            news = link.read(self._answer_timeout)
+            if not news:
+                before, unsent = unsent, link.unsent()
+                if before and unsent is not None and unsent < before:
+                    continue  # a large message on a slow link
+            if not news and self._is_answering():
+                raise TimeoutError("the connection is half open: Redis answers, but not here")
+            for reply in news:
+                # "I am loading" is one of the first kind, "a script is running" of the second.
+                if isinstance(reply, self._errors.ConnectionError) or means_not_now(reply):
+                    raise reply
+                replies.append(reply)
+
+    @staticmethod
+    def _sort(replies: list[Any]) -> tuple[int, list[Exception]]:
+        refused = [reply for reply in replies if isinstance(reply, Exception)]
+        return len(replies) - len(refused), refused
+
+    def _subscribers(self, replies: list[Any], messages: int, *, is_counting: bool) -> int | None:
+        if is_counting:
+            if isinstance(replies[-1], list):
+                return int(replies[-1][1])
+            self._can_count = False  # an access list forbids PUBSUB
+        return int(replies[messages - 1]) if messages else None
+
+    def close(self) -> None:
+        """Drop the connection."""
+        link, self._link = self._link, None
+        if link is not None:
+            link.close()
+
+
+def stamp(message: Message) -> bytes:
+    """Return the payload with its sequence number as one more key of the object."""
+    payload = message.payload
+    if not payload.endswith(b"}"):
+        return payload
+    return b"%s%s%d}" % (payload[:-1], SEQUENCE_MARK, message.sequence)

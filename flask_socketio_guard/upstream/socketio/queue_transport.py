@@ -1,0 +1,179 @@
+"""Any message queue of python-socketio, through the two methods that all of them have."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from typing import TYPE_CHECKING, Any
+
+from socketio import KombuManager
+
+from ...core.runtime import clock
+from ...errors import BrokerError, ConfigError, PublishError
+from ...queue.transport import SEQUENCE_KEY, Arrival, Message, Probe
+from ...telemetry.records import logger
+from ..overrides import overrides
+from .managers import ThroughOutbox
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from socketio import PubSubManager
+
+_PROBE = "guard_probe"
+
+
+def require_scheme(manager: Any) -> None:
+    """See that what kombu connects to was meant for it.
+
+    It refuses schemes that it does not know, but takes a text without ``://`` for the host of
+    an AMQP broker, and looks for that for ever. Neither message holds the text: it may have a
+    password in it.
+
+    Raises:
+        ConfigError: No host has such a name.
+    """
+    if not isinstance(manager, KombuManager) or overrides(type(manager), "_connection"):
+        return
+    url: Any = manager.url
+    if not isinstance(url, str) or "://" in url or "transport" in manager.connection_options:
+        return
+    from kombu.transport import TRANSPORT_ALIASES
+
+    scheme, _, rest = url.partition(":")
+    if rest.startswith("/") and scheme in {*TRANSPORT_ALIASES, "rediss", "kafka"}:
+        raise ConfigError(
+            f"the URL of the message queue begins with {scheme + ':/'!r}: "
+            f"write {scheme + '://'!r}, with two slashes"
+        )
+    logger.warning(
+        "the URL of the message queue has no scheme, so it is taken for the host of an AMQP broker "
+        "such as RabbitMQ: write redis:// or amqp:// in front of it"
+    )
+
+
+class QueueTransport:
+    """A queue known only by ``_publish(data)`` and ``_listen()``.
+
+    Those methods hide from their caller whether the broker is there: what is
+    published while it is away is lost, as it is without the guard. Probes share
+    the channel, so every process sees them; each ignores those of others.
+
+    Some wait in ``_publish`` until the broker is back, as kombu does. Such a call that takes
+    too long is the one sign that it is away.
+
+    Args:
+        manager: A client manager, guarded or not.
+        answer_timeout: Longest time that publishing may take, in seconds, before the
+            broker counts as one that does not answer.
+
+    Source:
+        python-socketio, "Writing your own client manager": ``PubSubManager``.
+    """
+
+    is_probing = True
+
+    def __init__(self, manager: PubSubManager, *, answer_timeout: float) -> None:
+        self._manager: Any = manager
+        self._answer_timeout = answer_timeout
+        self.publishing_since: float | None = None
+        """When the call that publishes now began; ``None`` if there is none."""
+        self._id = uuid.uuid4().hex
+        # The guarded class has a _publish of its own, in front of the queue's.
+        self._queue_class = next(
+            cls
+            for cls in type(manager).__mro__
+            if "_publish" in vars(cls) and cls is not ThroughOutbox
+        )
+        self.name = str(getattr(manager, "name", "pubsub"))
+
+    def publisher(self, is_answering: Callable[[], bool]) -> _QueuePublisher:
+        """Return the way out; *is_answering* has no use here."""
+        return _QueuePublisher(self, self._manager, self._queue_class, self._id)
+
+    def subscribe(self) -> _QueueSubscription:
+        """Start a new run of the queue's own listening generator."""
+        return _QueueSubscription(self._manager, self._id)
+
+    def check(self) -> BrokerError | None:
+        """Assume that the broker answers, unless publishing waits for it: there is no way to ask.
+
+        Returns:
+            ``None``, or why it does not.
+        """
+        since = self.publishing_since
+        waited = 0.0 if since is None else clock() - since
+        if waited < self._answer_timeout:
+            return None
+        return BrokerError(f"a message has been waiting to be published for {waited:.1f} s")
+
+
+class _QueuePublisher:
+    def __init__(
+        self, transport: QueueTransport, manager: Any, queue_class: Any, transport_id: str
+    ) -> None:
+        self._transport = transport
+        self._manager = manager
+        self._queue_class = queue_class
+        self._id = transport_id
+
+    def publish(self, messages: Sequence[Message], probe: int | None) -> None:
+        if probe is not None:
+            self._send({"method": _PROBE, "transport": self._id, "token": probe}, published=0)
+        for published, message in enumerate(messages):
+            data = json.loads(message.payload)
+            data[SEQUENCE_KEY] = message.sequence
+            self._send(data, published=published)
+
+    def _send(self, data: dict[str, Any], *, published: int) -> None:
+        self._transport.publishing_since = clock()
+        try:
+            self._queue_class._publish(self._manager, data)
+        except Exception as exc:
+            raise PublishError(f"{type(exc).__name__}: {exc}", published=published) from exc
+        finally:
+            self._transport.publishing_since = None
+
+    def close(self) -> None:
+        """Do nothing: the connection is the manager's."""
+
+
+class _QueueSubscription:
+    is_receiving = False  # nobody can tell
+
+    def __init__(self, manager: Any, transport_id: str) -> None:
+        self._messages: Iterator[Any] = iter(manager._listen())
+        self._id = transport_id
+
+    def read(self, timeout: float) -> list[Arrival]:
+        """Return the next message, however long that takes: the generator has no timeout.
+
+        Raises:
+            RuntimeError: The generator ended, which it should never do.
+        """
+        message: Any = next(self._messages, _END)
+        if message is _END:
+            raise RuntimeError("the queue's listen() returned")
+        probe = self._probe(message)
+        return [message] if probe is None else [probe]
+
+    def _probe(self, message: Any) -> Probe | None:
+        if not isinstance(message, dict):
+            if _PROBE not in str(message):
+                return None
+            try:
+                message = json.loads(message)
+            except (TypeError, ValueError):
+                return None
+        if not isinstance(message, dict) or message.get("method") != _PROBE:
+            return None
+        if message.get("transport") != self._id:
+            return None
+        token = message.get("token")
+        return Probe(token) if isinstance(token, int) else None
+
+    def close(self) -> None:
+        """Do nothing: a generator that is being read cannot be closed from outside."""
+
+
+_END = object()

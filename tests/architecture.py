@@ -1,0 +1,204 @@
+"""The rooms of the package and the directions in which they may know each other.
+
+``python -m tests.architecture`` prints them: modules, lines, and who imports whom.
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+from pathlib import Path
+
+import flask_socketio_guard
+
+PACKAGE = Path(flask_socketio_guard.__file__).parent
+
+FLOORS: tuple[tuple[str, ...], ...] = (
+    ("errors", "backoff", "version", "answers"),
+    ("config", "states", "scripts"),
+    ("core", "routes"),
+    ("telemetry",),
+    ("ports",),
+    ("events", "clients", "queue"),
+    ("delivery", "upstream.compat", "upstream.overrides", "upstream.engineio"),
+    ("upstream.socketio", "upstream.redis"),
+    ("upstream.flask", "upstream.web_server"),
+    ("upstream",),
+    ("registry",),
+    ("app_guard",),
+    ("gunicorn", "middleware", "signals"),
+    ("extension",),
+    ("__init__",),
+)
+"""Imports go from a later row to an earlier one. Rooms in one row do not import each other.
+
+A package is one room, unless parts of it have a row of their own.
+"""
+
+GEVENT = frozenset({"gevent", "greenlet"})
+ALLOWED_PRIVATE = {("extension", "_get_current_object"), ("gunicorn", "_exit")}
+"""Names with an underscore that are no private parts: Werkzeug's "the object itself", os._exit."""
+
+NAMED_TUPLE = {"_asdict", "_make", "_replace"}
+"""What ``typing.NamedTuple`` documents, with an underscore so as not to meet names of fields."""
+
+Sources = dict[str, str]
+
+
+def read_package() -> Sources:
+    """Return the source of every module by its dotted name within the package."""
+    return {
+        ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path.read_text("utf-8")
+        for path in sorted(PACKAGE.rglob("*.py"))
+    }
+
+
+def imports_of(module: str, source: str) -> set[str]:
+    """Return the modules of the package that *module* imports, those for types included."""
+    package = module.split(".")[:-1]
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+            found |= {
+                name.removeprefix("flask_socketio_guard.")
+                for name in names
+                if name.startswith("flask_socketio_guard.")
+            }
+        if not isinstance(node, ast.ImportFrom):
+            continue
+        if node.level == 0:
+            if not (node.module or "").startswith("flask_socketio_guard"):
+                continue
+            base = (node.module or "").split(".")[1:]
+        else:
+            base = package[: len(package) - (node.level - 1)]
+            base = [*base, *(node.module or "").split(".")] if node.module else base
+        if base and base != package:
+            found.add(".".join(base))
+        else:
+            found |= {".".join([*base, alias.name]) for alias in node.names}
+    return found
+
+
+def room_of(module: str) -> str:
+    """Return the room that *module* is in: the longest name of one that begins its own."""
+    parts = module.split(".")
+    names = [".".join(parts[:length]) for length in range(len(parts), 0, -1)]
+    return next((name for name in names if floor_of(name) >= 0), parts[0])
+
+
+def floor_of(room: str) -> int:
+    """Return the floor that *room* is on, and -1 if nobody has given it one."""
+    return next((number for number, rooms in enumerate(FLOORS) if room in rooms), -1)
+
+
+def wrong_directions(sources: Sources) -> list[str]:
+    """Return a sentence for each import that goes up, or to a room next door."""
+    wrong = []
+    for module, source in sources.items():
+        room = room_of(module)
+        if floor_of(room) < 0:
+            wrong.append(f"{room} is on no floor: add it to FLOORS")
+            continue
+        for imported in imports_of(module, source):
+            other = room_of(imported)
+            if other == room and "." in module:
+                continue  # a package is one room
+            if floor_of(other) >= floor_of(room):
+                direction = "up to" if floor_of(other) > floor_of(room) else "next door to"
+                wrong.append(f"{module} reaches {direction} {imported}")
+    return wrong
+
+
+def cycles(sources: Sources) -> list[str]:
+    """Return one import cycle, if there is any, as a path of modules."""
+    graph = {
+        module: sorted(imports_of(module, source) & set(sources))
+        for module, source in sources.items()
+        if not module.endswith("__init__")
+    }
+    done: set[str] = set()
+
+    def visit(module: str, path: list[str]) -> list[str]:
+        if module in path:
+            return [" -> ".join([*path[path.index(module) :], module])]
+        if module in done:
+            return []
+        for imported in graph.get(module, []):
+            if found := visit(imported, [*path, module]):
+                return found
+        done.add(module)
+        return []
+
+    return next(filter(None, (visit(module, []) for module in graph)), [])
+
+
+def gevent_users(sources: Sources) -> list[str]:
+    """Return the modules that import gevent."""
+    users = []
+    for module, source in sources.items():
+        for node in ast.walk(ast.parse(source)):
+            names: list[str] = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.level == 0:
+                names = [node.module or ""]
+            users += [module for name in names if name.split(".")[0] in GEVENT]
+    return users
+
+
+def private_touches(sources: Sources) -> list[str]:
+    """Return each use of an underscored attribute of an object that is not the module's own."""
+    touches = []
+    for module, source in sources.items():
+        if module.split(".")[0] == "upstream":
+            continue
+        tree = ast.parse(source)
+        own = {
+            node.attr
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Attribute)
+            and isinstance(node.value, ast.Name)
+            and node.value.id in ("self", "cls")
+        }
+        own |= {
+            node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.ClassDef)
+        }
+        for node in ast.walk(tree):
+            if not isinstance(node, ast.Attribute) or not node.attr.startswith("_"):
+                continue
+            is_dunder = node.attr.startswith("__") and node.attr.endswith("__")
+            is_foreign = node.attr not in own or not isinstance(node.value, ast.Name)
+            is_public = is_dunder or node.attr in NAMED_TUPLE
+            if not is_public and is_foreign and (module, node.attr) not in ALLOWED_PRIVATE:
+                touches.append(f"{module}:{node.lineno} touches {ast.unparse(node)}")
+    return touches
+
+
+def picture(sources: Sources) -> str:
+    """Return the rooms from the top floor down, with their modules, lines and imports."""
+    lines = []
+    for floor in reversed(FLOORS):
+        for room in floor:
+            modules = [module for module in sources if room_of(module) == room]
+            known = {
+                room_of(other)
+                for module in modules
+                for other in imports_of(module, sources[module])
+            } - {room}
+            count = sum(sources[module].count("\n") for module in modules)
+            lines.append(f"{room}: {count} lines -> {', '.join(sorted(known)) or 'nothing'}")
+            if len(modules) > 1:
+                width = len(room) + 1
+                lines += [
+                    f"    {module[width:]}: {sources[module].count(chr(10))}"
+                    for module in modules
+                    if not module.endswith("__init__")
+                ]
+        lines.append("")
+    return "\n".join(lines).rstrip()
+
+
+if __name__ == "__main__":
+    sys.stdout.write(picture(read_package()) + "\n")
