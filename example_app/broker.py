@@ -51,7 +51,7 @@ def is_answering(url: str) -> bool:
         raise DemoError(f"REDIS_URL is no address of a Redis: {error}") from None
 
 
-class Reachability:
+class Broker:
     """A redis-server on a free port of this machine, without persistence.
 
     Args:

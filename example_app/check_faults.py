@@ -23,7 +23,7 @@ from example_app.waiting import fetch, wait_until
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from example_app.broker import Reachability
+    from example_app.broker import Broker
     from example_app.check import Check
     from example_app.demo import Process
 
@@ -360,7 +360,7 @@ def worker_pids(check: Check) -> list[int]:
     ]
 
 
-def own_broker(check: Check) -> Reachability:
+def own_broker(check: Check) -> Broker:
     """Return the broker that the demo started."""
     if check.demo.broker is None:
         raise Failed("the broker is not the demo's own")

@@ -24,7 +24,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from example_app.broker import Reachability, is_answering
+from example_app.broker import Broker, is_answering
 from example_app.client_file import CLIENT_FILE, CLIENT_FOLDER
 from example_app.waiting import DemoError, fetch, free_port, is_free, tail, wait_until
 
@@ -122,7 +122,7 @@ class Demo:
     """
 
     def __init__(
-        self, processes: list[Process], broker: Reachability | None, broker_url: str
+        self, processes: list[Process], broker: Broker | None, broker_url: str
     ) -> None:
         self.processes = processes
         self.broker = broker
@@ -156,7 +156,7 @@ def running(folder: Path, ports: tuple[int, ...]) -> Iterator[Demo]:
         broker = None
         broker_url = os.environ.get("REDIS_URL", "")
         if not broker_url:
-            broker = Reachability(folder)
+            broker = Broker(folder)
             stack.callback(broker.stop)
             with signals_held():
                 broker.start()
@@ -189,7 +189,7 @@ def stop(processes: list[Process]) -> None:
 
 
 @contextmanager
-def broker_control(broker: Reachability, folder: Path) -> Iterator[str]:
+def broker_control(broker: Broker, folder: Path) -> Iterator[str]:
     """Let the panel stop and start *broker* through a Unix socket in *folder*; yield its path."""
     actions = {b"stop": broker.stop, b"start": broker.start}
 
