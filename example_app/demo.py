@@ -121,9 +121,7 @@ class Demo:
         broker_url: Where the Redis is.
     """
 
-    def __init__(
-        self, processes: list[Process], broker: Broker | None, broker_url: str
-    ) -> None:
+    def __init__(self, processes: list[Process], broker: Broker | None, broker_url: str) -> None:
         self.processes = processes
         self.broker = broker
         self.broker_url = broker_url

@@ -204,7 +204,7 @@ class AppGuard:
             on_lost=facts.callback_lost,
         )
         self.flusher = WriteBatcher(runtime)
-        self.fan_out = FanOut(runtime) if config.fast_broadcasts and runtime.can_kill else None
+        self.fan_out = FanOut(runtime) if config.fast and runtime.can_kill else None
         self.connections = Connections(
             on_change=self._connection_changed,
             on_failure=lambda client, exc: facts.failed(

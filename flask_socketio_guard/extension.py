@@ -82,22 +82,12 @@ class SocketIOGuard:
         """Guard *app* and its *socketio*.
 
         Call it after ``socketio.init_app(app)``; handlers may be registered
-        before and after. Settings are read now, from these keys of ``app.config``,
-        in seconds and bytes:
-
-        ``SOCKETIO_GUARD_CALLBACK_TIMEOUT`` (60), ``..._PROBE_INTERVAL`` (1),
-        ``..._PROBE_TIMEOUT`` (2), ``..._BROKER_TIMEOUT`` (1),
-        ``..._RECONNECT_MAX_DELAY`` (0.3), ``..._RESUBSCRIBE_TIMEOUT`` (2),
-        ``..._RESTART_MAX_DELAY`` (5), ``..._OUTBOX_MAX_MESSAGES`` (10000),
-        ``..._OUTBOX_MAX_BYTES`` (64 MiB), ``..._OUTBOX_OVERFLOW`` (``"raise"``),
-        ``..._EXIT_FLUSH_TIMEOUT`` (5), ``..._STOP_TIMEOUT`` (5),
-        ``..._BROKER_DOWN`` (``"warn"``), ``..._HEALTH_DETAILS`` (None),
-        ``..._HEALTHZ_PATH``, ``..._LIVEZ_PATH``, ``..._READYZ_PATH``,
-        ``..._MAX_CONNECTIONS`` (None). :class:`GuardConfig` says what each means.
+        before and after. Settings are read now: keywords win over ``app.config``, and that over
+        environment variables, which have the same names, ``SOCKETIO_GUARD_*``.
+        :class:`GuardConfig` lists them all.
 
         Args:
-            app: The application, or ``None`` for a write-only *socketio*, whose
-                settings come from environment variables of the same names.
+            app: The application, or ``None`` for a write-only *socketio*.
             socketio: Its ``SocketIO``; taken from the application if left out.
             settings: Win over those of the constructor and of *app*.
 

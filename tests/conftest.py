@@ -51,7 +51,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default={},
         metavar="JSON",
         help="settings of the guard for the servers of the fault tests, without their prefix, "
-        """such as '{"FAST_JSON": false}'; what a test sets itself goes before""",
+        """such as '{"FAST": false}'; what a test sets itself goes before""",
     )
 
 

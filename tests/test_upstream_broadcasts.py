@@ -206,7 +206,7 @@ def test_broadcasts_of_others_come_as_fast_as_they_are_written(
 def test_broadcasts_may_take_the_way_through_the_queues(
     make_served: Callable[..., Served], kind: str
 ) -> None:
-    served = make_served(kind, fast_broadcasts=kind == "threads")
+    served = make_served(kind, fast=kind == "threads")
     assert served.inner.fan_out is None
     _, peers = crowd(served)
     for number in range(5):

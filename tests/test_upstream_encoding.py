@@ -196,16 +196,16 @@ class OwnPacket(Packet):
 
 def json_of(**options: Any) -> Any:
     app = Flask(__name__)
-    is_fast = options.pop("fast_json", True)
+    is_fast = options.pop("fast", True)
     socketio = SocketIO(app, async_mode="threading", **options)
-    SocketIOGuard(app, socketio, fast_json=is_fast)
+    SocketIOGuard(app, socketio, fast=is_fast)
     return socketio.server.packet_class
 
 
 def test_it_is_used_by_the_guarded_server_alone() -> None:
     assert json_of().json is KeptJSON
     assert Packet.json is upstream_json
-    packet_class = json_of(fast_json=False)
+    packet_class = json_of(fast=False)
     assert (packet_class.json, packet_class.__bases__) == (StrictJSON, (Packet,))
 
 
@@ -241,7 +241,7 @@ def client_of(
         "own packets": {"serializer": OwnPacket},
     }.get(request.param, {})
     monkeypatch.setattr("engineio.packet.Packet.json", upstream_json)
-    return make_guarded(options=options, fast_json=request.param != "plain")
+    return make_guarded(options=options, fast=request.param != "plain")
 
 
 @pytest.mark.parametrize("number", NUMBERS)

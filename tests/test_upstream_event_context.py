@@ -39,7 +39,7 @@ class Recorder:
         socketio_class = options.pop("socketio_class", SocketIO)
         self.socketio = socketio_class(self.app, async_mode="threading", **options)
         if kind != "stock":
-            SocketIOGuard(self.app, self.socketio, fast_contexts=kind == "fast")
+            SocketIOGuard(self.app, self.socketio, fast=kind == "fast")
 
     @property
     def is_fast(self) -> bool:
@@ -455,7 +455,7 @@ def test_one_socketio_may_serve_several_applications() -> None:
     for is_fast in (True, False):
         app = Flask(__name__)
         socketio.init_app(app, async_mode="threading")
-        SocketIOGuard(app, socketio, fast_contexts=is_fast)
+        SocketIOGuard(app, socketio, fast=is_fast)
         contexts: Any = socketio.event_contexts
         assert contexts.is_fast is is_fast
         assert socketio.test_client(app).emit("event", callback=True) == "/"

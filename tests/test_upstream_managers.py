@@ -492,7 +492,7 @@ def test_ones_own_is_decoded_only_if_asked_for(
             return loads(text)
 
     monkeypatch.setattr(manager(a), "json", Noting)
-    monkeypatch.setattr(a.inner, "config", replace(a.inner.config, fast_queue=is_fast))
+    monkeypatch.setattr(a.inner, "config", replace(a.inner.config, fast=is_fast))
     hear(a, stamp(Message(5, sent[0])))
     assert len(decoded) == (not is_fast)
 

@@ -713,7 +713,7 @@ def test_a_compressed_broadcast_takes_the_way_through_the_queue(
 @pytest.mark.parametrize("is_fast", [True, False])
 def test_writes_may_be_made_one_by_one(make_served: Callable[..., Served], is_fast: bool) -> None:
     """For diagnosis: what is put is sent before anything else happens."""
-    served = make_served(close_timeout=CLOSE_TIMEOUT, fast_writes=is_fast)
+    served = make_served(close_timeout=CLOSE_TIMEOUT, fast=is_fast)
     served.inner.start()
     line = Line(served, gevent.socket.socketpair())
     line.wire.start()
@@ -850,7 +850,7 @@ def test_little_is_inflated_in_one_go(make_line: Callable[..., Line]) -> None:
 def test_what_is_compressed_in_one_turn_is_bounded(
     make_served: Callable[..., Served], monkeypatch: pytest.MonkeyPatch, is_fast: bool
 ) -> None:
-    served = make_served(fast_writes=is_fast)
+    served = make_served(fast=is_fast)
     served.inner.start()
     line = Line(served, gevent.socket.socketpair(), **deflating())
     turns: dict[float, int] = {}

@@ -77,7 +77,7 @@ class MessageQueue(Component):
             broker,
             max_messages=config.outbox_max_messages,
             max_bytes=config.outbox_max_bytes,
-            batch_messages=BATCH_MESSAGES if config.fast_queue else 1,
+            batch_messages=BATCH_MESSAGES if config.fast else 1,
             is_dropping_oldest=config.outbox_overflow == "drop_oldest",
             reconnect_max_delay=config.reconnect_max_delay,
             resubscribe_timeout=config.resubscribe_timeout,

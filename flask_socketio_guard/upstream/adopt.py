@@ -129,8 +129,8 @@ def adopt(socketio: SocketIO, hooks: Hooks) -> None:
     note_handlers(socketio)
     mend_recipients()
     guarded: Any = socketio
-    guarded.event_contexts = EventContexts(guarded, is_fast=hooks.config.fast_contexts)
-    keep_json(server, is_fast=hooks.config.fast_json)
+    guarded.event_contexts = EventContexts(guarded, is_fast=hooks.config.fast)
+    keep_json(server, is_fast=hooks.config.fast)
     server.look()
 
 

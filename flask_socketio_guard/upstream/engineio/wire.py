@@ -128,7 +128,7 @@ class ProtocolTransport:
         self._queue = queue
         self._guard = guard
         self._flusher = guard.flusher
-        self._is_eager = not guard.config.fast_writes
+        self._is_eager = not guard.config.fast
         self._protocol = WebSocketProtocol(SERVER, max_size=max_size, logger=_logger)
         self._protocol.extensions = raw.extensions
         # TLS may have to read before it can write, and so cannot be written to in passing.

@@ -726,7 +726,7 @@ class GuardedPubSubManager(GuardedManager, _PubSubManager):
         if (
             isinstance(arrival, bytes)
             and self._is_own(arrival)
-            and self.guard.config.fast_queue
+            and self.guard.config.fast
             and not self.is_logged
         ):
             return

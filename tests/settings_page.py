@@ -1,0 +1,20 @@
+"""``python -m tests.settings_page`` writes the table of ``docs/settings.md``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from flask_socketio_guard.config import settings_table
+
+PAGE = Path(__file__).parent.parent / "docs" / "settings.md"
+
+
+def written(page: str) -> str:
+    """Return *page* with the table of now in the place of its own."""
+    head, _, rest = page.partition("| key ")
+    _, _, tail = rest.partition("\n\n")
+    return f"{head}{settings_table()}\n{tail}"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(written(PAGE.read_text("utf-8")), "utf-8")
