@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial, wraps
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 from weakref import WeakKeyDictionary, ref
 
 import flask
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from .telemetry.records import Failure
 
 F = TypeVar("F", bound=Callable[..., Any])
+TaskT = TypeVar("TaskT", bound=Callable[[], Any])
 T = TypeVar("T")
 
 _KEY = "socketio_guard"
@@ -283,10 +284,38 @@ class SocketIOGuard:
 
         return decorator
 
+    @overload
+    def event(self, handler: F, /) -> F: ...
+
+    @overload
+    def event(
+        self,
+        namespace: str | None = None,
+        /,
+        *,
+        timeout: float | None = None,
+        ordered: bool = False,
+        rate: str | None = None,
+        rate_per: str = "session",
+        schema: Any = None,
+    ) -> Callable[[F], F]: ...
+
+    @overload
+    def event(
+        self,
+        *,
+        namespace: str | None = None,
+        timeout: float | None = None,
+        ordered: bool = False,
+        rate: str | None = None,
+        rate_per: str = "session",
+        schema: Any = None,
+    ) -> Callable[[F], F]: ...
+
     def event(self, *args: Any, **kwargs: Any) -> Any:
         """Register an event handler under the name of the function; as ``SocketIO.event``.
 
-        Takes the keywords of :meth:`on`.
+        Takes the namespace and the keywords of :meth:`on`. Usable with and without parentheses.
         """
         if len(args) == 1 and not kwargs and callable(args[0]):
             return self.on(args[0].__name__)(args[0])
@@ -699,6 +728,33 @@ class SocketIOGuard:
         return self._current().flush(timeout)
 
     # Tasks
+
+    @overload
+    def task(
+        self,
+        target: TaskT,
+        /,
+        *,
+        every: float | None = None,
+        name: str | None = None,
+        restart: str = "on-failure",
+        critical: bool = False,
+        max_restarts: int | None = None,
+        restart_window: float = 60.0,
+    ) -> TaskT: ...
+
+    @overload
+    def task(
+        self,
+        target: None = None,
+        *,
+        every: float | None = None,
+        name: str | None = None,
+        restart: str = "on-failure",
+        critical: bool = False,
+        max_restarts: int | None = None,
+        restart_window: float = 60.0,
+    ) -> Callable[[TaskT], TaskT]: ...
 
     def task(
         self,
