@@ -72,7 +72,7 @@ def test_last_words_are_handled_before_the_farewell(
     }
     """
     run_script(script, server.url, transport, count)
-    wait_until(lambda: len(notes(server, "left")) == count, timeout=10)
+    wait_until(lambda: len(notes(server, "left")) >= count, timeout=10)
     told = notes(server, "last", "left")
     handled = [found for found in told if found[0] == "last"]
     measured("handled", f"{len(handled)} of {count}")
@@ -99,7 +99,7 @@ def test_the_callback_of_a_client_that_leaves_has_its_request(
     }
     """
     run_script(script, server.url, transport, count)
-    wait_until(lambda: len(notes(server, "answered")) == count, timeout=10)
+    wait_until(lambda: len(notes(server, "answered")) >= count, timeout=10)
     answered = notes(server, "answered")
     have_request = sum(sid is not None for _, sid, _ in answered)
     measured("with their request", f"{have_request} of {count}")
