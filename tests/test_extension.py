@@ -115,7 +115,10 @@ def test_a_bad_setting_is_an_error_at_set_up(nothing_left_behind: None) -> None:
     app.config["SOCKETIO_GUARD_PROBE_TIMEOUT"] = "soon"
     with pytest.raises(ConfigError) as caught:
         SocketIOGuard(app, socketio)
-    assert str(caught.value) == "SOCKETIO_GUARD_PROBE_TIMEOUT must be > 0, not 'soon'"
+    assert (
+        str(caught.value)
+        == "SOCKETIO_GUARD_PROBE_TIMEOUT must be a number of seconds > 0, not 'soon'"
+    )
     assert "socketio_guard" not in app.extensions
 
 

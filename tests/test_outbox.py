@@ -388,6 +388,21 @@ def test_a_loop_of_emits_is_not_refused_while_the_broker_is_well(
     assert box.lost == []
 
 
+def test_a_process_that_stood_still_asks_the_writer_before_it_refuses(
+    make_box: Callable[..., Box],
+) -> None:
+    """It has heard nothing of the broker, and yet the broker is well."""
+    box = make_box(max_messages=100, max_bytes=10**8)
+    box.put("first")
+    assert box.outbox.flush(5.0)
+    box.put(*[str(number) for number in range(100)])
+    box.outbox._acknowledged_at -= 10.0
+    box.put("last")
+    assert box.outbox.flush(10.0)
+    assert box.taken == ["first", *[str(number) for number in range(100)], "last"]
+    assert box.lost == []
+
+
 def test_a_loop_of_emits_waits_for_room_while_the_writer_gets_on(
     make_box: Callable[..., Box],
 ) -> None:

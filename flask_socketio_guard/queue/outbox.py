@@ -162,17 +162,23 @@ class Outbox:
 
     def _give_turn(self, size: int) -> None:
         """Let the writer run, and wait for room as long as it gets on."""
-        if not self._is_getting_on() or not self._runtime.can_wait():
+        if not self._is_usable() or not self._runtime.can_wait():
             return
+        if self._is_silent() and not self._is_full(size):
+            return  # at the bound one more turn shows whether it was this process that stood still
         self._turn_at = len(self._waiting) + _TURN_MESSAGES
         self._runtime.yield_control()
         while self._is_full(size) and self._is_getting_on():
             self._runtime.sleep(_ROOM_POLL_INTERVAL)
 
     def _is_getting_on(self) -> bool:
-        is_silent = clock() - self._acknowledged_at > _SILENCE_TIMEOUT
-        is_stopped = self._is_closed or bool(self.trouble)
-        return self._broker.is_reachable and not is_silent and not is_stopped
+        return self._is_usable() and not self._is_silent()
+
+    def _is_usable(self) -> bool:
+        return self._broker.is_reachable and not self._is_closed and not self.trouble
+
+    def _is_silent(self) -> bool:
+        return clock() - self._acknowledged_at > _SILENCE_TIMEOUT
 
     def _is_full(self, size: int) -> bool:
         # One that is larger than the bound passes when nothing else waits.
