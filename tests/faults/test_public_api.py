@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from socketio.exceptions import ConnectionError as SocketIOConnectionError
+from socketio.exceptions import TimeoutError as SocketIOTimeoutError
 
 from tests.faults.api_app import API_APP, CLASS, VALUES, Steps
 from tests.faults.fleet import Fleet, FleetOptions
@@ -65,8 +66,11 @@ class Runner:
         return [answer, self._received()]
 
     def ask(self, client: str, event: str, args: tuple[Any, ...]) -> Any:
-        """Send an event of a client, and return the answer."""
-        return self.clients[client].call(event, *args)
+        """Send an event of a client, and return the answer, or that there is none."""
+        try:
+            return self.clients[client].call(event, *args)
+        except SocketIOTimeoutError:
+            return "no answer"
 
     def _received(self) -> dict[str, list[Any]]:
         number = next(_numbers)
@@ -132,7 +136,10 @@ def test_every_handler_answers_as_without_the_guard(both: tuple[Runner, Runner])
     stock, guarded = (
         {str(question): runner.ask(*question) for question in asked} for runner in both
     )
-    assert guarded == stock
+    for question, answer in stock.items():
+        if answer == "no answer":  # of a class that raised, by older versions of Flask-SocketIO
+            assert guarded.pop(question)["error"]["code"] == "internal_error"
+    assert guarded == {each: answer for each, answer in stock.items() if each in guarded}
 
 
 @pytest.mark.parametrize(

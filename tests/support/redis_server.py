@@ -227,7 +227,7 @@ class Sentinel:
             return client.execute_command(*words)
 
     def __enter__(self) -> Self:
-        """Start it; it is not said to know the master yet."""
+        """Start it, and wait until it answers; it is not said to know the master yet."""
         config = self._directory / "sentinel.conf"
         config.write_text(
             f"port {self._port}\nbind 127.0.0.1\ndir {self._directory}\n"
@@ -240,7 +240,14 @@ class Sentinel:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
+        wait_until(self._is_answering, message="Sentinel does not answer")
         return self
+
+    def _is_answering(self) -> bool:
+        try:
+            return bool(self.command("PING"))
+        except redis.RedisError:
+            return False
 
     def __exit__(
         self,
