@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import shutil
 import subprocess
@@ -26,7 +27,12 @@ def require_client() -> None:
         pytest.skip("the Socket.IO client for JavaScript is needed, and npm is not installed")
     folder = PROJECT_ROOT / "example_app"
     command = ["npm", "ci", "--prefix", str(folder), "--no-audit", "--no-fund"]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=_NPM_TIMEOUT)
+    with (folder / "package.json").open() as lock:
+        # npm empties the folder first, which nobody else may be filling.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if (CLIENT_FOLDER / CLIENT_FILE).is_file():
+            return
+        result = subprocess.run(command, capture_output=True, text=True, timeout=_NPM_TIMEOUT)
     if result.returncode != 0:
         pytest.skip(f"npm could not fetch the Socket.IO client for JavaScript: {result.stderr}")
 
