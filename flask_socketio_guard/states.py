@@ -31,6 +31,8 @@ class Phase(_Named):
     NEW = "new"
     EMITTING = "emitting"
     """It emits or delivers, and serves nobody."""
+    STARTING = "starting"
+    """It is about to serve, or has failed to: that is not tried again."""
     SERVING = "serving"
     DRAINING = "draining"
     """Its clients are let go; they are gone once that is over."""
@@ -42,6 +44,8 @@ class PhaseEvent(_Named):
 
     EMIT = "emit"
     SERVE = "serve"
+    SERVED = "served"
+    """All that serves clients has started."""
     DRAIN = "drain"
     STOP = "stop"
 
@@ -174,9 +178,12 @@ PHASE_TRANSITIONS: Mapping[tuple[Phase, PhaseEvent], Phase] = {
     (Phase.NEW, PhaseEvent.EMIT): Phase.EMITTING,
     (Phase.NEW, PhaseEvent.DRAIN): Phase.DRAINING,
     (Phase.NEW, PhaseEvent.STOP): Phase.STOPPED,
-    (Phase.EMITTING, PhaseEvent.SERVE): Phase.SERVING,
+    (Phase.EMITTING, PhaseEvent.SERVE): Phase.STARTING,
     (Phase.EMITTING, PhaseEvent.DRAIN): Phase.DRAINING,
     (Phase.EMITTING, PhaseEvent.STOP): Phase.STOPPED,
+    (Phase.STARTING, PhaseEvent.SERVED): Phase.SERVING,
+    (Phase.STARTING, PhaseEvent.DRAIN): Phase.DRAINING,
+    (Phase.STARTING, PhaseEvent.STOP): Phase.STOPPED,
     (Phase.SERVING, PhaseEvent.DRAIN): Phase.DRAINING,
     (Phase.SERVING, PhaseEvent.STOP): Phase.STOPPED,
     (Phase.DRAINING, PhaseEvent.STOP): Phase.STOPPED,

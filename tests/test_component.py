@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+import pytest
 from flask_socketio import join_room
 
 from flask_socketio_guard import SocketIOGuard
@@ -146,6 +147,26 @@ def test_a_process_goes_through_its_phases_once(make_guarded: Callable[..., Guar
         Phase.STOPPED,
     ]
     assert lifecycle.phase is Phase.STOPPED
+
+
+def test_a_start_that_failed_is_not_tried_with_each_request(
+    make_guarded: Callable[..., Guarded],
+) -> None:
+    """It would find half of it running; the load balancer is told, and requests are served."""
+
+    class Failing(Component):
+        def serve(self, watch: Watch) -> None:
+            raise RuntimeError("can't start new thread")
+
+    guard = SocketIOGuard()
+    guard.registry.components.append(lambda _: Failing())
+    guarded = make_guarded(guard=guard)
+    with pytest.raises(RuntimeError):
+        guarded.inner.start()
+    guarded.inner.start()
+    http = guarded.app.test_client()
+    assert http.get("/elsewhere").status_code == 404
+    assert http.get("/readyz").status_code == 503
 
 
 def test_components_stop_in_reverse(make_guarded: Callable[..., Guarded]) -> None:

@@ -76,7 +76,7 @@ class Lifecycle:
 
     @property
     def has_served(self) -> bool:
-        """Whether it serves clients, or is beyond that."""
+        """Whether it has begun to serve clients, or is beyond that."""
         return self._machine.state not in _BEFORE_SERVING
 
     @property
@@ -109,10 +109,11 @@ class Lifecycle:
             if self.has_served or self.stopping.is_set():
                 return
             self.start()
+            self._machine.send(PhaseEvent.SERVE)
             self._runtime.settle()
             for component in self.components:
                 component.serve(self.watch)
-            self._machine.send(PhaseEvent.SERVE)
+            self._machine.send(PhaseEvent.SERVED)
         self.refresh()
 
     def drain(self, timeout: float) -> bool:
