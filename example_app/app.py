@@ -116,7 +116,7 @@ def trade(side: Side, lots: int) -> dict[str, Any]:
 def settle(deal: dict[str, Any], key: str) -> None:
     """Send the contract note of a deal, which must arrive, whatever becomes of the line."""
     guard.sleep(SETTLEMENT_TIME)
-    guard.deliver("contract", deal, to=key, deadline=600, with_id=True)
+    guard.deliver("contract", deal, to=key, ttl=600, with_id=True)
 
 
 @guard.on("ask", schema=str)

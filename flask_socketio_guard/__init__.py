@@ -34,7 +34,7 @@ from .errors import (
     UnknownDelivery,
 )
 from .events.broadcast_ack import BroadcastAnswers
-from .events.handlers import Event
+from .events.handlers import HandlerCall
 from .extension import SocketIOGuard
 from .states import ConnectionState, DeliveryState, ListenerState, TaskState
 from .telemetry.records import Failure
@@ -57,12 +57,12 @@ __all__ = [
     "DeliveryStoreError",
     "DeliveryStoreFull",
     "DuplicateTask",
-    "Event",
     "EventInvalid",
     "EventRejected",
     "Failure",
     "GuardConfig",
     "GuardError",
+    "HandlerCall",
     "HandlerTimeout",
     "IncompatibleVersion",
     "InvalidTransition",

@@ -99,7 +99,7 @@ class AppGuard:
         self.server: Any = socketio.server
         self.config = config
         self.sender: object = socketio if app is None else app
-        self.facts = Telemetry(self.sender)
+        self.telemetry = Telemetry(self.sender)
         self.handlers = HandlerGuard(self.sender, is_debug=self._is_debug)
         self.counters = Counters(self.sender)
         self._log_lines = LogLines(
@@ -119,7 +119,7 @@ class AppGuard:
         self.ordered: set[tuple[str, str]] = set()
         self.rates = RateLimiter(
             config.rate_storage,
-            on_storage_failure=lambda exc: self.facts.failed("hook", exc, "rate storage"),
+            on_storage_failure=lambda exc: self.telemetry.failed("hook", exc, "rate storage"),
             # Applications that share a Redis share no counts.
             namespace=f"socketio-guard:{self._fleet_name()}",
         )
@@ -178,11 +178,11 @@ class AppGuard:
 
     def _build(self) -> None:
         """Make the components: everything with tasks, locks or connections; again after a fork."""
-        config, runtime, facts, server = self.config, self.runtime, self.facts, self.server
+        config, runtime, telemetry, server = self.config, self.runtime, self.telemetry, self.server
         self.supervisor = Supervisor(
             runtime,
-            on_failure=lambda task, exc: facts.failed("task", exc, task.name),
-            on_change=lambda task, *change: facts.task_changed(task.name, *change),
+            on_failure=lambda task, exc: telemetry.failed("task", exc, task.name),
+            on_change=lambda task, *change: telemetry.task_changed(task.name, *change),
         )
         lifecycle = self.lifecycle = Lifecycle(
             runtime,
@@ -194,20 +194,20 @@ class AppGuard:
         )
         self.jobs = Jobs(runtime, recording=self.handlers.recording)
         self.deadlines = Deadlines(
-            runtime, on_failure=lambda exc: facts.failed("hook", exc, "deadline")
+            runtime, on_failure=lambda exc: telemetry.failed("hook", exc, "deadline")
         )
         self.run_callback = CallbackRunner(runtime, self.handlers, self._context)
         self.callbacks = CallbackTable(
             runtime,
             timeout=config.callback_timeout,
             run=self.run_callback,
-            on_lost=facts.callback_lost,
+            on_lost=telemetry.callback_lost,
         )
-        self.flusher = WriteBatcher(runtime)
+        self.write_batcher = WriteBatcher(runtime)
         self.fan_out = FanOut(runtime) if config.fast and runtime.can_kill else None
         self.connections = Connections(
             on_change=self._connection_changed,
-            on_failure=lambda client, exc: facts.failed(
+            on_failure=lambda client, exc: telemetry.failed(
                 "hook", exc, "deferred cleanup", client.namespace, client.sid
             ),
             call_apart=lambda target: runtime.call_apart(target, Context()),
@@ -247,12 +247,12 @@ class AppGuard:
             channel=str(getattr(server.manager, "channel", "flask-socketio")),
             encode=encode_strict,
             run=self.run_callback,
-            facts=facts,
+            telemetry=telemetry,
             hooks=self._registry.on_dead_letter,
             has_queue=self.queue is not None,
             is_write_only=self.app is None,
         )
-        self.surveys = BroadcastAcks(
+        self.broadcast_acks = BroadcastAcks(
             runtime,
             clients,
             publish=getattr(server.manager, "tell_others", None),
@@ -290,7 +290,7 @@ class AppGuard:
             self.tasks,
             *(make(self) for make in self._registry.components),
         ]
-        self._wire([component for component in components if component is not None])
+        self._connect([component for component in components if component is not None])
 
     def _web(self) -> list[Component]:
         """Return what a process needs that serves clients, and no other one."""
@@ -300,7 +300,7 @@ class AppGuard:
             LoopMonitoring(self.runtime, self.config.blocking_timeout, self.sender),
         ]
 
-    def _wire(self, components: list[Component]) -> None:
+    def _connect(self, components: list[Component]) -> None:
         self.lifecycle.components = components
         # Those that want to know; the others cost nothing.
         self._connected = _those_that("connected", components)
@@ -308,8 +308,8 @@ class AppGuard:
         self._disconnected = _those_that("disconnected", components)
         # Called event by event.
         self.spawn = self.jobs.spawn
-        self.event = self.runtime.event
-        self.take_survey = self.surveys.take
+        self.flag = self.runtime.flag
+        self.take_broadcast_call = self.broadcast_acks.take
         self.has_departed = self.delivery.dispatcher.has_departed
         self.listen: Callable[[], None] = lambda: None
         if self.queue is not None:
@@ -325,7 +325,7 @@ class AppGuard:
             self.lifecycle,
             self.config,
             transport,
-            facts=self.facts,
+            telemetry=self.telemetry,
             handle=self._take_message,
             is_write_only=self.app is None,
             at_exit=_at_exit,
@@ -456,7 +456,12 @@ class AppGuard:
     def is_quiet(self) -> bool:
         """Say whether no client is left and nothing runs for one."""
         engine = self.server.eio
-        is_busy = self.handlers.running or self.jobs.running or engine.sockets or engine.wires
+        is_busy = (
+            self.handlers.running
+            or self.jobs.running
+            or engine.sockets
+            or engine.websocket_transports
+        )
         return not is_busy and not self.connections
 
     def flush_at_exit(self) -> None:
@@ -487,7 +492,7 @@ class AppGuard:
         """
         return self.socketio.server is not self.server
 
-    # What the adopted upstream objects ask for (ports.Hooks)
+    # What the adopted upstream objects ask for (ports.Ports)
 
     @property
     def is_propagating(self) -> bool:
@@ -524,7 +529,7 @@ class AppGuard:
     def _connection_changed(
         self, connection: Connection, old: ConnectionState | None, new: ConnectionState
     ) -> None:
-        self.facts.connection_changed(
+        self.telemetry.connection_changed(
             connection.sid, connection.namespace, old, new, connection.reason
         )
         if new is ConnectionState.CLOSED:
@@ -614,7 +619,7 @@ class AppGuard:
                 hook(failure)
             except BaseException as exc:  # noqa: BLE001 - recorded; see signals.send
                 if failure.kind != "hook":
-                    self.facts.failed("hook", exc, getattr(hook, "__qualname__", repr(hook)))
+                    self.telemetry.failed("hook", exc, getattr(hook, "__qualname__", repr(hook)))
 
 
 def _those_that(hook: str, components: list[Component]) -> list[Any]:

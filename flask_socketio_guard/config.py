@@ -402,7 +402,7 @@ class GuardConfig:
         _POSITIVE,
         "how long a client may take to acknowledge one before it is sent again",
     )
-    delivery_deadline: float = _setting(
+    delivery_ttl: float = _setting(
         3600.0,
         _POSITIVE,
         "how long one is kept for its recipient, unless `deliver` says otherwise",

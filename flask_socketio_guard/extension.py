@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from .delivery.receipts import Receipt
     from .delivery.records import DeadLetter
     from .events.broadcast_ack import BroadcastAnswers
-    from .events.handlers import Event
+    from .events.handlers import HandlerCall
     from .states import ListenerState
     from .telemetry.records import Failure
 
@@ -378,10 +378,10 @@ class SocketIOGuard:
 
         return decorator
 
-    def before_event(self, hook: Callable[[Event], T]) -> Callable[[Event], T]:
+    def before_event(self, hook: Callable[[HandlerCall], T]) -> Callable[[HandlerCall], T]:
         """Call *hook* before every handler, connect and disconnect handlers included.
 
-        It runs in the handler's request context, with an :class:`Event`. It may
+        It runs in the handler's request context, with a :class:`HandlerCall`. It may
         raise :class:`EventRejected`: then the handler does not run, and the
         client is told (a connect is refused).
         """
@@ -528,7 +528,7 @@ class SocketIOGuard:
         namespace = _namespace(namespace)
         guard = self._current()
         guard.listen()
-        return guard.surveys.ask(
+        return guard.broadcast_acks.ask(
             event, _arguments(args), room=room, namespace=namespace, timeout=timeout
         )
 
@@ -557,7 +557,7 @@ class SocketIOGuard:
         event: str,
         *args: Any,
         to: str,
-        deadline: float | None = None,
+        ttl: float | None = None,
         retry: Retry | None = None,
         key: str | None = None,
         ordered: bool = False,
@@ -578,8 +578,8 @@ class SocketIOGuard:
             event: Event name.
             args: At most one payload; a tuple becomes several arguments. JSON only.
             to: A session id, a room, or an identity (:meth:`identify`).
-            deadline: Seconds after which it is given up, > 0; ``None`` takes
-                ``SOCKETIO_GUARD_DELIVERY_DEADLINE``.
+            ttl: Time to live: seconds after which it is given up, > 0; ``None`` takes
+                ``SOCKETIO_GUARD_DELIVERY_TTL``.
             retry: When it is sent again; ``None``: after
                 ``SOCKETIO_GUARD_DELIVERY_ACK_TIMEOUT`` seconds, and then ever less often.
             key: Replaces the message with the same key to the same recipient, if that has
@@ -618,8 +618,8 @@ class SocketIOGuard:
         _require_flag("with_id", with_id)
         _require_hook("on_delivered", on_delivered)
         _require_hook("on_expired", on_expired)
-        if deadline is not None:
-            require_seconds("deadline", deadline)
+        if ttl is not None:
+            require_seconds("ttl", ttl)
         if retry is not None and not isinstance(retry, Retry):
             raise ConfigError(f"retry must be a Retry, not {retry!r}")
         arguments = _arguments(args)
@@ -629,7 +629,7 @@ class SocketIOGuard:
             event,
             arguments,
             recipient=to,
-            lifetime=guard.config.delivery_deadline if deadline is None else deadline,
+            ttl=guard.config.delivery_ttl if ttl is None else ttl,
             namespace="/" if namespace is None else _namespace(namespace),
             retry=guard.delivery.retry if retry is None else retry,
             key=key,

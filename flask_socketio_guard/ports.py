@@ -9,17 +9,17 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from .config import GuardConfig
-    from .core.runtime import Event, Runtime
+    from .core.runtime import Flag, Runtime
     from .errors import EventRejected
 
 
-SURVEY: Final = "guard_survey"
+BROADCAST_CALL: Final = "guard_survey"
 """Method of a message that asks; peers without the guard ignore what they do not know."""
 
-SURVEY_ROLL: Final = "guard_survey_roll"
+BROADCAST_PARTICIPANTS: Final = "guard_survey_roll"
 """Method of a message that says whom a process has asked."""
 
-SURVEY_ANSWER: Final = "guard_survey_answer"
+BROADCAST_ANSWER: Final = "guard_survey_answer"
 """Method of a message that brings one answer."""
 
 
@@ -110,7 +110,7 @@ class Connection(Protocol):
     def defer(self, cleanup: Callable[[], object]) -> None: ...
     def expect(self) -> None: ...
     def begun(self) -> None: ...
-    def wait_until_begun(self, all_begun: Event, patience: float) -> bool: ...
+    def wait_until_begun(self, all_begun: Flag, patience: float) -> bool: ...
 
 
 def transport_of(connection: Connection) -> str | None:
@@ -199,7 +199,7 @@ class Handlers(Protocol):
     def recording(self, target: Callable[..., object]) -> Callable[..., object]: ...
 
 
-class Hooks(Protocol):
+class Ports(Protocol):
     """The guard of one application, seen from below."""
 
     @property
@@ -227,7 +227,7 @@ class Hooks(Protocol):
         """What is due later."""
 
     @property
-    def flusher(self) -> WriteBatcher:
+    def write_batcher(self) -> WriteBatcher:
         """Who writes, and when."""
 
     @property
@@ -235,7 +235,7 @@ class Hooks(Protocol):
         """Who carries broadcasts, if not the queues of their recipients."""
 
     @property
-    def facts(self) -> Telemetry:
+    def telemetry(self) -> Telemetry:
         """Who is told what happens to clients."""
 
     @property
@@ -263,7 +263,7 @@ class Hooks(Protocol):
     def entered(self, sid: str, room: object) -> None:
         """Note that a client entered a room."""
 
-    def take_survey(self, message: dict[str, Any]) -> None:
+    def take_broadcast_call(self, message: dict[str, Any]) -> None:
         """Act on a question to a room, or an answer to one, of another process."""
 
     def has_departed(self, sid: str) -> bool:
@@ -284,5 +284,5 @@ class Hooks(Protocol):
     def spawn(self, name: str, target: Callable[[], object]) -> None:
         """Run *target* in a task of its own and record what it raises."""
 
-    def event(self) -> Event:
+    def flag(self) -> Flag:
         """Return a new event of the application's runtime."""

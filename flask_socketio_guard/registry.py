@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from .core.component import Component
     from .core.tasks import TaskSpec
     from .delivery.records import DeadLetter
-    from .events.handlers import Event
+    from .events.handlers import HandlerCall
     from .events.pipeline import HandlerEntry
     from .telemetry.records import Failure
 
@@ -27,7 +27,7 @@ class Registry:
     handlers: list[HandlerEntry] = field(default_factory=list)
     handshakes: dict[str, float] = field(default_factory=dict)
     tasks: list[TaskSpec] = field(default_factory=list)
-    before_event: list[Callable[[Event], object]] = field(default_factory=list)
+    before_event: list[Callable[[HandlerCall], object]] = field(default_factory=list)
     on_failure: list[Callable[[Failure], object]] = field(default_factory=list)
     components: list[Callable[[Any], Component]] = field(default_factory=list)
     on_dead_letter: list[Callable[[DeadLetter], object]] = field(default_factory=list)

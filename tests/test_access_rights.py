@@ -11,7 +11,7 @@ from socketio import RedisManager
 from flask_socketio_guard.delivery.records import Delivery
 from flask_socketio_guard.delivery.redis_store import RedisStore
 from flask_socketio_guard.delivery.store import Step
-from flask_socketio_guard.queue.transport import Message, Probe
+from flask_socketio_guard.queue.transport import Probe, QueueMessage
 from flask_socketio_guard.states import DeliveryState
 from flask_socketio_guard.upstream.redis.transport import RedisTransport
 from tests.support import wait_until
@@ -50,7 +50,7 @@ def test_the_rights_for_the_queue_are_enough(
     assert transport.check() is None
     subscription, publisher = transport.subscribe(), transport.publisher(lambda: False)
     try:
-        assert publisher.publish([Message(1, b"{}")], 7) == 1
+        assert publisher.publish([QueueMessage(1, b"{}")], 7) == 1
         found: list[object] = []
         wait_until(lambda: found.extend(subscription.read(0.1)) or len(found) == 2)
         assert Probe(7) in found
@@ -96,10 +96,10 @@ def test_the_rights_for_messages_that_must_arrive_are_enough(
     try:
         assert store.lead()
         assert store.lead()  # again: it has the lock
-        store.news(0.1)
-        assert store.stay()
+        store.changes(0.1)
+        assert store.heartbeat()
         store.apply(everything)
-        assert store.news(0.1) is not None
+        assert store.changes(0.1) is not None
         assert store.forget_dead_processes() == []
         assert store.do("find", f"{0:032x}").state is DeliveryState.DELIVERED
     finally:

@@ -255,7 +255,7 @@ def test_websockets_leave_threads_for_others(make_served: Callable[..., Served])
     assert upgrade.response.status_code == 503
     polling.join()  # goes on polling
     clients[0].send_close()
-    served.wait_for(lambda: len(served.engine.wires) == 1)
+    served.wait_for(lambda: len(served.engine.websocket_transports) == 1)
     assert served.joined().response.status_code == 101  # type: ignore[union-attr]
 
 

@@ -48,14 +48,14 @@ def test_an_import_up_the_floors_is_found() -> None:
         "core.runtime": "from ..telemetry.health import Health",
         "states": "from . import extension",
         "errors": "import flask_socketio_guard.extension",
-        "upstream.engineio.wire": "from ..socketio import server",
+        "upstream.engineio.websocket_transport": "from ..socketio import server",
         "upstream.adopt": "if TYPE_CHECKING:\n    from ..app_guard import AppGuard",
     }
     assert wrong_directions(sources) == [
         "core.runtime reaches up to telemetry.health",
         "states reaches up to extension",
         "errors reaches up to extension",
-        "upstream.engineio.wire reaches up to upstream.socketio",
+        "upstream.engineio.websocket_transport reaches up to upstream.socketio",
         "upstream.adopt reaches up to app_guard",
     ]
 

@@ -8,7 +8,7 @@ import pytest
 
 from flask_socketio_guard.core.supervisor import Restart, RestartPolicy, Supervisor
 from flask_socketio_guard.delivery.records import Delivery
-from flask_socketio_guard.delivery.store import News
+from flask_socketio_guard.delivery.store import Changes
 from flask_socketio_guard.delivery.sync import StoreSync
 from flask_socketio_guard.errors import DeliveryStoreError
 from tests import unit_support
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 nothing_left_behind = unit_support.nothing_left_behind
 runtime = unit_support.runtime
 
-MESSAGE = Delivery("0" * 32, "ann", "news", "[]", 60.0)
+MESSAGE = Delivery("0" * 32, "ann", "changes", "[]", 60.0)
 
 
 class FakeStore:
@@ -30,27 +30,27 @@ class FakeStore:
 
     def __init__(self, runtime: Runtime) -> None:
         self.runtime = runtime
-        self.answers: list[News | BaseException | None] = []
+        self.answers: list[Changes | BaseException | None] = []
         self.dead: list[Delivery] = []
         self.expired: list[list[Delivery]] = []
         self.is_leading = True
         self.is_unknown = True
 
-    def news(self, timeout: float) -> News | None:
+    def changes(self, timeout: float) -> Changes | None:
         self.runtime.sleep(0.001)
-        answer = self.answers.pop(0) if self.answers else News([], [])
+        answer = self.answers.pop(0) if self.answers else Changes([], [])
         if isinstance(answer, BaseException):
             raise answer
         return answer
 
-    def stay(self) -> bool:
+    def heartbeat(self) -> bool:
         was_unknown, self.is_unknown = self.is_unknown, False
         return was_unknown
 
     def lead(self) -> bool:
         return self.is_leading
 
-    def forget_dead_processes(self) -> list[Delivery]:
+    def reap_dead_processes(self) -> list[Delivery]:
         dead, self.dead = self.dead, []
         return dead
 
@@ -104,9 +104,9 @@ def running(runtime: Runtime, nothing_left_behind: None) -> Iterator[Running]:
 
 
 def test_what_was_missed_is_looked_up_until_that_succeeds(running: Running) -> None:
-    running.store.answers = [None, News(["/,ann"], [MESSAGE])]
+    running.store.answers = [None, Changes(["/,ann"], [MESSAGE])]
     running.gap_failures = 2
-    running.start("hear")
+    running.start("follow")
     wait_for(running.runtime, lambda: len(running.told) == 3)
     assert running.told == ["gap", (MESSAGE, False), "/,ann"]
 
@@ -115,9 +115,9 @@ def test_a_store_that_is_away_is_asked_again(running: Running) -> None:
     running.store.answers = [
         DeliveryStoreError("away"),
         DeliveryStoreError("away"),
-        News(["/,ann"], []),
+        Changes(["/,ann"], []),
     ]
-    running.start("hear")
+    running.start("follow")
     wait_for(running.runtime, lambda: bool(running.told))
     assert running.told == ["/,ann"]
     wait_for(running.runtime, lambda: running.answers[:3] == [False, False, True])
@@ -150,8 +150,8 @@ def test_one_who_fails_to_listen_does_not_miss_the_rest(
         raise RuntimeError("mine")
 
     monkeypatch.setattr(running.fleet, "_on_stored", fail)
-    running.store.answers = [News(["/,ann"], [])]
-    running.start("hear")
+    running.store.answers = [Changes(["/,ann"], [])]
+    running.start("follow")
     wait_for(running.runtime, lambda: running.told == ["gap"])
 
 
@@ -167,5 +167,5 @@ def test_what_was_given_up_unheard_is_looked_up(
         return []
 
     monkeypatch.setattr(running.store, "do", give_up)
-    running.start("lead", "hear")
+    running.start("lead", "follow")
     wait_for(running.runtime, lambda: "gap" in running.told)

@@ -1,4 +1,4 @@
-"""The office: senders are told what became of theirs, whoever ended it and however."""
+"""The source: senders are told what became of theirs, whoever ended it and however."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ runtime = unit_support.runtime
 
 
 class Sending:
-    """An office, and what senders are told."""
+    """A source, and what senders are told."""
 
     def __init__(self, runtime: Runtime) -> None:
         self.runtime = runtime
@@ -49,7 +49,7 @@ class Sending:
     def put(self, **options: Any) -> Receipt:
         options = {
             "recipient": "ann",
-            "lifetime": 60.0,
+            "ttl": 60.0,
             "namespace": "/",
             "retry": Retry(),
             "key": None,
@@ -59,7 +59,7 @@ class Sending:
             "on_delivered": lambda receipt: self.told.append(("delivered", receipt.id)),
             "on_expired": lambda receipt: self.told.append(("expired", receipt.id)),
         } | options
-        return self.api.put("news", [1], **options)
+        return self.api.put("changes", [1], **options)
 
 
 @pytest.fixture

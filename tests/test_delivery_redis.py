@@ -9,7 +9,7 @@ import pytest
 from flask_socketio_guard.delivery import redis_store
 from flask_socketio_guard.delivery.records import Delivery
 from flask_socketio_guard.delivery.redis_store import RedisStore
-from flask_socketio_guard.delivery.store import End, News, Put, Step
+from flask_socketio_guard.delivery.store import Changes, End, Put, Step
 from flask_socketio_guard.errors import DeliveryFormatError, DeliveryStoreError
 from flask_socketio_guard.states import DeliveryState
 from tests.support import TcpProxy, wait_until
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from tests.support import RedisServer
 
 LEASE = 1.5
-NOTHING = News([], [])
-STORED = News(["/,ann"], [])
+NOTHING = Changes([], [])
+STORED = Changes(["/,ann"], [])
 
 
 def make_store(url: str, host: str, **options: Any) -> RedisStore:
@@ -56,7 +56,7 @@ def stores(redis_server: RedisServer) -> Iterator[Callable[[str], RedisStore]]:
 
 
 def message(number: int, **options: Any) -> Delivery:
-    return Delivery(f"{number:032x}", "ann", "news", f"[{number}]", 60.0, **options)
+    return Delivery(f"{number:032x}", "ann", "changes", f"[{number}]", 60.0, **options)
 
 
 def put(store: RedisStore, *numbers: int, **options: Any) -> None:
@@ -77,31 +77,31 @@ def test_processes_share_what_there_is(stores: Callable[[str], RedisStore]) -> N
 
 def test_each_hears_what_the_others_do(stores: Callable[[str], RedisStore]) -> None:
     one, two = stores("one"), stores("two")
-    assert one.news(0.1) is None, "who begins to hear has missed all before"
-    assert two.news(0.1) is None
+    assert one.changes(0.1) is None, "who begins to follow has missed all before"
+    assert two.changes(0.1) is None
     put(one, 1)
     one.do("acknowledge", message(1).id, "phone", 1)
-    assert one.news(0.1) == NOTHING
-    news = two.news(5.0)
-    assert news is not None
-    (ended,) = news.ended
-    assert news.stored == ["/,ann"]
-    assert (ended.address, ended.event) == ("/,ann", "news")
+    assert one.changes(0.1) == NOTHING
+    changes = two.changes(5.0)
+    assert changes is not None
+    (ended,) = changes.ended
+    assert changes.stored == ["/,ann"]
+    assert (ended.address, ended.event) == ("/,ann", "changes")
     assert (ended.state, ended.attempts) == (DeliveryState.DELIVERED, 1)
-    assert two.news(0.01) == NOTHING
+    assert two.changes(0.01) == NOTHING
 
 
 def test_news_that_were_missed_are_known_to_be(
     stores: Callable[[str], RedisStore], redis_server: RedisServer
 ) -> None:
     one, two = stores("one"), stores("two")
-    two.news(0.1)
+    two.changes(0.1)
     for number in (1, 2, 3):
         put(one, number)
-    redis_server.command("XTRIM", "test:news", "MAXLEN", 1)
-    assert two.news(1.0) is None
+    redis_server.command("XTRIM", "test:changes", "MAXLEN", 1)
+    assert two.changes(1.0) is None
     put(one, 4)
-    assert two.news(1.0) == STORED
+    assert two.changes(1.0) == STORED
 
 
 def test_one_leads_and_another_takes_over_when_it_dies(
@@ -121,16 +121,16 @@ def test_devices_of_a_process_that_died_count_no_more(
     stores: Callable[[str], RedisStore],
 ) -> None:
     one, two = stores("one"), stores("two")
-    for store, device in ((one, "desk"), (two, "phone")):
-        store.stay()
+    for store, device in ((one, "store_client"), (two, "phone")):
+        store.heartbeat()
         store.do("join", "/,ann", device)
     put(one, 1, requires_all=True)
     assert two.do("acknowledge", message(1).id, "phone", 1) is None
     ended: list[Delivery] = []
 
     def has_ended() -> bool:
-        two.stay()
-        ended.extend(two.forget_dead_processes())
+        two.heartbeat()
+        ended.extend(two.reap_dead_processes())
         return bool(ended)
 
     wait_until(has_ended, timeout=20.0)
@@ -175,11 +175,11 @@ def test_messages_of_another_version_are_left_as_they_are(
         "[]",
         "[2]",
         "[1]",
-        '[2, "1", "ann", "news", "/", [1, 1, 1], null, 0, 0, 0]',
-        '[2, 1, "ann", "news", "/", [1, 1, 1], null, 0, 0, 0]\n[]',
-        '[2, "1", "ann", "news", "/", [1, 1, 0], null, 0, 0, 0]\n[]',
-        '[2, "1", "ann", "news", "/", [[], 1, 1], null, 0, 0, 0]\n[]',
-        '[2, "1", "ann", "news", "/", [1, 1, 1], 5, 0, 0, 0]\n[]',
+        '[2, "1", "ann", "changes", "/", [1, 1, 1], null, 0, 0, 0]',
+        '[2, 1, "ann", "changes", "/", [1, 1, 1], null, 0, 0, 0]\n[]',
+        '[2, "1", "ann", "changes", "/", [1, 1, 0], null, 0, 0, 0]\n[]',
+        '[2, "1", "ann", "changes", "/", [[], 1, 1], null, 0, 0, 0]\n[]',
+        '[2, "1", "ann", "changes", "/", [1, 1, 1], 5, 0, 0, 0]\n[]',
     ],
 )
 def test_rubbish_in_redis_keeps_nobody_from_the_rest(
@@ -201,7 +201,7 @@ def test_a_redis_that_is_away_is_told_without_its_password(make_redis: Any) -> N
     url = server.url.replace("redis://", "redis://:s3cret@")
     store = make_store(url, "one", timeout=0.2)
     server.stop()
-    for attempt in (lambda: put(store, 1), lambda: store.news(0.1), store.lead, store.stay):
+    for attempt in (lambda: put(store, 1), lambda: store.changes(0.1), store.lead, store.heartbeat):
         with pytest.raises(DeliveryStoreError) as caught:
             attempt()
         assert "s3cret" not in str(caught.value)
@@ -214,13 +214,13 @@ def test_who_hears_nothing_notices(
     """The other side of the connection has vanished without a word."""
     with TcpProxy(redis_server.port) as proxy:
         store = make_store(f"redis://127.0.0.1:{proxy.port}/0", "far", timeout=1.0)
-        assert store.news(0.1) is None
-        assert store.news(0.1) == NOTHING
+        assert store.changes(0.1) is None
+        assert store.changes(0.1) == NOTHING
         assert proxy.black_hole() > 0
         put(stores("one"), 1)
         with pytest.raises(DeliveryStoreError):
-            store.news(0.1)
-        wait_until(lambda: store.news(0.1) == STORED, timeout=20.0, message="it hears nothing")
+            store.changes(0.1)
+        wait_until(lambda: store.changes(0.1) == STORED, timeout=20.0, message="it hears nothing")
         store.close()
 
 
@@ -232,10 +232,10 @@ def test_what_redis_has_thrown_out_keeps_nobody_from_the_rest(
     put(store, 1, 2, requires_all=is_all)
     put(store, 3, key="price")
     store.do("join", "/,ann", "phone")
-    store.do("join", "/,ann", "desk")
+    store.do("join", "/,ann", "store_client")
     for number in (1, 3):
         redis_server.command("DEL", f"test:m:{message(number).id}")
-    assert store.do("leave", "/,ann", "desk") == []
+    assert store.do("leave", "/,ann", "store_client") == []
     assert waiting(store) == ["[2]"]
     put(store, 4, key="price")
     assert store.do("finish", message(1).id, DeliveryState.GONE) == End(None, is_new=False)
@@ -270,19 +270,19 @@ def test_an_end_whose_answer_was_lost_is_told_when_asked_again(
 
 def test_who_was_taken_for_dead_is_told(stores: Callable[[str], RedisStore]) -> None:
     one, two = stores("one"), stores("two")
-    assert one.stay(), "nobody knows who has just come"
+    assert one.heartbeat(), "nobody knows who has just come"
     one.do("join", "/,ann", "phone")
-    assert not one.stay()
-    assert two.forget_dead_processes() == []
+    assert not one.heartbeat()
+    assert two.reap_dead_processes() == []
     assert two._redis.scard("test:devices:/,ann") == 1
 
     def is_forgotten() -> bool:
-        two.forget_dead_processes()
+        two.reap_dead_processes()
         return not two._redis.scard("test:devices:/,ann")
 
     wait_until(is_forgotten, timeout=20.0)
     assert not two._redis.smembers("test:hosts")
-    assert one.stay(), "its devices have to join again"
+    assert one.heartbeat(), "its devices have to join again"
 
 
 def test_a_redis_that_was_emptied_is_heard_again(
@@ -290,19 +290,19 @@ def test_a_redis_that_was_emptied_is_heard_again(
 ) -> None:
     one, two = stores("one"), stores("two")
     put(one, 1)
-    assert two.news(0.1) is None
+    assert two.changes(0.1) is None
     redis_server.command("FLUSHALL")
-    assert two.news(0.01) is None
-    assert two.news(0.01) is None
+    assert two.changes(0.01) is None
+    assert two.changes(0.01) is None
     put(one, 2)
-    assert two.news(1.0) == STORED
+    assert two.changes(1.0) == STORED
 
 
 def test_rubbish_in_the_news_keeps_nobody_from_the_rest(
     stores: Callable[[str], RedisStore], redis_server: RedisServer
 ) -> None:
     one, two = stores("one"), stores("two")
-    two.news(0.1)
+    two.changes(0.1)
     put(one, 1)
     for fields in (
         ("a", "b"),
@@ -310,11 +310,11 @@ def test_rubbish_in_the_news_keeps_nobody_from_the_rest(
         ("count", "9", "host", "z", "what", "{"),
         ("count", "10", "what", "[[5], [[]]]"),
     ):
-        redis_server.command("XADD", "test:news", "*", *fields)
+        redis_server.command("XADD", "test:changes", "*", *fields)
     put(one, 2)
-    assert two.news(1.0) is None, "some may have been missed"
+    assert two.changes(1.0) is None, "some may have been missed"
     put(one, 3)
-    assert two.news(1.0) == STORED
+    assert two.changes(1.0) == STORED
 
 
 def test_a_clock_that_was_read_too_slowly_says_nothing(
@@ -332,7 +332,7 @@ def test_a_dead_letter_says_what_was_in_it(stores: Callable[[str], RedisStore]) 
     store = stores("one")
     put(store, 1, 2)
     store.do("mark", message(1).id, 2, True)
-    gone = store.do("abandon", "/,ann", DeliveryState.GONE, 1)
+    gone = store.do("fail_all", "/,ann", DeliveryState.GONE, 1)
     (refused,) = [store.do("finish", message(2).id, DeliveryState.REFUSED).delivery]
     letters = store.do("dead_letters", 9)
     assert [letter.delivery.arguments for letter in letters] == [[2], [1]]
@@ -348,14 +348,14 @@ def test_a_redis_whose_memory_is_full_hears_what_has_ended(make_redis: Any) -> N
     server = make_redis()
     store = make_store(server.url, "one")
     put(store, 1, 2, 3)
-    store.stay()
+    store.heartbeat()
     server.command("CONFIG", "SET", "maxmemory", "1")
     try:
         (refused,) = store.apply([Step("put", (message(4),))])
         assert refused == Put(None)
         store.do("mark", message(1).id, 1, True)
         store.do("join", "/,ann", "phone")
-        assert not store.stay()
+        assert not store.heartbeat()
         steps = [
             Step("put", (message(5),)),
             Step("acknowledge", (message(1).id, "phone", 1)),
@@ -388,14 +388,14 @@ def test_what_redis_has_thrown_out_is_not_looked_for_for_ever(
     put(store, 1)
     redis_server.command("DEL", f"test:m:{message(1).id}")
     assert waiting(store) == []
-    assert redis_server.command("ZCARD", "test:box:/,ann") == 0
+    assert redis_server.command("ZCARD", "test:mailbox:/,ann") == 0
 
 
 def test_what_has_ended_leaves_only_what_is_to_be_found(
     stores: Callable[[str], RedisStore], redis_server: RedisServer
 ) -> None:
     store = stores("one")
-    store.stay()
+    store.heartbeat()
     store.do("join", "/,ann", "phone")
     put(store, 1, requires_all=True)
     put(store, 2, key="price")
@@ -407,9 +407,9 @@ def test_what_has_ended_leaves_only_what_is_to_be_found(
         store.do("finish", message(number).id, DeliveryState.REFUSED)
     assert redis_server.command("GET", "test:size") == b"0"
     messages = {f"test:{kind}:{message(n).id}".encode() for kind in "mb" for n in (2, 3)}
-    kept = {"alive:one", "dead", "hosts", "news", "news-count", "news-sizes", "numbers"}
+    kept = {"alive:one", "dead", "hosts", "changes", "changes-count", "changes-sizes", "numbers"}
     kept |= {"ended", "ended-order", "version"}
-    kept |= {"size", "ended-size", "dead-size", "news-size"}
+    kept |= {"size", "ended-size", "dead-size", "changes-size"}
     names = set(redis_server.command("KEYS", "test:*"))
     assert names == messages | {f"test:{name}".encode() for name in kept}
 
@@ -431,9 +431,9 @@ def test_a_message_that_replaces_another_needs_no_room_of_its_own(
 def test_who_comes_back_in_time_is_not_buried(stores: Callable[[str], RedisStore]) -> None:
     """After the leader has seen that it says nothing."""
     one, two = stores("one"), stores("two")
-    one.stay()
+    one.heartbeat()
     one.do("join", "/,ann", "phone")
-    assert two.do("bury", "one", 10) == ([], 0)
+    assert two.do("reap", "one", 10) == ([], 0)
     assert two._redis.scard("test:devices:/,ann") == 1
 
 
@@ -442,8 +442,8 @@ def test_what_was_done_before_a_step_that_fails_is_told_to_the_others(
 ) -> None:
     one, two = stores("one"), stores("two")
     put(one, 1)
-    two.news(0.1)
-    redis_server.command("SET", "test:box:/,bob", "somebody else's")
+    two.changes(0.1)
+    redis_server.command("SET", "test:mailbox:/,bob", "somebody else's")
     to_bob = message(2)._replace(recipient="bob")
     steps = [Step("finish", (message(1).id, DeliveryState.CANCELLED)), Step("put", (to_bob,))]
     with pytest.raises(DeliveryStoreError):
@@ -451,9 +451,9 @@ def test_what_was_done_before_a_step_that_fails_is_told_to_the_others(
     is_over, failure = one.apply(steps)
     assert is_over.is_new
     assert isinstance(failure, DeliveryStoreError)
-    news = two.news(1.0)
-    assert news is not None
-    assert [each.id for each in news.ended] == [message(1).id]
+    changes = two.changes(1.0)
+    assert changes is not None
+    assert [each.id for each in changes.ended] == [message(1).id]
 
 
 def used(server: RedisServer) -> int:
@@ -483,15 +483,17 @@ def test_what_is_counted_is_what_redis_needs(
     to = [message(n)._replace(recipient=f"user-{n}", **options) for n in range(500)]
     put(store, 999)
     store.do("finish", message(999).id, DeliveryState.CANCELLED)
-    before, news_before = memory(), int(server.command("GET", "guard:chat:news-size"))
+    before, news_before = memory(), int(server.command("GET", "guard:chat:changes-size"))
     store.apply([Step("put", (each,)) for each in to])
-    news = int(server.command("GET", "guard:chat:news-size")) - news_before
+    changes = int(server.command("GET", "guard:chat:changes-size")) - news_before
     counted, needed = int(server.command("GET", "guard:chat:size")), memory() - before
-    assert counted > 0.9 * (needed - news), f"{counted} counted, {needed - news} needed"
-    assert counted < 1.4 * (needed - news), f"{counted} counted, {needed - news} needed"
+    assert counted > 0.9 * (needed - changes), f"{counted} counted, {needed - changes} needed"
+    assert counted < 1.4 * (needed - changes), f"{counted} counted, {needed - changes} needed"
     store.apply([Step("acknowledge", (each.id, "phone", 1)) for each in to])
     assert server.command("GET", "guard:chat:size") == b"0"
-    kept = sum(int(server.command("GET", f"guard:chat:{name}-size")) for name in ("ended", "news"))
+    kept = sum(
+        int(server.command("GET", f"guard:chat:{name}-size")) for name in ("ended", "changes")
+    )
     # Less what the server keeps for its connections.
     assert memory() - before < 1.2 * kept + 64_000, f"{kept} counted, {memory() - before} needed"
     store.close()
@@ -500,7 +502,7 @@ def test_what_is_counted_is_what_redis_needs(
 def test_all_that_is_kept_is_bounded_in_bytes(
     redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Bodies go at the end; receipts, dead letters and news do when they take too much."""
+    """Bodies go at the end; receipts, dead letters and changes do when they take too much."""
     redis_server.command("FLUSHALL")
     monkeypatch.setattr(redis_store, "_MAX_NEWS_SIZE", 20_000)
     bounds = {"max_ended_size": 20_000, "max_dead_size": 50_000}
@@ -543,12 +545,12 @@ def test_a_device_that_comes_and_goes_is_not_remembered_for_ever(
     stores: Callable[[str], RedisStore], redis_server: RedisServer
 ) -> None:
     store = stores("one")
-    store.do("join", "/,ann", "desk")
+    store.do("join", "/,ann", "store_client")
     put(store, 1, requires_all=True)
     for number in range(200):
         assert store.do("acknowledge", message(1).id, f"phone-{number}", 1) is None
     assert int(redis_server.command("SCARD", f"test:acks:{message(1).id}")) <= 64
-    assert store.do("acknowledge", message(1).id, "desk", 1).is_new
+    assert store.do("acknowledge", message(1).id, "store_client", 1).is_new
 
 
 def test_a_page_is_bounded_in_bytes(stores: Callable[[str], RedisStore]) -> None:

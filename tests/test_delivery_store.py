@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 MAX_MESSAGES = 8
 RETENTION = 1_000_000.0
 _NAMES = st.sampled_from(["ann", "bob"])
-_DEVICES = st.sampled_from(["phone", "desk"])
+_DEVICES = st.sampled_from(["phone", "store_client"])
 _KEYS = st.none() | st.sampled_from(["price", "place"])
 
 
@@ -103,12 +103,12 @@ class StoreMachine(RuleBasedStateMachine):
         key=_KEYS,
         requires_all=st.booleans(),
         is_ordered=st.booleans(),
-        lifetime=st.sampled_from([100.0, 500.0, 3000.0]),
+        ttl=st.sampled_from([100.0, 500.0, 3000.0]),
     )
     def put(self, **options: Any) -> str:
         self.count += 1
         id = f"{self.count:032x}"
-        delivery = Delivery(id, event="news", body=f"[{self.count}]", **options)
+        delivery = Delivery(id, event="changes", body=f"[{self.count}]", **options)
         older = [
             known
             for known in self.open()
@@ -129,7 +129,7 @@ class StoreMachine(RuleBasedStateMachine):
             self.same(put.replaced, older[0])
         else:
             assert put.replaced is None
-        self.known[id] = Known(put.delivery, self.clock.now + delivery.lifetime)
+        self.known[id] = Known(put.delivery, self.clock.now + delivery.ttl)
         return id
 
     @rule(id=messages)
@@ -189,8 +189,8 @@ class StoreMachine(RuleBasedStateMachine):
             assert end.delivery.body == (known.delivery.body if state in DEAD else "")
 
     @rule(recipient=_NAMES, limit=st.integers(1, 3))
-    def abandon(self, recipient: str, limit: int) -> None:
-        ended = self.do("abandon", f"/,{recipient}", DeliveryState.GONE, limit)
+    def fail_all(self, recipient: str, limit: int) -> None:
+        ended = self.do("fail_all", f"/,{recipient}", DeliveryState.GONE, limit)
         wanted = sorted(
             (known for known in self.open() if known.delivery.recipient == recipient),
             key=lambda known: known.delivery.number,
@@ -260,7 +260,7 @@ class StoreMachine(RuleBasedStateMachine):
             self.same(delivery, known)
             assert delivery.body == known.delivery.body
             left = max(0.0, known.deadline - self.clock.now)
-            assert abs(delivery.lifetime - left) < 40.0
+            assert abs(delivery.ttl - left) < 40.0
 
     @invariant()
     def everything_is_found(self) -> None:
@@ -354,7 +354,7 @@ def small_store(clock: FakeClock, **options: Any) -> MemoryStore:
 
 
 def message(number: int, **options: Any) -> Delivery:
-    return Delivery(f"{number:032x}", "ann", "news", "[]", 60.0, **options)
+    return Delivery(f"{number:032x}", "ann", "changes", "[]", 60.0, **options)
 
 
 def put(store: MemoryStore, *numbers: int, **options: Any) -> list[Put]:
@@ -419,7 +419,7 @@ def test_dead_letters_and_receipts_are_bounded_in_bytes_and_in_time() -> None:
 def test_what_is_counted_is_what_a_process_needs() -> None:
     store = small_store(FakeClock(), max_messages=10**4, max_size=10**9)
     given = [
-        Delivery(f"{number:032x}", f"user-{number}", "news", "x" * (number + 1), 60.0)
+        Delivery(f"{number:032x}", f"user-{number}", "changes", "x" * (number + 1), 60.0)
         for number in range(1000)
     ]
     bodies = sum(map(len, (each.body for each in given)))

@@ -19,8 +19,8 @@ from flask_socketio import SocketIO
 from flask_socketio_guard import (
     ConfigError,
     DuplicateTask,
-    Event,
     Failure,
+    HandlerCall,
     ListenerState,
     OutboxFull,
     SocketIOGuard,
@@ -1328,9 +1328,9 @@ def test_one_process_may_serve_an_application_and_write_elsewhere(
 
 
 def test_an_event_given_to_hooks_is_a_value(guarded: Guarded) -> None:
-    """Hooks may keep it."""
-    assert Event("a", "/", "s", (1,)) == Event("a", "/", "s", (1,))
-    assert hash(Event("a", "/", "s", (1,)))
+    """Ports may keep it."""
+    assert HandlerCall("a", "/", "s", (1,)) == HandlerCall("a", "/", "s", (1,))
+    assert hash(HandlerCall("a", "/", "s", (1,)))
 
 
 WINDOWS = """

@@ -16,7 +16,7 @@ import pytest
 from flask_socketio import ConnectionRefusedError as ConnectionRefused
 from flask_socketio import Namespace, SocketIO
 
-from flask_socketio_guard import Event, EventRejected, Failure, HandlerTimeout, SocketIOGuard
+from flask_socketio_guard import EventRejected, Failure, HandlerCall, HandlerTimeout, SocketIOGuard
 from flask_socketio_guard.errors import ConfigError
 from flask_socketio_guard.events.handlers import HandlerGuard
 from flask_socketio_guard.events.signatures import fit
@@ -643,15 +643,15 @@ def test_a_rejected_connect_refuses_its_client(guarded: Guarded, place: str) -> 
     }
 
 
-# Hooks
+# Ports
 
 
 def test_a_hook_sees_every_event_before_its_handler(guarded: Guarded) -> None:
-    seen: list[Event] = []
+    seen: list[HandlerCall] = []
     requests: list[object] = []
 
     @guarded.guard.before_event
-    def look(event: Event) -> None:
+    def look(event: HandlerCall) -> None:
         seen.append(event)
         requests.append(flask.request.sid)  # type: ignore[attr-defined]
 
@@ -663,9 +663,9 @@ def test_a_hook_sees_every_event_before_its_handler(guarded: Guarded) -> None:
     assert client.emit("chat", "hello", 2, callback=True) == "answer"
     client.disconnect()
     assert seen == [
-        Event("connect", "/", sid, ({"token": 1},)),
-        Event("chat", "/", sid, ("hello", 2)),
-        Event("disconnect", "/", sid, ("client disconnect",)),
+        HandlerCall("connect", "/", sid, ({"token": 1},)),
+        HandlerCall("chat", "/", sid, ("hello", 2)),
+        HandlerCall("disconnect", "/", sid, ("client disconnect",)),
     ]
     assert requests == [sid] * 3
 

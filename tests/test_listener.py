@@ -39,8 +39,8 @@ class WebSocketTransport:
     def __init__(self, queue: Queue) -> None:
         self.queue = queue
         self.arrived: deque[Arrival | Exception] = deque()
-        self.news = queue.runtime.event()
-        self.release = queue.runtime.event()
+        self.news = queue.runtime.flag()
+        self.release = queue.runtime.flag()
         self.is_closed = False
         self.is_deaf = False
         self.is_hung = False

@@ -142,7 +142,7 @@ def test_messages_go_out_in_order(box: Box) -> None:
 
 def test_a_message_waits_until_it_is_acknowledged(box: Box) -> None:
     """What is on its way still counts against the bounds."""
-    answer = box.runtime.event()
+    answer = box.runtime.flag()
     box.publisher.before_answer = answer.wait
     box.put("12345")
     box.wait_for(lambda: box.publisher.calls)
@@ -155,7 +155,7 @@ def test_a_message_waits_until_it_is_acknowledged(box: Box) -> None:
 
 def test_what_was_not_acknowledged_is_sent_again_in_order(box: Box) -> None:
     """The connection breaks after 3 of 10."""
-    hold = box.runtime.event()
+    hold = box.runtime.flag()
     box.publisher.before_answer = hold.wait
     box.publisher.script = [PublishError("reset by peer", published=3)]
     box.put("0")
@@ -346,7 +346,7 @@ def test_dropping_the_oldest_never_refuses_while_a_batch_is_on_its_way(
 ) -> None:
     """The broker hangs with a whole batch in flight."""
     box = make_box(start=False, max_messages=max_messages, is_dropping_oldest=True)
-    answer = box.runtime.event()
+    answer = box.runtime.flag()
     box.publisher.before_answer = answer.wait
     box.put(*[str(number) for number in range(max_messages)])
     box.start()
@@ -438,7 +438,7 @@ def test_nobody_waits_for_a_broker_that_is_away(make_box: Callable[..., Box]) ->
 def test_nobody_waits_long_for_a_broker_that_hangs(make_box: Callable[..., Box]) -> None:
     """Once the silence is too long nobody waits any more."""
     box = make_box(max_messages=4)
-    answer = box.runtime.event()
+    answer = box.runtime.flag()
     box.publisher.before_answer = answer.wait
     box.put("a", "b", "c", "d")
     began_at = clock()
@@ -489,7 +489,7 @@ def test_the_event_loop_itself_never_waits_for_room(nothing_left_behind: None) -
 
 def test_a_refused_message_is_counted_and_not_sent_again(box: Box) -> None:
     """The broker is there, and says no: to try again would hold up the rest for ever."""
-    hold = box.runtime.event()
+    hold = box.runtime.flag()
     box.publisher.before_answer = hold.wait
     box.publisher.script = [PublishRefused("NOPERM", published=0, refused=1)]
     box.put("forbidden")
@@ -653,7 +653,7 @@ def test_a_newer_probe_replaces_one_that_waits(make_box: Callable[..., Box]) -> 
 
 
 def test_a_newer_probe_is_not_replaced_by_the_failed_one(box: Box) -> None:
-    hold = box.runtime.event()
+    hold = box.runtime.flag()
     box.publisher.before_answer = hold.wait
     box.publisher.script = [PublishError("broken")]
     box.outbox.put_probe(1)
@@ -706,7 +706,7 @@ def test_a_closed_outbox_counts_what_it_drops_and_what_comes_later(
 
 def test_an_outbox_that_is_closed_while_a_batch_is_on_its_way_counts_right(box: Box) -> None:
     """The answer to what was given up may still come."""
-    answer = box.runtime.event()
+    answer = box.runtime.flag()
     box.publisher.before_answer = answer.wait
     box.put("a")
     box.wait_for(lambda: box.publisher.calls)

@@ -12,7 +12,7 @@ from socketio import KombuManager, PubSubManager
 
 from flask_socketio_guard import ListenerState
 from flask_socketio_guard.errors import PublishError
-from flask_socketio_guard.queue.transport import Message, Probe
+from flask_socketio_guard.queue.transport import Probe, QueueMessage
 from flask_socketio_guard.upstream.socketio.queue_transport import QueueTransport
 from tests import unit_support
 from tests.support import wait_until
@@ -57,7 +57,7 @@ def test_messages_go_out_as_the_dicts_that_the_queue_expects() -> None:
     """With their sequence number, and the probe before them."""
     manager = ListManager([])
     publisher = transport_of(manager).publisher(lambda: True)
-    batch = [Message(4, b'{"method": "emit", "n": 1}'), Message(5, b'{"n": 2}')]
+    batch = [QueueMessage(4, b'{"method": "emit", "n": 1}'), QueueMessage(5, b'{"n": 2}')]
     assert publisher.publish(batch, 9) is None
     probe, *sent = manager.published
     assert (probe["method"], probe["token"]) == ("guard_probe", 9)
@@ -72,7 +72,7 @@ def test_a_failure_tells_how_many_went_out(fails_at: int, published: int) -> Non
     manager.fails_at = fails_at
     publisher = transport_of(manager).publisher(lambda: True)
     with pytest.raises(PublishError, match=r"^ConnectionError: reset by peer$") as caught:
-        publisher.publish([Message(n, b"{}") for n in range(1, 4)], 1)
+        publisher.publish([QueueMessage(n, b"{}") for n in range(1, 4)], 1)
     assert caught.value.published == published
     assert isinstance(caught.value.__cause__, ConnectionError)
 

@@ -21,7 +21,7 @@ from flask_socketio_guard.core.runtime import ThreadRuntime
 from flask_socketio_guard.errors import BrokerError, PublishError, PublishRefused
 from flask_socketio_guard.queue.outbox import Outbox
 from flask_socketio_guard.queue.reachability import Reachability
-from flask_socketio_guard.queue.transport import Message, Probe
+from flask_socketio_guard.queue.transport import Probe, QueueMessage
 from flask_socketio_guard.upstream.redis import connection as redis_link
 from flask_socketio_guard.upstream.redis.connection import RedisConnection
 from flask_socketio_guard.upstream.redis.errors import describe
@@ -85,8 +85,8 @@ def publishing(
         publisher.close()
 
 
-def messages(*payloads: bytes) -> list[Message]:
-    return [Message(number, payload) for number, payload in enumerate(payloads, 1)]
+def messages(*payloads: bytes) -> list[QueueMessage]:
+    return [QueueMessage(number, payload) for number, payload in enumerate(payloads, 1)]
 
 
 def read(subscription: RedisSubscription, count: int) -> list[Any]:
@@ -112,13 +112,13 @@ def user(redis_server: RedisServer, *rules: str) -> str:
     "payload", [b'{"method": "emit"}', b'{"a":{}}', '{"text": "\\u00fc ü"}'.encode()]
 )
 def test_a_stamp_adds_the_sequence_number_to_the_object(payload: bytes) -> None:
-    stamped = json.loads(stamp(Message(17, payload)))
+    stamped = json.loads(stamp(QueueMessage(17, payload)))
     assert stamped == {**json.loads(payload), "guard_seq": 17}
 
 
 def test_what_is_no_plain_object_goes_unstamped() -> None:
     """A JSON module of the application may end its text otherwise."""
-    assert stamp(Message(1, b'{"a": 1}\n')) == b'{"a": 1}\n'
+    assert stamp(QueueMessage(1, b'{"a": 1}\n')) == b'{"a": 1}\n'
 
 
 def test_a_description_is_one_short_line() -> None:
@@ -152,7 +152,7 @@ def test_nothing_arrives_when_nothing_was_sent(transport: RedisTransport) -> Non
 def test_many_messages_arrive_complete_and_in_order(transport: RedisTransport) -> None:
     with subscribed(transport) as subscription, publishing(transport) as publisher:
         for start in range(0, 2000, 500):
-            batch = [Message(n, b'{"n":%d}' % n) for n in range(start, start + 500)]
+            batch = [QueueMessage(n, b'{"n":%d}' % n) for n in range(start, start + 500)]
             publisher.publish(batch, None)
         arrived = read(subscription, 2000)
     assert [json.loads(item)["n"] for item in arrived] == list(range(2000))
@@ -519,7 +519,7 @@ def test_who_needs_a_password_and_has_none_is_not_let_in(
     [
         "BUSY a script is running",
         "MISCONF cannot save",
-        "MASTERDOWN link with the master is down",
+        "MASTERDOWN connection with the master is down",
         "CLUSTERDOWN the cluster is down",
         "READONLY a replica",
         "OOM command not allowed",
@@ -820,26 +820,26 @@ def test_messages_may_come_in_pieces(make_transport: Any) -> None:
     assert found == payloads
 
 
-# A slow link
+# A slow connection
 
 
 class SlowSocket:
     """Takes what it is told to, and passes time in between.
 
     Args:
-        link: Whose socket it becomes.
+        connection: Whose socket it becomes.
         takes: How many bytes each call takes; ``None`` for none in its timeout.
         unsent: How many bytes the kernel has not got rid of, at each look.
     """
 
     def __init__(
-        self, link: RedisConnection, takes: list[int | None], unsent: list[int | None]
+        self, connection: RedisConnection, takes: list[int | None], unsent: list[int | None]
     ) -> None:
         self.got = b""
         self.largest = 0
         self._takes = takes
-        link._sock = self
-        link.unsent = lambda: unsent.pop(0) if unsent else 0  # type: ignore[method-assign]
+        connection._sock = self
+        connection.unsent = lambda: unsent.pop(0) if unsent else 0  # type: ignore[method-assign]
 
     def send(self, data: memoryview) -> int:
         count = self._takes.pop(0) if self._takes else len(data)
@@ -852,7 +852,7 @@ class SlowSocket:
 
 @pytest.fixture
 def wired() -> Iterator[tuple[RedisConnection, socket.socket]]:
-    """A link to nobody, and the other end of its socket."""
+    """A connection to nobody, and the other end of its socket."""
     with socket.create_server(("127.0.0.1", 0)) as listening, socket.socket() as here:
         for sock, buffer in ((listening, socket.SO_RCVBUF), (here, socket.SO_SNDBUF)):
             sock.setsockopt(socket.SOL_SOCKET, buffer, 32 * 1024)
@@ -870,9 +870,9 @@ def test_a_large_message_has_time_as_long_as_redis_takes_of_it(
     wired: tuple[RedisConnection, socket.socket],
 ) -> None:
     """Some timeouts pass; were it given up, it would be sent again, for ever."""
-    link, _ = wired
-    sock = SlowSocket(link, [5000, None, None, 3, None], [9000, 8000, 7999, 7000, 6000])
-    link.send([COMMAND, ("PING",)])
+    connection, _ = wired
+    sock = SlowSocket(connection, [5000, None, None, 3, None], [9000, 8000, 7999, 7000, 6000])
+    connection.send([COMMAND, ("PING",)])
     assert sock.got == hiredis.pack_command(COMMAND) + hiredis.pack_command(("PING",))
     assert sock.largest <= 64 * 1024, "TLS shows nothing of what it is given at a time"
 
@@ -881,27 +881,27 @@ def test_a_large_message_has_time_as_long_as_redis_takes_of_it(
 def test_a_message_of_which_redis_takes_no_more_is_given_up(
     wired: tuple[RedisConnection, socket.socket], unsent: list[int | None]
 ) -> None:
-    link, _ = wired
-    SlowSocket(link, [5000, *[None] * 5], unsent)
+    connection, _ = wired
+    SlowSocket(connection, [5000, *[None] * 5], unsent)
     with pytest.raises(TimeoutError):
-        link.send([COMMAND])
+        connection.send([COMMAND])
 
 
 def test_a_link_knows_what_has_not_arrived(wired: tuple[RedisConnection, socket.socket]) -> None:
-    link, there = wired
-    link._sock.settimeout(0.1)
-    assert link.unsent() == 0
+    connection, there = wired
+    connection._sock.settimeout(0.1)
+    assert connection.unsent() == 0
     with pytest.raises(TimeoutError):
-        link.send([("PUBLISH", "x", b"a" * 5_000_000)])
-    assert link.unsent()
-    while link.unsent():
+        connection.send([("PUBLISH", "x", b"a" * 5_000_000)])
+    assert connection.unsent()
+    while connection.unsent():
         assert there.recv(65536)
-    link._sock.close()
-    assert link.unsent() is None
+    connection._sock.close()
+    assert connection.unsent() is None
 
 
 class Answering:
-    """A link whose answers take their time."""
+    """A connection whose answers take their time."""
 
     def __init__(self, unsent: list[int], replies: list[list[int]]) -> None:
         self.unsent = lambda: unsent.pop(0)
@@ -914,25 +914,25 @@ def test_the_answer_to_a_large_message_has_time_as_long_as_it_is_on_its_way(
     """Redis answers others meanwhile, and so this connection would count as half open."""
     with publishing(transport, lambda: True) as publisher:
         replies: list[Any] = []
-        link: Any = Answering([9000, 5000, 0], [[], [], [1]])
-        publisher._collect(replies, 1, link)
+        connection: Any = Answering([9000, 5000, 0], [[], [], [1]])
+        publisher._collect(replies, 1, connection)
         assert replies == [1]
         for unsent in ([9000, 9000], [0, 0], [9000, 0, 0]):
-            link = Answering(unsent, [[], [], []])
+            connection = Answering(unsent, [[], [], []])
             with pytest.raises(TimeoutError, match="half open"):
-                publisher._collect([], 1, link)
+                publisher._collect([], 1, connection)
 
 
 def test_a_message_is_on_its_way_between_its_first_byte_and_its_last(
     wired: tuple[RedisConnection, socket.socket], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    link, there = wired
+    connection, there = wired
     now = 1000.0
     monkeypatch.setattr(redis_link, "clock", lambda: now)
-    assert not link.is_receiving
+    assert not connection.is_receiving
     reply = said(b"x" * 1000)
     there.sendall(reply + reply[:500])
-    subscription = RedisSubscription(link, CHANNEL, "probes", [])
+    subscription = RedisSubscription(connection, CHANNEL, "probes", [])
     assert read_once(subscription) == [b"x" * 1000]
     assert subscription.is_receiving
     now += 0.9

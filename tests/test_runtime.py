@@ -57,7 +57,7 @@ def gevent_runtime(nothing_left_behind: None) -> GeventRuntime:
 def settled(nothing_left_behind: None) -> GeventRuntime:
     """A runtime whose home is the thread of the tests."""
     runtime = GeventRuntime()
-    runtime.settle()
+    runtime.bind_loop()
     return runtime
 
 
@@ -106,7 +106,7 @@ def test_a_job_that_returns_tells_of_its_end_without_an_error(runtime: Runtime) 
 
 
 def test_a_job_is_alive_until_it_ends(runtime: Runtime) -> None:
-    release = runtime.event()
+    release = runtime.flag()
     job = runtime.spawn(release.wait, name="waiting")
     assert job.is_alive()
     assert not job.join(0.01)
@@ -130,7 +130,7 @@ def test_a_job_is_known_by_its_name(runtime: Runtime) -> None:
 def test_a_job_may_join_itself(thread_runtime: ThreadRuntime) -> None:
     """It is alive, so the answer is no; a deadlock would be worse."""
     answers = []
-    ready = thread_runtime.event()
+    ready = thread_runtime.flag()
 
     def join_myself() -> None:
         ready.wait()
@@ -144,7 +144,7 @@ def test_a_job_may_join_itself(thread_runtime: ThreadRuntime) -> None:
 
 def test_a_killed_greenlet_tells_that_it_was_killed(gevent_runtime: GeventRuntime) -> None:
     told: list[BaseException | None] = []
-    job = gevent_runtime.spawn(gevent_runtime.event().wait, name="deaf", on_exit=told.append)
+    job = gevent_runtime.spawn(gevent_runtime.flag().wait, name="deaf", on_exit=told.append)
     gevent_runtime.sleep(0)
     job.kill()
     wait_for(gevent_runtime, lambda: told)
@@ -166,7 +166,7 @@ def test_a_greenlet_killed_before_its_first_step_tells_that_it_was_killed(
 
 
 def test_a_thread_cannot_be_killed(thread_runtime: ThreadRuntime) -> None:
-    release = thread_runtime.event()
+    release = thread_runtime.flag()
     job = thread_runtime.spawn(release.wait, name="stubborn")
     job.kill()
     assert not job.join(0.05)
@@ -208,7 +208,7 @@ def test_a_cancelled_call_is_not_made(runtime: Runtime) -> None:
 
 
 def test_an_event_wakes_who_waits_for_it(runtime: Runtime) -> None:
-    event = runtime.event()
+    event = runtime.flag()
     assert not event.is_set()
     assert event.wait(0.01) is False
     woken: list[bool] = []
@@ -223,7 +223,7 @@ def test_an_event_wakes_who_waits_for_it(runtime: Runtime) -> None:
 
 def test_an_event_set_by_a_native_thread_wakes_a_greenlet(gevent_runtime: GeventRuntime) -> None:
     """``emit`` is called from thread pools too; its outbox is emptied by a greenlet."""
-    event = gevent_runtime.event()
+    event = gevent_runtime.flag()
     woken: list[float] = []
 
     def wait() -> None:
@@ -249,7 +249,7 @@ def test_a_call_within_its_timeout_returns_or_raises_as_ever(runtime: Runtime) -
 
 
 def test_a_call_beyond_its_timeout_raises(runtime: Runtime) -> None:
-    release = runtime.event()
+    release = runtime.flag()
     with pytest.raises(HandlerTimeout, match=r"^the handler took longer than 0\.05 s$") as caught:
         runtime.call_with_timeout(release.wait, 0.05)
     assert caught.value.seconds == 0.05
@@ -264,7 +264,7 @@ def test_a_greenlet_beyond_its_timeout_is_interrupted_where_it_waits(
     def call() -> None:
         steps.append("began")
         try:
-            gevent_runtime.event().wait()
+            gevent_runtime.flag().wait()
         finally:
             steps.append("cleaned up")
 
@@ -274,7 +274,7 @@ def test_a_greenlet_beyond_its_timeout_is_interrupted_where_it_waits(
 
 
 def test_a_thread_beyond_its_timeout_runs_on_unheard(thread_runtime: ThreadRuntime) -> None:
-    release, ended = thread_runtime.event(), thread_runtime.event()
+    release, ended = thread_runtime.flag(), thread_runtime.flag()
 
     def call() -> None:
         release.wait()
@@ -295,7 +295,7 @@ def test_a_timeout_that_is_the_applications_own_passes_through(
 
     def call() -> None:
         own.start()
-        gevent_runtime.event().wait()
+        gevent_runtime.flag().wait()
 
     with pytest.raises(gevent.Timeout) as caught:
         gevent_runtime.call_with_timeout(call, 5.0)
@@ -435,7 +435,7 @@ def test_a_call_of_another_thread_is_made_at_home(settled: GeventRuntime) -> Non
 
 def test_without_a_loop_calls_are_made_at_once(thread_runtime: ThreadRuntime) -> None:
     called: list[str] = []
-    thread_runtime.settle()
+    thread_runtime.bind_loop()
     thread_runtime.call_soon(lambda: called.append("soon"))
     in_thread(lambda: thread_runtime.call_soon_threadsafe(lambda: called.append("home")))
     assert called == ["soon", "home"]
@@ -450,7 +450,7 @@ def test_every_thread_is_at_home_until_a_runtime_settles(runtime: Runtime) -> No
 
 
 def test_without_a_loop_every_thread_is_at_home(thread_runtime: ThreadRuntime) -> None:
-    thread_runtime.settle()
+    thread_runtime.bind_loop()
     at_home = [thread_runtime.on_loop()]
     in_thread(lambda: at_home.append(thread_runtime.on_loop()))
     assert at_home == [True, True]
@@ -480,7 +480,7 @@ def test_another_thread_is_not_at_home(settled: GeventRuntime) -> None:
 def test_to_settle_again_at_home_changes_nothing(settled: GeventRuntime) -> None:
     called: list[int] = []
     settled.call_soon_threadsafe(partial(called.append, 1))
-    settled.settle()
+    settled.bind_loop()
     settled.call_soon_threadsafe(partial(called.append, 2))
     wait_for(settled, lambda: len(called) == 2)
     assert called == [1, 2]
@@ -493,7 +493,7 @@ def test_to_settle_elsewhere_moves_what_comes_from_then_on(settled: GeventRuntim
     moved: list[int] = []
 
     def move() -> None:
-        settled.settle()
+        settled.bind_loop()
         moved.append(threading.get_ident())
         settled.call_soon_threadsafe(lambda: called_by.update(after=threading.get_ident()))
         wait_for(settled, lambda: "after" in called_by)
@@ -501,7 +501,7 @@ def test_to_settle_elsewhere_moves_what_comes_from_then_on(settled: GeventRuntim
     in_thread(move)
     assert not settled.on_loop()
     gevent.sleep(0)
-    settled.settle()
+    settled.bind_loop()
     wait_for(settled, lambda: len(called_by) == 2)
     assert called_by == {"before": threading.get_ident(), "after": moved[0]}
 
@@ -526,7 +526,7 @@ def test_what_is_handed_over_is_called_in_order_in_a_task_at_home(settled: Geven
 def test_what_waits_keeps_waiting_what_is_handed_over_later(settled: GeventRuntime) -> None:
     """One task calls everything, however often the loop is woken."""
     called: list[str] = []
-    is_waiting, release = settled.event(), settled.event()
+    is_waiting, release = settled.flag(), settled.flag()
 
     def wait() -> None:
         is_waiting.set()
@@ -595,7 +595,7 @@ def test_many_threads_hand_over_at_once(settled: GeventRuntime) -> None:
 def test_no_wake_up_is_lost(settled: GeventRuntime) -> None:
     """Each hand-over meets a loop that has just nothing more to do, or is about to wait."""
     failed: list[int] = []
-    all_done = settled.event()
+    all_done = settled.flag()
     barrier = threading.Barrier(2)
 
     def hand_over() -> None:
@@ -759,7 +759,7 @@ def test_a_runtime_is_forgotten_after_what_was_handed_over_has_been_called(
 ) -> None:
     """Its watcher would keep it for as long as the loop lives."""
     runtime = GeventRuntime()
-    runtime.settle()
+    runtime.bind_loop()
     home = weakref.ref(runtime._home)
     called: list[int] = []
     for number in range(3):
@@ -777,7 +777,7 @@ def test_a_runtime_may_outlive_its_loop() -> None:
 
     def settle_and_end() -> None:
         runtimes.append(GeventRuntime())
-        runtimes[0].settle()
+        runtimes[0].bind_loop()
         gevent.get_hub().destroy(destroy_loop=True)
 
     runtimes: list[GeventRuntime] = []
@@ -795,7 +795,7 @@ get_ident = monkey.get_original("_thread", "get_ident")
 
 def check():
     runtime = GeventRuntime()
-    runtime.settle()
+    runtime.bind_loop()
     home, called, away = get_ident(), [], []
     def hand_over(base):
         away.append(runtime.on_loop())
@@ -1013,7 +1013,7 @@ def test_neither_a_home_nor_a_watch_keeps_a_loop_going(nobody_watches: None) -> 
 
     def wait() -> None:
         runtime = GeventRuntime()
-        runtime.settle()
+        runtime.bind_loop()
         watch = Watch(runtime)
         answers.append(gevent.wait(timeout=5.0))
         watch.stop()
@@ -1273,7 +1273,7 @@ def test_who_is_ended_before_what_it_calls_apart_begins_is_ended(
 
 
 def test_tasks_are_started_in_order_and_a_task_that_waits_keeps_none(runtime: Runtime) -> None:
-    release = runtime.event()
+    release = runtime.flag()
     began: list[int] = []
     ended: list[int] = []
 

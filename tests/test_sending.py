@@ -20,7 +20,7 @@ from flask_socketio_guard.clients.send_queue import (
 from flask_socketio_guard.config import GuardConfig
 from flask_socketio_guard.core.runtime import GeventRuntime, Runtime
 from flask_socketio_guard.errors import ConfigError
-from flask_socketio_guard.upstream.engineio.outgoing import Message
+from flask_socketio_guard.upstream.engineio.outgoing import ClientMessage
 from tests import unit_support
 from tests.unit_support import wait_for
 
@@ -280,7 +280,7 @@ def test_a_download_takes_its_time(clock: Clock) -> None:
 )
 def test_who_waits_for_room_is_woken(act: Any, runtime: Runtime) -> None:
     queue = make(event("a"), event("b"), size=10)
-    queue.room = runtime.event()
+    queue.room = runtime.flag()
     act(queue)
     assert queue.room.is_set()
 
@@ -311,7 +311,9 @@ def test_a_queue_that_is_cleared_tells_how_many_events_were_in_it() -> None:
 
 def test_messages_of_the_server_fit() -> None:
     """Their bytes on the wire count, and what they cost besides."""
-    messages = [Message.of_socketio(f'2["news",{number}]', is_event=True) for number in range(3)]
+    messages = [
+        ClientMessage.of_socketio(f'2["news",{number}]', is_event=True) for number in range(3)
+    ]
     queue = make(size=ALL, policy=DROP_OLDEST)
     for message in messages:
         queue.put(message)
@@ -613,10 +615,10 @@ class Writing:
 
 
 def test_writers_are_flushed_in_the_order_in_which_they_came(runtime: Runtime) -> None:
-    flusher = WriteBatcher(runtime)
+    write_batcher = WriteBatcher(runtime)
     log: list[object] = []
     for number in range(1000):
-        flusher.add(Writing(number, log))
+        write_batcher.add(Writing(number, log))
     wait_for(runtime, lambda: len(log) >= 1000)
     assert log == list(range(1000))
 
@@ -624,10 +626,10 @@ def test_writers_are_flushed_in_the_order_in_which_they_came(runtime: Runtime) -
 def test_writers_are_flushed_in_the_next_turn(nothing_left_behind: None) -> None:
     """So that what is put in one go is written in one go."""
     runtime = GeventRuntime()
-    flusher = WriteBatcher(runtime)
+    write_batcher = WriteBatcher(runtime)
     log: list[object] = []
     for name in "ab":
-        flusher.add(Writing(name, log))
+        write_batcher.add(Writing(name, log))
     assert log == []
     runtime.sleep(0)
     assert log == ["a", "b"]
@@ -645,22 +647,22 @@ def test_others_have_their_turn_after_some_milliseconds(
 
     monkeypatch.setattr(sending, "clock", lambda: now)
     runtime = GeventRuntime()
-    flusher = WriteBatcher(runtime)
+    write_batcher = WriteBatcher(runtime)
     log: list[object] = []
     with unit_support.busy_socket(lambda: log.append("other")):
         for number in range(100):
-            flusher.add(Writing(number, log, then=spend))
+            write_batcher.add(Writing(number, log, then=spend))
         wait_for(runtime, lambda: log.count("other") <= len(log) - 100)
     assert [entry for entry in log if entry != "other"] == list(range(100))
     assert unit_support.longest_run_without(log, "other") <= 10
 
 
 def test_what_is_added_during_a_flush_is_flushed_later(runtime: Runtime) -> None:
-    flusher = WriteBatcher(runtime)
+    write_batcher = WriteBatcher(runtime)
     log: list[object] = []
     late = Writing("late", log)
-    flusher.add(Writing("first", log, then=lambda: flusher.add(late)))
-    flusher.add(Writing("second", log))
+    write_batcher.add(Writing("first", log, then=lambda: write_batcher.add(late)))
+    write_batcher.add(Writing("second", log))
     wait_for(runtime, lambda: "late" in log and "second" in log)
     assert log.index("first") < log.index("late")
     assert sorted(map(str, log)) == ["first", "late", "second"]
@@ -669,27 +671,27 @@ def test_what_is_added_during_a_flush_is_flushed_later(runtime: Runtime) -> None
 def test_what_is_added_during_a_flush_waits_for_the_next_turn(nothing_left_behind: None) -> None:
     """A writer that always has more to write keeps nobody waiting."""
     runtime = GeventRuntime()
-    flusher = WriteBatcher(runtime)
+    write_batcher = WriteBatcher(runtime)
     log: list[object] = []
     rounds = iter(range(5))
 
     def again() -> None:
         if next(rounds, None) is not None:
-            flusher.add(greedy)
+            write_batcher.add(greedy)
             runtime.call_soon(lambda: log.append("other"))
 
     greedy = Writing("greedy", log, then=again)
-    flusher.add(greedy)
-    flusher.add(Writing("modest", log))
+    write_batcher.add(greedy)
+    write_batcher.add(Writing("modest", log))
     wait_for(runtime, lambda: len(log) == 12)
     assert log == ["greedy", "modest", *["other", "greedy"] * 5]
 
 
 def test_a_flusher_that_was_idle_flushes_again(runtime: Runtime) -> None:
-    flusher = WriteBatcher(runtime)
+    write_batcher = WriteBatcher(runtime)
     log: list[object] = []
     for number in range(5):
-        flusher.add(Writing(number, log))
+        write_batcher.add(Writing(number, log))
         wait_for(runtime, lambda number=number: len(log) == number + 1)
     assert log == list(range(5))
 
@@ -704,10 +706,10 @@ def test_one_turn_of_the_loop_serves_all(nothing_left_behind: None) -> None:
             super().call_soon(target)
 
     runtime = Counting()
-    flusher = WriteBatcher(runtime)
+    write_batcher = WriteBatcher(runtime)
     log: list[object] = []
     for number in range(100):
-        flusher.add(Writing(number, log))
+        write_batcher.add(Writing(number, log))
     assert len(calls) == 1
     wait_for(runtime, lambda: len(log) == 100)
     assert len(calls) == 1
@@ -715,11 +717,11 @@ def test_one_turn_of_the_loop_serves_all(nothing_left_behind: None) -> None:
 
 def test_a_writer_that_was_added_twice_is_flushed_twice(runtime: Runtime) -> None:
     """Who adds knows whether it is due already."""
-    flusher = WriteBatcher(runtime)
+    write_batcher = WriteBatcher(runtime)
     log: list[object] = []
     writer = Writing("a", log)
-    flusher.add(writer)
-    flusher.add(writer)
+    write_batcher.add(writer)
+    write_batcher.add(writer)
     wait_for(runtime, lambda: len(log) == 2)
 
 
@@ -735,7 +737,7 @@ class ByHand:
     def call_later(self, delay: float, target: Callable[[], object]) -> None:
         self.calls.append(target)
 
-    def turn(self) -> None:
+    def loop_iteration(self) -> None:
         calls, self.calls = self.calls, []
         for call in calls:
             call()
@@ -744,18 +746,18 @@ class ByHand:
 def test_a_writer_that_fails_stops_no_other() -> None:
     """Spawn callbacks of gevent may raise anything where a writer is about to wait."""
     runtime: Any = ByHand()
-    flusher = WriteBatcher(runtime)
+    write_batcher = WriteBatcher(runtime)
     log: list[object] = []
 
     def fail() -> None:
         raise LookupError("a writer")
 
-    flusher.add(Writing("failing", log, then=fail))
-    flusher.add(Writing("behind it", log))
+    write_batcher.add(Writing("failing", log, then=fail))
+    write_batcher.add(Writing("behind it", log))
     with pytest.raises(LookupError):
-        runtime.turn()
-    runtime.turn()
+        runtime.loop_iteration()
+    runtime.loop_iteration()
     assert log == ["failing", "behind it"]
-    flusher.add(Writing("later", log))
-    runtime.turn()
+    write_batcher.add(Writing("later", log))
+    runtime.loop_iteration()
     assert log == ["failing", "behind it", "later"]

@@ -210,7 +210,7 @@ class Delays:
         self.pending: list[Callable[[], object]] = []
         self.can_kill = runtime.can_kill
         self.spawn = runtime.spawn
-        self.event = runtime.event
+        self.flag = runtime.flag
         self.sleep = runtime.sleep
         self.call_with_timeout = runtime.call_with_timeout
 
@@ -539,7 +539,7 @@ def test_a_greenlet_killed_by_a_stranger_is_observed_and_restarted(
 
 
 def test_a_run_that_hangs_is_replaced(watched: Watched) -> None:
-    release = watched.runtime.event()
+    release = watched.runtime.flag()
 
     def hang_once() -> None:
         if task.runs == 1:
@@ -583,7 +583,7 @@ def test_an_abandoned_greenlet_is_interrupted(nothing_left_behind: None) -> None
 
 def test_what_an_abandoned_run_still_does_goes_unheard(watched: Watched) -> None:
     """A thread cannot be killed; it may raise much later."""
-    release, ended = watched.runtime.event(), watched.runtime.event()
+    release, ended = watched.runtime.flag(), watched.runtime.flag()
 
     def hang_once() -> None:
         if task.runs > 1:
@@ -607,7 +607,7 @@ def test_what_an_abandoned_run_still_does_goes_unheard(watched: Watched) -> None
 
 
 def test_a_task_that_stops_is_not_replaced(watched: Watched) -> None:
-    release = watched.runtime.event()
+    release = watched.runtime.flag()
     task = Counting(release.wait)
     handle = watched.watch(task, ALWAYS)
     watched.wait_for(lambda: task.runs == 1)
@@ -646,7 +646,7 @@ def test_all_are_asked_to_stop_before_any_is_waited_for(watched: Watched) -> Non
 
 def test_tasks_that_ignore_a_stop_are_named_after_one_deadline(runtime: Runtime) -> None:
     watched = Watched(runtime)
-    release = runtime.event()
+    release = runtime.flag()
     for number in range(5):
         watched.watch(release.wait, name=f"deaf-{number}")
     good = watched.watch(wait_to_be_stopped, name="good")
@@ -661,7 +661,7 @@ def test_tasks_that_ignore_a_stop_are_named_after_one_deadline(runtime: Runtime)
 
 def test_greenlets_that_ignore_a_stop_are_interrupted(nothing_left_behind: None) -> None:
     watched = Watched(GeventRuntime())
-    release = watched.runtime.event()
+    release = watched.runtime.flag()
     handle = watched.watch(release.wait)
     watched.runtime.sleep(0)
     assert watched.supervisor.stop(0.05, is_internal=False) == ["task"]
@@ -674,7 +674,7 @@ def test_greenlets_that_cannot_even_be_interrupted_do_not_hold_up_the_stop(
 ) -> None:
     """It catches everything and waits on; the stop goes on without it."""
     watched = Watched(GeventRuntime())
-    release = watched.runtime.event()
+    release = watched.runtime.flag()
 
     def stubborn() -> None:
         while not release.is_set():
@@ -721,7 +721,7 @@ def test_a_failed_task_does_not_hold_up_the_stop(watched: Watched) -> None:
 
 def test_a_task_with_a_wait_of_its_own_is_woken_to_stop(watched: Watched) -> None:
     """As the writer of the outbox, which waits for work."""
-    work = watched.runtime.event()
+    work = watched.runtime.flag()
 
     def run() -> None:
         while not is_stopping():

@@ -164,7 +164,7 @@ def test_delays_between_restarts_are_capped_by_the_setting(started: Started) -> 
 
 
 def test_a_name_that_runs_is_refused(started: Started) -> None:
-    release = started.runtime.event()
+    release = started.runtime.flag()
     handle = started.start(release.wait)
     with pytest.raises(DuplicateTask):
         started.start(named)

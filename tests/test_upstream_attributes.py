@@ -11,7 +11,7 @@ from flask import Flask
 from flask_socketio import SocketIO
 
 from flask_socketio_guard.clients.fan_out import Batch
-from flask_socketio_guard.upstream.engineio.outgoing import Message
+from flask_socketio_guard.upstream.engineio.outgoing import ClientMessage
 from tests import unit_support
 from tests.unit_support import Bus, BusManager, PollingClient
 
@@ -124,7 +124,7 @@ def test_a_broadcast_that_is_written_in_passing_is_logged_for_each_client(
     client = guarded.polling()
     client.connect()
     socket = guarded.socketio.server.eio.sockets[client.eio_sid]
-    socket._wire = SimpleNamespace(write_now=lambda _frames: True, wake=lambda: None)
-    socket.write(Batch([Message.of_socketio('2["news"]')]))
-    socket._wire = None
+    socket._transport = SimpleNamespace(write_now=lambda _frames: True, wake=lambda: None)
+    socket.write(Batch([ClientMessage.of_socketio('2["news"]')]))
+    socket._transport = None
     assert caplog.messages[-1] == f'{client.eio_sid}: Sending packet MESSAGE data 2["news"]'

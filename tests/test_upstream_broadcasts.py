@@ -10,7 +10,7 @@ from flask_socketio import join_room
 
 from flask_socketio_guard import SendOutcome
 from flask_socketio_guard.clients.fan_out import LEAST_RECIPIENTS, Batch
-from flask_socketio_guard.upstream.engineio.outgoing import Message
+from flask_socketio_guard.upstream.engineio.outgoing import ClientMessage
 from flask_socketio_guard.upstream.socketio import managers
 from tests import unit_support, unit_websocket
 
@@ -188,7 +188,7 @@ def test_broadcasts_of_others_come_as_fast_as_they_are_written(
     inner = served.inner
     fan_out = inner.fan_out
     assert fan_out is not None
-    message = Message.of_socketio("2[]", is_event=True)
+    message = ClientMessage.of_socketio("2[]", is_event=True)
     everybody = [Patient() for _ in range(15_000)]
     left = []
     served.socketio.server.manager.deliver = lambda arrival: fan_out.add(

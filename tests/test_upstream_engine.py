@@ -30,7 +30,7 @@ from flask_socketio_guard.clients.send_queue import SendOutcome, SendQueue
 from flask_socketio_guard.events import pieces
 from flask_socketio_guard.telemetry import records as signals
 from flask_socketio_guard.upstream.engineio import socket as engine_socket
-from flask_socketio_guard.upstream.engineio.outgoing import Message
+from flask_socketio_guard.upstream.engineio.outgoing import ClientMessage
 from tests import unit_support, unit_websocket
 from tests.support.raw_websocket import TEXT, encode_frame
 from tests.unit_websocket import KINDS, Answer, Ended, Peer, Polling, read_answer
@@ -403,7 +403,7 @@ def test_the_engine_sends_what_upstreams_sends(
     served.engine.send(sid, b"\x00")
     assert peer.read() == b"\x00"
     served.engine.send("unknown", "x")
-    packet = Message.of_socketio("2[]").packets()[0]
+    packet = ClientMessage.of_socketio("2[]").packets()[0]
     assert served.engine.send_packet("unknown", packet) is SendOutcome.DROPPED_CLOSED
     assert served.engine.send_packet(sid, packet) is SendOutcome.QUEUED
     assert peer.read() == "42[]"
@@ -978,7 +978,7 @@ def test_a_session_may_end_while_it_is_upgraded(change: Upgrade) -> None:
     change.polling.post("1")
     assert change.peer.read_rest() == []
     change.watch.expect("client disconnect")
-    change.served.wait_for(lambda: not change.served.engine.wires)
+    change.served.wait_for(lambda: not change.served.engine.websocket_transports)
 
 
 # Heartbeat
@@ -1238,7 +1238,7 @@ def test_an_address_is_counted_no_longer_than_its_sessions(
     """Also where those who are told of the end take their time, or ask after the session."""
     served = make_served(kind, max_in_flight=1)
     watch = Watch(served)
-    release = served.inner.runtime.event()
+    release = served.inner.runtime.flag()
 
     @served.socketio.on("wait")
     def wait() -> None:
@@ -1256,7 +1256,7 @@ def test_an_address_is_counted_no_longer_than_its_sessions(
     send = client.post if isinstance(client, Polling) else client.send
     send('42["wait"]', '42["wait"]')
     socket = only_socket(served)
-    served.wait_for(lambda: socket._intake is not None and socket._intake.waiting == 1)
+    served.wait_for(lambda: socket._dispatcher is not None and socket._dispatcher.waiting == 1)
     poll = None
     if isinstance(client, Polling):
         poll = client.begin_get()
@@ -1277,7 +1277,7 @@ def test_a_closed_session_takes_and_starts_nothing(served: Served) -> None:
     socket = only_socket(served)
     socket.close(reason="server disconnect")
     size = len(socket.queue)
-    assert socket.put(Message.of_socketio("2[]")) is SendOutcome.DROPPED_CLOSED
+    assert socket.put(ClientMessage.of_socketio("2[]")) is SendOutcome.DROPPED_CLOSED
     socket.schedule_ping()
     socket._send_ping()
     assert len(socket.queue) == size
@@ -1322,8 +1322,8 @@ class Slow:
     def fill_kernel(self) -> None:
         """Send until what is sent next has to wait here."""
         if self.transport == "websocket":
-            self.served.engine.put(self.socket.sid, Message.of_socketio(b"x" * 20_000_000))
-            self.served.wait_for(lambda: self.socket._wire.is_stuck)
+            self.served.engine.put(self.socket.sid, ClientMessage.of_socketio(b"x" * 20_000_000))
+            self.served.wait_for(lambda: self.socket._transport.is_stuck)
             self.served.wait_for(lambda: not self.socket.queue)
         self.socket.queue.__class__ = _SlowQueue if self.is_idle else SendQueue
 
@@ -1453,7 +1453,7 @@ def test_a_client_that_keeps_up_gets_what_is_volatile(
         assert client.read_until("42") == f'42["news",{number}]'
         served.wait_for(lambda: not len(only_socket(served).queue))
         if isinstance(client, Peer):
-            served.wait_for(lambda: not only_socket(served)._wire.is_stuck)
+            served.wait_for(lambda: not only_socket(served)._transport.is_stuck)
 
 
 def test_a_burst_goes_through_where_the_client_takes_it(
@@ -1740,7 +1740,7 @@ class Turns:
         act = handlers["message"]
 
         def counted(sid: str, data: str | bytes) -> object:
-            now = served.runtime.turn()
+            now = served.runtime.loop_iteration()
             self.sizes[now] = self.sizes.get(now, 0) + len(data)
             self.count += 1
             return act(sid, data)
@@ -1752,7 +1752,7 @@ class Turns:
 def test_large_messages_are_acted_upon_one_by_one(
     make_served: Callable[..., Served], is_compressing: bool
 ) -> None:
-    """However small they are on the wire: a kilobyte inflates to a megabyte."""
+    """However small they are on the transport: a kilobyte inflates to a megabyte."""
     served = make_served(websocket_compression=True)
     served.socketio.on_event("ignore", lambda *args: None)
     peer = served.websocket(
@@ -1791,7 +1791,7 @@ def test_events_that_take_much_memory_run_a_few_at_a_time(
 ) -> None:
     """A small event after them waits for its turn, and nothing is lost."""
     served = make_served(kind, max_in_flight_bytes=300_000)
-    release = served.runtime.event()
+    release = served.runtime.flag()
     running: list[int] = []
     most: list[int] = []
 
@@ -1808,9 +1808,9 @@ def test_events_that_take_much_memory_run_a_few_at_a_time(
     for number in range(8):
         peer.send(f'42{number}["slow",{number},"{"x" * 20_000}",{heavy}]')
     served.wait_for(lambda: len(running) == 1)
-    (intake,) = [socket._intake for socket in served.engine.sockets.values()]
-    served.wait_for(lambda: intake.waiting == 7)
-    assert intake.running_size <= 300_000
+    (dispatcher,) = [socket._dispatcher for socket in served.engine.sockets.values()]
+    served.wait_for(lambda: dispatcher.waiting == 7)
+    assert dispatcher.running_size <= 300_000
     release.set()
     assert [peer.read_until("43") for _ in range(8)] == [f"43{n}[{n}]" for n in range(8)]
     assert max(most) == 1
@@ -1827,7 +1827,7 @@ def test_others_are_served_while_a_large_packet_is_decoded(
     monkeypatch.setattr(pieces, "TURN_TIME", 0.0)
     served = make_served()
     other = served.joined()
-    begun, ended = served.runtime.event(), served.runtime.event()
+    begun, ended = served.runtime.flag(), served.runtime.flag()
     decode = pieces.PieceDecoder.decode
 
     def noting(decoder: Any) -> Any:

@@ -358,7 +358,7 @@ def test_a_spawn_callback_that_fails_between_two_turns_costs_no_task(
         raise RuntimeError("a spawn callback")
 
     runtime = GeventRuntime()
-    all_done = runtime.event()
+    all_done = runtime.flag()
     spawn_callback += [fail] * 4
     for _ in range(2):
         runtime.start(lambda: time.sleep(2e-4))  # for longer than a turn
@@ -370,7 +370,7 @@ def test_a_slow_disconnect_handler_holds_no_native_thread_up(
     make_served: Callable[..., Served],
 ) -> None:
     served = make_served()
-    may_end = served.runtime.event()
+    may_end = served.runtime.flag()
     served.socketio.on_event("disconnect", lambda *_: may_end.wait())
     leaving, other = served.joined(), served.joined()
     sids = list(served.inner.connections)
@@ -411,7 +411,7 @@ def test_a_polling_client_that_vanishes_while_much_waits_is_missed(
         max_waiting_bytes=2000,
         departure_timeout=0.3,
     )
-    may_end = served.runtime.event()
+    may_end = served.runtime.flag()
     served.socketio.on_event("hang", lambda: may_end.wait())
     served.socketio.on_event("disconnect", lambda *_: may_end.set())
     client = served.polling()

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flask_socketio_guard import Failure, OutboxFull, RoomInvalid
-from flask_socketio_guard.queue.transport import Message
+from flask_socketio_guard.queue.transport import QueueMessage
 from flask_socketio_guard.telemetry import records as signals
 from flask_socketio_guard.upstream.redis.transport import stamp
 from tests import unit_support
@@ -464,8 +464,8 @@ def test_text_as_redis_carries_it_is_known_by_its_host(
     source.inner.publish = sent.append  # type: ignore[method-assign]
     source.guard.emit("news", {"host_id": manager(a).host_id, "guard_seq": 1})
     client = connected(a)
-    hear(a, stamp(Message(5, sent[0])))
-    hear(a, stamp(Message(6, sent[0].replace(b"news", b"more"))))
+    hear(a, stamp(QueueMessage(5, sent[0])))
+    hear(a, stamp(QueueMessage(6, sent[0].replace(b"news", b"more"))))
     a.guard.emit("end", ignore_queue=True)
     names = []
     while not names or names[-1] != "end":
@@ -493,7 +493,7 @@ def test_ones_own_is_decoded_only_if_asked_for(
 
     monkeypatch.setattr(manager(a), "json", Noting)
     monkeypatch.setattr(a.inner, "config", replace(a.inner.config, fast=is_fast))
-    hear(a, stamp(Message(5, sent[0])))
+    hear(a, stamp(QueueMessage(5, sent[0])))
     assert len(decoded) == (not is_fast)
 
 

@@ -16,7 +16,7 @@ from socketio.packet import EVENT, Packet
 from websockets.frames import Opcode
 from websockets.protocol import CLIENT, Protocol
 
-from flask_socketio_guard.upstream.engineio.outgoing import Message
+from flask_socketio_guard.upstream.engineio.outgoing import ClientMessage
 from tests import unit_support, unit_websocket
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def decoded(data: bytes) -> list[str | bytes]:
     return messages
 
 
-def polled(message: Message) -> str:
+def polled(message: ClientMessage) -> str:
     """Return what a client receives that polls."""
     return str(Payload(packets=message.packets()).encode())
 
@@ -58,7 +58,7 @@ TEXT_AND_BINARY = {"a": b"\x00\xff", "b": [b"", {"c": b"x" * 70_000}], "d": "\N{
 @pytest.mark.parametrize("is_polled_first", [False, True])
 def test_one_object_serves_polling_and_websocket_recipients(is_polled_first: bool) -> None:
     """Upstream's packet keeps the form that it was first encoded to."""
-    message = Message.of_socketio(encoded(TEXT_AND_BINARY))
+    message = ClientMessage.of_socketio(encoded(TEXT_AND_BINARY))
     if is_polled_first:
         polled(message)
     text, *attachments = decoded(message.frames)
@@ -84,7 +84,7 @@ def test_every_transport_carries_what_upstream_would(data: Any) -> None:
     """Byte for byte what packets of upstream's own give."""
     parts = encoded(data)
     parts = parts if isinstance(parts, list) else [parts]
-    message = Message.of_socketio(parts)
+    message = ClientMessage.of_socketio(parts)
 
     def stock() -> list[Any]:
         return [EnginePacket(eio_packets.MESSAGE, data=part) for part in parts]
@@ -97,8 +97,8 @@ def test_every_transport_carries_what_upstream_would(data: Any) -> None:
 
 @pytest.mark.parametrize("size", [0, 1, 124, 125, 126, 65_534, 65_535, 65_536, 100_000])
 def test_frames_of_every_size_are_whole(size: int) -> None:
-    assert decoded(Message.of_socketio("x" * size).frames) == ["4" + "x" * size]
-    assert decoded(Message.of_socketio(b"x" * size).frames) == [b"x" * size]
+    assert decoded(ClientMessage.of_socketio("x" * size).frames) == ["4" + "x" * size]
+    assert decoded(ClientMessage.of_socketio(b"x" * size).frames) == [b"x" * size]
 
 
 def test_packets_of_engineio_are_messages_too() -> None:
@@ -108,7 +108,7 @@ def test_packets_of_engineio_are_messages_too() -> None:
         (EnginePacket(eio_packets.OPEN, {"sid": "x"}), '0{"sid":"x"}'),
         (EnginePacket(eio_packets.MESSAGE, {"a": 1}), '4{"a":1}'),
     ):
-        message = Message.of_engineio(packet)
+        message = ClientMessage.of_engineio(packet)
         assert decoded(message.frames) == [text]
         assert message.plain() == [text]
         assert polled(message) == text
@@ -118,25 +118,25 @@ def test_packets_of_engineio_are_messages_too() -> None:
 
 def test_frames_are_made_once() -> None:
     """A broadcast must not encode for each of its recipients."""
-    message = Message.of_socketio(encoded(TEXT_AND_BINARY))
+    message = ClientMessage.of_socketio(encoded(TEXT_AND_BINARY))
     assert message.frames is message.frames
 
 
 def test_a_message_costs_what_its_frames_do_and_a_bit() -> None:
     """Without the bit a flood of empty messages would cost nothing."""
     for part in ("", "x" * 1000, [b"x" * 1000, "y"]):
-        message = Message.of_socketio(part)
+        message = ClientMessage.of_socketio(part)
         assert message.size == len(message.frames) + 100
 
 
 @pytest.mark.parametrize("is_event", [False, True])
 @pytest.mark.parametrize("is_volatile", [False, True])
 def test_a_message_knows_what_it_is_worth(is_event: bool, is_volatile: bool) -> None:
-    message = Message.of_socketio("2[]", is_event=is_event, is_volatile=is_volatile)
+    message = ClientMessage.of_socketio("2[]", is_event=is_event, is_volatile=is_volatile)
     assert (message.is_event, message.is_volatile) == (is_event, is_volatile)
-    message = Message((), is_event=is_event, is_volatile=is_volatile)
+    message = ClientMessage((), is_event=is_event, is_volatile=is_volatile)
     assert (message.is_event, message.is_volatile) == (is_event, is_volatile)
-    message = Message.of_socketio("2[]")
+    message = ClientMessage.of_socketio("2[]")
     assert (message.is_event, message.is_volatile) == (False, False)
 
 

@@ -217,7 +217,7 @@ def test_a_client_whose_connect_handler_runs_is_left_alone(
 ) -> None:
     """It is in the table of connections, and in upstream's not yet everywhere."""
     served = make_served()
-    entered, release = served.runtime.event(), served.runtime.event()
+    entered, release = served.runtime.flag(), served.runtime.flag()
 
     @served.socketio.on("connect")
     def connect() -> None:
@@ -237,7 +237,7 @@ def test_a_client_whose_disconnect_handler_runs_is_left_alone(
     make_served: Callable[..., Served],
 ) -> None:
     served = make_served()
-    entered, release = served.runtime.event(), served.runtime.event()
+    entered, release = served.runtime.flag(), served.runtime.flag()
     environs: list[object] = []
 
     @served.socketio.on("disconnect")

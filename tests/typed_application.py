@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from flask import Flask
 from flask_socketio import SocketIO
 
-from flask_socketio_guard import Event, Failure, SocketIOGuard
+from flask_socketio_guard import Failure, HandlerCall, SocketIOGuard
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,7 +49,7 @@ def tick() -> int:
 
 
 @guard.before_event
-def only_members(event: Event) -> None: ...
+def only_members(event: HandlerCall) -> None: ...
 
 
 @guard.on_failure
@@ -64,5 +64,5 @@ if TYPE_CHECKING:
     assert_type(named("name"), str)
     assert_type(once, Callable[[], None])
     assert_type(tick(), int)
-    assert_type(only_members, Callable[[Event], None])
+    assert_type(only_members, Callable[[HandlerCall], None])
     assert_type(told, Callable[[Failure], str])

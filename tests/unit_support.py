@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from flask.testing import FlaskClient
 
-    from flask_socketio_guard.queue.transport import Message
+    from flask_socketio_guard.queue.transport import QueueMessage
 
 # Engine.IO's own threads sleep for up to 25 s after their connection has ended.
 _UPSTREAM_THREADS = ("_send_ping", "_service_task")
@@ -109,7 +109,7 @@ class FakePublisher:
     """
 
     def __init__(self) -> None:
-        self.taken: list[Message] = []
+        self.taken: list[QueueMessage] = []
         self.calls: list[tuple[list[int], int | None]] = []
         self.script: list[Exception | int | None] = []
         self.subscribers: int | None = 2
@@ -117,7 +117,7 @@ class FakePublisher:
         self.closed = 0
         self.before_answer: Callable[[], object] = lambda: None
 
-    def publish(self, messages: Sequence[Message], probe: int | None) -> int | None:
+    def publish(self, messages: Sequence[QueueMessage], probe: int | None) -> int | None:
         self.calls.append(([message.sequence for message in messages], probe))
         self.before_answer()
         step = self.script.pop(0) if self.script else self.subscribers

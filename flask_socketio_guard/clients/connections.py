@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from ..core.component import Component
 from ..core.forks import renew_after_fork
-from ..core.runtime import Event, clock
+from ..core.runtime import Flag, clock
 from ..states import CONNECTION_TRANSITIONS, ConnectionEvent, ConnectionState, StateMachine
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ class Connection:
         self.is_accepted = False
         self.is_left_to_connect = False
         self.unbegun = 0
-        self._all_begun: Event | None = None
+        self._all_begun: Flag | None = None
         self._lock = lock
         self._machine: StateMachine[ConnectionState, ConnectionEvent] = StateMachine(
             ConnectionState.CONNECTING, CONNECTION_TRANSITIONS
@@ -200,7 +200,7 @@ class Connection:
         if all_begun is not None:
             all_begun.set()
 
-    def wait_until_begun(self, all_begun: Event, patience: float) -> bool:
+    def wait_until_begun(self, all_begun: Flag, patience: float) -> bool:
         """Wait until everything received has begun.
 
         Args:

@@ -47,7 +47,7 @@ class Drain(Component):
         self._close = close
         self._is_quiet = is_quiet
         self._is_stopped = is_stopped
-        self._is_over = runtime.event()
+        self._is_over = runtime.flag()
         self._has_begun = False
         self._is_complete = False
 

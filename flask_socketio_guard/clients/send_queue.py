@@ -11,7 +11,7 @@ from ..core.runtime import TIME_SLICE, clock
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ..core.runtime import Event, Runtime
+    from ..core.runtime import Flag, Runtime
 
 SHARED_OVERFLOW: Final = 2
 """Times the bounds at which an emitter waits for a client that is not its own."""
@@ -115,7 +115,7 @@ class SendQueue:
         self._taken = 0  # bytes, and a share of them for each message
         self.size = 0
         """Bytes that wait."""
-        self.room: Event | None = None
+        self.room: Flag | None = None
         """Set whenever the client has taken something; by an emitter that waits for that."""
 
     def __len__(self) -> int:

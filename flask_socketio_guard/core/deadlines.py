@@ -8,7 +8,7 @@ from _thread import RLock
 from typing import TYPE_CHECKING
 
 from .component import Component, Watch
-from .runtime import Event, Runtime, clock
+from .runtime import Flag, Runtime, clock
 from .supervisor import is_stopping
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class Deadlines(Component):
         self._heap: list[tuple[float, int, Deadline]] = []
         self._stale = 0
         self._wakes_at = 0.0
-        self._changed: Event = runtime.event()
+        self._changed: Flag = runtime.flag()
 
     def __len__(self) -> int:
         return len(self._heap) - self._stale

@@ -7,7 +7,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from ..states import PHASE_TRANSITIONS, Phase, PhaseEvent, StateMachine
-from .runtime import Event, Runtime, clock
+from .runtime import Flag, Runtime, clock
 from .supervisor import is_stopping, sleep
 
 if TYPE_CHECKING:
@@ -59,8 +59,8 @@ class Lifecycle:
         self._on_farewell = on_farewell
         self.components: Sequence[Component] = ()
         self.lock = threading.RLock()
-        self.stopping: Event = runtime.event()
-        self._drained: Event = runtime.event()
+        self.stopping: Flag = runtime.flag()
+        self._drained: Flag = runtime.flag()
         self._is_complete = False
         self._machine: StateMachine[Phase, PhaseEvent] = StateMachine(Phase.NEW, PHASE_TRANSITIONS)
 
@@ -96,7 +96,7 @@ class Lifecycle:
             if self.phase is not Phase.NEW or self.stopping.is_set():
                 return
             self._machine.send(PhaseEvent.EMIT)
-            self._runtime.settle()
+            self._runtime.bind_loop()
             for component in self.components:
                 component.start(self.watch)
             self.watch("socketio-guard:tick", self._tick)
@@ -110,7 +110,7 @@ class Lifecycle:
                 return
             self.start()
             self._machine.send(PhaseEvent.SERVE)
-            self._runtime.settle()
+            self._runtime.bind_loop()
             for component in self.components:
                 component.serve(self.watch)
             self._machine.send(PhaseEvent.SERVED)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 from ..backoff import backoff_delay
 from ..errors import DuplicateTask, TaskError
 from ..states import TASK_TRANSITIONS, StateMachine, TaskEvent, TaskState
-from .runtime import Event, Job, Runtime, Timer, clock
+from .runtime import Flag, Job, Runtime, Timer, clock
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -93,8 +93,8 @@ class TaskHandle:
         self.is_internal = is_internal
         self.restarts = 0
         self.last_error: BaseException | None = None
-        self.stopping: Event = supervisor.runtime.event()
-        self._ended: Event = supervisor.runtime.event()
+        self.stopping: Flag = supervisor.runtime.flag()
+        self._ended: Flag = supervisor.runtime.flag()
         self._supervisor = supervisor
         self._target = target
         self._wake = wake

@@ -91,7 +91,7 @@ class ThreadRuntime:
         timer.start()
         return timer
 
-    def event(self) -> threading.Event:
+    def flag(self) -> threading.Event:
         """Return a new flag."""
         return threading.Event()
 
@@ -103,7 +103,7 @@ class ThreadRuntime:
         """Let another thread run."""
         time.sleep(0)
 
-    def turn(self) -> float:
+    def loop_iteration(self) -> float:
         """Return a number that is another one each time: there is no event loop."""
         return time.monotonic()
 
@@ -133,7 +133,7 @@ class ThreadRuntime:
         """Call *target* now: there is no event loop."""
         target()
 
-    def settle(self) -> None:
+    def bind_loop(self) -> None:
         """Do nothing: every thread is as good as any other."""
 
     def forsake_servers(self) -> None:

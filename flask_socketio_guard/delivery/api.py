@@ -16,7 +16,7 @@ from .records import DEAD, Delivery, Retry, is_text
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ..core.runtime import Event, Runtime
+    from ..core.runtime import Flag, Runtime
     from .dispatcher import Dispatcher
     from .store_client import StoreClient
 
@@ -34,7 +34,7 @@ class DeliveryApi:
 
     Args:
         runtime: For events.
-        desk: The way to the store.
+        store_client: The way to the store.
         encode: Returns JSON text without spaces around it; raises ``TypeError`` or
             ``ValueError`` where there is none.
         max_size: Characters of JSON that the arguments of one message may take, >= 1.
@@ -45,24 +45,24 @@ class DeliveryApi:
     def __init__(
         self,
         runtime: Runtime,
-        desk: StoreClient,
+        store_client: StoreClient,
         *,
         encode: Callable[[object], str],
         max_size: int,
         run: Callable[[Callable[..., object], tuple[object, ...]], None],
     ) -> None:
         self._runtime = runtime
-        self._store_client = desk
+        self._store_client = store_client
         self._encode = encode
         self._max_size = max_size
         self._run = run
         self.dispatcher: Dispatcher | None = None
         self.is_behind = False
-        """Whether the courier was not told of something, and has to look for itself."""
+        """Whether the dispatcher was not told of something, and has to look for itself."""
         self._lock = RLock()  # nobody waits while holding it
         self._ids: deque[str] = deque()
         self._watches: dict[str, _Watch] = {}
-        self._waiting: dict[str, list[Event]] = {}
+        self._waiting: dict[str, list[Flag]] = {}
 
     def put(
         self,
@@ -70,7 +70,7 @@ class DeliveryApi:
         arguments: list[Any],
         *,
         recipient: str,
-        lifetime: float,
+        ttl: float,
         namespace: str,
         retry: Retry,
         key: str | None,
@@ -93,7 +93,7 @@ class DeliveryApi:
             recipient,
             event,
             body,
-            lifetime,
+            ttl,
             namespace,
             retry,
             key,
@@ -174,7 +174,7 @@ class DeliveryApi:
 
     def wait(self, id: str, timeout: float | None) -> None:
         """Wait until a message has ended, or the time is up."""
-        event = self._runtime.event()
+        event = self._runtime.flag()
         with self._lock:
             self._waiting.setdefault(id, []).append(event)
         try:

@@ -18,7 +18,7 @@ from .store_client import AT_A_TIME, StoreClient
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ..core.runtime import Event, Runtime
+    from ..core.runtime import Flag, Runtime
     from ..queue.reachability import Reachability
     from ..states import DeliveryState
     from .records import Delivery
@@ -38,7 +38,7 @@ class _Task:
     kind: str
     arguments: tuple[Any, ...]
     then: Callable[[Any], object] | None = None
-    event: Event | None = None  # set for a caller that waits for the result
+    event: Flag | None = None  # set for a caller that waits for the result
     result: Any = None
     is_void: bool = False
     key: tuple[str, str] | None = None
@@ -83,7 +83,7 @@ class BatchingStoreClient(StoreClient):
         self._is_closed = False
         self._one_by_one = 0
         self._lock = RLock()  # nobody waits while holding it
-        self._work: Event = runtime.event()
+        self._work: Flag = runtime.flag()
 
     def __len__(self) -> int:
         return len(self._tasks)
@@ -92,7 +92,7 @@ class BatchingStoreClient(StoreClient):
         """Have a step done, and wait for what it returns; from any native thread."""
         if self._is_closed:
             raise DeliveryStoreError("the process is stopping")
-        task = _Task(kind, arguments, event=self._runtime.event())
+        task = _Task(kind, arguments, event=self._runtime.flag())
         self._add(task)
         assert task.event is not None
         if not task.event.wait(_LONGEST_WAIT):
@@ -109,15 +109,15 @@ class BatchingStoreClient(StoreClient):
         """Give a message up, without waiting for the store."""
         self._note("finish", delivery.id, state, then=partial(self._over, delivery))
 
-    def abandon(self, address: str, state: DeliveryState) -> None:
+    def fail_all(self, address: str, state: DeliveryState) -> None:
         """Give up all that waits for a recipient."""
 
         def then(ended: list[Delivery]) -> None:
             self._tell(ended)
             if len(ended) == AT_A_TIME:
-                self.abandon(address, state)
+                self.fail_all(address, state)
 
-        self._note("abandon", address, state, AT_A_TIME, then=then)
+        self._note("fail_all", address, state, AT_A_TIME, then=then)
 
     def sent(self, id: str) -> None:
         """Note that a message was sent."""
@@ -133,7 +133,7 @@ class BatchingStoreClient(StoreClient):
         with self._lock:
             key = ("mark", delivery.id)
             mark = None if delivery.requires_all else self._pending.pop(key, None)
-            if mark is not None:  # that it was sent is no news any more
+            if mark is not None:  # nobody needs to know any more that it was sent
                 attempts = mark.arguments[1]
                 mark.is_void = True
         then = partial(self._over, delivery)

@@ -1,4 +1,4 @@
-"""Acknowledged delivery as a whole: store, desk, office and courier of one process."""
+"""Acknowledged delivery as a whole: store, store client, API and dispatcher of one process."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Deliveries(Component):
         channel: Of the message queue; applications with different ones share nothing.
         encode: Returns JSON text without spaces around it.
         run: Runs a function of the application in a task of its own.
-        facts: Is told of ends, failures and the store.
+        telemetry: Is told of ends, failures and the store.
         hooks: Of the application, called with each :class:`.DeadLetter`; kept.
         has_queue: Whether there are other processes, maybe.
         is_write_only: Whether this process serves nobody.
@@ -73,7 +73,7 @@ class Deliveries(Component):
         channel: str,
         encode: Callable[[object], str],
         run: Callable[[Callable[..., object], tuple[object, ...]], None],
-        facts: Telemetry,
+        telemetry: Telemetry,
         hooks: list[Callable[[DeadLetter], object]],
         has_queue: bool,
         is_write_only: bool,
@@ -83,7 +83,7 @@ class Deliveries(Component):
         self._clients = clients
         self._deadlines = deadlines
         self._run = run
-        self._facts = facts
+        self._telemetry = telemetry
         self._hooks = hooks
         self._has_queue = has_queue
         self._is_write_only = is_write_only
@@ -91,27 +91,31 @@ class Deliveries(Component):
         self.retry = Retry(config.delivery_ack_timeout)
         self.store = _store(config, channel)
         self._fleet: StoreSync | None = None
-        self._server = Reachability(lambda: None, on_change=facts.delivery_store_changed)
+        self._server = Reachability(lambda: None, on_change=telemetry.delivery_store_changed)
         self._shared: BatchingStoreClient | None = None
         self._local: DirectStoreClient | None = None
-        desk: StoreClient
+        store_client: StoreClient
         if isinstance(self.store, SharedStore):
-            desk = self._shared = BatchingStoreClient(
+            store_client = self._shared = BatchingStoreClient(
                 runtime,
                 self.store,
                 on_end=self._ended,
-                on_failure=lambda exc: facts.failed("hook", exc, "deadline"),
+                on_failure=lambda exc: telemetry.failed("hook", exc, "deadline"),
                 on_unsure=self._note_gap,
                 server=self._server,
             )
         else:
-            desk = self._local = DirectStoreClient(self.store, on_end=self._ended)
-        self.store_client = desk
+            store_client = self._local = DirectStoreClient(self.store, on_end=self._ended)
+        self.store_client = store_client
         self.api = DeliveryApi(
-            runtime, desk, encode=encode, max_size=config.delivery_max_message_bytes, run=run
+            runtime,
+            store_client,
+            encode=encode,
+            max_size=config.delivery_max_message_bytes,
+            run=run,
         )
         self.dispatcher = Dispatcher(
-            desk, clients, deadlines, max_in_flight=config.delivery_max_in_flight
+            store_client, clients, deadlines, max_in_flight=config.delivery_max_in_flight
         )
         self.api.dispatcher = self.dispatcher
 
@@ -132,7 +136,7 @@ class Deliveries(Component):
             on_lost=self._server.report_lost,
         )
         watch("socketio-guard:deliveries", self._shared.run, self._shared.wake)
-        watch("socketio-guard:delivery-news", fleet.hear, None)
+        watch("socketio-guard:delivery-changes", fleet.follow, None)
 
     def serve(self, watch: Watch) -> None:
         """Start to give up what has expired, if no other process does.
@@ -171,7 +175,7 @@ class Deliveries(Component):
         """Tell how many messages end with this process, because they are in its memory."""
         count = len(self.store) if isinstance(self.store, MemoryStore) else 0
         if count:
-            self._facts.deliveries_abandoned(count)
+            self._telemetry.deliveries_abandoned(count)
 
     def checks(self) -> dict[str, Check]:
         """Return whether the store answers, if it is none of this process."""
@@ -190,23 +194,25 @@ class Deliveries(Component):
 
     def connected(self, client: Connection) -> None:
         """Send what was waiting for a client; it comes after the packet that lets it in."""
-        courier, namespace = self.dispatcher, client.namespace
+        dispatcher, namespace = self.dispatcher, client.namespace
         for room in self._clients.rooms_of(client.sid, namespace):
             if room != client.sid:
-                courier.came(room, namespace)
-        courier.opened(client.sid, namespace)
+                dispatcher.recipient_online(room, namespace)
+        dispatcher.session_opened(client.sid, namespace)
 
     def entered(self, client: Connection, room: str) -> None:
         """Send what was waiting for those in a room."""
-        self.dispatcher.came(room, client.namespace)
+        self.dispatcher.recipient_online(room, client.namespace)
 
     def disconnected(self, client: Connection) -> None:
         """Wait for the client no longer."""
-        left = partial(self.dispatcher.left, client.sid, client.namespace, transport_of(client))
+        left = partial(
+            self.dispatcher.session_closed, client.sid, client.namespace, transport_of(client)
+        )
         if self._runtime.can_kill:
             left()
         else:
-            # The lock of the connections is held, which a thread in the courier may want.
+            # The lock of the connections is held, which a thread in the dispatcher may want.
             self._deadlines.call_later(0.0, left)
 
     def identify(self, client: Connection, identity: str) -> None:
@@ -255,7 +261,7 @@ class Deliveries(Component):
         if not is_new:
             return
         state = delivery.state
-        self._facts.delivery_ended(
+        self._telemetry.delivery_ended(
             DeliveryEnd(delivery.id, delivery.recipient, delivery.event, state, delivery.attempts)
         )
         if state in DEAD:

@@ -1,6 +1,6 @@
 """Brings messages to the connections of this process until they are acknowledged.
 
-The store knows what there is; the courier knows who is here, what is on its way, and when
+The store knows what there is; the dispatcher knows who is here, what is on its way, and when
 it is to be sent again. It never waits.
 """
 
@@ -34,9 +34,9 @@ _WINDOW_SIZE: Final = 1024 * 1024
 
 _MIN_OWED: Final = 16  # what a transport may owe at least
 _VISIT_TIME: Final = 10.0  # seconds for which it counts that somebody has left and may be back
-_MAX_ASIDE: Final = 512  # messages to one recipient whose late acknowledgement still counts
+_MAX_PARKED: Final = 512  # messages to one recipient whose late acknowledgement still counts
 _MAX_REMEMBERED: Final = 10_000  # connections and messages that are no more
-_REGROUPING_TIME: Final = 0.02  # seconds until those that are left get what others left behind
+_REGROUPING_TIME: Final = 0.02  # seconds until those that remain get what others left behind
 _LONGEST_REGROUPING_TIME: Final = 1.0  # seconds
 
 
@@ -116,12 +116,12 @@ class _Mailbox:
     has_more: bool  # in the store than is known here
     namespace: str = ""
     recipient: str = ""
-    parcels: dict[str, _PendingMessage] = field(default_factory=dict)
+    pending_messages: dict[str, _PendingMessage] = field(default_factory=dict)
     ready: deque[_PendingMessage] = field(default_factory=deque)
     line: deque[_PendingMessage] = field(
         default_factory=deque
     )  # the ordered ones; the first has its turn
-    size: int = 0  # of the bodies of its parcels
+    size: int = 0  # of the bodies of its pending_messages
     in_flight: int = 0
     in_flight_size: int = 0  # of their bodies
     looks_at: float = math.inf  # when some of them are overdue
@@ -131,10 +131,10 @@ class _Mailbox:
     is_loading: bool = False
     is_stale: bool = False  # something was stored since what is being loaded was asked for
     suspects: set[str] = field(default_factory=set)  # may have ended without our hearing of it
-    aside: dict[str, _PendingMessage] = field(
+    parked: dict[str, _PendingMessage] = field(
         default_factory=dict
     )  # out of the way of others, for a while
-    rest: float = 0.0  # seconds until those that were set aside are looked for; 0: there are none
+    revisit_after: float = 0.0  # seconds until parked messages are looked for; 0: there are none
     restart: Timer | None = None
 
     def __post_init__(self) -> None:
@@ -144,24 +144,24 @@ class _Mailbox:
 class _Attempt:
     """A message in the hands of one client, whose acknowledgement is awaited."""
 
-    __slots__ = ("_box", "_courier", "_parcel", "_sid")
+    __slots__ = ("_dispatcher", "_mailbox", "_pending", "_sid")
 
     timeout = 1e9  # seconds; a message that ends is forgotten, and so is whom it was for
     is_inline = True
 
     def __init__(
-        self, courier: Dispatcher, box: _Mailbox, parcel: _PendingMessage, sid: str
+        self, dispatcher: Dispatcher, mailbox: _Mailbox, pending: _PendingMessage, sid: str
     ) -> None:
-        self._courier = courier
-        self._box = box
-        self._parcel = parcel
+        self._dispatcher = dispatcher
+        self._mailbox = mailbox
+        self._pending = pending
         self._sid = sid
 
     def function(self, *answer: Any) -> None:
-        self._courier.answered(self._box, self._parcel, self._sid, answer)
+        self._dispatcher.answered(self._mailbox, self._pending, self._sid, answer)
 
     def on_lost(self, reason: str) -> None:
-        self._courier.lost(self._box, self._parcel, self._sid, reason)
+        self._dispatcher.lost(self._mailbox, self._pending, self._sid, reason)
 
 
 class Dispatcher:
@@ -170,8 +170,8 @@ class Dispatcher:
     To be used at home only; there, from any task or thread.
 
     Args:
-        desk: The way to the store. It is never told of an end while the lock is held, because
-            it may tell others of it.
+        store_client: The way to the store. It is never told of an end while the lock is held,
+            because it may tell others of it.
         connections: The clients.
         deadlines: For timeouts.
         max_in_flight: Messages to one recipient that may be unacknowledged at a time, >= 1.
@@ -180,7 +180,7 @@ class Dispatcher:
 
     def __init__(
         self,
-        desk: StoreClient,
+        store_client: StoreClient,
         connections: Connections,
         deadlines: Deadlines,
         *,
@@ -188,13 +188,13 @@ class Dispatcher:
         backoff: Callable[..., float] = backoff_delay,
     ) -> None:
         self._lock = RLock()  # nobody waits while holding it
-        self._store_client = desk
+        self._store_client = store_client
         self._connections = connections
         self._deadlines = deadlines
         self._max_in_flight = max_in_flight
         self._backoff = backoff
         self._in_flight = 0
-        self._boxes: dict[str, _Mailbox] = {}
+        self._mailboxes: dict[str, _Mailbox] = {}
         self._identities: dict[str, set[str]] = {}
         self._addresses: dict[str, list[str]] = {}  # of the identities of a client
         self._awaited: set[str] = set()  # clients that the store may have something for
@@ -224,7 +224,7 @@ class Dispatcher:
                 devices.add(sid)
                 self._addresses.setdefault(sid, []).append(address)
                 self._store_client.join(address, sid)
-            self.came(identity, namespace)
+            self.recipient_online(identity, namespace)
 
     def identity_of(self, sid: str) -> str | None:
         """Return namespace and identity of a client, the first that it was given, if any."""
@@ -238,23 +238,23 @@ class Dispatcher:
                 for sid in devices:
                     self._store_client.join(address, sid)
 
-    def opened(self, sid: str, namespace: str) -> None:
+    def session_opened(self, sid: str, namespace: str) -> None:
         """Look for what waits for a client that is let in now."""
         with self._lock:
             for address in self._addresses.get(sid, ()):
-                self.came(address.partition(",")[2], namespace)
+                self.recipient_online(address.partition(",")[2], namespace)
             if sid in self._awaited:
                 self._awaited.discard(sid)
-                self.came(sid, namespace)
+                self.recipient_online(sid, namespace)
 
-    def came(self, recipient: str, namespace: str) -> None:
+    def recipient_online(self, recipient: str, namespace: str) -> None:
         """Look for what waits for a recipient who has one more connection here."""
         if not is_text(recipient) or not is_text(namespace):  # no sender can name it
             return
         with self._lock:
-            box = self._box(address_of(namespace, recipient), has_more=True)
-            self._welcome(box)
-            self._load(box)
+            mailbox = self._mailbox(address_of(namespace, recipient), has_more=True)
+            self._send_missing(mailbox)
+            self._load(mailbox)
 
     def look_again(self, recipients: Iterable[tuple[str, str]] = ()) -> None:
         """Look up what there is, of which some may have been missed.
@@ -265,14 +265,14 @@ class Dispatcher:
         with self._lock:
             for recipient, namespace in recipients:
                 if is_text(recipient) and is_text(namespace):
-                    self._box(address_of(namespace, recipient), has_more=True)
+                    self._mailbox(address_of(namespace, recipient), has_more=True)
             for address in self._identities:
-                self._box(address, has_more=True)
-            for box in list(self._boxes.values()):
-                box.suspects = set(box.parcels)
-                self._start_over(box)
+                self._mailbox(address, has_more=True)
+            for mailbox in list(self._mailboxes.values()):
+                mailbox.suspects = set(mailbox.pending_messages)
+                self._start_over(mailbox)
 
-    def left(self, sid: str, namespace: str, transport: str | None = None) -> None:
+    def session_closed(self, sid: str, namespace: str, transport: str | None = None) -> None:
         """Note that a client has left.
 
         Args:
@@ -291,25 +291,25 @@ class Dispatcher:
                 devices.discard(sid)
                 if not devices:
                     del self._identities[each]
-            box = self._boxes.get(address)
-            is_awaited = box is not None or sid in self._awaited
-            if box is not None:
-                self._close(box)
+            mailbox = self._mailboxes.get(address)
+            is_awaited = mailbox is not None or sid in self._awaited
+            if mailbox is not None:
+                self._close(mailbox)
             self._awaited.discard(sid)
         for each in addresses:
             self._store_client.leave(each, sid)
         if is_awaited:
             # Nobody else will ever have this session id.
-            self._store_client.abandon(address, DeliveryState.GONE)
+            self._store_client.fail_all(address, DeliveryState.GONE)
 
     def has_departed(self, sid: str) -> bool:
         """Say whether a client was here and has left, not too long ago."""
         return sid in self._departed
 
-    def _present(self, box: _Mailbox) -> list[str]:
-        """Return the session ids of those connections that the messages in a box are for."""
-        found = self._connections.find(box.recipient, box.namespace)
-        for sid in self._identities.get(box.address, ()):
+    def _present(self, mailbox: _Mailbox) -> list[str]:
+        """Return the session ids of those connections that the messages in a mailbox are for."""
+        found = self._connections.find(mailbox.recipient, mailbox.namespace)
+        for sid in self._identities.get(mailbox.address, ()):
             if sid not in found and self._connections.is_open(sid):
                 found.append(sid)
         return found
@@ -354,9 +354,9 @@ class Dispatcher:
             return min(owed.values())
         return owed.get(id, 0.0) if id is not None else 0.0
 
-    def _all_barred_until(self, box: _Mailbox) -> float:
-        """Return until when nobody who is here for a box is sent anything; 0 if somebody may be."""
-        until = [self._barred_until(sid) for sid in self._present(box)]
+    def _all_barred_until(self, mailbox: _Mailbox) -> float:
+        """Return until when no recipient of a mailbox is sent anything; 0 if one may be."""
+        until = [self._barred_until(sid) for sid in self._present(mailbox)]
         return min(until, default=0.0)
 
     # What there is for them
@@ -366,404 +366,429 @@ class Dispatcher:
         address = delivery.address
         with self._lock:
             if delivery.recipient not in self._departed:
-                box = self._box_of_present(address)
-                if box is None:
+                mailbox = self._mailbox_of_present(address)
+                if mailbox is None:
                     return
                 # Ordered ones come from the store, which knows all that go before it.
-                is_full = len(box.parcels) >= _WINDOW or box.size >= _WINDOW_SIZE
-                is_behind = box.has_more or is_full
+                is_full = len(mailbox.pending_messages) >= _WINDOW or mailbox.size >= _WINDOW_SIZE
+                is_behind = mailbox.has_more or is_full
                 if is_behind or delivery.is_ordered:
-                    self._load_more(box)
+                    self._load_more(mailbox)
                 else:
-                    self._take(box, delivery)
-                    self._pump(box)
+                    self._take(mailbox, delivery)
+                    self._pump(mailbox)
                 return
-        self._store_client.abandon(address, DeliveryState.GONE)
+        self._store_client.fail_all(address, DeliveryState.GONE)
 
     def stored(self, address: str) -> None:
         """Look for messages that were stored just now by others, if their recipient is here."""
         with self._lock:
             if address.partition(",")[2] not in self._departed:
-                box = self._box_of_present(address)
-                if box is not None:
-                    self._load_more(box)
+                mailbox = self._mailbox_of_present(address)
+                if mailbox is not None:
+                    self._load_more(mailbox)
                 return
-        self._store_client.abandon(address, DeliveryState.GONE)
+        self._store_client.fail_all(address, DeliveryState.GONE)
 
-    def _box_of_present(self, address: str) -> _Mailbox | None:
-        """Return the box of a recipient who is here."""
-        box = self._boxes.get(address)
-        if box is not None:
-            return box
-        box = _Mailbox(address, has_more=False)
-        if self._present(box):
-            self._boxes[address] = box
-            return box
-        if self._connections.is_here(box.recipient):  # not let in yet, or leaving
-            self._awaited.add(box.recipient)
+    def _mailbox_of_present(self, address: str) -> _Mailbox | None:
+        """Return the mailbox of a recipient who is here."""
+        mailbox = self._mailboxes.get(address)
+        if mailbox is not None:
+            return mailbox
+        mailbox = _Mailbox(address, has_more=False)
+        if self._present(mailbox):
+            self._mailboxes[address] = mailbox
+            return mailbox
+        if self._connections.is_here(mailbox.recipient):  # not let in yet, or leaving
+            self._awaited.add(mailbox.recipient)
         return None
 
-    def _load_more(self, box: _Mailbox) -> None:
-        box.has_more = box.is_stale = True
-        self._load(box)
+    def _load_more(self, mailbox: _Mailbox) -> None:
+        mailbox.has_more = mailbox.is_stale = True
+        self._load(mailbox)
 
     def ended(self, delivery: Delivery) -> None:
         """Forget a message that has ended, wherever that was."""
         with self._lock:
             _remember(self._done, delivery.id)
-            box = self._boxes.get(delivery.address)
-            if box is None:
+            mailbox = self._mailboxes.get(delivery.address)
+            if mailbox is None:
                 return
-            aside = box.aside.pop(delivery.id, None)
-            if aside is not None:
-                self._forget(aside)
-            parcel = box.parcels.get(delivery.id)
-            if parcel is not None:
-                self._drop(box, parcel)
-                self._load(box)
-                self._pump(box)
+            parked = mailbox.parked.pop(delivery.id, None)
+            if parked is not None:
+                self._forget(parked)
+            pending = mailbox.pending_messages.get(delivery.id)
+            if pending is not None:
+                self._drop(mailbox, pending)
+                self._load(mailbox)
+                self._pump(mailbox)
 
-    def _box(self, address: str, *, has_more: bool) -> _Mailbox:
-        box = self._boxes.get(address)
-        if box is None:
-            box = self._boxes[address] = _Mailbox(address, has_more=has_more)
-        return box
+    def _mailbox(self, address: str, *, has_more: bool) -> _Mailbox:
+        mailbox = self._mailboxes.get(address)
+        if mailbox is None:
+            mailbox = self._mailboxes[address] = _Mailbox(address, has_more=has_more)
+        return mailbox
 
-    def _load(self, box: _Mailbox) -> None:
-        is_room = len(box.parcels) <= _WINDOW // 2 and box.size <= _WINDOW_SIZE // 2
-        if not box.has_more or box.is_loading or not (is_room or box.suspects):
+    def _load(self, mailbox: _Mailbox) -> None:
+        is_room = (
+            len(mailbox.pending_messages) <= _WINDOW // 2 and mailbox.size <= _WINDOW_SIZE // 2
+        )
+        if not mailbox.has_more or mailbox.is_loading or not (is_room or mailbox.suspects):
             return
-        until = self._all_barred_until(box) if self._owed else 0.0
+        until = self._all_barred_until(mailbox) if self._owed else 0.0
         if until:
-            if box.restart is None:
+            if mailbox.restart is None:
                 delay = max(_REGROUPING_TIME, until - clock())
-                box.restart = self._deadlines.call_later(delay, partial(self._come_back, box))
+                mailbox.restart = self._deadlines.call_later(
+                    delay, partial(self._come_back, mailbox)
+                )
             return
-        box.is_loading, box.is_stale = True, False
-        then = partial(self._loaded, box, box.round)
-        self._store_client.load(box.address, box.last, _WINDOW, _WINDOW_SIZE, then)
+        mailbox.is_loading, mailbox.is_stale = True, False
+        then = partial(self._loaded, mailbox, mailbox.round)
+        self._store_client.load(mailbox.address, mailbox.last, _WINDOW, _WINDOW_SIZE, then)
 
-    def _loaded(self, box: _Mailbox, number: int, page: Page) -> None:
+    def _loaded(self, mailbox: _Mailbox, number: int, page: Page) -> None:
         with self._lock:
-            box.is_loading = False
-            if self._boxes.get(box.address) is not box:
+            mailbox.is_loading = False
+            if self._mailboxes.get(mailbox.address) is not mailbox:
                 return
-            if number == box.round:
-                self._read(box, page)
-            self._load(box)
-            self._pump(box)
+            if number == mailbox.round:
+                self._read(mailbox, page)
+            self._load(mailbox)
+            self._pump(mailbox)
 
-    def _read(self, box: _Mailbox, page: Page) -> None:
-        if box.suspects:
-            self._clear(box, page)
+    def _read(self, mailbox: _Mailbox, page: Page) -> None:
+        if mailbox.suspects:
+            self._clear(mailbox, page)
             # Then from the beginning, for those that are not known here.
-            box.last = page.last if box.suspects else 0
+            mailbox.last = page.last if mailbox.suspects else 0
             return
-        box.has_more = page.has_more or box.is_stale
-        box.last = page.last or box.last
+        mailbox.has_more = page.has_more or mailbox.is_stale
+        mailbox.last = page.last or mailbox.last
         for delivery in page.deliveries:
-            self._take(box, delivery)
-        if box.rest and not page.has_more and box.restart is None:
-            box.restart = self._deadlines.call_later(box.rest, partial(self._come_back, box))
+            self._take(mailbox, delivery)
+        if mailbox.revisit_after and not page.has_more and mailbox.restart is None:
+            mailbox.restart = self._deadlines.call_later(
+                mailbox.revisit_after, partial(self._come_back, mailbox)
+            )
 
-    def _clear(self, box: _Mailbox, page: Page) -> None:
+    def _clear(self, mailbox: _Mailbox, page: Page) -> None:
         """Drop what was here and is not in the store any more."""
         listed = {delivery.id for delivery in page.deliveries}
-        for id in list(box.suspects):
-            parcel = box.parcels.get(id)
-            if parcel is None or id in listed:
-                box.suspects.discard(id)
-            elif parcel.delivery.number <= page.last or not page.has_more:
-                box.suspects.discard(id)
-                self._drop(box, parcel)
+        for id in list(mailbox.suspects):
+            pending = mailbox.pending_messages.get(id)
+            if pending is None or id in listed:
+                mailbox.suspects.discard(id)
+            elif pending.delivery.number <= page.last or not page.has_more:
+                mailbox.suspects.discard(id)
+                self._drop(mailbox, pending)
 
-    def _start_over(self, box: _Mailbox) -> None:
+    def _start_over(self, mailbox: _Mailbox) -> None:
         """Look through all that the store has for a recipient."""
-        if self._boxes.get(box.address) is box:
-            if box.restart is not None:
-                box.restart.cancel()
-            box.restart, box.rest = None, 0.0
-            box.round += 1
-            box.last, box.has_more = 0, True
-            self._load(box)
+        if self._mailboxes.get(mailbox.address) is mailbox:
+            if mailbox.restart is not None:
+                mailbox.restart.cancel()
+            mailbox.restart, mailbox.revisit_after = None, 0.0
+            mailbox.round += 1
+            mailbox.last, mailbox.has_more = 0, True
+            self._load(mailbox)
 
-    def _take(self, box: _Mailbox, delivery: Delivery) -> None:
+    def _take(self, mailbox: _Mailbox, delivery: Delivery) -> None:
         # What is told of it may come later than it came, or ended.
-        if delivery.id in box.parcels or delivery.id in self._done:
+        if delivery.id in mailbox.pending_messages or delivery.id in self._done:
             return
-        parcel = box.aside.pop(delivery.id, None)
-        if parcel is None:
-            deadline = clock() + delivery.lifetime
-            parcel = _PendingMessage(delivery, deadline, delivery.attempts, len(delivery.body))
+        pending = mailbox.parked.pop(delivery.id, None)
+        if pending is None:
+            deadline = clock() + delivery.ttl
+            pending = _PendingMessage(delivery, deadline, delivery.attempts, len(delivery.body))
         else:
-            parcel.delivery = delivery
-        box.parcels[delivery.id] = parcel
-        box.size += parcel.size
-        parcel.is_queued = True
-        (box.line if delivery.is_ordered else box.ready).append(parcel)
+            pending.delivery = delivery
+        mailbox.pending_messages[delivery.id] = pending
+        mailbox.size += pending.size
+        pending.is_queued = True
+        (mailbox.line if delivery.is_ordered else mailbox.ready).append(pending)
 
-    def _drop(self, box: _Mailbox, parcel: _PendingMessage) -> None:
+    def _drop(self, mailbox: _Mailbox, pending: _PendingMessage) -> None:
         """Know no more of a message."""
-        del box.parcels[parcel.delivery.id]
-        box.size -= parcel.size
-        self._put_down(box, parcel)
-        self._forget(parcel)
-        if parcel.is_queued or parcel.delivery.is_ordered:
-            _discard(box.line if parcel.delivery.is_ordered else box.ready, parcel)
+        del mailbox.pending_messages[pending.delivery.id]
+        mailbox.size -= pending.size
+        self._stop_waiting(mailbox, pending)
+        self._forget(pending)
+        if pending.is_queued or pending.delivery.is_ordered:
+            _discard(mailbox.line if pending.delivery.is_ordered else mailbox.ready, pending)
 
-    def _forget(self, parcel: _PendingMessage) -> None:
+    def _forget(self, pending: _PendingMessage) -> None:
         """Wait for acknowledgements of a message no longer."""
-        for sid, ack_id in parcel.holders.items():
+        for sid, ack_id in pending.holders.items():
             self._connections.forget(ack_id, sid)
-        parcel.holders.clear()
+        pending.holders.clear()
 
-    def _take_away(self, box: _Mailbox) -> None:
-        del self._boxes[box.address]
-        for timer in (box.look, box.restart):
+    def _take_away(self, mailbox: _Mailbox) -> None:
+        del self._mailboxes[mailbox.address]
+        for timer in (mailbox.look, mailbox.restart):
             if timer is not None:
                 timer.cancel()
-        for parcel in box.aside.values():
-            self._forget(parcel)
-        box.aside.clear()
+        for pending in mailbox.parked.values():
+            self._forget(pending)
+        mailbox.parked.clear()
 
     # Their way
 
-    def _pump(self, box: _Mailbox) -> None:
+    def _pump(self, mailbox: _Mailbox) -> None:
         """Send what may be sent now."""
-        if self._boxes.get(box.address) is not box:
+        if self._mailboxes.get(mailbox.address) is not mailbox:
             return
-        while box.ready and (not box.in_flight or self._has_room(box, box.ready[0])):
-            if not self._send(box, box.ready.popleft()):
+        while mailbox.ready and (
+            not mailbox.in_flight or self._has_room(mailbox, mailbox.ready[0])
+        ):
+            if not self._send(mailbox, mailbox.ready.popleft()):
                 return
-        has_turn = box.line and box.line[0].is_queued and self._has_room(box, box.line[0])
-        if has_turn and not self._send(box, box.line[0]):
+        has_turn = (
+            mailbox.line and mailbox.line[0].is_queued and self._has_room(mailbox, mailbox.line[0])
+        )
+        if has_turn and not self._send(mailbox, mailbox.line[0]):
             return
-        is_idle = not box.is_loading and not box.has_more and box.restart is None
-        if is_idle and not box.parcels:
-            self._take_away(box)
+        is_idle = not mailbox.is_loading and not mailbox.has_more and mailbox.restart is None
+        if is_idle and not mailbox.pending_messages:
+            self._take_away(mailbox)
 
-    def _has_room(self, box: _Mailbox, parcel: _PendingMessage) -> bool:
-        if not box.in_flight:
+    def _has_room(self, mailbox: _Mailbox, pending: _PendingMessage) -> bool:
+        if not mailbox.in_flight:
             return True
-        size = box.in_flight_size + parcel.size
-        return box.in_flight < self._max_in_flight and size <= _WINDOW_SIZE
+        size = mailbox.in_flight_size + pending.size
+        return mailbox.in_flight < self._max_in_flight and size <= _WINDOW_SIZE
 
-    def _send(self, box: _Mailbox, parcel: _PendingMessage, *, but: Container[str] = ()) -> bool:
+    def _send(
+        self, mailbox: _Mailbox, pending: _PendingMessage, *, but: Container[str] = ()
+    ) -> bool:
         """Send a message to all that it is for, *but* some; say whether anybody is here."""
-        parcel.is_queued = False
+        pending.is_queued = False
         now = clock()
-        if parcel.is_answered or now >= parcel.deadline:
+        if pending.is_answered or now >= pending.deadline:
             return True  # it is about to end
-        present = self._present(box)
+        present = self._present(mailbox)
         if not present:
-            self._close(box)
+            self._close(mailbox)
             return False
-        lacking = [sid for sid in present if sid not in parcel.acknowledged and sid not in but]
+        lacking = [sid for sid in present if sid not in pending.acknowledged and sid not in but]
         if not lacking:
             return True  # others have to acknowledge it
         if self._owed:
-            barred = {sid: self._barred_until(sid, parcel.delivery.id) for sid in lacking}
+            barred = {sid: self._barred_until(sid, pending.delivery.id) for sid in lacking}
             lacking = [sid for sid, until in barred.items() if not until]
             if not lacking:
                 delay = max(_REGROUPING_TIME, min(barred.values()) - now)
-                parcel.timer = self._deadlines.call_later(delay, partial(self._due, box, parcel))
+                pending.timer = self._deadlines.call_later(
+                    delay, partial(self._due, mailbox, pending)
+                )
                 return True
-        parcel.attempts += 1
-        self._wait_for(box, parcel, now + parcel.delivery.retry.ack_timeout)
+        pending.attempts += 1
+        self._wait_for(mailbox, pending, now + pending.delivery.retry.ack_timeout)
         for sid in lacking:
-            self._hand(box, parcel, sid)
-        if parcel.holders:
-            parcel.misses = 0
-            self._store_client.sent(parcel.delivery.id)
+            self._hand(mailbox, pending, sid)
+        if pending.holders:
+            pending.misses = 0
+            self._store_client.sent(pending.delivery.id)
         else:  # they are about to leave
-            parcel.attempts -= 1
-            parcel.misses += 1
-            self._put_down(box, parcel)
-            delay = min(_REGROUPING_TIME * 2 ** min(parcel.misses, 9), _LONGEST_REGROUPING_TIME)
-            parcel.timer = self._deadlines.call_later(delay, partial(self._due, box, parcel))
+            pending.attempts -= 1
+            pending.misses += 1
+            self._stop_waiting(mailbox, pending)
+            delay = min(_REGROUPING_TIME * 2 ** min(pending.misses, 9), _LONGEST_REGROUPING_TIME)
+            pending.timer = self._deadlines.call_later(delay, partial(self._due, mailbox, pending))
         return True
 
-    def _wait_for(self, box: _Mailbox, parcel: _PendingMessage, until: float) -> None:
-        parcel.is_waiting, parcel.due_at = True, until
-        box.in_flight += 1
-        box.in_flight_size += parcel.size
+    def _wait_for(self, mailbox: _Mailbox, pending: _PendingMessage, until: float) -> None:
+        pending.is_waiting, pending.due_at = True, until
+        mailbox.in_flight += 1
+        mailbox.in_flight_size += pending.size
         self._in_flight += 1
-        if until < box.looks_at:
-            self._look_at(box, until)
+        if until < mailbox.looks_at:
+            self._look_at(mailbox, until)
 
-    def _look_at(self, box: _Mailbox, at: float) -> None:
+    def _look_at(self, mailbox: _Mailbox, at: float) -> None:
         # One timer for all, which outlives most of what it was set for.
-        if box.look is not None:
-            box.look.cancel()
-        box.looks_at = at
-        box.look = self._deadlines.call_later(max(0.0, at - clock()), partial(self._overdue, box))
+        if mailbox.look is not None:
+            mailbox.look.cancel()
+        mailbox.looks_at = at
+        mailbox.look = self._deadlines.call_later(
+            max(0.0, at - clock()), partial(self._overdue, mailbox)
+        )
 
-    def _overdue(self, box: _Mailbox) -> None:
+    def _overdue(self, mailbox: _Mailbox) -> None:
         """Take for lost what was not acknowledged in time."""
         with self._lock:
-            box.look, box.looks_at = None, math.inf
+            mailbox.look, mailbox.looks_at = None, math.inf
             now = clock()
-            waiting = [parcel for parcel in box.parcels.values() if parcel.is_waiting]
-            later = [parcel.due_at for parcel in waiting if parcel.due_at > now]
+            waiting = [
+                pending for pending in mailbox.pending_messages.values() if pending.is_waiting
+            ]
+            later = [pending.due_at for pending in waiting if pending.due_at > now]
             if later:
-                self._look_at(box, min(later))
-            for parcel in waiting:
-                if parcel.is_waiting and parcel.due_at <= now:
-                    self._unanswered(box, parcel)
+                self._look_at(mailbox, min(later))
+            for pending in waiting:
+                if pending.is_waiting and pending.due_at <= now:
+                    self._unanswered(mailbox, pending)
 
-    def _hand(self, box: _Mailbox, parcel: _PendingMessage, sid: str) -> None:
-        delivery = parcel.delivery
+    def _hand(self, mailbox: _Mailbox, pending: _PendingMessage, sid: str) -> None:
+        delivery = pending.delivery
         arguments = delivery.body
         if delivery.has_id:
             comma = "" if arguments == "[]" else ","
-            known_by = f'{{"delivery_id":"{delivery.id}","attempt":{parcel.attempts}}}'
+            known_by = f'{{"delivery_id":"{delivery.id}","attempt":{pending.attempts}}}'
             arguments = f"{arguments[:-1]}{comma}{known_by}]"
-        callback = _Attempt(self, box, parcel, sid)
+        callback = _Attempt(self, mailbox, pending, sid)
         # Whichever of several attempts is answered, it is the same answer.
         ack_id = self._connections.ask(
-            sid, box.namespace, delivery.event, arguments, callback, parcel.holders.get(sid)
+            sid, mailbox.namespace, delivery.event, arguments, callback, pending.holders.get(sid)
         )
         if ack_id is None:
-            parcel.holders.pop(sid, None)
+            pending.holders.pop(sid, None)
         else:
-            parcel.holders[sid] = ack_id
+            pending.holders[sid] = ack_id
 
     def answered(
-        self, box: _Mailbox, parcel: _PendingMessage, sid: str, answer: tuple[Any, ...]
+        self, mailbox: _Mailbox, pending: _PendingMessage, sid: str, answer: tuple[Any, ...]
     ) -> None:
         """Act on an acknowledgement."""
         is_refused = is_refusal(answer)
         with self._lock:
-            parcel.holders.pop(sid, None)
+            pending.holders.pop(sid, None)
             if is_refused:
-                parcel.is_refused = True
+                pending.is_refused = True
             else:
-                parcel.acknowledged |= {sid}
-            if not parcel.holders or parcel.is_answered:
-                self._put_down(box, parcel)  # what is missing is for others to say
+                pending.acknowledged |= {sid}
+            if not pending.holders or pending.is_answered:
+                self._stop_waiting(mailbox, pending)  # what is missing is for others to say
         if is_refused:
-            self._store_client.give_up(parcel.delivery, DeliveryState.REFUSED)
+            self._store_client.give_up(pending.delivery, DeliveryState.REFUSED)
         else:
-            self._store_client.acknowledged(parcel.delivery, sid)
+            self._store_client.acknowledged(pending.delivery, sid)
 
-    def lost(self, box: _Mailbox, parcel: _PendingMessage, sid: str, reason: str) -> None:
+    def lost(self, mailbox: _Mailbox, pending: _PendingMessage, sid: str, reason: str) -> None:
         """Note that no acknowledgement will come."""
         with self._lock:
-            if reason != "gone" or parcel.holders.pop(sid, None) is None:
+            if reason != "gone" or pending.holders.pop(sid, None) is None:
                 return
-            self._owe_for(parcel, sid)
-            if not parcel.is_waiting or parcel.holders:
+            self._owe_for(pending, sid)
+            if not pending.is_waiting or pending.holders:
                 return
-            self._put_down(box, parcel)
-            self._store_client.returned(parcel.delivery.id)
-            if parcel.delivery.id in box.parcels:
+            self._stop_waiting(mailbox, pending)
+            self._store_client.returned(pending.delivery.id)
+            if pending.delivery.id in mailbox.pending_messages:
                 # Not now: whoever loses its clients one after the other comes by here for each.
-                parcel.timer = self._deadlines.call_later(
-                    _REGROUPING_TIME, partial(self._due, box, parcel)
+                pending.timer = self._deadlines.call_later(
+                    _REGROUPING_TIME, partial(self._due, mailbox, pending)
                 )
 
-    def _owe_for(self, parcel: _PendingMessage, sid: str) -> None:
+    def _owe_for(self, pending: _PendingMessage, sid: str) -> None:
         """Note that a client has left with a message that it has not acknowledged."""
-        if not parcel.is_waiting or parcel.is_answered or sid in parcel.acknowledged:
+        if not pending.is_waiting or pending.is_answered or sid in pending.acknowledged:
             return
         transport = self._connections.transport_of(sid) or self._departed.get(sid)
         if transport is not None:
-            self._owe(transport, parcel.delivery.id, parcel.due_at)
+            self._owe(transport, pending.delivery.id, pending.due_at)
 
-    def _unanswered(self, box: _Mailbox, parcel: _PendingMessage) -> None:
-        self._put_down(box, parcel)
-        self._store_client.returned(parcel.delivery.id)
-        retry = parcel.delivery.retry
-        if box.has_more and not parcel.delivery.is_ordered and len(box.parcels) > _WINDOW // 2:
-            self._set_aside(box, parcel)
+    def _unanswered(self, mailbox: _Mailbox, pending: _PendingMessage) -> None:
+        self._stop_waiting(mailbox, pending)
+        self._store_client.returned(pending.delivery.id)
+        retry = pending.delivery.retry
+        if (
+            mailbox.has_more
+            and not pending.delivery.is_ordered
+            and len(mailbox.pending_messages) > _WINDOW // 2
+        ):
+            self._park(mailbox, pending)
         else:
             delay = self._backoff(
-                parcel.attempts - 1, first_delay=retry.first_delay, max_delay=retry.max_delay
+                pending.attempts - 1, first_delay=retry.first_delay, max_delay=retry.max_delay
             )
-            parcel.timer = self._deadlines.call_later(delay, partial(self._due, box, parcel))
-        self._load(box)
-        self._pump(box)
+            pending.timer = self._deadlines.call_later(delay, partial(self._due, mailbox, pending))
+        self._load(mailbox)
+        self._pump(mailbox)
 
-    def _set_aside(self, box: _Mailbox, parcel: _PendingMessage) -> None:
+    def _park(self, mailbox: _Mailbox, pending: _PendingMessage) -> None:
         """Let others have the place of a message that is not acknowledged, for a while."""
-        del box.parcels[parcel.delivery.id]
-        box.size -= parcel.size
-        parcel.delivery = parcel.delivery._replace(body="")  # it comes from the store again
-        box.aside[parcel.delivery.id] = parcel
-        box.rest = parcel.delivery.retry.max_delay
-        if len(box.aside) > _MAX_ASIDE:
-            self._forget(box.aside.pop(next(iter(box.aside))))
+        del mailbox.pending_messages[pending.delivery.id]
+        mailbox.size -= pending.size
+        pending.delivery = pending.delivery._replace(body="")  # it comes from the store again
+        mailbox.parked[pending.delivery.id] = pending
+        mailbox.revisit_after = pending.delivery.retry.max_delay
+        if len(mailbox.parked) > _MAX_PARKED:
+            self._forget(mailbox.parked.pop(next(iter(mailbox.parked))))
 
-    def _come_back(self, box: _Mailbox) -> None:
+    def _come_back(self, mailbox: _Mailbox) -> None:
         with self._lock:
-            self._start_over(box)
+            self._start_over(mailbox)
 
-    def _due(self, box: _Mailbox, parcel: _PendingMessage) -> None:
+    def _due(self, mailbox: _Mailbox, pending: _PendingMessage) -> None:
         with self._lock:
-            parcel.timer = None
-            if self._boxes.get(box.address) is box and parcel.delivery.id in box.parcels:
-                self._queue(box, parcel)
-                self._pump(box)
+            pending.timer = None
+            if (
+                self._mailboxes.get(mailbox.address) is mailbox
+                and pending.delivery.id in mailbox.pending_messages
+            ):
+                self._queue(mailbox, pending)
+                self._pump(mailbox)
 
-    def _queue(self, box: _Mailbox, parcel: _PendingMessage) -> None:
-        if not parcel.is_queued:
-            parcel.is_queued = True
-            if not parcel.delivery.is_ordered:
-                box.ready.append(parcel)
+    def _queue(self, mailbox: _Mailbox, pending: _PendingMessage) -> None:
+        if not pending.is_queued:
+            pending.is_queued = True
+            if not pending.delivery.is_ordered:
+                mailbox.ready.append(pending)
 
-    def _welcome(self, box: _Mailbox) -> None:
+    def _send_missing(self, mailbox: _Mailbox) -> None:
         """Let a new connection have what others were sent, and what nobody has."""
-        present = self._present(box)
+        present = self._present(mailbox)
         if self._owed:
             present = [sid for sid in present if not self._barred_until(sid)]
-        for parcel in list(box.parcels.values()) if present else ():
-            if parcel.is_answered or parcel.is_queued:
+        for pending in list(mailbox.pending_messages.values()) if present else ():
+            if pending.is_answered or pending.is_queued:
                 continue
             lacking = [
                 sid
                 for sid in present
-                if sid not in parcel.holders and sid not in parcel.acknowledged
+                if sid not in pending.holders and sid not in pending.acknowledged
             ]
-            if parcel.is_waiting:
+            if pending.is_waiting:
                 for sid in lacking:
-                    if not self._owed or not self._barred_until(sid, parcel.delivery.id):
-                        self._hand(box, parcel, sid)
+                    if not self._owed or not self._barred_until(sid, pending.delivery.id):
+                        self._hand(mailbox, pending, sid)
             elif lacking:
-                self._put_down(box, parcel)
-                if not self._has_room(box, parcel):
-                    self._queue(box, parcel)
+                self._stop_waiting(mailbox, pending)
+                if not self._has_room(mailbox, pending):
+                    self._queue(mailbox, pending)
                 else:
-                    self._send(box, parcel, but=set(parcel.holders))
-        self._pump(box)
+                    self._send(mailbox, pending, but=set(pending.holders))
+        self._pump(mailbox)
 
-    def _put_down(self, box: _Mailbox, parcel: _PendingMessage) -> None:
+    def _stop_waiting(self, mailbox: _Mailbox, pending: _PendingMessage) -> None:
         """Stop waiting for an acknowledgement; one that comes late still counts."""
-        if parcel.timer is not None:
-            parcel.timer.cancel()
-            parcel.timer = None
-        if parcel.is_waiting:
-            parcel.is_waiting = False
-            box.in_flight -= 1
-            box.in_flight_size -= parcel.size
+        if pending.timer is not None:
+            pending.timer.cancel()
+            pending.timer = None
+        if pending.is_waiting:
+            pending.is_waiting = False
+            mailbox.in_flight -= 1
+            mailbox.in_flight_size -= pending.size
             self._in_flight -= 1
 
-    def _close(self, box: _Mailbox) -> None:
+    def _close(self, mailbox: _Mailbox) -> None:
         """Return the messages of a recipient that is not here to the store."""
-        self._take_away(box)
-        if self._connections.is_here(box.recipient):  # not let in yet, or leaving
-            self._awaited.add(box.recipient)
-        for parcel in box.parcels.values():
-            was_waiting = parcel.is_waiting
-            for sid in parcel.holders:
-                self._owe_for(parcel, sid)
-            self._put_down(box, parcel)
+        self._take_away(mailbox)
+        if self._connections.is_here(mailbox.recipient):  # not let in yet, or leaving
+            self._awaited.add(mailbox.recipient)
+        for pending in mailbox.pending_messages.values():
+            was_waiting = pending.is_waiting
+            for sid in pending.holders:
+                self._owe_for(pending, sid)
+            self._stop_waiting(mailbox, pending)
             if was_waiting:
-                self._store_client.returned(parcel.delivery.id)
-            self._forget(parcel)
-        box.parcels.clear()
-        box.size = 0
-        box.ready.clear()
-        box.line.clear()
+                self._store_client.returned(pending.delivery.id)
+            self._forget(pending)
+        mailbox.pending_messages.clear()
+        mailbox.size = 0
+        mailbox.ready.clear()
+        mailbox.line.clear()
 
 
 def is_refusal(answer: tuple[Any, ...]) -> bool:
@@ -780,8 +805,8 @@ def _remember(names: OrderedDict[str, str | None], name: str, transport: str | N
         names.popitem(last=False)
 
 
-def _discard(parcels: deque[_PendingMessage], parcel: _PendingMessage) -> None:
-    if parcels and parcels[0] is parcel:
-        parcels.popleft()
-    elif parcel in parcels:
-        parcels.remove(parcel)
+def _discard(pending_messages: deque[_PendingMessage], pending: _PendingMessage) -> None:
+    if pending_messages and pending_messages[0] is pending:
+        pending_messages.popleft()
+    elif pending in pending_messages:
+        pending_messages.remove(pending)

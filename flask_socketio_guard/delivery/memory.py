@@ -73,7 +73,7 @@ class MemoryStore(DeliveryStore):
         self._numbers = itertools.count(1)
         self._size = 0
         self._open: dict[str, _Entry] = {}
-        self._boxes: dict[str, dict[str, _Entry]] = {}
+        self._mailboxes: dict[str, dict[str, _Entry]] = {}
         self._by_key: dict[tuple[str, str], str] = {}
         self._deadlines: list[tuple[float, int, str]] = []
         self._devices: dict[str, set[str]] = {}
@@ -88,7 +88,7 @@ class MemoryStore(DeliveryStore):
             "mark": self._mark,
             "acknowledge": self._acknowledge,
             "finish": self._finish,
-            "abandon": self._abandon,
+            "fail_all": self._fail_all,
             "waiting": self._waiting,
             "find": self._find,
             "dead_letters": self._dead_letters,
@@ -135,10 +135,10 @@ class MemoryStore(DeliveryStore):
             return Put(None)
         replaced = None if older is None else self._end(older, DeliveryState.REPLACED)
         delivery = delivery.numbered(next(self._numbers))
-        entry = _Entry(delivery, address, size, self._clock() + delivery.lifetime)
+        entry = _Entry(delivery, address, size, self._clock() + delivery.ttl)
         self._size += size
         self._open[delivery.id] = entry
-        self._boxes.setdefault(address, {})[delivery.id] = entry
+        self._mailboxes.setdefault(address, {})[delivery.id] = entry
         if key is not None:
             self._by_key[key] = delivery.id
         heapq.heappush(self._deadlines, (entry.deadline, delivery.number, delivery.id))
@@ -168,11 +168,11 @@ class MemoryStore(DeliveryStore):
             return End(self._find(id), is_new=False)
         return End(self._end(id, state), is_new=True)
 
-    def _abandon(self, address: str, state: DeliveryState, limit: int) -> list[Delivery]:
-        return [self._end(id, state) for id in list(self._boxes.get(address, ()))[:limit]]
+    def _fail_all(self, address: str, state: DeliveryState, limit: int) -> list[Delivery]:
+        return [self._end(id, state) for id in list(self._mailboxes.get(address, ()))[:limit]]
 
     def _waiting(self, address: str, after: int, limit: int, max_size: int) -> Page:
-        entries = self._boxes.get(address, {}).values()
+        entries = self._mailboxes.get(address, {}).values()
         behind = (entry for entry in entries if entry.delivery.number > after)
         found: list[Delivery] = []
         size = 0
@@ -225,7 +225,7 @@ class MemoryStore(DeliveryStore):
             del self._devices[address]
         complete = [
             entry.delivery.id
-            for entry in self._boxes.get(address, {}).values()
+            for entry in self._mailboxes.get(address, {}).values()
             if entry.delivery.requires_all and self._have_all(entry)
         ]
         return [self._end(id, DeliveryState.DELIVERED) for id in complete]
@@ -240,10 +240,10 @@ class MemoryStore(DeliveryStore):
         entry = self._open.pop(id)
         given, address = entry.delivery, entry.address
         self._size -= entry.size
-        box = self._boxes[address]
-        del box[id]
-        if not box:
-            del self._boxes[address]
+        mailbox = self._mailboxes[address]
+        del mailbox[id]
+        if not mailbox:
+            del self._mailboxes[address]
         if given.key is not None:
             del self._by_key[address, given.key]
         self._forget_deadlines()
@@ -255,7 +255,7 @@ class MemoryStore(DeliveryStore):
             self._forget_ended(now)
         if state not in DEAD:
             return Delivery.ended(id, *known, state)
-        dead = given.at(state, lifetime=0.0, attempts=entry.attempts, body=given.body)
+        dead = given.at(state, ttl=0.0, attempts=entry.attempts, body=given.body)
         self._dead[id] = (now + self._dead_retention, entry.size, DeadLetter(dead, time.time()))
         self._dead_size += entry.size
         self._forget_dead(now)
@@ -264,7 +264,7 @@ class MemoryStore(DeliveryStore):
     def _snapshot(self, entry: _Entry) -> Delivery:
         left = max(0.0, entry.deadline - self._clock())
         given = entry.delivery
-        return given.at(entry.state, lifetime=left, attempts=entry.attempts, body=given.body)
+        return given.at(entry.state, ttl=left, attempts=entry.attempts, body=given.body)
 
     def _forget_ended(self, now: float) -> None:
         while self._ended:

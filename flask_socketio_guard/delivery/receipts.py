@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from .records import Delivery
 
 
-class Office(Protocol):
+class ReceiptSource(Protocol):
     """Where receipts are honoured."""
 
     def find(self, id: str) -> Delivery | None: ...
@@ -27,10 +27,10 @@ class Receipt:
         id: Of the message; :meth:`SocketIOGuard.receipt` makes a receipt of it again.
     """
 
-    __slots__ = ("_office", "id")
+    __slots__ = ("_source", "id")
 
-    def __init__(self, office: Office, id: str) -> None:
-        self._office = office
+    def __init__(self, source: ReceiptSource, id: str) -> None:
+        self._source = source
         self.id = id
 
     def __repr__(self) -> str:
@@ -59,7 +59,7 @@ class Receipt:
         """Wait until the message has ended.
 
         Args:
-            timeout: Longest wait in seconds, >= 0; ``None``: its deadline is the only one.
+            timeout: Longest wait in seconds, >= 0; ``None``: until the message ends.
 
         Returns:
             Its state then.
@@ -70,7 +70,7 @@ class Receipt:
         """
         if timeout:
             require_seconds("timeout", timeout)
-        self._office.wait(self.id, timeout)
+        self._source.wait(self.id, timeout)
         return self.state
 
     def cancel(self) -> bool:
@@ -79,10 +79,10 @@ class Receipt:
         Returns:
             Whether it had not ended before. A recipient may have it all the same.
         """
-        return self._office.cancel(self.id)
+        return self._source.cancel(self.id)
 
     def _find(self) -> Delivery:
-        delivery = self._office.find(self.id)
+        delivery = self._source.find(self.id)
         if delivery is None:
             raise UnknownDelivery(self.id)
         return delivery

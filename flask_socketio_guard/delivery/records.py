@@ -85,7 +85,7 @@ class Delivery(NamedTuple):
         recipient: Session id, room or identity.
         event: Name of the event.
         body: JSON text of the list of arguments; empty when it has ended, unless it is dead.
-        lifetime: Seconds until it expires.
+        ttl: Seconds until it expires.
         namespace: Socket.IO namespace.
         retry: When it is sent again.
         key: A newer message with the same key and recipient replaces it.
@@ -101,7 +101,7 @@ class Delivery(NamedTuple):
     recipient: str
     event: str
     body: str
-    lifetime: float
+    ttl: float
     namespace: str = "/"
     retry: Retry = Retry()
     key: str | None = None
@@ -167,7 +167,7 @@ class Delivery(NamedTuple):
         cls,
         text: str | bytes,
         *,
-        lifetime: float,
+        ttl: float,
         number: int,
         attempts: int,
         state: DeliveryState,
@@ -192,7 +192,7 @@ class Delivery(NamedTuple):
                 recipient,
                 event,
                 body,
-                lifetime,
+                ttl,
                 namespace,
                 _retry(*retry),
                 key,
@@ -220,9 +220,9 @@ class Delivery(NamedTuple):
         """Return it with its place in the order of all."""
         return Delivery._make((*self[:11], number, self.attempts, self.state))
 
-    def at(self, state: DeliveryState, *, lifetime: float, attempts: int, body: str) -> Delivery:
+    def at(self, state: DeliveryState, *, ttl: float, attempts: int, body: str) -> Delivery:
         """Return it as it is at another instant."""
-        words = (self.id, self.recipient, self.event, body, lifetime)
+        words = (self.id, self.recipient, self.event, body, ttl)
         return Delivery._make((*words, *self[5:12], attempts, state))
 
 

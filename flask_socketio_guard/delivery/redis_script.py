@@ -8,16 +8,16 @@ key                          what it holds
 ============================ ============================================================
 ``m:<id>``, ``b:<id>``       A message that waits or is a dead letter: what may change, in a hash
                              that Redis packs as long as its values are short; and its text.
-``box:<address>``            Ids of those that wait for a recipient, by number.
+``mailbox:<address>``            Ids of those that wait for a recipient, by number.
 ``deadlines``                Ids of all that wait, by deadline.
 ``keys``                     Ids of those that a newer one may replace.
 ``all:``, ``acks:``          Those of a recipient that need all devices; who has acknowledged one.
 ``ended``, ``ended-order``   Receipts by id; and, oldest first, until when each is kept, what it
                              takes, and its id.
 ``dead``                     Ids of dead letters, by when they died.
-``news``, ``news-sizes``     A stream of what happened; what each entry of it takes.
-``size``, ``ended-size``,    Bytes that messages, receipts, dead letters and news take.
-``dead-size``, ``news-size``
+``changes``, ``changes-sizes``     A stream of what happened; what each entry of it takes.
+``size``, ``ended-size``,    Bytes that messages, receipts, dead letters and changes take.
+``dead-size``, ``changes-size``
 ``devices:``, ``host:``,     Who is here, and which process says so.
 ``hosts``, ``alive:``
 ============================ ============================================================
@@ -33,7 +33,7 @@ local MAX_MESSAGES, MAX_SIZE = tonumber(ARGV[1]), tonumber(ARGV[2])
 local RETENTION, MAX_ENDED_SIZE = tonumber(ARGV[3]), tonumber(ARGV[4])
 local MAX_DEAD, MAX_DEAD_SIZE = tonumber(ARGV[5]), tonumber(ARGV[6])
 local DEAD_RETENTION = tonumber(ARGV[7])
-local MAX_NEWS, MAX_NEWS_SIZE = tonumber(ARGV[8]), tonumber(ARGV[9])
+local MAX_CHANGES, MAX_CHANGES_SIZE = tonumber(ARGV[8]), tonumber(ARGV[9])
 local RECEIPT_SIZE, HOST, HAS_PUT = tonumber(ARGV[10]), ARGV[11], ARGV[12] == '1'
 local at = 13
 
@@ -77,23 +77,23 @@ local function snapshot(id)
 end
 
 -- What the other processes are told when all is done.
-local stored, news = {}, {}
+local stored, changes = {}, {}
 
 local function tell()
-  if next(stored) == nil and #news == 0 then return end
+  if next(stored) == nil and #changes == 0 then return end
   local addresses = {}
   for address in pairs(stored) do addresses[#addresses + 1] = address end
-  local count = redis.call('INCR', P .. 'news-count')
-  local what = cjson.encode({addresses, news})
-  redis.call('XADD', P .. 'news', '*', 'host', HOST, 'count', count, 'what', what)
-  add('news-size', #what + 100)
-  local kept = redis.call('RPUSH', P .. 'news-sizes', #what + 100)
+  local count = redis.call('INCR', P .. 'changes-count')
+  local what = cjson.encode({addresses, changes})
+  redis.call('XADD', P .. 'changes', '*', 'host', HOST, 'count', count, 'what', what)
+  add('changes-size', #what + 100)
+  local kept = redis.call('RPUSH', P .. 'changes-sizes', #what + 100)
   local gone = 0
-  while kept > MAX_NEWS or (kept > 1 and size('news-size') > MAX_NEWS_SIZE) do
-    add('news-size', -tonumber(redis.call('LPOP', P .. 'news-sizes')))
+  while kept > MAX_CHANGES or (kept > 1 and size('changes-size') > MAX_CHANGES_SIZE) do
+    add('changes-size', -tonumber(redis.call('LPOP', P .. 'changes-sizes')))
     kept, gone = kept - 1, gone + 1
   end
-  if gone > 0 then redis.call('XTRIM', P .. 'news', 'MAXLEN', kept) end
+  if gone > 0 then redis.call('XTRIM', P .. 'changes', 'MAXLEN', kept) end
 end
 
 local function read(id)
@@ -143,7 +143,7 @@ end
 local function finish(m, state, is_dead)
   local name, body = P .. 'm:' .. m.id, P .. 'b:' .. m.id
   m.state = state
-  redis.call('ZREM', P .. 'box:' .. m.address, m.id)
+  redis.call('ZREM', P .. 'mailbox:' .. m.address, m.id)
   redis.call('ZREM', P .. 'deadlines', m.id)
   add('size', -tonumber(m.size))
   if m.all then
@@ -158,7 +158,7 @@ local function finish(m, state, is_dead)
   redis.call('RPUSH', P .. 'ended-order',
     string.format('%.3f %d %s', now + RETENTION, bytes, m.id))
   add('ended-size', bytes)
-  news[#news + 1] = ended(m)
+  changes[#changes + 1] = ended(m)
   if is_dead then
     told[7] = redis.call('GET', body)
     redis.call('HSET', name, 'state', state, 'attempts', m.attempts,
@@ -180,7 +180,7 @@ local function forget(id, address)
   redis.call('ZREM', P .. 'deadlines', id)
   if redis.call('EXISTS', P .. 'deadlines') == 0 then add('size', -size('size')) end
   if address then
-    redis.call('ZREM', P .. 'box:' .. address, id)
+    redis.call('ZREM', P .. 'mailbox:' .. address, id)
     redis.call('SREM', P .. 'all:' .. address, id)
   end
 end
@@ -226,9 +226,9 @@ redis.call('DEL', P .. 'probe')
 
 local steps = {}
 
-local function store(id, body, address, event, key, all, lifetime, bytes, number)
-  local deadline = string.format('%.6f', now + lifetime)
-  redis.call('ZADD', P .. 'box:' .. address, number, id)
+local function store(id, body, address, event, key, all, ttl, bytes, number)
+  local deadline = string.format('%.6f', now + ttl)
+  redis.call('ZADD', P .. 'mailbox:' .. address, number, id)
   redis.call('ZADD', P .. 'deadlines', deadline, id)
   if key ~= '' then redis.call('HSET', P .. 'keys', key, id) end
   if all == '1' then redis.call('SADD', P .. 'all:' .. address, id) end
@@ -240,7 +240,7 @@ end
 
 function steps.put()
   local id, body, address, event, key = arg(), arg(), arg(), arg(), arg()
-  local all, lifetime, bytes = arg(), tonumber(arg()), tonumber(arg())
+  local all, ttl, bytes = arg(), tonumber(arg()), tonumber(arg())
   local known = read(id)
   if known.is_open then return {1, snapshot(id), false} end
   known = receipt(known)
@@ -257,11 +257,11 @@ function steps.put()
   end
   local replaced = older and finish(older, 'replaced', false) or false
   local number = redis.call('INCR', P .. 'numbers')
-  local is_stored, failure = pcall(store, id, body, address, event, key, all, lifetime, bytes,
+  local is_stored, failure = pcall(store, id, body, address, event, key, all, ttl, bytes,
     number)
   if not is_stored then
     redis.call('DEL', P .. 'm:' .. id, P .. 'b:' .. id)
-    redis.pcall('ZREM', P .. 'box:' .. address, id)
+    redis.pcall('ZREM', P .. 'mailbox:' .. address, id)
     redis.pcall('ZREM', P .. 'deadlines', id)
     redis.pcall('SREM', P .. 'all:' .. address, id)
     if key ~= '' then redis.pcall('HDEL', P .. 'keys', key) end
@@ -306,16 +306,16 @@ function steps.finish()
   return {1, finish(m, state, is_dead == '1')}
 end
 
-function steps.abandon()
+function steps.fail_all()
   local address, state, is_dead, limit = arg(), arg(), arg(), tonumber(arg())
-  local ids = redis.call('ZRANGE', P .. 'box:' .. address, 0, limit - 1)
+  local ids = redis.call('ZRANGE', P .. 'mailbox:' .. address, 0, limit - 1)
   return finish_each(ids, address, state, is_dead == '1')
 end
 
 function steps.waiting()
   local address, after, limit, max_size = arg(), arg(), tonumber(arg()), tonumber(arg())
   local found, last, bytes = {}, 0, 0
-  local listed = redis.call('ZRANGEBYSCORE', P .. 'box:' .. address, '(' .. after, '+inf',
+  local listed = redis.call('ZRANGEBYSCORE', P .. 'mailbox:' .. address, '(' .. after, '+inf',
     'WITHSCORES', 'LIMIT', 0, limit)
   for i = 1, #listed, 2 do
     local is_read, one = pcall(snapshot, listed[i])
@@ -351,7 +351,7 @@ function steps.dead_letters()
   return found
 end
 
-function steps.stay()
+function steps.heartbeat()
   local patience = arg()
   local was_known = redis.call('EXISTS', P .. 'alive:' .. HOST)
   redis.call('SET', P .. 'alive:' .. HOST, 1, 'PX', patience)
@@ -383,7 +383,7 @@ function steps.leave()
 end
 
 -- Forgets some devices of a process, unless it lives.
-function steps.bury()
+function steps.reap()
   local host, limit = arg(), arg()
   local found = {}
   if redis.call('EXISTS', P .. 'alive:' .. host) == 1 then return {found, 0} end
@@ -410,7 +410,7 @@ while at <= #ARGV do
   results[#results + 1] = result
   at = ends_at
 end
-forget_ended(2 * #news)
+forget_ended(2 * #changes)
 local is_told, failure = pcall(tell)
 note_sizes()
 if not is_told then error(failure, 0) end

@@ -14,7 +14,7 @@ from ..telemetry.records import logger
 from .records import DEAD, DeadLetter, Delivery
 from .redis_client import Driver, describe
 from .redis_script import SCRIPT
-from .store import End, News, Page, Put, SharedStore
+from .store import Changes, End, Page, Put, SharedStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -29,7 +29,7 @@ VERSION: Final = b"2"
 """Of how messages are kept in Redis."""
 
 LONGEST_WAIT: Final = 1.0
-"""Seconds that may be waited for news."""
+"""Seconds that may be waited for changes."""
 
 _MAX_NEWS = 5000  # pieces, each of all that was done in one go
 _MAX_NEWS_SIZE = 8 * 1024 * 1024  # bytes
@@ -164,13 +164,13 @@ class RedisStore(SharedStore):
                 delivery.event,
                 key,
                 int(delivery.requires_all),
-                delivery.lifetime,
+                delivery.ttl,
                 _size(delivery, text, address, key),
             )
         elif kind == "mark":
             id, attempts, is_in_flight = arguments
             words = (id, attempts, (_IN_FLIGHT if is_in_flight else _PENDING).value)
-        elif kind in ("finish", "abandon"):
+        elif kind in ("finish", "fail_all"):
             what, state, *limit = arguments
             words = (what, state.value, int(state in DEAD), *limit)
         elif kind in ("join", "leave"):
@@ -194,9 +194,9 @@ class RedisStore(SharedStore):
 
     # The fleet
 
-    def news(self, timeout: float) -> News | None:
+    def changes(self, timeout: float) -> Changes | None:
         """Wait for what happens; see :class:`~.store.SharedStore`."""
-        stream = self._prefix + "news"
+        stream = self._prefix + "changes"
         with self._translated():
             if self._news_at is None:
                 newest = self._news_redis.xrevrange(stream, count=1)
@@ -208,24 +208,24 @@ class RedisStore(SharedStore):
             if not found and self._has_been_emptied(stream):
                 self._news_at = None
                 return None
-        news = News([], [])
+        changes = Changes([], [])
         is_complete = True
         for entry_id, fields in found[0][1] if found else ():
             count = _count(fields)
             is_complete = is_complete and count == self._news_count + 1
             self._news_at, self._news_count = entry_id, count
             if fields.get(b"host") != self._own_host:
-                is_complete = _add_news(news, fields.get(b"what", b"")) and is_complete
-        return news if is_complete else None
+                is_complete = _add_changes(changes, fields.get(b"what", b"")) and is_complete
+        return changes if is_complete else None
 
     def _has_been_emptied(self, stream: str) -> bool:
-        """Say whether Redis has lost the news, so that newer ones may come before what we had."""
+        """Say whether Redis has lost the change feed, which begins anew then."""
         newest = self._news_redis.xrevrange(stream, count=1)
         return bool(_order(newest[0][0] if newest else b"0-0") < _order(self._news_at))
 
-    def stay(self) -> bool:
+    def heartbeat(self) -> bool:
         """Say that this process lives; see :class:`~.store.SharedStore`."""
-        return not self.do("stay", _ms(_PATIENCE * self._lease))
+        return not self.do("heartbeat", _ms(_PATIENCE * self._lease))
 
     def lead(self) -> bool:
         """Say whether this process leads; see :class:`~.store.SharedStore`."""
@@ -263,13 +263,13 @@ class RedisStore(SharedStore):
                 theirs -= jump
         self._clocks = theirs, answered_at
 
-    def forget_dead_processes(self) -> list[Delivery]:
+    def reap_dead_processes(self) -> list[Delivery]:
         """Forget their devices; see :class:`~.store.SharedStore`."""
         forgotten: list[Delivery] = []
         with self._translated():
             for name in self._redis.smembers(self._prefix + "hosts"):
                 while True:
-                    ended, count = self.do("bury", name.decode(), _BATCH)
+                    ended, count = self.do("reap", name.decode(), _BATCH)
                     forgotten += ended
                     if not count:
                         break
@@ -304,7 +304,7 @@ def _ms(seconds: float) -> int:
 
 
 def _count(fields: Any) -> int:
-    """Return the number of a news entry; 0 if it has none."""
+    """Return the number of an entry of the change feed; 0 if it has none."""
     try:
         return int(fields.get(b"count", 0))
     except ValueError:
@@ -332,7 +332,7 @@ def _read(snapshot: Any) -> Delivery:
     try:
         return Delivery.from_json(
             body,
-            lifetime=max(0.0, float(left)),
+            ttl=max(0.0, float(left)),
             number=int(number),
             attempts=int(attempts),
             state=DeliveryState(cast("bytes", state).decode()),
@@ -365,9 +365,9 @@ def _read_result(step: Step, found: Any) -> Any:
             return None
         is_new, ended = found
         return End(_ended(ended) if ended else None, is_new=bool(is_new))
-    if kind in ("expire", "leave", "abandon"):
+    if kind in ("expire", "leave", "fail_all"):
         return _all_ended(found)
-    if kind == "bury":
+    if kind == "reap":
         return _all_ended(found[0]), found[1]
     if kind == "waiting":
         read = (_readable(partial(_read, snapshot)) for snapshot in found[0])
@@ -381,7 +381,7 @@ def _read_result(step: Step, found: Any) -> Any:
     if kind == "dead_letters":
         letters = (_readable(partial(_letter, snapshot)) for snapshot in found)
         return [letter for letter in letters if letter is not None]
-    return found if kind == "stay" else None
+    return found if kind == "heartbeat" else None
 
 
 def _letter(snapshot: Any) -> DeadLetter:
@@ -416,20 +416,21 @@ def _ended(found: Any) -> Delivery:
 
 def _body_of(text: str, ended: Delivery) -> Delivery:
     return Delivery.from_json(
-        text, lifetime=0.0, number=ended.number, attempts=ended.attempts, state=ended.state
+        text, ttl=0.0, number=ended.number, attempts=ended.attempts, state=ended.state
     )
 
 
-def _add_news(news: News, what: bytes) -> bool:
-    """Add a piece of news; say whether it can be read."""
+def _add_changes(changes: Changes, what: bytes) -> bool:
+    """Add what one entry of the change feed says; say whether it can be read."""
     try:
         stored, ended = json.loads(what)
         deliveries = [_ended(words) for words in ended]
-        news.stored.extend(address for address in stored if isinstance(address, str))
-        news.ended.extend(deliveries)
+        changes.stored.extend(address for address in stored if isinstance(address, str))
+        changes.ended.extend(deliveries)
     except (ValueError, TypeError, RecursionError) as exc:
         logger.error(
-            "an unreadable news entry in the delivery store was skipped (%s)", type(exc).__name__
+            "an unreadable entry of the change feed in the delivery store was skipped (%s)",
+            type(exc).__name__,
         )
         return False
     return True

@@ -49,7 +49,7 @@ class Page(NamedTuple):
     has_more: bool
 
 
-class News(NamedTuple):
+class Changes(NamedTuple):
     """What other processes have done.
 
     Attributes:
@@ -75,7 +75,7 @@ class Step(NamedTuple):
     ``acknowledge``, id, device, attempts  Adds to the attempts, notes that a device has
                                            it: :class:`End`; ``None`` if others lack it.
     ``finish``, id, state                  Ends it, unless it had ended: :class:`End`.
-    ``abandon``, address, state, limit     Ends those that wait there: a list of them.
+    ``fail_all``, address, state, limit     Ends those that wait there: a list of them.
     ``waiting``, address, after, limit,    Those that have not ended, by number, from
     max_size                               the first above *after* on, of *max_size*
                                            bytes, about, or one of any: :class:`Page`.
@@ -139,7 +139,7 @@ class SharedStore(DeliveryStore):
     is_shared = True
 
     @abstractmethod
-    def news(self, timeout: float) -> News | None:
+    def changes(self, timeout: float) -> Changes | None:
         """Wait for what others do.
 
         Each call goes on where the last one stopped.
@@ -149,7 +149,7 @@ class SharedStore(DeliveryStore):
         """
 
     @abstractmethod
-    def stay(self) -> bool:
+    def heartbeat(self) -> bool:
         """Say that this process lives; return whether others may have thought otherwise.
 
         Then its devices have to join again.
@@ -160,5 +160,5 @@ class SharedStore(DeliveryStore):
         """Say whether this process is the one that gives up what has expired, for now."""
 
     @abstractmethod
-    def forget_dead_processes(self) -> list[Delivery]:
+    def reap_dead_processes(self) -> list[Delivery]:
         """Forget the devices of processes that are no more; return what has ended by that."""

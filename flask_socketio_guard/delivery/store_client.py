@@ -1,4 +1,4 @@
-"""Between the courier, which never waits, and the store, which may be far away."""
+"""Between the dispatcher, which never waits, and the store, which may be far away."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class StoreClient(ABC):
         """Give a message up, without waiting for the store."""
 
     @abstractmethod
-    def abandon(self, address: str, state: DeliveryState) -> None:
+    def fail_all(self, address: str, state: DeliveryState) -> None:
         """Give up all that waits for a recipient."""
 
     @abstractmethod
@@ -127,9 +127,9 @@ class DirectStoreClient(StoreClient):
         """Give a message up, without waiting for the store."""
         self.end(delivery.id, state)
 
-    def abandon(self, address: str, state: DeliveryState) -> None:
+    def fail_all(self, address: str, state: DeliveryState) -> None:
         """Give up all that waits for a recipient."""
-        while ended := self._ask("abandon", address, state, AT_A_TIME):
+        while ended := self._ask("fail_all", address, state, AT_A_TIME):
             self._tell(ended)
 
     def sent(self, id: str) -> None:

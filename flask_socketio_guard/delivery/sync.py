@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .records import Delivery
     from .store import SharedStore
 
-_NEWS_TIMEOUT: Final = 0.5  # seconds; so long a stop may have to wait
+_CHANGES_TIMEOUT: Final = 0.5  # seconds; so long a stop may have to wait
 _PAUSE: Final = 0.003  # seconds
 _MAX_DELAY: Final = 1.0  # seconds between two attempts to reach the store
 _EXPIRED_AT_A_TIME: Final = 200
@@ -31,7 +31,7 @@ class StoreSync:
         store: Shared.
         lease: Seconds after which others take over what a dead process did, > 0.
         on_stored: Called with each address for which others have stored messages.
-        on_gap: Called when some news has been missed; again if it raises that the store does
+        on_gap: Called when a change has been missed; again if it raises that the store does
             not answer.
         on_forgotten: Called when others may have taken this process for dead.
         on_end: Called with each message that has ended, and whether by this process, just now.
@@ -62,15 +62,15 @@ class StoreSync:
         self._on_answer = on_answer
         self._on_lost = on_lost
         self.has_gap = False
-        """Whether some news has been missed, or some answer, and is not looked up yet."""
-        self._next_burial_at = 0.0
+        """Whether a change has been missed, or some answer, and is not looked up yet."""
+        self._next_reap_at = 0.0
 
-    def hear(self) -> None:
+    def follow(self) -> None:
         """Hear what others do, until the task is asked to stop."""
         failures = 0
         while not is_stopping():
             try:
-                self._hear_some()
+                self._follow_some()
                 failures = 0
                 self._on_answer()
             except DeliveryStoreError as exc:
@@ -78,7 +78,7 @@ class StoreSync:
                 sleep(self._runtime, reconnect_delay(failures, max_delay=_MAX_DELAY))
                 failures += 1
 
-    def _hear_some(self) -> None:
+    def _follow_some(self) -> None:
         if self.has_gap:
             self.has_gap = False
             try:
@@ -86,20 +86,20 @@ class StoreSync:
             except BaseException:
                 self.has_gap = True
                 raise
-        news = self._store.news(_NEWS_TIMEOUT)
-        if news is None:
+        changes = self._store.changes(_CHANGES_TIMEOUT)
+        if changes is None:
             self.has_gap = True
             return
         try:
-            for delivery in news.ended:
+            for delivery in changes.ended:
                 self._on_end(delivery, False)
-            for address in news.stored:
+            for address in changes.stored:
                 self._on_stored(address)
         except BaseException:  # the rest has not been heard
             self.has_gap = True
             raise
-        if news.ended or news.stored:
-            # Each look costs much more than each piece of news.
+        if changes.ended or changes.stored:
+            # Each look costs much more than each change.
             self._runtime.sleep(_PAUSE)
 
     def lead(self) -> None:
@@ -107,7 +107,7 @@ class StoreSync:
         failures = 0
         while not is_stopping():
             try:
-                if self._store.stay():
+                if self._store.heartbeat():
                     self._on_forgotten()
                 if self._store.lead():
                     self._give_up()
@@ -119,10 +119,10 @@ class StoreSync:
                 failures += 1
 
     def _give_up(self) -> None:
-        if clock() >= self._next_burial_at:
-            for delivery in self._store.forget_dead_processes():
+        if clock() >= self._next_reap_at:
+            for delivery in self._store.reap_dead_processes():
                 self._on_end(delivery, True)
-            self._next_burial_at = clock() + self._lease
+            self._next_reap_at = clock() + self._lease
         while expired := self._store.do("expire", _EXPIRED_AT_A_TIME):
             for delivery in expired:
                 self._on_end(delivery, True)

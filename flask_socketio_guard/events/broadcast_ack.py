@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ..core.runtime import Event, Runtime, clock
-from ..ports import SURVEY, SURVEY_ANSWER, SURVEY_ROLL, AckCallback, Awaiting
+from ..core.runtime import Flag, Runtime, clock
+from ..ports import BROADCAST_ANSWER, BROADCAST_CALL, BROADCAST_PARTICIPANTS, AckCallback, Awaiting
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -49,12 +49,12 @@ class BroadcastAnswers:
 
 @dataclass(eq=False)
 class _BroadcastAck:
-    done: Event
+    done: Flag
     others: int | None = None  # processes that say whom they ask; None if nobody knows how many
     asked: set[str] = field(default_factory=set)
     open: set[str] = field(default_factory=set)
     answers: dict[str, Any] = field(default_factory=dict)
-    rolls: set[object] = field(default_factory=set)
+    participants: set[object] = field(default_factory=set)
 
     def add(self, sids: Iterable[str]) -> None:
         new = {sid for sid in sids if isinstance(sid, str)} - self.asked
@@ -63,7 +63,7 @@ class _BroadcastAck:
 
     def look(self) -> None:
         """Wake the asker once everybody has answered, or is known never to."""
-        if self.others is not None and len(self.rolls) > self.others and not self.open:
+        if self.others is not None and len(self.participants) > self.others and not self.open:
             self.done.set()
 
     def take(self, sid: object, answer: object) -> None:
@@ -115,15 +115,15 @@ class BroadcastAcks:
         """Ask everybody in *room*, and wait for their answers for up to *timeout* seconds."""
         text = _text(arguments)  # raises before anybody is asked
         id = secrets.token_hex(8)
-        survey = self._open[id] = _BroadcastAck(self._runtime.event())
+        ack = self._open[id] = _BroadcastAck(self._runtime.flag())
         deadline = clock() + timeout
         try:
             if self._publish is None:
-                survey.others = 0
+                ack.others = 0
             else:
                 self._publish(
                     {
-                        "method": SURVEY,
+                        "method": BROADCAST_CALL,
                         "survey": id,
                         "event": event,
                         "data": arguments,
@@ -133,26 +133,26 @@ class BroadcastAcks:
                         "host_id": self._host_id(),
                     }
                 )
-            here = partial(self._ask_own, survey, event, text, room, namespace, timeout)
+            here = partial(self._ask_own, ack, event, text, room, namespace, timeout)
             if self._runtime.on_loop():
                 here()
             else:
                 self._runtime.call_soon_threadsafe(here)
             if self._publish is not None:
-                survey.others = self._count_others(max(0.0, deadline - clock()))
-            survey.look()
-            survey.done.wait(max(0.0, deadline - clock()))
+                ack.others = self._count_others(max(0.0, deadline - clock()))
+            ack.look()
+            ack.done.wait(max(0.0, deadline - clock()))
         finally:
             del self._open[id]
-        missing = tuple(sorted(survey.asked - survey.answers.keys()))
+        missing = tuple(sorted(ack.asked - ack.answers.keys()))
         silent = None
-        if survey.others is not None:
-            silent = max(0, survey.others + 1 - len(survey.rolls))
-        return BroadcastAnswers(dict(survey.answers), missing, silent)
+        if ack.others is not None:
+            silent = max(0, ack.others + 1 - len(ack.participants))
+        return BroadcastAnswers(dict(ack.answers), missing, silent)
 
     def _ask_own(
         self,
-        survey: _BroadcastAck,
+        ack: _BroadcastAck,
         event: str,
         arguments: str,
         room: str,
@@ -161,27 +161,27 @@ class BroadcastAcks:
     ) -> None:
         """Ask the clients of this process."""
         sids = list(self._recipients.find(room, namespace))
-        survey.add(sids)
-        survey.rolls.add(None)
-        self._ask_each(sids, namespace, event, arguments, clock() + timeout, survey.take)
-        survey.look()
+        ack.add(sids)
+        ack.participants.add(None)
+        self._ask_each(sids, namespace, event, arguments, clock() + timeout, ack.take)
+        ack.look()
 
     def take(self, message: dict[str, Any]) -> None:
         """Act on a message of another process; whatever is in it, does not wait."""
-        if message["method"] == SURVEY:
-            self._spawn("survey", partial(self._ask_here, message))
+        if message["method"] == BROADCAST_CALL:
+            self._spawn("broadcast call", partial(self._ask_here, message))
             return
-        survey = self._open.get(str(message.get("survey")))
-        if survey is None or message.get("to") != self._host_id():
+        ack = self._open.get(str(message.get("survey")))
+        if ack is None or message.get("to") != self._host_id():
             return
-        if message["method"] == SURVEY_ROLL:
+        if message["method"] == BROADCAST_PARTICIPANTS:
             sids = message.get("sids")
             if isinstance(sids, list):
-                survey.add(sids)
-                survey.rolls.add(message.get("host_id"))
-                survey.look()
+                ack.add(sids)
+                ack.participants.add(message.get("host_id"))
+                ack.look()
         else:
-            survey.take(message.get("sid"), message.get("answer"))
+            ack.take(message.get("sid"), message.get("answer"))
 
     def _ask_here(self, message: dict[str, Any]) -> None:
         """Ask for another process."""
@@ -191,11 +191,11 @@ class BroadcastAcks:
         own = {"host_id": self._host_id()}
         deadline = clock() + float(message["timeout"])
         sids = list(self._recipients.find(message["room"], namespace))
-        self._publish({"method": SURVEY_ROLL, **reply, "sids": sids, **own})
+        self._publish({"method": BROADCAST_PARTICIPANTS, **reply, "sids": sids, **own})
         publish = self._publish
 
         def answered(sid: str, answer: object) -> None:
-            message = {"method": SURVEY_ANSWER, **reply, "sid": sid}
+            message = {"method": BROADCAST_ANSWER, **reply, "sid": sid}
             try:
                 publish({**message, "answer": answer, **own})
             except (TypeError, ValueError):  # bytes, for example: spare the asker its timeout

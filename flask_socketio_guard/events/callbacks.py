@@ -11,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from ..core.component import Component, Watch
-from ..core.runtime import Event, Runtime, clock
+from ..core.runtime import Flag, Runtime, clock
 from ..core.supervisor import is_stopping
 from .dispatch import arriving
 
@@ -108,7 +108,7 @@ class CallbackTable(Component):
         self._heads: list[tuple[float, float]] = []
         self._planned: set[float] = set()  # lengths that are in the heap
         self._by_recipient: dict[object, set[int]] = {}
-        self._added: Event = runtime.event()
+        self._added: Flag = runtime.flag()
 
     def __len__(self) -> int:
         return len(self._waiting)

@@ -112,8 +112,8 @@ class Work(Protocol):
         """What it is held, released and lost with."""
 
     @property
-    def lane(self) -> Hashable:
-        """Events of the same lane run one after another, in order; ``None`` is no lane."""
+    def ordering_key(self) -> Hashable:
+        """Events with the same ordering key run one after another, in order; ``None`` is none."""
 
     @property
     def is_early(self) -> bool:
@@ -182,10 +182,10 @@ class EventDispatcher:
     """
 
     __slots__ = (
+        "_behind_by_key",
         "_bounds",
         "_early",
         "_is_due",
-        "_lanes",
         "_lock",
         "_numbers",
         "_spawn",
@@ -212,10 +212,10 @@ class EventDispatcher:
         self._spawn_later = spawn_later
         self._lock = lock
         self._numbers = itertools.count()
-        # Those that may run next, by arrival: of each lane one at the most.
+        # Those that may run next, by arrival: of each ordering key one at the most.
         self._waiting: list[_Entry] = []
-        # Those behind another of their lane; a lane is here while one of its runs or is ready.
-        self._lanes: dict[Hashable, deque[_Entry]] = {}
+        # Those behind another; a key is here while one of its events runs or is ready.
+        self._behind_by_key: dict[Hashable, deque[_Entry]] = {}
         # Those of owners that are not let in yet.
         self._early: dict[object, deque[_Entry]] = {}
         # Somebody starts what waits, or is about to: nobody else does.
@@ -244,7 +244,7 @@ class EventDispatcher:
             more_bytes: Of its attachments.
             is_early: Whether to look if its owner is let in; it waits for that then.
         """
-        lane = work.lane
+        ordering_key = work.ordering_key
         size = len(message)
         # Of small ones that run, what they have at least will do.
         size = _EVENT_BYTES + size if size <= _SMALL else memory_of(message)
@@ -255,7 +255,7 @@ class EventDispatcher:
                 self._early.setdefault(work.owner, deque()).append(entry)
                 return
             # Nothing overtakes what is about to start.
-            may_run = not self._waiting and not self._is_due and self._has_begun(lane, size)
+            may_run = not self._waiting and not self._is_due and self._has_begun(ordering_key, size)
             if not may_run:
                 self._queue(self._entered(work, memory_of(message) + more_bytes))
         if may_run:
@@ -274,17 +274,17 @@ class EventDispatcher:
         """Lose what waits of *owner*."""
         with self._lock:
             lost = list(self._early.pop(owner, ()))
-            for lane, behind in list(self._lanes.items()):
+            for ordering_key, behind in list(self._behind_by_key.items()):
                 kept = deque(entry for entry in behind if entry.work.owner != owner)
                 if len(kept) != len(behind):
                     lost += [entry for entry in behind if entry.work.owner == owner]
-                    self._lanes[lane] = kept
+                    self._behind_by_key[ordering_key] = kept
             ready = [entry for entry in self._waiting if entry.work.owner == owner]
             self._waiting = [entry for entry in self._waiting if entry.work.owner != owner]
             heapq.heapify(self._waiting)
             for entry in ready:
-                if entry.work.lane is not None:
-                    self._advance(entry.work.lane)
+                if entry.work.ordering_key is not None:
+                    self._advance(entry.work.ordering_key)
             lost += ready
             for entry in lost:
                 self._left(entry)
@@ -292,16 +292,16 @@ class EventDispatcher:
             entry.work.lose()
         self._tell_of_room()
 
-    def _has_begun(self, lane: Hashable, size: int) -> bool:
-        """Count one more that runs, if it may; a lane is busy from then on."""
+    def _has_begun(self, ordering_key: Hashable, size: int) -> bool:
+        """Count one more that runs, if it may; its ordering key is busy from then on."""
         if not self._has_room_for(size):
             return False
-        if lane is not None and lane in self._lanes:
+        if ordering_key is not None and ordering_key in self._behind_by_key:
             return False
         self.running += 1
         self.running_size += size
-        if lane is not None:
-            self._lanes[lane] = deque()
+        if ordering_key is not None:
+            self._behind_by_key[ordering_key] = deque()
         return True
 
     def _has_room_for(self, size: int) -> bool:
@@ -323,21 +323,21 @@ class EventDispatcher:
         self.is_full = self.size >= self._bounds.max_waiting_bytes
 
     def _queue(self, entry: _Entry) -> None:
-        lane = entry.work.lane
-        if lane is not None and lane in self._lanes:
-            self._lanes[lane].append(entry)
+        ordering_key = entry.work.ordering_key
+        if ordering_key is not None and ordering_key in self._behind_by_key:
+            self._behind_by_key[ordering_key].append(entry)
             return
-        if lane is not None:
-            self._lanes[lane] = deque()
+        if ordering_key is not None:
+            self._behind_by_key[ordering_key] = deque()
         heapq.heappush(self._waiting, entry)
 
-    def _advance(self, lane: Hashable) -> None:
-        """Let the next of *lane* be ready: the one before has ended."""
-        behind = self._lanes[lane]
+    def _advance(self, ordering_key: Hashable) -> None:
+        """Let the next of *ordering_key* be ready: the one before has ended."""
+        behind = self._behind_by_key[ordering_key]
         if behind:
             heapq.heappush(self._waiting, behind.popleft())
         else:
-            del self._lanes[lane]
+            del self._behind_by_key[ordering_key]
 
     def _tell_of_room(self) -> None:
         on_room = self.on_room
@@ -351,15 +351,15 @@ class EventDispatcher:
         try:
             work.run()
         finally:  # also when the task was killed: those that wait are not to wait for ever
-            self._ended(work.lane, size)
+            self._ended(work.ordering_key, size)
 
-    def _ended(self, lane: Hashable, size: int) -> None:
-        """Have what waits started after an event of *lane* has ended."""
+    def _ended(self, ordering_key: Hashable, size: int) -> None:
+        """Have what waits started after an event with *ordering_key* has ended."""
         with self._lock:
             self.running -= 1
             self.running_size -= size
-            if lane is not None:
-                self._advance(lane)
+            if ordering_key is not None:
+                self._advance(ordering_key)
             if not self._waiting or self._is_due:
                 return
             self._is_due = True

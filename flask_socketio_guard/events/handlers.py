@@ -38,7 +38,7 @@ _MAX_NAME = 100
 
 
 @dataclass(frozen=True)
-class Event:
+class HandlerCall:
     """An event that a handler is about to run for.
 
     Attributes:
@@ -103,7 +103,7 @@ class HandlerGuard(Component):
     def __init__(self, sender: object, *, is_debug: Callable[[], bool]) -> None:
         self._sender = sender
         self._is_debug = is_debug
-        self.before_event: list[Callable[[Event], object]] = []
+        self.before_event: list[Callable[[HandlerCall], object]] = []
         self.seen: list[BaseException] | None = None
         """What has failed, while a test client of Flask-SocketIO waits for it."""
         self.running = 0
@@ -282,7 +282,9 @@ class HandlerGuard(Component):
         return Refusal(refusal.error, result)
 
     def _call_hooks(self, invocation: _Invocation, args: tuple[object, ...]) -> None:
-        event = Event(invocation.name, invocation.namespace or "/", invocation.sid or "", args)
+        event = HandlerCall(
+            invocation.name, invocation.namespace or "/", invocation.sid or "", args
+        )
         for hook in self.before_event:
             hook(event)
 

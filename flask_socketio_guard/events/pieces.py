@@ -18,7 +18,7 @@ from .shape import MAX_DEPTH, TooDeep, TooManyContainers, shape_of
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ..core.runtime import Event, Runtime
+    from ..core.runtime import Flag, Runtime
 
     Scan = Callable[[str, int], tuple[Any, int]]
 
@@ -46,7 +46,7 @@ class Line:
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
-        self._waiting: deque[Event] = deque()
+        self._waiting: deque[Flag] = deque()
         self._is_moving = False
 
     def pause(self) -> None:
@@ -54,7 +54,7 @@ class Line:
         if not self._runtime.can_kill:
             self._runtime.yield_control()
             return
-        turn = self._runtime.event()
+        turn = self._runtime.flag()
         self._waiting.append(turn)
         if not self._is_moving:
             self._is_moving = True

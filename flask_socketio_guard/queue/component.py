@@ -39,7 +39,7 @@ class MessageQueue(Component):
         lifecycle: Runs writer, reader and prober, and says where the process stands.
         config: Settings.
         transport: Way to the broker.
-        facts: Is told of what happens.
+        telemetry: Is told of what happens.
         handle: Takes one message of another process; see :class:`~.listener.Listener`.
         is_write_only: Whether the process never serves, and so hears nothing before it asks.
         at_exit: What a child of multiprocessing, which runs no exit functions, is to call.
@@ -57,7 +57,7 @@ class MessageQueue(Component):
         config: GuardConfig,
         transport: Transport,
         *,
-        facts: Telemetry,
+        telemetry: Telemetry,
         handle: Callable[[bytes | str | dict[str, object]], None],
         is_write_only: bool,
         at_exit: Callable[[], None],
@@ -66,7 +66,7 @@ class MessageQueue(Component):
         self._lifecycle = lifecycle
         self._config = config
         self._transport = transport
-        self._facts = facts
+        self._telemetry = telemetry
         self._is_write_only = self._may_end_soon = is_write_only
         self._at_exit = at_exit
         self._writer: TaskHandle | None = None
@@ -82,7 +82,7 @@ class MessageQueue(Component):
             reconnect_max_delay=config.reconnect_max_delay,
             resubscribe_timeout=config.resubscribe_timeout,
             is_listening=lambda: self.state in (ListenerState.RUNNING, ListenerState.ABSENT),
-            on_lost=facts.outbox_lost,
+            on_lost=telemetry.outbox_lost,
             on_trouble=self._refused,
             on_probe=lambda token: self.listener.probe_published(token),
         )
@@ -96,10 +96,10 @@ class MessageQueue(Component):
             probe_interval=config.probe_interval,
             probe_timeout=config.probe_timeout,
             reconnect_max_delay=config.reconnect_max_delay,
-            on_change=facts.listener_changed,
-            on_message_failure=lambda exc: facts.failed("listener", exc, "queue message"),
+            on_change=telemetry.listener_changed,
+            on_message_failure=lambda exc: telemetry.failed("listener", exc, "queue message"),
         )
-        self._subscription: object = facts.subscribe(records.task_changed, self._task_changed)
+        self._subscription: object = telemetry.subscribe(records.task_changed, self._task_changed)
 
     @property
     def state(self) -> ListenerState:
@@ -259,7 +259,7 @@ class MessageQueue(Component):
             self.listener.broker_answers()
         else:
             self.listener.broker_lost(reason)
-        self._facts.broker_changed(
+        self._telemetry.broker_changed(
             is_reachable, reason, duration, is_refusing=self.broker.is_refusing
         )
 

@@ -11,7 +11,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from ..backoff import reconnect_delay
-from ..core.runtime import TIME_SLICE, Event, Runtime, clock
+from ..core.runtime import TIME_SLICE, Flag, Runtime, clock
 from ..core.supervisor import Restart, RestartPolicy, Supervisor, TaskHandle, is_stopping, sleep
 from ..errors import BrokerError
 from ..states import LISTENER_TRANSITIONS, ListenerEvent, ListenerState, StateMachine
@@ -84,7 +84,7 @@ class Listener:
         self._token = 0
         self._published = 0
         self._pending: tuple[int, float] | None = None  # oldest unreturned: token, sent at
-        self._probe_now: Event = runtime.event()
+        self._probe_now: Flag = runtime.flag()
         self.heard_at: float | None = None
         """When a probe last came back; ``None``: never, so the broker was never reached."""
         self.trouble = ""

@@ -11,11 +11,11 @@ from collections import deque
 from typing import TYPE_CHECKING, Final
 
 from ..backoff import reconnect_delay
-from ..core.runtime import Event, Runtime, clock
+from ..core.runtime import Flag, Runtime, clock
 from ..core.supervisor import is_stopping, sleep
 from ..errors import OutboxFull, PublishError, PublishRefused
 from .reachability import PERMISSION
-from .transport import Message, Publisher
+from .transport import Publisher, QueueMessage
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -87,8 +87,8 @@ class Outbox:
         self._on_trouble = on_trouble
         self._on_probe = on_probe
         self._lock = threading.Lock()
-        self._waiting: deque[Message] = deque()
-        self._in_flight: deque[Message] = deque()
+        self._waiting: deque[QueueMessage] = deque()
+        self._in_flight: deque[QueueMessage] = deque()
         self._bytes = 0
         self._sequence = 0
         self._probe: int | None = None
@@ -100,8 +100,8 @@ class Outbox:
         # Never all of a small outbox at once: what is in flight cannot be dropped.
         self._batch_messages = max(1, min(batch_messages, max_messages // 2))
         self._batch_bytes = max(1, min(_BATCH_BYTES, max_bytes // 2))
-        self._work: Event = runtime.event()
-        self._empty: Event = runtime.event()
+        self._work: Flag = runtime.flag()
+        self._empty: Flag = runtime.flag()
         self._empty.set()
         self._usual_subscribers = 0
         self._gate_deadline: float | None = None
@@ -148,7 +148,7 @@ class Outbox:
                 is_refused = is_refused or self._is_full(size)
             if not is_refused:
                 self._sequence += 1
-                self._waiting.append(Message(self._sequence, payload))
+                self._waiting.append(QueueMessage(self._sequence, payload))
                 self._bytes += size
                 if self._empty.is_set():
                     self._empty.clear()
@@ -288,7 +288,7 @@ class Outbox:
             self._on_probe(probe)
         self._count_subscribers(subscribers)
 
-    def _next_batch(self) -> list[Message]:
+    def _next_batch(self) -> list[QueueMessage]:
         size = 0
         with self._lock:
             while (

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from ..errors import BrokerError
 
 
-class Message(NamedTuple):
+class QueueMessage(NamedTuple):
     """One message to other processes.
 
     Attributes:
@@ -43,7 +43,7 @@ SEQUENCE_MARK = b', "guard_seq": '
 class Publisher(Protocol):
     """The way out to the broker. Used by one task at a time."""
 
-    def publish(self, messages: Sequence[Message], probe: int | None) -> int | None:
+    def publish(self, messages: Sequence[QueueMessage], probe: int | None) -> int | None:
         """Publish in order and wait until the broker has taken all of it.
 
         Args:

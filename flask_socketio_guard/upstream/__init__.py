@@ -2,7 +2,7 @@
 
 An application's own ``SocketIO``, ``Server`` and client manager stay the objects
 they are; each is given a guarded subclass of its own class. What they ask of the
-rest of the guard goes through :class:`~flask_socketio_guard.ports.Hooks`.
+rest of the guard goes through :class:`~flask_socketio_guard.ports.Ports`.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from flask_socketio import SocketIO
 
     from ..config import GuardConfig
-    from ..ports import Hooks
+    from ..ports import Ports
     from ..queue.transport import Transport
 
 
@@ -78,11 +78,11 @@ def _keep(table: Any, tables: dict[int, tuple[Any, Any]]) -> None:
             _keep(value, tables)
 
 
-def adopt(socketio: SocketIO, hooks: Hooks) -> None:
+def adopt(socketio: SocketIO, ports: Ports) -> None:
     """Put *socketio*, its server and its client manager under guard.
 
     The objects keep their identity and their state; the server is bound to
-    *hooks* for as long as it lives.
+    *ports* for as long as it lives.
 
     Raises:
         ConfigError: The server is guarded already, or its client manager is of
@@ -114,23 +114,23 @@ def adopt(socketio: SocketIO, hooks: Hooks) -> None:
         _guard_queue(manager)
     elif not is_used_again:
         _guard(manager, manager_class)
-    manager.guard = hooks
+    manager.guard = ports
     manager.has_own_delivery = overrides(type(manager), "_handle_emit")
     manager.has_own_participants = overrides(type(manager), "get_participants")
     manager.index_rooms()
     _guard(server, GuardedServer)
-    server.guard = hooks
+    server.guard = ports
     server.has_own_sending = overrides(type(server), "_send_packet", "_send_eio_packet")
     server.is_manager_asked = overrides(type(manager), "can_disconnect")
-    _guard_engine(server.eio, hooks)
+    _guard_engine(server.eio, ports)
     _hear_engine(server)
     if overrides(type(server), "start_background_task"):
         server.eio.spawn_event = server.start_background_task
     note_handlers(socketio)
     mend_recipients()
     guarded: Any = socketio
-    guarded.event_contexts = EventContexts(guarded, is_fast=hooks.config.fast)
-    keep_json(server, is_fast=hooks.config.fast)
+    guarded.event_contexts = EventContexts(guarded, is_fast=ports.config.fast)
+    keep_json(server, is_fast=ports.config.fast)
     server.look()
 
 
@@ -184,12 +184,12 @@ def _hear_engine(server: Any) -> None:
             engine.on(event, getattr(server, name))
 
 
-def _guard_engine(engine: Any, hooks: Hooks) -> None:
+def _guard_engine(engine: Any, ports: Ports) -> None:
     _guard(engine, GuardedEngineServer)
-    engine.guard = hooks
+    engine.guard = ports
     engine.departing = {}
     engine.ended = deque(maxlen=_ENDED)
-    engine.wires = set()
+    engine.websocket_transports = set()
     engine.behind = set()
     engine.unjoined = {}
     _renew_locks(engine)
@@ -241,12 +241,18 @@ def forsake_clients(server: Any) -> None:
     clients would take for the parent's.
     """
     engine, manager = server.eio, server.manager
-    for wire in list(engine.wires):
-        wire.forsake()
+    for transport in list(engine.websocket_transports):
+        transport.forsake()
     for socket in list(engine.sockets.values()):
         socket.forsake()
     for table in (
-        *(engine.sockets, engine.departing, engine.wires, engine.behind, engine.unjoined),
+        *(
+            engine.sockets,
+            engine.departing,
+            engine.websocket_transports,
+            engine.behind,
+            engine.unjoined,
+        ),
         *(server.environ, server._binary_packet),
         *(manager.rooms, manager.eio_to_sid, manager.pending_connect, manager.pending_disconnect),
     ):

@@ -30,9 +30,9 @@ def create_app() -> Flask:
     notes: list[Any] = []
     lock = threading.Lock()
 
-    def note(*facts: Any) -> None:
+    def note(*telemetry: Any) -> None:
         with lock:
-            notes.append(list(facts))
+            notes.append(list(telemetry))
 
     _add_events(socketio, note)
     _add_gate(socketio, note)

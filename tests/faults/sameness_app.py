@@ -194,7 +194,7 @@ class SamenessApplication(Application):
     def do_disconnect(self, **options: Any) -> None:
         flask_socketio.disconnect(**options)
 
-    def facts(self) -> dict[str, Any]:
+    def telemetry(self) -> dict[str, Any]:
         """Return what an event knows of the request with which its client came."""
         was_fresh = "seen" not in flask.g
         flask.g.seen = True
@@ -291,7 +291,7 @@ def _connection_handlers(application: SamenessApplication) -> dict[str, Callable
         session["entered"] = session.get("entered", 0) + 1
         if request.args.get("greeted"):
             flask_socketio.join_room("lobby")
-            flask_socketio.emit("welcome", [auth, application.facts(), dict(session)])
+            flask_socketio.emit("welcome", [auth, application.telemetry(), dict(session)])
 
     def disconnect(reason: Any) -> None:
         namespace = request.namespace  # type: ignore[attr-defined]
@@ -317,8 +317,8 @@ def _event_handlers(application: SamenessApplication) -> dict[str, Callable[...,
     def nothing(*_args: Any) -> None:
         """Return nothing."""
 
-    def facts(*_args: Any) -> dict[str, Any]:
-        return application.facts()
+    def telemetry(*_args: Any) -> dict[str, Any]:
+        return application.telemetry()
 
     def remember(value: Any) -> dict[str, Any]:
         before = dict(session)
@@ -383,7 +383,7 @@ def _event_handlers(application: SamenessApplication) -> dict[str, Callable[...,
         "run": run,
         "echo": echo,
         "nothing": nothing,
-        "facts": facts,
+        "telemetry": telemetry,
         "remember": remember,
         "recall": recall,
         "fail": fail,

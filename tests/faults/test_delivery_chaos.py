@@ -68,9 +68,9 @@ def test_each_message_ends_delivered_or_expired_whatever_fails(
             with contextlib.suppress(requests.RequestException):
                 for value in values:
                     to = f"user-{chance.randrange(CLIENTS)}"
-                    lifetime = 1.0 if chance.random() < 0.02 else 120.0
+                    ttl = 1.0 if chance.random() < 0.02 else 120.0
                     (id,) = chance.choice(fleet.servers).post(
-                        "/deliver", values=[value], to=to, deadline=lifetime, with_id=True
+                        "/deliver", values=[value], to=to, ttl=ttl, with_id=True
                     )
                     ids[id] = value
             sent += _BATCH

@@ -17,7 +17,7 @@ _MAX_KNOWN_HEAD = 2048  # bytes of data
 _OVERHEAD = 100  # bytes that a waiting message costs besides its text
 
 
-class Message:
+class ClientMessage:
     """A Socket.IO packet with its attachments, or an Engine.IO packet.
 
     One object serves every recipient of a broadcast: each form is made once.
@@ -52,7 +52,7 @@ class Message:
         self.size = len(self.frames) + _OVERHEAD
 
     @classmethod
-    def of_engineio(cls, packet: Any) -> Message:
+    def of_engineio(cls, packet: Any) -> ClientMessage:
         """Make a message of an Engine.IO packet."""
         return cls([packet.encode()])
 
@@ -64,7 +64,7 @@ class Message:
         is_event: bool = False,
         is_volatile: bool = False,
         charge: object = None,
-    ) -> Message:
+    ) -> ClientMessage:
         """Make a message of an encoded Socket.IO packet.
 
         Source:

@@ -18,7 +18,7 @@ from ...clients.send_queue import SendOutcome
 from ...core.addresses import address_key
 from ...core.runtime import clock
 from ...telemetry.records import logger
-from .outgoing import Message
+from .outgoing import ClientMessage
 from .session_ids import new_session_id
 from .socket import GuardedSocket
 from .watched_socket import WatchedSocket, admin_of, is_logged
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from engineio import Server as _Server
 
     from ...events.pieces import Line
-    from ...ports import Hooks
-    from .wire import WebSocketTransport
+    from ...ports import Ports
+    from .websocket_transport import WebSocketTransport
 else:
     _Server = object
 
@@ -90,7 +90,7 @@ def put_as(**how: bool) -> Iterator[None]:
 class GuardedEngineServer(_Server):
     """Goes in front of ``engineio.Server``: every request of a client passes through here."""
 
-    guard: Hooks
+    guard: Ports
     queue_lock: threading.Lock
     line: Line
     """Where those wait who decode large packets."""
@@ -102,7 +102,7 @@ class GuardedEngineServer(_Server):
     """Sessions whose clients have joined no namespace yet, the oldest first."""
     ended: deque[str]
     """Ids of the sessions that ended last, for which clients may still ask."""
-    wires: set[WebSocketTransport]
+    websocket_transports: set[WebSocketTransport]
     """WebSockets that are served, until the last word is said."""
     socket_class: type[GuardedSocket] = GuardedSocket
     spawn_event: Callable[..., object] | None = None
@@ -117,7 +117,7 @@ class GuardedEngineServer(_Server):
             start_response = answer_once(environ, start_response)
             problem = upgrade_problem(environ)
             if problem is not None:
-                self.guard.facts.handshake_refused("upgrade", problem)
+                self.guard.telemetry.handshake_refused("upgrade", problem)
                 answer = self._bad_request()
                 start_response(answer["status"], answer["headers"])
                 return [answer["response"]]
@@ -192,11 +192,13 @@ class GuardedEngineServer(_Server):
     def is_out_of_threads(self, environ: WSGIEnvironment) -> bool:
         """Say whether a request asks for a WebSocket that would take a thread others need."""
         most = self.guard.admission.max_websockets
-        return most is not None and len(self.wires) >= most and wants_websocket(environ)
+        return (
+            most is not None and len(self.websocket_transports) >= most and wants_websocket(environ)
+        )
 
     def _refused(self, environ: WSGIEnvironment, reason: str) -> Any:
         """Count a refusal and return the answer."""
-        self.guard.facts.handshake_refused(reason)
+        self.guard.telemetry.handshake_refused(reason)
         websocket = environ.get("wsgi.websocket")
         if not is_refusable(environ):
             # gevent-websocket has answered 101 before the application is asked.
@@ -229,7 +231,7 @@ class GuardedEngineServer(_Server):
                     code=CloseCode.TRY_AGAIN_LATER,
                     text=_REFUSALS["full"],
                 )
-                self.guard.facts.handshake_refused("unjoined")
+                self.guard.telemetry.handshake_refused("unjoined")
                 return True
         return False
 
@@ -309,9 +311,9 @@ class GuardedEngineServer(_Server):
 
     def send_packet(self, sid: str, pkt: Any) -> SendOutcome:
         """Queue one Engine.IO packet for a client; as upstream's."""
-        return self.put(sid, Message.of_engineio(pkt), **putting.get())
+        return self.put(sid, ClientMessage.of_engineio(pkt), **putting.get())
 
-    def put(self, eio_sid: str | None, message: Message, **how: bool) -> SendOutcome:
+    def put(self, eio_sid: str | None, message: ClientMessage, **how: bool) -> SendOutcome:
         """Queue *message* for a client; see :meth:`GuardedSocket.put`."""
         socket = self.sockets.get(eio_sid)
         if socket is None:
@@ -359,12 +361,12 @@ class GuardedEngineServer(_Server):
         if reason is None:
             return
         if message_key == "bad-sid" and self._is_elsewhere(message.rpartition(" ")[2]):
-            self.guard.facts.handshake_refused("elsewhere", _ELSEWHERE)
+            self.guard.telemetry.handshake_refused("elsewhere", _ELSEWHERE)
             return
         # An origin or a version that is refused is most often a mistake of the
         # developer's, who has to see which.
         detail = message if message_key in _FOR_DEVELOPERS else message_key
-        self.guard.facts.handshake_refused(reason, detail[:200])
+        self.guard.telemetry.handshake_refused(reason, detail[:200])
 
     def _is_elsewhere(self, sid: str) -> bool:
         """Say whether a session was never here, as far as that is remembered."""

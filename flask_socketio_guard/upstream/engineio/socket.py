@@ -26,9 +26,9 @@ from ...core.addresses import address_key
 from ...core.runtime import clock
 from ...events.dispatch import DispatchBounds, EventDispatcher
 from ...events.pieces import TimeSlice
-from .outgoing import Message
+from .outgoing import ClientMessage
 from .websocket import leave_uwsgi, take_socket, wants_websocket
-from .wire import LibraryTransport, ProtocolTransport, WebSocketTransport, keep_alive
+from .websocket_transport import LibraryTransport, ProtocolTransport, WebSocketTransport, keep_alive
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -37,9 +37,9 @@ if TYPE_CHECKING:
     from engineio.socket import Socket as _Socket
 
     from ...clients.fan_out import Batch
-    from ...core.runtime import Event
+    from ...core.runtime import Flag
     from ...events.dispatch import Work
-    from ...ports import Connection, Hooks, Timer
+    from ...ports import Connection, Ports, Timer
 else:
     from engineio.socket import Socket as _Socket
 
@@ -64,9 +64,9 @@ PROBE = "2probe"
 PROBE_ANSWER = "3probe"
 UPGRADE = "5"
 # One for all clients: a message is made once.
-_CLOSE = Message.of_engineio(Packet(packets.CLOSE))
-_NOOP = Message.of_engineio(Packet(packets.NOOP))
-_PING = Message.of_engineio(Packet(packets.PING))
+_CLOSE = ClientMessage.of_engineio(Packet(packets.CLOSE))
+_NOOP = ClientMessage.of_engineio(Packet(packets.NOOP))
+_PING = ClientMessage.of_engineio(Packet(packets.PING))
 
 
 _MINUTE = 60.0  # seconds
@@ -122,7 +122,7 @@ class GuardedSocket(_Socket):
 
     def __init__(self, server: Any, sid: str, environ: WSGIEnvironment) -> None:
         # Not upstream's: that makes an unbounded queue.
-        guard: Hooks = server.guard
+        guard: Ports = server.guard
         config = guard.config
         self.server = server
         self.sid = sid
@@ -150,10 +150,10 @@ class GuardedSocket(_Socket):
         self._guard = guard
         self._fan_out = guard.fan_out
         self._lock = server.queue_lock
-        self._intake: EventDispatcher | None = None
-        self._room: Event | None = None  # while nothing is read
+        self._dispatcher: EventDispatcher | None = None
+        self._room: Flag | None = None  # while nothing is read
         self._is_read_to_end = False
-        self._wire: WebSocketTransport | None = None
+        self._transport: WebSocketTransport | None = None
         self._candidate: WebSocketTransport | None = None  # while the client changes over to it
         self._poll: Any = None
         self._heartbeat: Timer | None = None
@@ -161,7 +161,9 @@ class GuardedSocket(_Socket):
 
     # Sending
 
-    def put(self, message: Message, *, may_wait: bool = False, is_own: bool = False) -> SendOutcome:
+    def put(
+        self, message: ClientMessage, *, may_wait: bool = False, is_own: bool = False
+    ) -> SendOutcome:
         """Queue *message* for the client.
 
         Args:
@@ -179,8 +181,8 @@ class GuardedSocket(_Socket):
 
     def write(self, batch: Batch) -> None:
         """Write a batch of broadcasts, or queue them behind what waits; never waits."""
-        wire = self._wire
-        if wire is None or not wire.write_now(batch.frames):
+        transport = self._transport
+        if transport is None or not transport.write_now(batch.frames):
             for message in batch.messages:
                 self._enqueue(message)
 
@@ -191,12 +193,12 @@ class GuardedSocket(_Socket):
             self.server.behind.discard(self)
 
     def _enqueue(
-        self, message: Message, *, may_wait: bool = False, is_own: bool = False
+        self, message: ClientMessage, *, may_wait: bool = False, is_own: bool = False
     ) -> SendOutcome:
         if self.closed:
             return SendOutcome.DROPPED_CLOSED
         if message.is_volatile and self._is_behind():
-            self._guard.facts.send_lost(1, "volatile")
+            self._guard.telemetry.send_lost(1, "volatile")
             return SendOutcome.DROPPED_SLOW
         # Answers too: who asks and never reads must not be owed without bound.
         with self._lock:
@@ -207,8 +209,8 @@ class GuardedSocket(_Socket):
                 return dropped
             with self._lock:
                 self.queue.put(message)
-        if self._wire is not None:
-            self._wire.wake()
+        if self._transport is not None:
+            self._transport.wake()
         elif (poll := self._poll) is not None:  # it may end in another thread
             poll.set()
         return SendOutcome.QUEUED
@@ -220,8 +222,8 @@ class GuardedSocket(_Socket):
         up nobody else. An emitter with others to serve waits later, and not for ever. What
         cannot wait passes, within a wider bound.
         """
-        if self._wire is not None:
-            self._wire.flush()  # it may only not have had its turn yet
+        if self._transport is not None:
+            self._transport.flush()  # it may only not have had its turn yet
         if not self.queue.is_full:
             return None
         if not may_wait or not self._guard.runtime.can_wait():
@@ -260,7 +262,7 @@ class GuardedSocket(_Socket):
                 return None
             with self._lock:
                 # Made for who waits only: whoever writes sets it each time.
-                room = queue.room = queue.room or self._guard.event()
+                room = queue.room = queue.room or self._guard.flag()
             room.clear()
             if queue.is_over(overflow):
                 room.wait(min(_ROOM_INTERVAL, timeout / 4))
@@ -272,11 +274,11 @@ class GuardedSocket(_Socket):
             dropped = self.queue.make_room() if self.queue.is_full else 0
         if dropped is not None:
             if dropped:
-                self._guard.facts.send_lost(dropped, "slow")
+                self._guard.telemetry.send_lost(dropped, "slow")
             return None
         with self._lock:
             lost = self.queue.clear()
-        self._guard.facts.send_lost(lost + unsent, "slow")
+        self._guard.telemetry.send_lost(lost + unsent, "slow")
         self.close(
             reason=self.server.reason.TRANSPORT_ERROR,
             code=CloseCode.POLICY_VIOLATION,
@@ -285,11 +287,11 @@ class GuardedSocket(_Socket):
         return SendOutcome.DROPPED_SLOW
 
     def _is_behind(self) -> bool:
-        return self._wire.is_stuck if self._wire is not None else self.queue.is_filling
+        return self._transport.is_stuck if self._transport is not None else self.queue.is_filling
 
     def send(self, pkt: Any) -> None:
         """Queue one Engine.IO packet; as upstream's ``send``."""
-        self.put(Message.of_engineio(pkt))
+        self.put(ClientMessage.of_engineio(pkt))
 
     def poll(self) -> list[Any]:
         """Wait for packets for the answer to a polling request."""
@@ -299,14 +301,16 @@ class GuardedSocket(_Socket):
             if self._poll is not None:
                 # Source: Engine.IO protocol v4, "a client sends no second GET while one waits".
                 raise ProtocolViolation("payload", "two polling requests at a time")
-            poll = self._poll = self._guard.event()
+            poll = self._poll = self._guard.flag()
             try:
                 if not self.queue and not self.closed:
                     poll.wait(self.server.ping_interval + self.server.ping_timeout)
             finally:
                 self._poll = None
         with self._lock:
-            messages = cast("list[Message]", self.queue.take(self.server.max_http_buffer_size))
+            messages = cast(
+                "list[ClientMessage]", self.queue.take(self.server.max_http_buffer_size)
+            )
             self.queue.downloads(sum(message.size for message in messages))
         if not messages and self.closed:
             raise EngineIOError("the session is over")
@@ -337,7 +341,9 @@ class GuardedSocket(_Socket):
 
     def _ping_overdue(self) -> None:
         # Its answer is behind much else that it sends. Over polling it asks for more meanwhile.
-        is_behind = self._room is not None and (self._wire is not None or self._poll is not None)
+        is_behind = self._room is not None and (
+            self._transport is not None or self._poll is not None
+        )
         if (self._is_heard or is_behind) and not self.closed:
             self._send_ping()  # it waits for the next ping itself
             return
@@ -402,30 +408,30 @@ class GuardedSocket(_Socket):
         self, work: Work, message: str | bytes, *, more_bytes: int = 0, is_early: bool = False
     ) -> None:
         """Run an event of the client; see :meth:`EventDispatcher.submit`."""
-        intake = self._intake or self._new_intake()
-        intake.submit(work, message, more_bytes=more_bytes, is_early=is_early)
+        dispatcher = self._dispatcher or self._new_dispatcher()
+        dispatcher.submit(work, message, more_bytes=more_bytes, is_early=is_early)
 
     @property
     def has_waiting(self) -> bool:
         """Whether events of the client wait, or run."""
-        intake = self._intake
-        return intake is not None and bool(intake.waiting or intake.running)
+        dispatcher = self._dispatcher
+        return dispatcher is not None and bool(dispatcher.waiting or dispatcher.running)
 
     def release(self, connection: Connection) -> None:
         """Run what came before *connection* was let in."""
-        if self._intake is not None:
-            self._intake.release(connection)
+        if self._dispatcher is not None:
+            self._dispatcher.release(connection)
 
     def drop(self, connection: Connection) -> None:
         """Lose what of *connection* waits."""
-        if self._intake is not None:
-            self._intake.drop(connection)
+        if self._dispatcher is not None:
+            self._dispatcher.drop(connection)
 
-    def _new_intake(self) -> EventDispatcher:
+    def _new_dispatcher(self) -> EventDispatcher:
         config, runtime = self._guard.config, self._guard.runtime
         with self._lock:
-            if self._intake is None:
-                self._intake = EventDispatcher(
+            if self._dispatcher is None:
+                self._dispatcher = EventDispatcher(
                     DispatchBounds(
                         config.max_in_flight, config.max_waiting_bytes, config.max_in_flight_bytes
                     ),
@@ -433,12 +439,12 @@ class GuardedSocket(_Socket):
                     spawn_later=partial(runtime.call_later, 0.0),
                     lock=self._lock,
                 )
-            return self._intake
+            return self._dispatcher
 
     # Reading no further
 
     def _wait_for_room(
-        self, give_up_at: float | None = None, wire: WebSocketTransport | None = None
+        self, give_up_at: float | None = None, transport: WebSocketTransport | None = None
     ) -> None:
         """Read nothing more until the client's events have become less.
 
@@ -447,27 +453,27 @@ class GuardedSocket(_Socket):
 
         Args:
             give_up_at: For a request: until when it waits below the larger bound.
-            wire: For a WebSocket: what is read.
+            transport: For a WebSocket: what is read.
         """
-        intake = self._intake
-        if intake is None or not self._is_over(intake) or self._is_read_to_end:
+        dispatcher = self._dispatcher
+        if dispatcher is None or not self._is_over(dispatcher) or self._is_read_to_end:
             return
         if self._room is not None:
             # Source: Engine.IO, "data request overlap": a client sends one request at a time.
             raise ProtocolViolation("payload", "requests at a time, while its events wait")
-        room = self._room = self._guard.event()
-        intake.on_room = room.set
+        room = self._room = self._guard.flag()
+        dispatcher.on_room = room.set
         config = self._guard.config
         stopped_at = clock()
         try:
-            while self._is_over(intake) and not self.closed:
+            while self._is_over(dispatcher) and not self.closed:
                 if give_up_at is not None:
-                    is_below = intake.size < _ANSWER_FACTOR * config.max_waiting_bytes
+                    is_below = dispatcher.size < _ANSWER_FACTOR * config.max_waiting_bytes
                     if is_below and clock() >= give_up_at:
                         break
                 elif (
-                    wire is not None
-                    and wire.is_over
+                    transport is not None
+                    and transport.is_over
                     and clock() >= stopped_at + config.departure_timeout
                 ):
                     self._is_read_to_end = True  # what the kernel has, which is not much
@@ -475,15 +481,15 @@ class GuardedSocket(_Socket):
                 room.wait(_LOOK_INTERVAL)
                 room.clear()
         finally:
-            intake.on_room = None
+            dispatcher.on_room = None
             self._room = None
             self._is_heard = True  # as soon as there is something to read
 
-    def _is_over(self, intake: EventDispatcher) -> bool:
+    def _is_over(self, dispatcher: EventDispatcher) -> bool:
         bound = self._guard.config.max_waiting_bytes
-        if intake.size < bound:
+        if dispatcher.size < bound:
             return False
-        return intake.size >= _ANSWER_FACTOR * bound or not self._owes_answer()
+        return dispatcher.size >= _ANSWER_FACTOR * bound or not self._owes_answer()
 
     def _owes_answer(self) -> bool:
         guard = self._guard
@@ -511,7 +517,7 @@ class GuardedSocket(_Socket):
                 if self.closed:
                     return
                 self._act_on(message, "payload")
-                if self._intake is not None and self._intake.is_full:
+                if self._dispatcher is not None and self._dispatcher.is_full:
                     self._wait_for_room(give_up_at)
                 weight += 1 + len(message) // _BYTES_PER_PACKET
                 if weight >= _TURN:
@@ -545,7 +551,7 @@ class GuardedSocket(_Socket):
 
     def violated(self, violation: ProtocolViolation) -> None:
         """Close the session of a client that broke the protocol."""
-        self._guard.facts.protocol_violated(violation.reason, violation.detail)
+        self._guard.telemetry.protocol_violated(violation.reason, violation.detail)
         self.close(
             reason=self.server.reason.TRANSPORT_ERROR,
             code=violation.code,
@@ -614,44 +620,46 @@ class GuardedSocket(_Socket):
         )
         return []
 
-    def _serve(self, wire: WebSocketTransport) -> None:
-        messages = _messages_of(wire)
-        self.server.wires.add(wire)
+    def _serve(self, transport: WebSocketTransport) -> None:
+        messages = _messages_of(transport)
+        self.server.websocket_transports.add(transport)
         try:
             is_direct = not self.connected
-            if not is_direct and not self._has_upgraded(wire, messages):
+            if not is_direct and not self._has_upgraded(transport, messages):
                 return
             if self.closed:
                 return
-            self._wire = wire
+            self._transport = transport
             self.connected = self.upgraded = True
             self._upgraded(is_direct=is_direct)
-            wire.start()
-            self._read(wire, messages)
+            transport.start()
+            self._read(transport, messages)
         finally:
-            if self._wire is wire:
-                self.close(abort=not wire.is_leaving, reason=self.server.reason.TRANSPORT_CLOSE)
-            if wire.is_leaving:
-                wire.leave()
-            wire.abort()
-            self.server.wires.discard(wire)
+            if self._transport is transport:
+                self.close(
+                    abort=not transport.is_leaving, reason=self.server.reason.TRANSPORT_CLOSE
+                )
+            if transport.is_leaving:
+                transport.leave()
+            transport.abort()
+            self.server.websocket_transports.discard(transport)
 
-    def _has_upgraded(self, wire: WebSocketTransport, messages: Iterator[str | bytes]) -> bool:
-        """Move the session from polling to *wire*.
+    def _has_upgraded(self, transport: WebSocketTransport, messages: Iterator[str | bytes]) -> bool:
+        """Move the session from polling to *transport*.
 
         Source:
             Engine.IO protocol v4, "Upgrade": probe, its answer, upgrade; what
             is sent in between waits.
         """
         self.upgrading = True
-        self._candidate = wire
-        deadline = self._guard.deadlines.call_later(_UPGRADE_TIMEOUT, wire.abort)
+        self._candidate = transport
+        deadline = self._guard.deadlines.call_later(_UPGRADE_TIMEOUT, transport.abort)
         try:
             first = next(messages, None)
             if first != PROBE:
                 self._has_failed_to_upgrade(first, is_first=True)
                 return False
-            wire.send_at_once(PROBE_ANSWER)
+            transport.send_at_once(PROBE_ANSWER)
             if self._poll is not None:
                 self.put(_NOOP)  # ends it
             second = next(messages, None)
@@ -672,18 +680,18 @@ class GuardedSocket(_Socket):
     def _has_failed_to_upgrade(self, received: str | bytes | None, *, is_first: bool) -> None:
         """Take note that the first or second message of an upgrade was none."""
 
-    def _read(self, wire: WebSocketTransport, messages: Iterator[str | bytes]) -> None:
+    def _read(self, transport: WebSocketTransport, messages: Iterator[str | bytes]) -> None:
         for message in messages:
             if self.closed:
                 continue  # until the client has seen that
             try:
                 self._act_on(message, "packet")
-                if self._intake is not None and self._intake.is_full:
-                    self._wait_for_room(wire=wire)
+                if self._dispatcher is not None and self._dispatcher.is_full:
+                    self._wait_for_room(transport=transport)
                 size = len(message) + self._unpaid
                 if size >= _BYTES_PER_PACKET:
                     self._unpaid = 0
-                    wire.pay(size)
+                    transport.pay(size)
             except ProtocolViolation as exc:
                 self.violated(exc)
 
@@ -722,14 +730,14 @@ class GuardedSocket(_Socket):
         self._heartbeat = self._join = None
         if self._candidate is not None:
             self._candidate.abort()
-        if self._wire is None:
+        if self._transport is None:
             self._close_polling(abort=abort, code=code)
         elif abort:
-            self._wire.abort()
+            self._transport.abort()
         else:
             if code == CloseCode.NORMAL_CLOSURE:
                 self._put_last(_CLOSE)
-            self._wire.close(code, text)
+            self._transport.close(code, text)
         self.queue.wake()
         self.server.behind.discard(self)
         if self._room is not None:
@@ -749,16 +757,16 @@ class GuardedSocket(_Socket):
             with suppress(Exception):
                 self._poll.set()
 
-    def _put_last(self, message: Message) -> None:
+    def _put_last(self, message: ClientMessage) -> None:
         # After a CLOSE a client stays away. One that is to come back, to this process
         # or the next, must not be sent it.
         with self._lock:
             self.queue.put(message)
 
 
-def _messages_of(wire: WebSocketTransport) -> Iterator[str | bytes]:
-    """Yield what comes over *wire*, one by one: several may come in one piece."""
-    while (messages := wire.receive()) is not None:
+def _messages_of(transport: WebSocketTransport) -> Iterator[str | bytes]:
+    """Yield what comes over *transport*, one by one: several may come in one piece."""
+    while (messages := transport.receive()) is not None:
         yield from messages
 
 

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
     from ...clients.fan_out import Batch
-    from .outgoing import Message
-    from .wire import WebSocketTransport
+    from .outgoing import ClientMessage
+    from .websocket_transport import WebSocketTransport
 
 _BINARY = "<binary>"
 
@@ -64,18 +64,18 @@ class WatchedSocket(GuardedSocket):
         for message in batch.messages:
             self._enqueue(message)
 
-    def _enqueue(self, message: Message, **options: bool) -> SendOutcome:
+    def _enqueue(self, message: ClientMessage, **options: bool) -> SendOutcome:
         outcome = super()._enqueue(message, **options)
         if outcome is SendOutcome.QUEUED:
             self._sent(message)
         return outcome
 
-    def _put_last(self, message: Message) -> None:
+    def _put_last(self, message: ClientMessage) -> None:
         super()._put_last(message)
-        if self._wire is None or not self._wire.is_leaving:
+        if self._transport is None or not self._transport.is_leaving:
             self._sent(message)
 
-    def _sent(self, message: Message) -> None:
+    def _sent(self, message: ClientMessage) -> None:
         for part in message.plain():
             if self._tap is not None:
                 self._tap.send(part)
@@ -123,8 +123,8 @@ class WatchedSocket(GuardedSocket):
                 received,
             )
 
-    def _read(self, wire: WebSocketTransport, messages: Iterator[str | bytes]) -> None:
-        super()._read(wire, messages if self._tap is None else self._tap.pass_on(messages))
+    def _read(self, transport: WebSocketTransport, messages: Iterator[str | bytes]) -> None:
+        super()._read(transport, messages if self._tap is None else self._tap.pass_on(messages))
 
     # The admin UI replaces methods of upstream's class, and calls those that were there by these
     # names, mangled.

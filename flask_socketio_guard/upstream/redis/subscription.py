@@ -22,7 +22,7 @@ class RedisSubscription:
     """Reads both channels over one connection.
 
     Args:
-        link: Subscribed to them.
+        connection: Subscribed to them.
         channel: Where messages come from.
         probe_channel: Where this process's probes come from.
         early: Replies that came right behind the subscription.
@@ -30,7 +30,7 @@ class RedisSubscription:
 
     def __init__(
         self,
-        link: RedisConnection,
+        connection: RedisConnection,
         channel: str,
         probe_channel: str,
         early: list[Any],
@@ -39,7 +39,7 @@ class RedisSubscription:
     ) -> None:
         self.is_probed = True
         """Whether there is a right to the channel of the probes."""
-        self._link = link
+        self._connection = connection
         self._channel = channel.encode()
         self._probe_channel = probe_channel.encode()
         self._early = early
@@ -65,7 +65,7 @@ class RedisSubscription:
             if not self.is_probed:
                 self._ask()
                 timeout = min(timeout, _PING_LATENCY)
-            replies = replies or self._link.read(timeout)
+            replies = replies or self._connection.read(timeout)
         except Exception as exc:
             raise BrokerError(describe(exc), category=categorize(exc)) from exc
         arrivals: list[Arrival] = []
@@ -92,7 +92,7 @@ class RedisSubscription:
         if self._pings % _RETRY_PINGS == 0:
             commands.append(("SUBSCRIBE", self._probe_channel))
             self._asked.append(None)
-        self._link.send(commands)
+        self._connection.send(commands)
 
     def _answered(self, reply: Any) -> list[Arrival]:
         token = self._asked.popleft()
@@ -104,11 +104,11 @@ class RedisSubscription:
     @property
     def is_receiving(self) -> bool:
         """Whether a message is on its way at this moment."""
-        return self._link.is_receiving
+        return self._connection.is_receiving
 
     def close(self) -> None:
         """Drop the connection; a read under way raises."""
-        self._link.close()
+        self._connection.close()
 
 
 def is_answer(reply: Any) -> bool:

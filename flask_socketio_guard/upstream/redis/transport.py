@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from socketio import RedisManager
 
-    from ...queue.transport import Message
+    from ...queue.transport import QueueMessage
 
 
 class RedisTransport:
@@ -100,21 +100,21 @@ class RedisTransport:
         Raises:
             BrokerError: Redis cannot be reached or refused.
         """
-        link = self.connect()
+        connection = self.connect()
         probe_channel = self.probe_channel
         try:
             # In one SUBSCRIBE both would be refused for the lack of a right to one.
-            link.send([("SUBSCRIBE", self.channel), ("SUBSCRIBE", probe_channel)])
+            connection.send([("SUBSCRIBE", self.channel), ("SUBSCRIBE", probe_channel)])
             replies: list[Any] = []
             while sum(map(is_answer, replies)) < 2:
-                replies += self._read(link)
+                replies += self._read(connection)
             is_probed = self._is_granted(*filter(is_answer, replies))
         except Exception as exc:
-            link.close()
+            connection.close()
             raise BrokerError(describe(exc), category=categorize(exc)) from exc
         early = [reply for reply in replies if not is_answer(reply)]
         subscription = self._subscription = RedisSubscription(
-            link, self.channel, probe_channel, early, on_probe=self._probe_arrived
+            connection, self.channel, probe_channel, early, on_probe=self._probe_arrived
         )
         subscription.is_probed = is_probed
         return subscription
@@ -137,22 +137,22 @@ class RedisTransport:
             ``None`` if it was answered, else what went wrong.
         """
         try:
-            link = self.connect()
+            connection = self.connect()
         except BrokerError as exc:
             return exc
         try:
-            link.send([("PING",)])
-            (answer,) = self._read(link)
+            connection.send([("PING",)])
+            (answer,) = self._read(connection)
         except Exception as exc:  # noqa: BLE001 - what went wrong is the result
             answer = exc
         finally:
-            link.close()
+            connection.close()
         if isinstance(answer, Exception) and not self._is_forbidden(answer):
             return BrokerError(describe(answer), category=categorize(answer))
         return None  # to say that PING is forbidden is an answer, too
 
-    def _read(self, link: RedisConnection) -> list[Any]:
-        replies = link.read(self._answer_timeout)
+    def _read(self, connection: RedisConnection) -> list[Any]:
+        replies = connection.read(self._answer_timeout)
         if not replies:
             raise TimeoutError("Redis does not answer")
         return replies
@@ -209,10 +209,10 @@ class RedisPublisher:
         self._answer_timeout = answer_timeout
         self._is_answering = is_answering
         self._errors = transport.exceptions
-        self._link: RedisConnection | None = None
+        self._connection: RedisConnection | None = None
         self._can_count = True
 
-    def publish(self, messages: Sequence[Message], probe: int | None) -> int | None:
+    def publish(self, messages: Sequence[QueueMessage], probe: int | None) -> int | None:
         """Publish in order; returns the number of subscribers to the channel.
 
         Raises:
@@ -234,10 +234,10 @@ class RedisPublisher:
             commands.append(("PING",))
         replies: list[Any] = []
         try:
-            if self._link is None:
-                self._link = transport.connect()
-            self._link.send(commands)
-            self._collect(replies, len(commands), self._link)
+            if self._connection is None:
+                self._connection = transport.connect()
+            self._connection.send(commands)
+            self._collect(replies, len(commands), self._connection)
         except Exception as exc:
             self.close()
             published, refused = self._sort(replies[: len(messages)])
@@ -265,20 +265,20 @@ class RedisPublisher:
             raise PublishError(describe(refused[0]), published=first, category=PERMISSION)
         raise PublishRefused(describe(refused[0]), published=published, refused=len(refused))
 
-    def _collect(self, replies: list[Any], count: int, link: RedisConnection) -> None:
+    def _collect(self, replies: list[Any], count: int, connection: RedisConnection) -> None:
         """Add to *replies* what Redis answers, until there are *count*.
 
         A broker that hangs and a connection that is half open look the same
         from here. As long as the broker does not answer others either, this
         connection may yet: to give it up would send again what may be on its way.
         """
-        unsent = link.unsent()
+        unsent = connection.unsent()
         while len(replies) < count:
-            news = link.read(self._answer_timeout)
+            news = connection.read(self._answer_timeout)
             if not news:
-                before, unsent = unsent, link.unsent()
+                before, unsent = unsent, connection.unsent()
                 if before and unsent is not None and unsent < before:
-                    continue  # a large message on a slow link
+                    continue  # a large message on a slow connection
             if not news and self._is_answering():
                 raise TimeoutError("the connection is half open: Redis answers, but not here")
             for reply in news:
@@ -301,12 +301,12 @@ class RedisPublisher:
 
     def close(self) -> None:
         """Drop the connection."""
-        link, self._link = self._link, None
-        if link is not None:
-            link.close()
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
 
 
-def stamp(message: Message) -> bytes:
+def stamp(message: QueueMessage) -> bytes:
     """Return the payload with its sequence number as one more key of the object."""
     payload = message.payload
     if not payload.endswith(b"}"):

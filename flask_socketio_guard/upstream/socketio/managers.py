@@ -17,9 +17,16 @@ from ...clients.send_queue import SendOutcome
 from ...errors import EventInvalid, RoomInvalid
 from ...events.dispatch import CHARGED_BYTES
 from ...events.shape import Places
-from ...ports import SURVEY, SURVEY_ANSWER, SURVEY_ROLL, AckCallback, Awaiting, Hooks
+from ...ports import (
+    BROADCAST_ANSWER,
+    BROADCAST_CALL,
+    BROADCAST_PARTICIPANTS,
+    AckCallback,
+    Awaiting,
+    Ports,
+)
 from ...queue.transport import SEQUENCE_KEY, SEQUENCE_MARK
-from ..engineio.outgoing import Message
+from ..engineio.outgoing import ClientMessage
 from ..engineio.server import put_as
 from ..engineio.session_ids import is_session_id
 from ..engineio.watched_socket import is_logged
@@ -43,7 +50,7 @@ _CALLBACK_GONE = "guard_callback_gone"
 Peers without the guard ignore messages whose method they do not know.
 """
 
-_SENT_TO_CLIENTS = frozenset({"emit", SURVEY})
+_SENT_TO_CLIENTS = frozenset({"emit", BROADCAST_CALL})
 _ROOM_CHANGES = frozenset({"enter_room", "leave_room", "close_room"})
 _OF_ANOTHER = "the room is the session id of another client"
 _VOLATILE = "guard_volatile"
@@ -68,7 +75,7 @@ class _Held:
     __slots__ = ("messages", "size")
 
     def __init__(self) -> None:
-        self.messages: deque[Message] = deque()
+        self.messages: deque[ClientMessage] = deque()
         self.size = 0
 
 
@@ -79,7 +86,7 @@ class GuardedManager(_Manager):
     the client's ack id looks up, and frees an entry only at a local disconnect.
     """
 
-    guard: Hooks
+    guard: Ports
     has_own_delivery = False
     """Whether the application overrides ``_handle_emit``, and so wants every event to pass it."""
     has_own_participants = False
@@ -291,7 +298,7 @@ class GuardedManager(_Manager):
         return outcome
 
     def _put(
-        self, sid: str, eio_sid: str, message: Message, *, may_wait: bool = False
+        self, sid: str, eio_sid: str, message: ClientMessage, *, may_wait: bool = False
     ) -> SendOutcome:
         """Queue *message* for a client, or hold it until the client is let in."""
         server: Any = self.server
@@ -300,7 +307,7 @@ class GuardedManager(_Manager):
                 held = self._held.get(sid)
                 if held is not None:
                     if held.size > _MAX_HELD_BYTES:
-                        self.guard.facts.send_lost(1, "slow")
+                        self.guard.telemetry.send_lost(1, "slow")
                         return SendOutcome.DROPPED_SLOW
                     held.messages.append(message)
                     held.size += message.size
@@ -369,7 +376,7 @@ class GuardedManager(_Manager):
         if server.is_logged:
             server.logger.info('emitting event "%s" to %s [%s]', event, sid, namespace)
         packet = encoded_event(server.packet_class, event, arguments, namespace, ack_id)
-        if server.put(eio_sid, Message.of_socketio(packet)) is SendOutcome.DROPPED_CLOSED:
+        if server.put(eio_sid, ClientMessage.of_socketio(packet)) is SendOutcome.DROPPED_CLOSED:
             self.guard.callbacks.discard(ack_id, sid)
             return None
         self._read_on(eio_sid)
@@ -377,11 +384,11 @@ class GuardedManager(_Manager):
 
     def _encoded(
         self, namespace: str, body: list[Any], options: _Options, ack_id: int | None = None
-    ) -> Message:
+    ) -> ClientMessage:
         server: Any = self.server
         packet = encoded(server.packet_class, packets.EVENT, body, namespace, ack_id)
         is_large = type(packet) is list or len(packet) >= CHARGED_BYTES
-        return Message.of_socketio(
+        return ClientMessage.of_socketio(
             packet,
             is_event=ack_id is None,
             is_volatile=options.is_volatile,
@@ -747,8 +754,8 @@ class GuardedPubSubManager(GuardedManager, _PubSubManager):
         elif host_id != self.host_id and not self._is_duplicate(host_id, message, arrival):
             if method == "emit":
                 self._handle_emit(message)
-            elif method in (SURVEY, SURVEY_ROLL, SURVEY_ANSWER):
-                self.guard.take_survey(message)
+            elif method in (BROADCAST_CALL, BROADCAST_PARTICIPANTS, BROADCAST_ANSWER):
+                self.guard.take_broadcast_call(message)
             else:
                 self._act(method, message)
 
@@ -808,14 +815,14 @@ class GuardedPubSubManager(GuardedManager, _PubSubManager):
         content = hash(arrival if isinstance(arrival, bytes | str) else repr(arrival))
         if not self._duplicates.has_seen(host_id, sequence, content):
             return False
-        self.guard.facts.message_repeated(host_id[:_MAX_NAME], sequence)
+        self.guard.telemetry.message_repeated(host_id[:_MAX_NAME], sequence)
         return True
 
 
 class ThroughOutbox(_PubSubManager):
     """Where messages to other processes go: into the outbox, and not to the broker."""
 
-    guard: Hooks
+    guard: Ports
 
     def _publish(self, data: dict[str, Any]) -> None:
         if data["method"] in _SENT_TO_CLIENTS:

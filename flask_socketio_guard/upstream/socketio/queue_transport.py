@@ -10,7 +10,7 @@ from socketio import KombuManager
 
 from ...core.runtime import clock
 from ...errors import BrokerError, ConfigError, PublishError
-from ...queue.transport import SEQUENCE_KEY, Arrival, Message, Probe
+from ...queue.transport import SEQUENCE_KEY, Arrival, Probe, QueueMessage
 from ...telemetry.records import logger
 from ..overrides import overrides
 from .managers import ThroughOutbox
@@ -117,7 +117,7 @@ class _QueuePublisher:
         self._queue_class = queue_class
         self._id = transport_id
 
-    def publish(self, messages: Sequence[Message], probe: int | None) -> None:
+    def publish(self, messages: Sequence[QueueMessage], probe: int | None) -> None:
         if probe is not None:
             self._send({"method": _PROBE, "transport": self._id, "token": probe}, published=0)
         for published, message in enumerate(messages):

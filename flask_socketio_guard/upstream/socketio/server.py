@@ -20,9 +20,9 @@ from ...events.dispatch import CHARGED_BYTES, Arrival, Charge, arriving
 from ...events.pieces import TimeSlice
 from ...events.shape import Places, TooDeep, TooManyContainers, require_shape
 from ...events.signatures import fit
-from ...ports import AckCallback, Connection, Hooks, Refusal
+from ...ports import AckCallback, Connection, Ports, Refusal
 from ...telemetry.records import logger
-from ..engineio.outgoing import Message
+from ..engineio.outgoing import ClientMessage
 from ..engineio.server import put_as, putting
 from ..engineio.socket import ProtocolViolation, TooLarge, TooManyJoins
 from ..engineio.watched_socket import is_logged
@@ -80,10 +80,10 @@ class CallTooEarly(CallTimeout):
 class _ClientEvent(Arrival):
     """An event on its way to its handler."""
 
-    __slots__ = ("_ack_id", "_connection", "_data", "_namespace", "_server", "lane")
+    __slots__ = ("_ack_id", "_connection", "_data", "_namespace", "_server", "ordering_key")
 
     def __init__(
-        self, server: GuardedServer, connection: Connection, packet: Any, lane: object
+        self, server: GuardedServer, connection: Connection, packet: Any, ordering_key: object
     ) -> None:
         super().__init__(connection)
         self._server = server
@@ -91,7 +91,7 @@ class _ClientEvent(Arrival):
         self._data = packet.data
         self._namespace = connection.namespace
         self._ack_id = packet.id
-        self.lane = lane
+        self.ordering_key = ordering_key
 
     @property
     def is_early(self) -> bool:
@@ -140,7 +140,7 @@ def _begin(handler: Callable[..., object], *args: object) -> object:
 class GuardedServer(_Server):
     """Goes in front of ``Server``; every packet of a client passes through here."""
 
-    guard: Hooks
+    guard: Ports
     is_logged = False
     """Whether anybody takes the lines that upstream writes of each event."""
     has_own_sending = False
@@ -299,7 +299,7 @@ class GuardedServer(_Server):
         if invalid is not None:
             self._reject(eio_sid, namespace, packet.id, sid, data, invalid)
             return
-        lane: object = None
+        ordering_key: object = None
         if not self.async_handlers:
             socket = self.eio.sockets.get(eio_sid)
             if is_open and (socket is None or not socket.has_waiting):
@@ -308,10 +308,10 @@ class GuardedServer(_Server):
                 )
                 self._call_apart(run, data[0])
                 return
-            lane = ()  # what waits for the connect handler is handled in order, too
+            ordering_key = ()  # what waits for the connect handler is handled in order, too
         elif self.guard.is_ordered(namespace, data[0]):
-            lane = (namespace, data[0])
-        event = _ClientEvent(self, connection, packet, lane)
+            ordering_key = (namespace, data[0])
+        event = _ClientEvent(self, connection, packet, ordering_key)
         socket = self.eio.sockets.get(eio_sid)
         if socket is None:
             event.lose()
@@ -390,7 +390,7 @@ class GuardedServer(_Server):
         is_large = type(packet) is list or len(packet) >= CHARGED_BYTES
         charge = self.charge(packet) if is_large else None
         # The request context of the event, by which its own are known, has ended.
-        message = Message.of_socketio(packet, charge=charge)
+        message = ClientMessage.of_socketio(packet, charge=charge)
         self.put(eio_sid, message, may_wait=True, is_own=True)
 
     def charge(self, packet: str | bytes | list[Any]) -> Charge | None:
@@ -418,7 +418,7 @@ class GuardedServer(_Server):
         return arrival.charge(size, bound)
 
     def _send_packet(self, eio_sid: str | None, pkt: Any) -> None:
-        self.eio.put(eio_sid, Message.of_socketio(pkt.encode()), **putting.get())
+        self.eio.put(eio_sid, ClientMessage.of_socketio(pkt.encode()), **putting.get())
 
     @property
     def _has_test_client(self) -> bool:
@@ -429,7 +429,7 @@ class GuardedServer(_Server):
         """Whether something takes packets one by one: Flask-SocketIO's test client, for one."""
         return self.has_own_sending or self._has_test_client
 
-    def put(self, eio_sid: str, message: Message, **how: bool) -> SendOutcome:
+    def put(self, eio_sid: str, message: ClientMessage, **how: bool) -> SendOutcome:
         """Queue *message* for a client; see :meth:`GuardedSocket.put`."""
         if not self.takes_packets:
             outcome: SendOutcome = self.eio.put(eio_sid, message, **how)
@@ -512,7 +512,7 @@ class GuardedServer(_Server):
         """Wait for the end of a client's former connection, which it has left, to a namespace."""
         for connection in self.guard.connections.of(eio_sid):
             if connection.namespace == namespace and connection.reason:
-                is_closed = self.guard.event()
+                is_closed = self.guard.flag()
                 connection.defer(is_closed.set)
                 return is_closed.wait(self.guard.config.connect_timeout)
         return False
@@ -527,7 +527,7 @@ class GuardedServer(_Server):
 
     def _refuse(self, connection: Connection, reason: Any) -> None:
         sid, namespace, eio_sid = connection.sid, connection.namespace, connection.eio_sid
-        self.guard.facts.handshake_refused("application")
+        self.guard.telemetry.handshake_refused("application")
         self._drop_waiting(connection)  # while the client still hears the answers
         if self.always_connect:
             self.manager.pre_disconnect(sid, namespace)
@@ -677,7 +677,7 @@ class GuardedServer(_Server):
         # Handlers that ask a client which has left keep others from beginning.
         self.guard.callbacks.lose_recipient(connection.sid, "gone")
         patience = self.guard.config.departure_timeout
-        if not connection.wait_until_begun(self.guard.event(), patience):
+        if not connection.wait_until_begun(self.guard.flag(), patience):
             self._drop_waiting(connection)
         self._finish(connection)
 
@@ -798,7 +798,7 @@ class GuardedServer(_Server):
         is_empty = is_local and not any(self.manager.get_participants(namespace, recipient))
         if is_empty or is_nobody(recipient):
             raise CallRecipientGone("nobody is connected by that session id")
-        is_answered = self.guard.event()
+        is_answered = self.guard.flag()
         answers: list[tuple[Any, ...]] = []
         losses: list[str] = []
 

@@ -11,7 +11,7 @@ from ...core.component import Component
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from ...ports import Hooks
+    from ...ports import Ports
 
 _SWEEP_TICKS = 5
 _Leftover = tuple[str, str, str]
@@ -28,7 +28,7 @@ class Sweeper(Component):
         guard: For its connections.
     """
 
-    def __init__(self, server: Any, guard: Hooks) -> None:
+    def __init__(self, server: Any, guard: Ports) -> None:
         self._server = server
         self._guard = guard
         self._recording = guard.handlers.recording
@@ -42,7 +42,7 @@ class Sweeper(Component):
         if self._ticks % _SWEEP_TICKS == 0:
             removed = self.sweep()
             if removed:
-                self._guard.facts.connections_swept(removed)
+                self._guard.telemetry.connections_swept(removed)
 
     def sweep(self) -> dict[str, int]:
         """Remove the entries that were leftovers in the previous sweep, too.

@@ -28,9 +28,9 @@ from websockets.frames import Opcode
 from flask_socketio_guard.clients import send_queue as sending
 from flask_socketio_guard.clients.send_queue import SendQueue, SlowConsumer
 from flask_socketio_guard.telemetry import records as signals
-from flask_socketio_guard.upstream.engineio.outgoing import Message
+from flask_socketio_guard.upstream.engineio.outgoing import ClientMessage
 from flask_socketio_guard.upstream.engineio.websocket import RawSocket
-from flask_socketio_guard.upstream.engineio.wire import (
+from flask_socketio_guard.upstream.engineio.websocket_transport import (
     LibraryTransport,
     ProtocolTransport,
     keep_alive,
@@ -56,7 +56,7 @@ CLOSE_TIMEOUT = 0.3
 
 
 class Line:
-    """A wire with a client at its other end, and a task that receives.
+    """A transport with a client at its other end, and a task that receives.
 
     Attributes:
         messages: What was received.
@@ -79,7 +79,7 @@ class Line:
         self.peer.sock.settimeout(5.0)
         self.queue = SendQueue(max_packets=10**6, max_bytes=10**9, policy=SlowConsumer.DISCONNECT)
         raw = RawSocket(self.sock, read_first or self.sock.recv, extensions[0], None)
-        self.wire = ProtocolTransport(raw, self.queue, self.inner, max_size=MAX_SIZE)
+        self.transport = ProtocolTransport(raw, self.queue, self.inner, max_size=MAX_SIZE)
         self.messages: list[str | bytes] = []
         self.batches: list[int] = []
         self.violations: list[signals.Violation] = served.collect(signals.protocol_violated)
@@ -92,12 +92,12 @@ class Line:
 
     def _receive(self) -> None:
         try:
-            while (messages := self.wire.receive()) is not None:
+            while (messages := self.transport.receive()) is not None:
                 batch = list(messages)
                 self.batches.append(len(batch))
                 self.messages += batch
-            if self.wire.is_leaving:
-                self.wire.leave()
+            if self.transport.is_leaving:
+                self.transport.leave()
         finally:
             self.has_ended = True
             self.ended_at = time.monotonic()
@@ -105,8 +105,8 @@ class Line:
     def put(self, *messages: str | bytes) -> None:
         """Queue messages; a text has the Engine.IO packet type in front when it arrives."""
         for message in messages:
-            self.queue.put(Message.of_socketio(message))
-        self.wire.wake()
+            self.queue.put(ClientMessage.of_socketio(message))
+        self.transport.wake()
 
     def wait_for(self, condition: Callable[[], object], message: str = "it is not so") -> None:
         self.served.wait_for(condition, message)
@@ -117,7 +117,7 @@ class Line:
         assert self.messages == list(messages)
 
     def end(self) -> None:
-        self.wire.abort()
+        self.transport.abort()
         if self.messages or self.batches or self.has_ended:
             self.wait_for(lambda: self.has_ended, "it is still receiving")
         self.sock.close()
@@ -274,7 +274,7 @@ def test_invalid_utf8_costs_its_sender_the_connection(
 ) -> None:
     """What it sent before is received, what it sends afterwards is not."""
     line.peer.is_answering = False
-    line.wire.start()
+    line.transport.start()
     line.peer.send_raw(
         b"".join(encode_frame(TEXT, text.encode()) for text in before)
         + data
@@ -322,7 +322,7 @@ def test_too_large_a_message_is_refused_before_its_body_is_there(line: Line, dat
 
 def test_a_sender_that_goes_on_sending_can_read_why_it_was_closed(line: Line) -> None:
     """Were its bytes left unread, TCP would reset the connection and with it the reason."""
-    line.wire.start()
+    line.transport.start()
     line.peer.send_raw(encode_frame(BINARY, length=10**9))
     sent = 0
     with contextlib.suppress(OSError):
@@ -495,24 +495,24 @@ def test_a_client_that_pings_and_never_reads_holds_no_memory(
 
 def test_nothing_is_sent_before_the_start_but_what_is_said_so(line: Line) -> None:
     line.put("waits")
-    line.wire.send_at_once("3probe")
+    line.transport.send_at_once("3probe")
     assert line.peer.read() == "3probe"
     line.inner.runtime.sleep(0.02)
-    line.wire.send_at_once("again")
+    line.transport.send_at_once("again")
     assert line.peer.read() == "again"
-    line.wire.start()
+    line.transport.start()
     assert line.peer.read() == "4waits"
 
 
 def test_messages_are_sent_in_order_and_the_books_are_empty_afterwards(line: Line) -> None:
-    line.wire.start()
+    line.transport.start()
     messages: list[str | bytes] = [f'2["{number}"]' for number in range(500)]
     messages[::5] = [os.urandom(number) for number in range(1, 101)]
     line.put(*messages)
     for message in messages:
         assert line.peer.read() == (message if isinstance(message, bytes) else f"4{message}")
     assert (len(line.queue), line.queue.size) == (0, 0)
-    assert not line.wire.is_stuck
+    assert not line.transport.is_stuck
 
 
 def test_a_client_that_reads_slowly_gets_everything_in_order(
@@ -520,11 +520,11 @@ def test_a_client_that_reads_slowly_gets_everything_in_order(
 ) -> None:
     """While it does not read, one task waits for it; pings are answered in between."""
     line = make_line(ends=narrow_pair())
-    line.wire.start()
+    line.transport.start()
     chance = random.Random(1)
     messages = [chance.randbytes(chance.choice((1, 100, 70_000, 300_000))) for _ in range(40)]
     line.put(*messages[:20])
-    line.wait_for(lambda: line.wire.is_stuck, "everything fits into the buffers of the kernel")
+    line.wait_for(lambda: line.transport.is_stuck, "everything fits into the buffers of the kernel")
     line.peer.send_raw(encode_frame(PING, b"still there?"))
     line.put(*messages[20:])
     received: list[bytes] = []
@@ -535,7 +535,7 @@ def test_a_client_that_reads_slowly_gets_everything_in_order(
         line.inner.runtime.sleep(0.001)
     assert received == messages
     assert answers == [b"still there?"]
-    line.wait_for(lambda: not line.wire.is_stuck, "it seems stuck for ever")
+    line.wait_for(lambda: not line.transport.is_stuck, "it seems stuck for ever")
     assert (len(line.queue), line.queue.size) == (0, 0)
     line.put("2[]")
     assert line.peer.read() == "42[]"
@@ -546,7 +546,7 @@ def test_a_spawn_callback_that_fails_stops_no_writer(
 ) -> None:
     """The task that waits for a client is started in the event loop, where none may wait."""
     line = make_line(ends=narrow_pair())
-    line.wire.start()
+    line.transport.start()
 
     def fail(_greenlet: object) -> None:
         raise RuntimeError("a spawn callback")
@@ -554,7 +554,7 @@ def test_a_spawn_callback_that_fails_stops_no_writer(
     gevent.Greenlet.add_spawn_callback(fail)
     try:
         line.put(b"x" * 300_000)
-        line.wait_for(lambda: line.wire.is_stuck)
+        line.wait_for(lambda: line.transport.is_stuck)
         line.inner.runtime.sleep(0)
     finally:
         gevent.Greenlet.remove_spawn_callback(fail)
@@ -569,32 +569,32 @@ def test_a_client_that_does_not_read_has_no_more_in_its_way_than_one_batch(
 ) -> None:
     """What waits is counted as waiting, so that bounds can tell."""
     line = make_line(ends=narrow_pair())
-    line.wire.start()
+    line.transport.start()
     line.put(*[b"x" * 10_000] * 100)
-    line.wait_for(lambda: line.wire.is_stuck)
+    line.wait_for(lambda: line.transport.is_stuck)
     size = line.queue.size
     line.inner.runtime.sleep(0.02)
     assert line.queue.size == size
     assert size > 700_000
-    line.wire.flush()
+    line.transport.flush()
     assert line.queue.size == size
 
 
 def test_a_wire_is_flushed_once_however_much_is_put(line: Line) -> None:
-    line.wire.start()
+    line.transport.start()
     line.inner.runtime.sleep(0.01)
     line.put("one")
     line.put("two")
-    assert len(line.inner.flusher._due) == 1
+    assert len(line.inner.write_batcher._due) == 1
     assert [line.peer.read(), line.peer.read()] == ["4one", "4two"]
 
 
 def test_flush_sends_at_once(line: Line) -> None:
-    line.wire.start()
+    line.transport.start()
     line.inner.runtime.sleep(0)
     line.put("now")
-    line.wire.flush()
-    assert not line.wire.is_stuck
+    line.transport.flush()
+    assert not line.transport.is_stuck
     line.peer.sock.setblocking(False)
     assert line.peer.read() == "4now"
     line.peer.sock.settimeout(5.0)
@@ -605,88 +605,88 @@ def test_a_client_that_vanishes_while_something_is_sent_ends_it(
     make_line: Callable[..., Line], is_slow: bool
 ) -> None:
     line = make_line(ends=narrow_pair() if is_slow else None)
-    line.wire.start()
+    line.transport.start()
     if is_slow:
         line.put(b"x" * 1_000_000, "2[]")
-        line.wait_for(lambda: line.wire.is_stuck)
+        line.wait_for(lambda: line.transport.is_stuck)
     line.peer.vanish()
     line.put(b"x" * 1_000_000, "2[]")
     line.wait_for(lambda: line.has_ended)
-    line.wait_for(lambda: not line.wire.is_stuck)
+    line.wait_for(lambda: not line.transport.is_stuck)
     assert not line.queue
     line.put("2[]")
-    line.wire.flush()
+    line.transport.flush()
 
 
 # What is sent past the queue
 
 
 def frames_of(*messages: str | bytes) -> bytes:
-    return b"".join(Message.of_socketio(message).frames for message in messages)
+    return b"".join(ClientMessage.of_socketio(message).frames for message in messages)
 
 
 def test_a_broadcast_is_written_at_once_where_nothing_waits(line: Line) -> None:
-    line.wire.start()
+    line.transport.start()
     line.inner.runtime.sleep(0)
-    assert line.wire.write_now(frames_of("now", "and then"))
+    assert line.transport.write_now(frames_of("now", "and then"))
     line.peer.sock.setblocking(False)
     assert [line.peer.read(), line.peer.read()] == ["4now", "4and then"]
     line.peer.sock.settimeout(5.0)
 
 
 def test_a_broadcast_does_not_overtake_what_waits(line: Line) -> None:
-    assert not line.wire.write_now(frames_of("before the start"))
-    line.wire.start()
+    assert not line.transport.write_now(frames_of("before the start"))
+    line.transport.start()
     line.put("first")
-    assert not line.wire.write_now(frames_of("second"))
+    assert not line.transport.write_now(frames_of("second"))
     line.put("second")
     line.inner.runtime.sleep(0)
-    assert line.wire.write_now(frames_of("third"))
+    assert line.transport.write_now(frames_of("third"))
     assert [line.peer.read() for _ in range(3)] == ["4first", "4second", "4third"]
 
 
 def test_a_broadcast_does_not_overtake_an_answer_to_a_ping(line: Line) -> None:
-    line.wire.start()
+    line.transport.start()
     line.inner.runtime.sleep(0)
-    line.wire.send_at_once("3probe")
-    assert not line.wire.write_now(frames_of("later"))
+    line.transport.send_at_once("3probe")
+    assert not line.transport.write_now(frames_of("later"))
 
 
 def test_a_broadcast_waits_behind_one_that_the_client_does_not_read(
     make_line: Callable[..., Line],
 ) -> None:
     line = make_line(ends=narrow_pair())
-    line.wire.start()
+    line.transport.start()
     line.inner.runtime.sleep(0)
     large = os.urandom(300_000)
-    assert line.wire.write_now(frames_of(large))
-    assert line.wire.is_stuck
-    assert not line.wire.write_now(frames_of("second"))
+    assert line.transport.write_now(frames_of(large))
+    assert line.transport.is_stuck
+    assert not line.transport.write_now(frames_of("second"))
     line.put("second")
     assert [line.peer.read(), line.peer.read()] == [large, "4second"]
-    line.wait_for(lambda: not line.wire.is_stuck)
-    assert line.wire.write_now(frames_of("third"))
+    line.wait_for(lambda: not line.transport.is_stuck)
+    assert line.transport.write_now(frames_of("third"))
     assert line.peer.read() == "4third"
 
 
 @pytest.mark.parametrize("how", ["close", "abort", "vanish", "leave"])
 def test_a_broadcast_is_not_written_to_who_leaves(line: Line, how: str) -> None:
-    line.wire.start()
+    line.transport.start()
     line.inner.runtime.sleep(0)
     if how == "close":
-        line.wire.close(1000, "")
+        line.transport.close(1000, "")
         line.inner.runtime.sleep(0.01)
     elif how == "abort":
-        line.wire.abort()
+        line.transport.abort()
     elif how == "leave":
         line.peer.send_close()
-        line.wait_for(lambda: line.wire.is_leaving)
+        line.wait_for(lambda: line.transport.is_leaving)
     else:
         line.peer.vanish()
         line.wait_for(lambda: line.has_ended)
         # The first may still be taken by the kernel, which then learns that nobody is there.
-        line.wait_for(lambda: not line.wire.write_now(frames_of("anybody?")))
-    assert not line.wire.write_now(frames_of("late"))
+        line.wait_for(lambda: not line.transport.write_now(frames_of("anybody?")))
+    assert not line.transport.write_now(frames_of("late"))
     if how == "close":
         assert line.peer.read_rest() == []
 
@@ -695,9 +695,9 @@ def test_a_broadcast_over_tls_takes_the_way_through_the_queue(
     make_line: Callable[..., Line],
 ) -> None:
     line = make_line(ends=tls_pair())
-    line.wire.start()
+    line.transport.start()
     line.inner.runtime.sleep(0.01)
-    assert not line.wire.write_now(frames_of("now"))
+    assert not line.transport.write_now(frames_of("now"))
 
 
 def test_a_compressed_broadcast_takes_the_way_through_the_queue(
@@ -705,9 +705,9 @@ def test_a_compressed_broadcast_takes_the_way_through_the_queue(
 ) -> None:
     """Each client's compression has a state of its own."""
     line = make_line(**deflating())
-    line.wire.start()
+    line.transport.start()
     line.inner.runtime.sleep(0)
-    assert not line.wire.write_now(frames_of("now"))
+    assert not line.transport.write_now(frames_of("now"))
 
 
 @pytest.mark.parametrize("is_fast", [True, False])
@@ -716,7 +716,7 @@ def test_writes_may_be_made_one_by_one(make_served: Callable[..., Served], is_fa
     served = make_served(close_timeout=CLOSE_TIMEOUT, fast=is_fast)
     served.inner.start()
     line = Line(served, gevent.socket.socketpair())
-    line.wire.start()
+    line.transport.start()
     line.put("now")
     assert len(line.queue) == is_fast
     assert line.peer.read() == "4now"
@@ -730,7 +730,7 @@ def test_writes_may_be_made_one_by_one(make_served: Callable[..., Served], is_fa
 def tls_line(make_line: Callable[..., Line]) -> Line:
     """A line over TLS."""
     line = make_line(ends=tls_pair())
-    line.wire.start()
+    line.transport.start()
     return line
 
 
@@ -741,7 +741,7 @@ def test_messages_pass_through_tls_both_ways(tls_line: Line) -> None:
     assert [tls_line.peer.read() for _ in messages] == messages
     tls_line.peer.send(*messages)
     tls_line.expect(*messages)
-    tls_line.wait_for(lambda: not tls_line.wire.is_stuck)
+    tls_line.wait_for(lambda: not tls_line.transport.is_stuck)
 
 
 def test_a_client_over_tls_that_reads_slowly_gets_everything(tls_line: Line) -> None:
@@ -749,7 +749,7 @@ def test_a_client_over_tls_that_reads_slowly_gets_everything(tls_line: Line) -> 
     tls_line.put(*messages)
     tls_line.inner.runtime.sleep(0.02)
     tls_line.put("2[]")
-    assert tls_line.wire.is_stuck
+    assert tls_line.transport.is_stuck
     assert [tls_line.peer.read() for _ in messages] == messages
     assert tls_line.peer.read() == "42[]"
 
@@ -767,7 +767,7 @@ def test_a_large_message_over_tls_makes_progress_while_it_is_taken(
 
 def test_the_server_says_through_tls_why_it_closes(tls_line: Line) -> None:
     tls_line.put("2[]")
-    tls_line.wire.close(1012, "service restart")
+    tls_line.transport.close(1012, "service restart")
     assert tls_line.peer.read_rest() == ["42[]"]
     assert tls_line.peer.closed == (1012, "service restart")
 
@@ -790,7 +790,7 @@ def test_a_client_that_breaks_the_protocol_is_told_through_tls(tls_line: Line) -
 
 def test_messages_are_compressed_both_ways(make_line: Callable[..., Line]) -> None:
     line = make_line(**deflating())
-    line.wire.start()
+    line.transport.start()
     noise = random.Random(3).randbytes(5000)
     for message in ("x" * 50_000, "\N{EURO SIGN}" * 100, b"\x00" * 50_000, noise, "", b"y"):
         line.messages.clear()
@@ -805,7 +805,7 @@ def test_compressed_frames_are_small_and_remember_each_other(
     make_line: Callable[..., Line],
 ) -> None:
     line = make_line(extensions=([PerMessageDeflate(False, False, 15, 15)], []))
-    line.wire.start()
+    line.transport.start()
     text = "".join(random.Random(4).choices("abcdefgh", k=3000))
     line.put(text, text)
     line.inner.runtime.sleep(0.02)
@@ -818,13 +818,13 @@ def test_compressed_frames_are_small_and_remember_each_other(
 
 def test_control_frames_are_not_compressed(make_line: Callable[..., Line]) -> None:
     line = make_line(**deflating())
-    line.wire.send_at_once("3probe")
+    line.transport.send_at_once("3probe")
     assert line.peer.read() == "3probe"
     line.peer.send_raw(encode_frame(PING, b"ping"))
     assert bytes(line.peer.read_frame().data) == b"ping"
-    line.wire.start()
+    line.transport.start()
     line.put("last" * 100)
-    line.wire.close(1000, "bye")
+    line.transport.close(1000, "bye")
     assert line.peer.read_rest() == ["4" + "last" * 100]
     assert line.peer.closed == (1000, "bye")
 
@@ -856,13 +856,13 @@ def test_what_is_compressed_in_one_turn_is_bounded(
     turns: dict[float, int] = {}
     compressed = ProtocolTransport._compressed
 
-    def counted(wire: ProtocolTransport, item: Any) -> bytes:
-        now = served.runtime.turn()
+    def counted(transport: ProtocolTransport, item: Any) -> bytes:
+        now = served.runtime.loop_iteration()
         turns[now] = turns.get(now, 0) + item.size
-        return compressed(wire, item)
+        return compressed(transport, item)
 
     monkeypatch.setattr(ProtocolTransport, "_compressed", counted)
-    line.wire.start()
+    line.transport.start()
     line.put(*["x" * 50_000] * 40)
     for _ in range(40):
         assert len(line.peer.read()) == 50_001
@@ -896,7 +896,7 @@ def test_the_largest_size_holds_for_what_is_inflated(
 
 @pytest.mark.parametrize(("code", "reason"), [(1000, ""), (1001, "leaving"), (4000, "own")])
 def test_a_client_that_closes_is_answered_with_its_code(line: Line, code: int, reason: str) -> None:
-    line.wire.start()
+    line.transport.start()
     line.peer.send_close(code, reason)
     assert line.peer.read_rest() == []
     assert line.peer.closed == (code, reason)
@@ -938,12 +938,12 @@ def test_nothing_is_sent_after_the_close_frame(line: Line) -> None:
     Source:
         RFC 6455, section 5.5.1: no more frames after a close frame.
     """
-    line.wire.start()
+    line.transport.start()
     line.peer.is_answering = False
     line.peer.send_raw(encode_frame(TEXT, b"bad") + encode_frame(CLOSE, struct.pack("!H", 1000)))
     line.expect("bad")
     line.put("2[]")
-    line.wire.close(1002, "protocol error")
+    line.transport.close(1002, "protocol error")
     frames = []
     with contextlib.suppress(Ended):
         while True:
@@ -953,10 +953,10 @@ def test_nothing_is_sent_after_the_close_frame(line: Line) -> None:
 
 
 def test_the_server_sends_what_waits_then_closes(line: Line) -> None:
-    line.wire.start()
+    line.transport.start()
     line.put("2[1]", b"x" * 500_000, "2[2]")
-    line.wire.close(1012, "service restart")
-    line.wire.close(1000, "again")
+    line.transport.close(1012, "service restart")
+    line.transport.close(1000, "again")
     assert line.peer.read_rest() == ["42[1]", b"x" * 500_000, "42[2]"]
     assert line.peer.closed == (1012, "service restart")
     line.wait_for(lambda: line.has_ended)
@@ -965,19 +965,19 @@ def test_the_server_sends_what_waits_then_closes(line: Line) -> None:
 
 def test_the_last_words_are_written_although_the_loop_stood_still(line: Line) -> None:
     """The deadline of the answer is over before the loop has had a turn to write."""
-    line.wire.start()
+    line.transport.start()
     line.inner.runtime.sleep(0.01)  # nothing is due to be sent
     line.inner.runtime.call_soon(lambda: time.sleep(CLOSE_TIMEOUT + 0.1))
-    line.wire.close(1012, "service restart")
+    line.transport.close(1012, "service restart")
     assert line.peer.read_rest() == []
     assert line.peer.closed == (1012, "service restart")
 
 
 def test_the_server_goes_on_receiving_until_the_client_has_answered(line: Line) -> None:
     line.peer.is_answering = False
-    line.wire.start()
+    line.transport.start()
     line.inner.runtime.sleep(0.01)  # nothing is due to be sent
-    line.wire.close(1000, "")
+    line.transport.close(1000, "")
     line.peer.read_frame()
     line.peer.send_raw(encode_frame(TEXT, b"crossed"))
     line.expect("crossed")
@@ -987,10 +987,10 @@ def test_the_server_goes_on_receiving_until_the_client_has_answered(line: Line) 
 
 
 def test_a_client_that_does_not_answer_a_close_is_cut_off(line: Line) -> None:
-    line.wire.start()
+    line.transport.start()
     line.peer.is_answering = False
     began_at = time.monotonic()
-    line.wire.close(1000, "")
+    line.transport.close(1000, "")
     line.wait_for(lambda: line.has_ended)
     assert CLOSE_TIMEOUT - 0.05 < line.ended_at - began_at < CLOSE_TIMEOUT + 1.0
     line.peer.read_rest()
@@ -1001,17 +1001,17 @@ def test_a_client_that_does_not_read_is_cut_off_after_a_close(
     make_line: Callable[..., Line],
 ) -> None:
     line = make_line(ends=narrow_pair())
-    line.wire.start()
+    line.transport.start()
     line.put(b"x" * 1_000_000, b"y" * 1_000_000)
-    line.wait_for(lambda: line.wire.is_stuck)
-    line.wire.close(1008, "slow consumer")
+    line.wait_for(lambda: line.transport.is_stuck)
+    line.transport.close(1008, "slow consumer")
     line.wait_for(lambda: line.has_ended)
-    line.wait_for(lambda: not line.wire.is_stuck, "the writer runs on")
+    line.wait_for(lambda: not line.transport.is_stuck, "the writer runs on")
 
 
 def test_both_ends_may_close_at_once(line: Line) -> None:
-    line.wire.start()
-    line.wire.close(1012, "service restart")
+    line.transport.start()
+    line.transport.close(1012, "service restart")
     line.peer.send_close(1000, "bye")
     line.peer.read_rest()
     assert line.peer.closed == (1012, "service restart")
@@ -1020,23 +1020,23 @@ def test_both_ends_may_close_at_once(line: Line) -> None:
 
 
 def test_a_close_reason_is_cut_to_what_a_frame_holds(line: Line) -> None:
-    line.wire.start()
-    line.wire.close(1008, "\N{EURO SIGN}" * 100)
+    line.transport.start()
+    line.transport.close(1008, "\N{EURO SIGN}" * 100)
     line.peer.read_rest()
     assert line.peer.closed == (1008, "\N{EURO SIGN}" * 41)
 
 
 def test_an_aborted_wire_is_quiet(line: Line) -> None:
-    line.wire.start()
+    line.transport.start()
     line.put("2[]")
-    line.wire.abort()
+    line.transport.abort()
     line.wait_for(lambda: line.has_ended)
     assert line.peer.read_rest() == []
     assert line.peer.closed is None
     line.put("2[]")
-    line.wire.flush()
-    line.wire.close(1000, "")
-    line.wire.abort()
+    line.transport.flush()
+    line.transport.close(1000, "")
+    line.transport.abort()
     assert line.violations == []
 
 
@@ -1081,7 +1081,7 @@ def test_a_socket_that_is_none_of_tcp_or_is_closed_stays_as_it_is() -> None:
 
 
 class Library:
-    """A wire that simple-websocket serves, under Werkzeug's server.
+    """A transport that simple-websocket serves, under Werkzeug's server.
 
     Attributes:
         messages: What was received.
@@ -1092,7 +1092,7 @@ class Library:
         self.lock = threading.Lock()
         self.queue = SendQueue(max_packets=10**6, max_bytes=10**9, policy=SlowConsumer.DISCONNECT)
         self.messages: list[str | bytes] = []
-        self.wire: Any = None
+        self.transport: Any = None
         self.has_ended = threading.Event()
 
     def __call__(self, environ: Any, start_response: Any) -> Any:
@@ -1100,27 +1100,27 @@ class Library:
         return adapter(environ, start_response)
 
     def _serve(self, websocket: Any) -> list[bytes]:
-        self.wire = LibraryTransport(
+        self.transport = LibraryTransport(
             websocket, self.queue, self.inner, lock=self.lock, max_size=MAX_SIZE
         )
         try:
-            while (messages := self.wire.receive()) is not None:
+            while (messages := self.transport.receive()) is not None:
                 self.messages += messages
         finally:
-            self.wire.abort()
+            self.transport.abort()
             self.has_ended.set()
         return []
 
     def put(self, *messages: str | bytes) -> None:
         with self.lock:
             for message in messages:
-                self.queue.put(Message.of_socketio(message))
-        self.wire.wake()
+                self.queue.put(ClientMessage.of_socketio(message))
+        self.transport.wake()
 
 
 @pytest.fixture
 def library(make_guarded: Callable[..., Guarded]) -> Iterator[tuple[Library, Peer]]:
-    """A wire that receives, and a client that has shaken hands."""
+    """A transport that receives, and a client that has shaken hands."""
     guarded = make_guarded(close_timeout=CLOSE_TIMEOUT, blocking_timeout=None)
     guarded.inner.start()
     library = Library(guarded)
@@ -1128,77 +1128,77 @@ def library(make_guarded: Callable[..., Guarded]) -> Iterator[tuple[Library, Pee
     with unit_websocket.serve(library, "threads", errors) as address:
         peer = Peer(sockets.create_connection(address, timeout=5.0))
         peer.shake_hands("/")
-        wait_until(lambda: library.wire is not None)
+        wait_until(lambda: library.transport is not None)
         try:
             yield library, peer
         finally:
-            library.wire.abort()
+            library.transport.abort()
             peer.sock.close()
         assert library.has_ended.wait(5.0), "it waits for ever"
     assert errors.getvalue() == ""
 
 
 def test_the_library_receives_text_and_binary(library: tuple[Library, Peer]) -> None:
-    wire, peer = library
+    transport, peer = library
     peer.send("one", b"\x00\xff", "d\N{EURO SIGN}")
     peer.send_raw(fragments(TEXT, b"a", b"b") + fragments(BINARY, b"a", b"b"))
-    wait_until(lambda: len(wire.messages) == 5)
-    assert wire.messages == ["one", b"\x00\xff", "d\N{EURO SIGN}", "ab", b"ab"]
-    assert [type(message) for message in wire.messages] == [str, bytes, str, str, bytes]
+    wait_until(lambda: len(transport.messages) == 5)
+    assert transport.messages == ["one", b"\x00\xff", "d\N{EURO SIGN}", "ab", b"ab"]
+    assert [type(message) for message in transport.messages] == [str, bytes, str, str, bytes]
 
 
 def test_the_library_sends_in_order_and_the_books_are_empty_afterwards(
     library: tuple[Library, Peer],
 ) -> None:
-    wire, peer = library
-    assert not wire.wire.is_stuck
-    wire.put("waits")
-    wire.wire.send_at_once("3probe")
+    transport, peer = library
+    assert not transport.transport.is_stuck
+    transport.put("waits")
+    transport.transport.send_at_once("3probe")
     assert peer.read() == "3probe"
-    wire.wire.start()
+    transport.transport.start()
     assert peer.read() == "4waits"
     messages = [random.Random(5).randbytes(size) for size in (1, 100, 10_000) * 20]
     for message in messages:
-        wire.put(message, "2[]")
+        transport.put(message, "2[]")
     for message in messages:
         assert peer.read() == message
         assert peer.read() == "42[]"
-    wait_until(lambda: not wire.wire.is_stuck)
-    wait_until(lambda: (len(wire.queue), wire.queue.size) == (0, 0))
+    wait_until(lambda: not transport.transport.is_stuck)
+    wait_until(lambda: (len(transport.queue), transport.queue.size) == (0, 0))
 
 
 def test_the_library_is_stuck_while_its_client_does_not_read(
     library: tuple[Library, Peer],
 ) -> None:
-    wire, peer = library
-    wire.wire.start()
-    wire.put(b"x" * 20_000_000, "2[]")
-    wait_until(lambda: wire.wire.is_stuck)
-    wire.wire.flush()
+    transport, peer = library
+    transport.transport.start()
+    transport.put(b"x" * 20_000_000, "2[]")
+    wait_until(lambda: transport.transport.is_stuck)
+    transport.transport.flush()
     assert peer.read() == b"x" * 20_000_000
     assert peer.read() == "42[]"
-    wait_until(lambda: not wire.wire.is_stuck)
+    wait_until(lambda: not transport.transport.is_stuck)
 
 
 def test_each_message_that_the_library_has_sent_is_progress(
     library: tuple[Library, Peer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Many are taken off the queue in one go, and may be on their way for long."""
-    wire, peer = library
+    transport, peer = library
     now = time.monotonic()
     monkeypatch.setattr(sending, "clock", lambda: now)
-    send = wire.wire._websocket.send
+    send = transport.transport._websocket.send
     was_slow: list[bool] = []
 
     def take_time(data: str | bytes) -> None:
         nonlocal now
-        was_slow.append(wire.queue.is_slow(10.0, is_shared=False))
+        was_slow.append(transport.queue.is_slow(10.0, is_shared=False))
         now += 6.0
         send(data)
 
-    monkeypatch.setattr(wire.wire._websocket, "send", take_time)
-    wire.put(*["2[]"] * 10)
-    wire.wire.start()
+    monkeypatch.setattr(transport.transport._websocket, "send", take_time)
+    transport.put(*["2[]"] * 10)
+    transport.transport.start()
     assert [peer.read() for _ in range(10)] == ["42[]"] * 10
     assert was_slow == [False] * 10
 
@@ -1206,22 +1206,22 @@ def test_each_message_that_the_library_has_sent_is_progress(
 def test_a_large_message_of_the_library_makes_progress_while_it_is_taken(
     library: tuple[Library, Peer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wire, peer = library
+    transport, peer = library
     ticks = itertools.count()
     monkeypatch.setattr(sending, "clock", lambda: float(next(ticks)))
-    wire.put(b"x" * 3_000_000)
-    wire.wire.start()
+    transport.put(b"x" * 3_000_000)
+    transport.transport.start()
     assert peer.read() == b"x" * 3_000_000
-    assert wire.queue._progress_at >= 30
+    assert transport.queue._progress_at >= 30
 
 
 def test_the_library_answers_a_ping_behind_the_message_that_is_sent(
     library: tuple[Library, Peer],
 ) -> None:
     """Another thread answers; in the middle of a frame, that would be taken for a part of it."""
-    wire, peer = library
-    wire.wire.start()
-    wire.put(b"x" * 20_000_000)
+    transport, peer = library
+    transport.transport.start()
+    transport.put(b"x" * 20_000_000)
     assert peer._receive(), "a part of the message"
     peer.send_raw(encode_frame(PING, b"still there?"))
     frames = [peer.read_frame() for _ in range(2)]
@@ -1232,36 +1232,36 @@ def test_the_library_answers_a_ping_behind_the_message_that_is_sent(
 
 
 def test_the_library_sends_what_waits_then_closes(library: tuple[Library, Peer]) -> None:
-    wire, peer = library
-    wire.wire.start()
-    wire.put("2[1]", b"x" * 100_000)
-    wire.wire.close(1012, "service restart")
+    transport, peer = library
+    transport.transport.start()
+    transport.put("2[1]", b"x" * 100_000)
+    transport.transport.close(1012, "service restart")
     assert peer.read_rest() == ["42[1]", b"x" * 100_000]
     assert peer.closed == (1012, "service restart")
-    assert wire.has_ended.wait(5.0)
+    assert transport.has_ended.wait(5.0)
 
 
 def test_a_client_of_the_library_that_does_not_answer_a_close_is_cut_off(
     library: tuple[Library, Peer],
 ) -> None:
-    wire, peer = library
+    transport, peer = library
     peer.is_answering = False
-    wire.wire.start()
+    transport.transport.start()
     began_at = time.monotonic()
-    wire.wire.close(1000, "")
-    assert wire.has_ended.wait(5.0)
+    transport.transport.close(1000, "")
+    assert transport.has_ended.wait(5.0)
     assert CLOSE_TIMEOUT - 0.05 < time.monotonic() - began_at < CLOSE_TIMEOUT + 1.0
 
 
 def test_a_client_of_the_library_that_does_not_read_is_cut_off_after_a_close(
     library: tuple[Library, Peer],
 ) -> None:
-    wire, _ = library
-    wire.wire.start()
-    wire.put(b"x" * 20_000_000, "2[]")
-    wait_until(lambda: wire.wire.is_stuck)
-    wire.wire.close(1008, "slow consumer")
-    assert wire.has_ended.wait(5.0)
+    transport, _ = library
+    transport.transport.start()
+    transport.put(b"x" * 20_000_000, "2[]")
+    wait_until(lambda: transport.transport.is_stuck)
+    transport.transport.close(1008, "slow consumer")
+    assert transport.has_ended.wait(5.0)
 
 
 class LateSocket:
@@ -1281,10 +1281,10 @@ class LateSocket:
 def test_the_library_takes_a_message_of_just_the_largest_size(
     library: tuple[Library, Peer],
 ) -> None:
-    wire, peer = library
+    transport, peer = library
     peer.send(b"x" * MAX_SIZE)
-    wait_until(lambda: wire.messages)
-    assert wire.messages == [b"x" * MAX_SIZE]
+    wait_until(lambda: transport.messages)
+    assert transport.messages == [b"x" * MAX_SIZE]
 
 
 @pytest.mark.parametrize(
@@ -1301,31 +1301,31 @@ def test_the_library_ends_where_a_frame_is_wrong(
     library: tuple[Library, Peer], data: bytes, is_late: bool
 ) -> None:
     """It may tell the receiver before the end is true."""
-    wire, peer = library
-    wire.wire.start()
+    transport, peer = library
+    transport.transport.start()
     if is_late:
-        connection = wire.wire._websocket.ws
+        connection = transport.transport._websocket.ws
         connection.sock = LateSocket(connection.sock)
     peer.send_raw(data)
-    assert wire.has_ended.wait(20.0), "it waits for ever"
-    assert wire.messages == []
+    assert transport.has_ended.wait(20.0), "it waits for ever"
+    assert transport.messages == []
 
 
 def test_an_aborted_library_wire_is_quiet(library: tuple[Library, Peer]) -> None:
-    wire, peer = library
-    wire.wire.start()
-    wire.wire.abort()
+    transport, peer = library
+    transport.transport.start()
+    transport.transport.abort()
     assert peer.read_rest() == []
     assert peer.closed is None
-    assert wire.has_ended.wait(5.0)
-    wire.put("2[]")
-    wire.wire.close(1000, "")
+    assert transport.has_ended.wait(5.0)
+    transport.put("2[]")
+    transport.transport.close(1000, "")
 
 
 def test_a_client_of_the_library_that_vanishes_ends_it(library: tuple[Library, Peer]) -> None:
-    wire, peer = library
-    wire.wire.start()
-    wire.put(b"x" * 20_000_000)
-    wait_until(lambda: wire.wire.is_stuck)
+    transport, peer = library
+    transport.transport.start()
+    transport.put(b"x" * 20_000_000)
+    wait_until(lambda: transport.transport.is_stuck)
     peer.vanish()
-    assert wire.has_ended.wait(5.0)
+    assert transport.has_ended.wait(5.0)

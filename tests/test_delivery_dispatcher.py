@@ -1,4 +1,4 @@
-"""The courier: who gets what, how often, and in which order."""
+"""The dispatcher: who gets what, how often, and in which order."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class SlowDesk(DirectStoreClient):
 
 @dataclass
 class World:
-    """Clients, a clock and what is due, around a courier with a store."""
+    """Clients, a clock and what is due, around a dispatcher with a store."""
 
     clock: FakeClock = field(default_factory=FakeClock)
     rooms: dict[str, list[str]] = field(default_factory=dict)
@@ -125,7 +125,7 @@ class World:
             self.ended.append(delivery)
         self.dispatcher.ended(delivery)
 
-    # What the courier asks for
+    # What the dispatcher asks for
 
     def find(self, recipient: str, namespace: str) -> list[str]:
         if namespace != "/":
@@ -151,7 +151,7 @@ class World:
         callback: AckCallback,
         ack_id: int | None = None,
     ) -> int | None:
-        assert (namespace, event) == ("/", "news")
+        assert (namespace, event) == ("/", "changes")
         self.questions += 1
         if sid not in self.here or sid in self.deaf:
             self.asked.pop(ack_id or 0, None)
@@ -177,7 +177,7 @@ class World:
         self.here.add(sid)
         if room is not None:
             self.rooms.setdefault(room, []).append(sid)
-            self.dispatcher.came(room, "/")
+            self.dispatcher.recipient_online(room, "/")
         if identity is not None:
             self.dispatcher.identify(sid, "/", identity)
 
@@ -191,11 +191,11 @@ class World:
                 del self.asked[ack_id]
                 assert entry.callback.on_lost is not None
                 entry.callback.on_lost("gone")
-        self.dispatcher.left(sid, "/", self.transports.get(sid))
+        self.dispatcher.session_closed(sid, "/", self.transports.get(sid))
 
     def deliver(self, number: int, to: str, **options: Any) -> str:
-        options = {"lifetime": 1000.0, "retry": RETRY} | options
-        delivery = Delivery(f"{number:032x}", to, "news", json.dumps([number]), **options)
+        options = {"ttl": 1000.0, "retry": RETRY} | options
+        delivery = Delivery(f"{number:032x}", to, "changes", json.dumps([number]), **options)
         put = self.store_client.put(delivery)
         assert put.delivery is not None
         self.dispatcher.offer(put.delivery)
@@ -261,7 +261,7 @@ def test_who_is_here_gets_it_at_once_and_the_acknowledgement_ends_it(world: Worl
     assert world.state(1) is DeliveryState.DELIVERED
     assert world.sent() == [("a", 1)]
     assert world.dispatcher.in_flight == 0
-    assert not world.dispatcher._boxes
+    assert not world.dispatcher._mailboxes
 
 
 @pytest.mark.parametrize("way", ["identity", "room"])
@@ -364,7 +364,7 @@ def test_a_client_that_is_not_let_in_yet_gets_it_when_it_is(world: World) -> Non
     assert world.history == []
     world.coming.remove("a")
     world.here.add("a")
-    world.dispatcher.opened("a", "/")
+    world.dispatcher.session_opened("a", "/")
     assert world.sent() == [("a", 1)]
 
 
@@ -404,10 +404,18 @@ def test_what_is_beyond_the_window_comes_from_the_store(
     for number in range(21, 31):
         world.deliver(number, to="ann")
     for number in range(1, 31):
-        assert max(map(len, (box.parcels for box in world.dispatcher._boxes.values()))) <= 6
+        assert (
+            max(
+                map(
+                    len,
+                    (mailbox.pending_messages for mailbox in world.dispatcher._mailboxes.values()),
+                )
+            )
+            <= 6
+        )
         world.acknowledge("a", number)
     assert [number for _, number in world.sent()] == list(range(1, 31))
-    assert not world.dispatcher._boxes
+    assert not world.dispatcher._mailboxes
 
 
 def test_ordered_ones_come_one_after_the_other(world: World) -> None:
@@ -429,7 +437,7 @@ def test_ordered_ones_come_one_after_the_other(world: World) -> None:
 
 
 def test_what_has_expired_is_not_sent(world: World) -> None:
-    world.deliver(1, to="ann", lifetime=5.0)
+    world.deliver(1, to="ann", ttl=5.0)
     world.clock.now += 6.0
     world.connect("a", identity="ann")
     assert world.history == []
@@ -496,7 +504,7 @@ def test_what_comes_while_a_look_is_under_way_is_no_leftover(world: World) -> No
     world.store_client.answer()
     assert world.state(1) is DeliveryState.DELIVERED
     assert world.sent() == [("a", 1)]
-    assert not world.dispatcher._boxes
+    assert not world.dispatcher._mailboxes
 
 
 def test_what_others_ended_first_is_forgotten_too(world: World) -> None:
@@ -535,7 +543,7 @@ def test_what_comes_for_a_client_that_then_leaves_is_gone(world: World, is_let_i
     world.deliver(1, to="a")
     if is_let_in:
         world.here.add("a")
-        world.dispatcher.opened("a", "/")
+        world.dispatcher.session_opened("a", "/")
         assert world.sent() == [("a", 1)]
     world.leave("a")
     assert world.state(1) is DeliveryState.GONE
@@ -544,7 +552,7 @@ def test_what_comes_for_a_client_that_then_leaves_is_gone(world: World, is_let_i
 def test_what_nobody_acknowledges_does_not_hold_up_the_rest(world: World) -> None:
     world.connect("a", identity="ann")
     for number in range(1, 300):
-        world.deliver(number, to="ann", lifetime=10**6)
+        world.deliver(number, to="ann", ttl=10**6)
     for _ in range(1000):
         world.pass_time(1.0)
         for ack_id, entry in list(world.asked.items()):
@@ -554,14 +562,14 @@ def test_what_nobody_acknowledges_does_not_hold_up_the_rest(world: World) -> Non
     delivered = [world.state(number) is DeliveryState.DELIVERED for number in range(1, 300)]
     assert delivered == [False] * 200 + [True] * 99
     times = Counter(number for _, number in world.sent())
-    assert min(times[number] for number in range(1, 201)) > 1, "some were set aside for good"
+    assert min(times[number] for number in range(1, 201)) > 1, "some were set parked for good"
     assert len(world.asked) <= 200
     for _ in range(300):
         while world.asked:
             world.asked.pop(next(iter(world.asked))).answer()
         world.pass_time(1.0)
     assert [delivery.state for delivery in world.ended] == [DeliveryState.DELIVERED] * 299
-    assert not world.dispatcher._boxes, "those that were set aside have come back"
+    assert not world.dispatcher._mailboxes, "those that were set parked have come back"
 
 
 def test_a_device_more_gets_it_and_the_others_not_again(world: World) -> None:
@@ -607,7 +615,7 @@ def test_a_room_that_no_sender_can_name_is_ignored(world: World, name: str) -> N
 def test_ordered_ones_of_other_senders_keep_their_place(world: World) -> None:
     """What another process has stored before may be heard of later."""
     world.connect("a", identity="ann")
-    first = Delivery(f"{1:032x}", "ann", "news", "[1]", 1000.0, retry=RETRY, is_ordered=True)
+    first = Delivery(f"{1:032x}", "ann", "changes", "[1]", 1000.0, retry=RETRY, is_ordered=True)
     world.store.do("put", first)
     world.deliver(2, to="ann", is_ordered=True)
     world.dispatcher.stored("/,ann")
@@ -624,7 +632,7 @@ def test_what_the_store_said_before_a_look_does_not_count(world: World) -> None:
     for _ in range(3):
         world.store_client.answer()
     assert world.sent() == []
-    assert not world.dispatcher._boxes
+    assert not world.dispatcher._mailboxes
 
 
 def test_what_ended_while_it_was_loaded_is_not_sent(world: World) -> None:
@@ -659,7 +667,7 @@ def test_a_client_that_is_leaving_takes_what_is_for_it_along(world: World) -> No
     world.here.discard("a")
     world.coming.add("a")  # neither open nor gone
     world.pass_time(4.0)
-    assert not world.dispatcher._boxes
+    assert not world.dispatcher._mailboxes
     world.coming.discard("a")
     world.leave("a")
     assert world.state(1) is DeliveryState.GONE
@@ -678,7 +686,7 @@ def test_what_one_device_had_alone_goes_to_the_other_when_it_leaves(world: World
 
 def test_a_look_finds_what_waits_for_the_identities_of_clients(world: World) -> None:
     world.connect("a", identity="ann")
-    delivery = Delivery(f"{1:032x}", "ann", "news", "[1]", 1000.0, retry=RETRY)
+    delivery = Delivery(f"{1:032x}", "ann", "changes", "[1]", 1000.0, retry=RETRY)
     world.store.do("put", delivery)  # by another process, and nobody was told
     world.dispatcher.look_again([("a", "/")])
     assert world.sent() == [("a", 1)]
@@ -687,7 +695,7 @@ def test_a_look_finds_what_waits_for_the_identities_of_clients(world: World) -> 
 def test_late_acknowledgements_count_however_many_wait(world: World) -> None:
     world.connect("a", identity="ann")
     for number in range(1, 201):
-        world.deliver(number, to="ann", lifetime=10**6)
+        world.deliver(number, to="ann", ttl=10**6)
     given = 0
     late: list[tuple[float, Asked]] = []
     for _ in range(4000):
@@ -711,8 +719,8 @@ def test_a_look_does_not_load_all_there_is(world: World, monkeypatch: pytest.Mon
     for number in range(1, 50):
         world.acknowledge("a", number)
     world.dispatcher.look_again()
-    (box,) = world.dispatcher._boxes.values()
-    assert len(box.parcels) <= 8
+    (mailbox,) = world.dispatcher._mailboxes.values()
+    assert len(mailbox.pending_messages) <= 8
     for number in range(50, 101):
         world.acknowledge("a", number)
     assert len(world.sent()) == 100
@@ -721,7 +729,7 @@ def test_a_look_does_not_load_all_there_is(world: World, monkeypatch: pytest.Mon
 def test_one_that_is_about_to_leave_for_ever_is_asked_for_ever(world: World) -> None:
     world.connect("a", identity="ann")
     world.deaf.add("a")
-    world.deliver(1, to="ann", lifetime=10**6)
+    world.deliver(1, to="ann", ttl=10**6)
     world.pass_time(5000.0)
     world.deaf.clear()
     world.pass_time(2.0)
@@ -736,7 +744,7 @@ def test_who_enters_and_leaves_a_room_leaves_no_callbacks_behind(world: World) -
         world.rooms["hall"].remove("a")
         world.pass_time(4.0)
         world.rooms["hall"].append("a")
-        world.dispatcher.came("hall", "/")
+        world.dispatcher.recipient_online("hall", "/")
     assert len(world.asked) <= 3
 
 
@@ -770,12 +778,12 @@ def test_a_look_past_many_that_are_set_aside_does_not_load_them(
     world.connect("a", identity="ann")
     for number in range(1, 61):
         world.deliver(number, to="ann")
-    (box,) = world.dispatcher._boxes.values()
-    while box.last < 40:
+    (mailbox,) = world.dispatcher._mailboxes.values()
+    while mailbox.last < 40:
         world.pass_time(0.5)
     world.dispatcher.look_again()
-    assert len(box.parcels) <= 8
-    assert not box.suspects
+    assert len(mailbox.pending_messages) <= 8
+    assert not mailbox.suspects
 
 
 def test_each_is_overdue_at_its_own_time(world: World) -> None:
@@ -798,19 +806,19 @@ def test_what_is_cancelled_while_it_is_set_aside_is_forgotten(
     monkeypatch.setattr(courier_module, "_WINDOW", 4)
     world.connect("a", identity="ann")
     ids = [world.deliver(number, to="ann") for number in range(1, 21)]
-    (box,) = world.dispatcher._boxes.values()
-    while len(box.aside) < 5:
+    (mailbox,) = world.dispatcher._mailboxes.values()
+    while len(mailbox.parked) < 5:
         world.pass_time(0.5)
-    aside = list(box.aside)
-    for id in aside:
+    parked = list(mailbox.parked)
+    for id in parked:
         world.store_client.end(id, DeliveryState.CANCELLED)
     assert not {entry.number for entry in world.asked.values()} & {
-        ids.index(id) + 1 for id in aside
+        ids.index(id) + 1 for id in parked
     }
     for id in ids:
         world.store_client.end(id, DeliveryState.CANCELLED)
     world.pass_time(50.0)
-    assert not world.dispatcher._boxes
+    assert not world.dispatcher._mailboxes
 
 
 _SIDS = "abc"
@@ -845,10 +853,14 @@ def test_whatever_happens_each_arrives_in_the_end(steps: list[Any], window: int)
             awaited = [(entry.sid, entry.number) for entry in world.asked.values()]
             assert len(awaited) == len(set(awaited))
             for name in ("ann", "bob"):
-                box = world.dispatcher._boxes.get(f"/,{name}")
-                waiting = [] if box is None else [p for p in box.parcels.values() if p.is_waiting]
+                mailbox = world.dispatcher._mailboxes.get(f"/,{name}")
+                waiting = (
+                    []
+                    if mailbox is None
+                    else [p for p in mailbox.pending_messages.values() if p.is_waiting]
+                )
                 assert len(waiting) <= MAX_IN_FLIGHT
-                assert box is None or box.in_flight == len(waiting)
+                assert mailbox is None or mailbox.in_flight == len(waiting)
 
         for kind, *rest in steps:
             if kind == "connect":
@@ -893,7 +905,7 @@ def test_whatever_happens_each_arrives_in_the_end(steps: list[Any], window: int)
         assert len(ends) == len(set(ends)) == count
         for numbers in ordered.values():
             assert [number for number in ends if number in numbers] == numbers
-        assert not world.dispatcher._boxes
+        assert not world.dispatcher._mailboxes
 
 
 def test_who_comes_back_over_the_same_transport_gets_it_again_when_it_is_overdue(
@@ -950,12 +962,12 @@ def test_windows_are_bounded_in_bytes(world: World, monkeypatch: pytest.MonkeyPa
     for number in range(1000, 1020):
         world.deliver(number, to="ann")  # "[1000]" has six characters
     world.connect("a", "ann")
-    box = world.dispatcher._boxes["/,ann"]
-    assert (len(world.asked), len(box.parcels), box.size) == (1, 1, 6)
+    mailbox = world.dispatcher._mailboxes["/,ann"]
+    assert (len(world.asked), len(mailbox.pending_messages), mailbox.size) == (1, 1, 6)
     for number in range(1000, 1020):
         world.acknowledge("a", number)
     assert world.asked == {}
-    assert (box.size, box.in_flight_size) == (0, 0)
+    assert (mailbox.size, mailbox.in_flight_size) == (0, 0)
 
 
 def test_who_enters_again_and_again_does_not_have_the_store_asked_each_time(

@@ -10,7 +10,7 @@ import pytest
 
 from flask_socketio_guard.core.runtime import clock
 from flask_socketio_guard.events.broadcast_ack import BroadcastAcks, BroadcastAnswers
-from flask_socketio_guard.ports import SURVEY, SURVEY_ANSWER, SURVEY_ROLL
+from flask_socketio_guard.ports import BROADCAST_ANSWER, BROADCAST_CALL, BROADCAST_PARTICIPANTS
 from tests import unit_support
 from tests.unit_support import wait_for
 
@@ -36,7 +36,7 @@ class Process:
         self.peers: list[Process] = []
         self.asked: dict[str, AckCallback] = {}
         self.told: list[dict[str, Any]] = []
-        self.surveys = BroadcastAcks(
+        self.broadcast_acks = BroadcastAcks(
             runtime,
             self,
             publish=self.publish,
@@ -50,7 +50,7 @@ class Process:
         self.told.append(message)
         assert list(message)[-1] == "host_id", "by which a process knows its own messages"
         for peer in self.peers:
-            peer.surveys.take(json.loads(json.dumps(message)))
+            peer.broadcast_acks.take(json.loads(json.dumps(message)))
 
     def find(self, recipient: str, namespace: str) -> list[str]:
         assert (recipient, namespace) == ("hall", "/")
@@ -85,7 +85,9 @@ class Asking:
 
     def _ask(self, timeout: float) -> None:
         self._results.append(
-            self._process.surveys.ask("ready?", [1], room="hall", namespace="/", timeout=timeout)
+            self._process.broadcast_acks.ask(
+                "ready?", [1], room="hall", namespace="/", timeout=timeout
+            )
         )
 
     def result(self) -> BroadcastAnswers:
@@ -175,11 +177,11 @@ def test_a_process_without_a_queue_asks_its_own(
     runtime: Runtime, nothing_left_behind: None
 ) -> None:
     process = Process(runtime, "one", "a")
-    process.surveys._publish = None
+    process.broadcast_acks._publish = None
     results: list[BroadcastAnswers] = []
     job = runtime.spawn(
         lambda: results.append(
-            process.surveys.ask("ready?", [1], room="hall", namespace="/", timeout=5.0)
+            process.broadcast_acks.ask("ready?", [1], room="hall", namespace="/", timeout=5.0)
         ),
         name="asking",
     )
@@ -192,17 +194,17 @@ def test_a_process_without_a_queue_asks_its_own(
 @pytest.mark.parametrize(
     "message",
     [
-        {"method": SURVEY_ROLL, "survey": "made up", "to": "one", "sids": ["x"]},
-        {"method": SURVEY_ANSWER, "survey": "made up", "to": "one", "sid": "a", "answer": [1]},
-        {"method": SURVEY_ROLL, "survey": None, "to": "one", "sids": None},
-        {"method": SURVEY_ANSWER},
-        {"method": SURVEY_ROLL},
+        {"method": BROADCAST_PARTICIPANTS, "survey": "made up", "to": "one", "sids": ["x"]},
+        {"method": BROADCAST_ANSWER, "survey": "made up", "to": "one", "sid": "a", "answer": [1]},
+        {"method": BROADCAST_PARTICIPANTS, "survey": None, "to": "one", "sids": None},
+        {"method": BROADCAST_ANSWER},
+        {"method": BROADCAST_PARTICIPANTS},
     ],
 )
 def test_answers_to_nothing_are_ignored(
     pair: tuple[Process, Process], message: dict[str, Any]
 ) -> None:
-    pair[0].surveys.take(message)
+    pair[0].broadcast_acks.take(message)
 
 
 def test_answers_of_others_than_those_asked_are_ignored(pair: tuple[Process, Process]) -> None:
@@ -210,9 +212,13 @@ def test_answers_of_others_than_those_asked_are_ignored(pair: tuple[Process, Pro
     asking = one.begin()
     survey = one.told[0]["survey"]
     reply = {"survey": survey, "to": "one", "host_id": "three"}
-    one.surveys.take({"method": SURVEY_ANSWER, **reply, "sid": "stranger", "answer": ["mine"]})
-    one.surveys.take({"method": SURVEY_ROLL, **reply, "sids": [1, None, {}]})
-    one.surveys.take({"method": SURVEY_ANSWER, **reply, "to": "two", "sid": "a", "answer": [0]})
+    one.broadcast_acks.take(
+        {"method": BROADCAST_ANSWER, **reply, "sid": "stranger", "answer": ["mine"]}
+    )
+    one.broadcast_acks.take({"method": BROADCAST_PARTICIPANTS, **reply, "sids": [1, None, {}]})
+    one.broadcast_acks.take(
+        {"method": BROADCAST_ANSWER, **reply, "to": "two", "sid": "a", "answer": [0]}
+    )
     for process, sid in ((one, "a"), (one, "b"), (two, "c")):
         process.answer(sid, "yes")
     assert asking.result() == BroadcastAnswers({"a": "yes", "b": "yes", "c": "yes"}, (), 0)
@@ -225,9 +231,9 @@ def test_others_are_asked_in_turns(
     turns: list[int] = []
     process = Process(runtime, "two", *(str(number) for number in range(200)))
     monkeypatch.setattr(runtime, "yield_control", lambda: turns.append(threading.get_ident()))
-    process.surveys.take(
+    process.broadcast_acks.take(
         {
-            "method": SURVEY,
+            "method": BROADCAST_CALL,
             "survey": "1",
             "event": "ready?",
             "data": [1],

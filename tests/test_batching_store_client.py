@@ -275,7 +275,7 @@ def test_all_that_waits_is_given_up_however_much_that_is(
     monkeypatch.setattr(shared_desk, "AT_A_TIME", 2)
     for number in range(5):
         running.store.do("put", message(number))
-    running.store_client.abandon("/,ann", DeliveryState.GONE)
+    running.store_client.fail_all("/,ann", DeliveryState.GONE)
     running.start()
     wait_for(running.runtime, lambda: len(running.ended) == 5)
     assert {each.state for each in running.ended} == {DeliveryState.GONE}

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from ...clients.send_queue import SendQueue
-    from ...ports import Hooks
+    from ...ports import Ports
     from .websocket import RawSocket
 
 _BUFFER = 65536
@@ -118,7 +118,7 @@ class ProtocolTransport:
         max_size: Largest message taken, in bytes.
     """
 
-    def __init__(self, raw: RawSocket, queue: SendQueue, guard: Hooks, *, max_size: int) -> None:
+    def __init__(self, raw: RawSocket, queue: SendQueue, guard: Ports, *, max_size: int) -> None:
         self.is_stuck = False
         self.is_leaving = False
         self._sock = raw.sock
@@ -127,7 +127,7 @@ class ProtocolTransport:
         self._read = raw.read_first
         self._queue = queue
         self._guard = guard
-        self._flusher = guard.flusher
+        self._flusher = guard.write_batcher
         self._is_eager = not guard.config.fast
         self._protocol = WebSocketProtocol(SERVER, max_size=max_size, logger=_logger)
         self._protocol.extensions = raw.extensions
@@ -203,7 +203,7 @@ class ProtocolTransport:
 
     def _give_way(self, weight: int) -> None:
         """Let others have their turn, now and then: a client may always have something to say."""
-        turn = self._guard.runtime.turn()
+        turn = self._guard.runtime.loop_iteration()
         if turn != self._turn:
             self._turn = turn
             self._weight = 0
@@ -240,14 +240,14 @@ class ProtocolTransport:
     def _fail(self, code: CloseCode, reason: str) -> None:
         if self._protocol.state is State.OPEN:
             self._protocol.fail(code, reason)
-            self._guard.facts.protocol_violated("websocket", reason)
+            self._guard.telemetry.protocol_violated("websocket", reason)
 
     def _answer(self, answers: list[bytes]) -> None:
         """Write what the protocol answers by itself: pongs, and its part of a close."""
         error = self._protocol.parser_exc
         if error is not None and not isinstance(error, EOFError):
             reason = "size" if isinstance(error, PayloadTooBig) else "websocket"
-            self._guard.facts.protocol_violated(reason, str(error)[:200])
+            self._guard.telemetry.protocol_violated(reason, str(error)[:200])
         # Answers to the newest pings will do (RFC 6455, section 5.5.3), and so a
         # client that pings and does not read holds no memory.
         self._control = [*self._control, *filter(None, answers)][-_MAX_ANSWERS:]
@@ -532,7 +532,7 @@ class LibraryTransport:
     """
 
     def __init__(
-        self, websocket: Any, queue: SendQueue, guard: Hooks, *, lock: Any, max_size: int
+        self, websocket: Any, queue: SendQueue, guard: Ports, *, lock: Any, max_size: int
     ) -> None:
         self.is_stuck = False
         self.is_leaving = False
@@ -544,7 +544,7 @@ class LibraryTransport:
         self._guard = guard
         self._lock = lock
         self._max_size = max_size
-        self._work = guard.event()
+        self._work = guard.flag()
         self._farewell: tuple[int, str] | None = None
         self._is_over = False
 
@@ -565,7 +565,7 @@ class LibraryTransport:
             return None
         self._throttled.taken()
         if len(data) > self._max_size:
-            self._guard.facts.protocol_violated("size", f"{len(data)} > {self._max_size}")
+            self._guard.telemetry.protocol_violated("size", f"{len(data)} > {self._max_size}")
             self.close(CloseCode.MESSAGE_TOO_BIG, "message too big")
             return None
         return (data if isinstance(data, str) else bytes(data),)

@@ -37,19 +37,24 @@ class Job:
     """An event whose handler runs until it is released."""
 
     def __init__(
-        self, taking: Taking, name: object, lane: Hashable, size: int, owner: object = "owner"
+        self,
+        taking: Taking,
+        name: object,
+        ordering_key: Hashable,
+        size: int,
+        owner: object = "owner",
     ) -> None:
         self.taking = taking
         self.name = name
-        self.lane = lane
+        self.ordering_key = ordering_key
         self.size = size
         self.owner = owner
         self.has_begun = self.has_ended = self.is_lost = False
-        self.released = taking.runtime.event()
+        self.released = taking.runtime.flag()
         self.then: Callable[[], object] = lambda: None
 
     def __repr__(self) -> str:
-        return f"<Job {self.name} of {self.lane}>"
+        return f"<Job {self.name} of {self.ordering_key}>"
 
     def run(self) -> None:
         assert self.is_waiting
@@ -81,7 +86,7 @@ class Job:
 
 @dataclass
 class Taking:
-    """An intake, and what became of its jobs."""
+    """A dispatcher, and what became of its jobs."""
 
     runtime: Runtime
     max_running: int = 2
@@ -97,7 +102,7 @@ class Taking:
     def __post_init__(self) -> None:
         lock: Any = nullcontext() if self.runtime.can_kill else threading.Lock()
         bounds = DispatchBounds(self.max_running, self.max_waiting_bytes, self.max_running_bytes)
-        self.intake = EventDispatcher(
+        self.dispatcher = EventDispatcher(
             bounds,
             spawn=self._spawn,
             spawn_later=self._spawn_later,
@@ -113,16 +118,16 @@ class Taking:
     def submit(
         self,
         name: object,
-        lane: Hashable = None,
+        ordering_key: Hashable = None,
         *,
         size: int = 1,
         is_quick: bool = False,
         owner: object = "owner",
     ) -> Job:
-        job = Job(self, name, lane, size, owner)
+        job = Job(self, name, ordering_key, size, owner)
         if is_quick:
             job.released.set()
-        self.intake.submit(job, "x" * size, is_early=job.is_early)
+        self.dispatcher.submit(job, "x" * size, is_early=job.is_early)
         self.jobs.append(job)
         return job
 
@@ -145,21 +150,26 @@ class Taking:
             lambda: not any(job.is_waiting or job.is_running for job in self.jobs),
             message="not everything has its turn",
         )
-        wait_for(self.runtime, lambda: not self.intake.running and not self.intake.waiting)
+        wait_for(self.runtime, lambda: not self.dispatcher.running and not self.dispatcher.waiting)
         for task in self.tasks:
             assert task.join(5.0)
         ends = [task.exception for task in self.tasks if task.exception is not None]
         assert ends == self.errors
-        intake = self.intake
-        assert (intake.running, intake.running_size, intake.waiting, intake.size) == (0, 0, 0, 0)
-        assert not self.intake.is_full
-        assert self.intake._lanes == self.intake._early == {}
-        assert not self.intake._waiting
+        dispatcher = self.dispatcher
+        assert (
+            dispatcher.running,
+            dispatcher.running_size,
+            dispatcher.waiting,
+            dispatcher.size,
+        ) == (0, 0, 0, 0)
+        assert not self.dispatcher.is_full
+        assert self.dispatcher._behind_by_key == self.dispatcher._early == {}
+        assert not self.dispatcher._waiting
 
 
 @pytest.fixture
 def take(runtime: Runtime) -> Iterator[Callable[..., Taking]]:
-    """Return a function that makes an intake; what it runs has ended afterwards."""
+    """Return a function that makes a dispatcher; what it runs has ended afterwards."""
     made: list[Taking] = []
 
     def make(**options: int) -> Taking:
@@ -182,11 +192,13 @@ def test_an_event_runs_in_a_task_of_its_own(take: Callable[..., Taking]) -> None
     job = taking.submit("a")
     job.then = lambda: there.append((threading.get_ident(), gevent.getcurrent()))
     taking.wait_until_begun("a")
-    assert taking.intake.running == 1
+    assert taking.dispatcher.running == 1
     taking.release(job)
     assert here not in there
     assert len(there) == 1
-    wait_for(taking.runtime, lambda: not taking.intake.running and not taking.intake.waiting)
+    wait_for(
+        taking.runtime, lambda: not taking.dispatcher.running and not taking.dispatcher.waiting
+    )
 
 
 def test_so_many_run_at_a_time_and_the_others_wait_for_their_turn(
@@ -196,12 +208,12 @@ def test_so_many_run_at_a_time_and_the_others_wait_for_their_turn(
     jobs = [taking.submit(number) for number in range(7)]
     wait_for(taking.runtime, lambda: len(taking.begun) == 3)
     assert sorted(taking.begun) == [0, 1, 2]
-    assert (taking.intake.running, taking.intake.waiting) == (3, 4)
+    assert (taking.dispatcher.running, taking.dispatcher.waiting) == (3, 4)
     for number in range(4):
         taking.release(jobs[number])
         wait_for(taking.runtime, lambda count=number + 4: len(taking.begun) == count)
         assert taking.begun[-1] == number + 3
-        assert (taking.intake.running, taking.intake.waiting) == (3, 3 - number)
+        assert (taking.dispatcher.running, taking.dispatcher.waiting) == (3, 3 - number)
 
 
 def test_others_have_their_turn_between_two_events(nothing_left_behind: None) -> None:
@@ -209,10 +221,10 @@ def test_others_have_their_turn_between_two_events(nothing_left_behind: None) ->
     taking = Taking(GeventRuntime(), max_running=1)
     held = taking.submit(0)
     for number in range(1, 10):
-        taking.submit(number, "lane" if number % 3 else None, is_quick=True)
+        taking.submit(number, "ordering_key" if number % 3 else None, is_quick=True)
 
     def tick() -> None:
-        while taking.intake.running or taking.intake.waiting:
+        while taking.dispatcher.running or taking.dispatcher.waiting:
             taking.begun.append("other")
             gevent.sleep(0)
 
@@ -228,8 +240,10 @@ def test_others_have_their_turn_between_two_events(nothing_left_behind: None) ->
 def test_what_comes_when_all_is_done_runs_again(take: Callable[..., Taking]) -> None:
     taking = take(max_running=1)
     for number in range(5):
-        taking.submit(number, "lane" if number % 2 else None, is_quick=True)
-        wait_for(taking.runtime, lambda: not taking.intake.running and not taking.intake.waiting)
+        taking.submit(number, "ordering_key" if number % 2 else None, is_quick=True)
+        wait_for(
+            taking.runtime, lambda: not taking.dispatcher.running and not taking.dispatcher.waiting
+        )
     assert taking.begun == [0, 1, 2, 3, 4]
 
 
@@ -241,15 +255,15 @@ def test_what_runs_is_bounded_in_bytes_too(take: Callable[..., Taking]) -> None:
     large = taking.submit("large", size=9_000)
     small = [taking.submit(number) for number in range(3)]
     taking.wait_until_begun("first")
-    assert (taking.intake.running, taking.intake.waiting) == (1, 4)
-    assert taking.intake.running_size == memory_of("x" * 20_000)
+    assert (taking.dispatcher.running, taking.dispatcher.waiting) == (1, 4)
+    assert taking.dispatcher.running_size == memory_of("x" * 20_000)
     taking.release(first)
     taking.wait_until_begun("first", "large")
-    assert (taking.intake.running, taking.intake.waiting) == (1, 3)
+    assert (taking.dispatcher.running, taking.dispatcher.waiting) == (1, 3)
     taking.release(large)
     wait_for(taking.runtime, lambda: len(taking.begun) == 5)
-    assert taking.intake.running == 3
-    assert taking.intake.running_size == 3 * memory_of("x")
+    assert taking.dispatcher.running == 3
+    assert taking.dispatcher.running_size == 3 * memory_of("x")
     taking.release(*small)
 
 
@@ -260,17 +274,17 @@ def test_all_that_waits_is_taken_and_its_size_is_known(take: Callable[..., Takin
     """Who reads the client's packets looks at it."""
     taking = take(max_running=1, max_waiting_bytes=3 * memory_of("x"))
     running = taking.submit("runs", size=10_000)
-    assert (taking.intake.size, taking.intake.is_full) == (0, False)
+    assert (taking.dispatcher.size, taking.dispatcher.is_full) == (0, False)
     first = taking.submit("first")
-    taking.submit("second", "lane", is_quick=True)
-    assert not taking.intake.is_full
-    taking.submit("third", "lane", is_quick=True)
+    taking.submit("second", "ordering_key", is_quick=True)
+    assert not taking.dispatcher.is_full
+    taking.submit("third", "ordering_key", is_quick=True)
     taking.submit("fourth", is_quick=True)
-    assert taking.intake.is_full
-    assert (taking.intake.waiting, taking.intake.size) == (4, 4 * memory_of("x"))
+    assert taking.dispatcher.is_full
+    assert (taking.dispatcher.waiting, taking.dispatcher.size) == (4, 4 * memory_of("x"))
     taking.release(running)
-    wait_for(taking.runtime, lambda: taking.intake.waiting == 3)
-    assert taking.intake.is_full
+    wait_for(taking.runtime, lambda: taking.dispatcher.waiting == 3)
+    assert taking.dispatcher.is_full
     taking.release(first)
     taking.finish()
     assert taking.begun == ["runs", "first", "second", "third", "fourth"]
@@ -282,9 +296,11 @@ def test_who_stopped_reading_is_told_of_room(take: Callable[..., Taking]) -> Non
     running = taking.submit("runs")
     taking.submit("waits", is_quick=True)
     sizes: list[int] = []
-    taking.intake.on_room = lambda: sizes.append(taking.intake.size)
+    taking.dispatcher.on_room = lambda: sizes.append(taking.dispatcher.size)
     taking.release(running)
-    wait_for(taking.runtime, lambda: not taking.intake.running and not taking.intake.waiting)
+    wait_for(
+        taking.runtime, lambda: not taking.dispatcher.running and not taking.dispatcher.waiting
+    )
     assert sizes == [0]
 
 
@@ -330,11 +346,13 @@ def test_what_comes_early_runs_in_order_when_its_owner_is_let_in(
         taking.submit(number, owner="new", is_quick=True)
     taking.submit("other", is_quick=True)
     taking.wait_until_begun("other")
-    assert (taking.intake.waiting, taking.intake.size) == (3, 3 * memory_of("x"))
+    assert (taking.dispatcher.waiting, taking.dispatcher.size) == (3, 3 * memory_of("x"))
     taking.early.clear()
     taking.submit(3, owner="new", is_quick=True)  # not in front of those that came before
-    taking.intake.release("new")
-    wait_for(taking.runtime, lambda: not taking.intake.running and not taking.intake.waiting)
+    taking.dispatcher.release("new")
+    wait_for(
+        taking.runtime, lambda: not taking.dispatcher.running and not taking.dispatcher.waiting
+    )
     assert taking.begun == ["other", 0, 1, 2, 3]
     taking.submit(4, owner="new", is_quick=True)
 
@@ -342,9 +360,9 @@ def test_what_comes_early_runs_in_order_when_its_owner_is_let_in(
 def test_what_comes_early_has_its_lane(take: Callable[..., Taking]) -> None:
     taking = take(max_running=4)
     taking.early.add("new")
-    jobs = [taking.submit(number, "lane", owner="new") for number in range(3)]
+    jobs = [taking.submit(number, "ordering_key", owner="new") for number in range(3)]
     taking.early.clear()
-    taking.intake.release("new")
+    taking.dispatcher.release("new")
     for number, job in enumerate(jobs):
         taking.wait_until_begun(*range(number + 1))
         taking.release(job)
@@ -354,10 +372,10 @@ def test_what_comes_early_is_lost_with_its_owner(take: Callable[..., Taking]) ->
     taking = take()
     taking.early.add("new")
     taking.submit("a", owner="new")
-    taking.submit("b", "lane", owner="new")
-    taking.intake.drop("new")
+    taking.submit("b", "ordering_key", owner="new")
+    taking.dispatcher.drop("new")
     assert taking.lost == ["a", "b"]
-    taking.intake.release("new")
+    taking.dispatcher.release("new")
     assert taking.begun == []
 
 
@@ -366,27 +384,29 @@ def test_who_was_let_in_a_moment_ago_is_not_early(take: Callable[..., Taking]) -
     taking = take()
     job = Job(taking, "a", None, 1, "new")
     taking.jobs.append(job)
-    taking.intake.submit(job, "x", is_early=True)
+    taking.dispatcher.submit(job, "x", is_early=True)
     taking.wait_until_begun("a")
 
 
 # Lanes
 
 
-def test_events_of_one_lane_run_one_at_a_time_and_in_order(take: Callable[..., Taking]) -> None:
+def test_events_of_one_ordering_key_run_one_at_a_time_and_in_order(
+    take: Callable[..., Taking],
+) -> None:
     taking = take(max_running=5)
-    jobs = [taking.submit(number, "lane") for number in range(5)]
+    jobs = [taking.submit(number, "ordering_key") for number in range(5)]
     for number, job in enumerate(jobs):
         taking.wait_until_begun(*range(number + 1))
-        assert (taking.intake.running, taking.intake.waiting) == (1, 4 - number)
+        assert (taking.dispatcher.running, taking.dispatcher.waiting) == (1, 4 - number)
         taking.release(job)
 
 
-def test_lanes_do_not_wait_for_each_other(take: Callable[..., Taking]) -> None:
+def test_ordering_key_do_not_wait_for_each_other(take: Callable[..., Taking]) -> None:
     taking = take(max_running=5)
-    first = [taking.submit(f"{lane}1", lane) for lane in "abc"]
-    for lane in "abc":
-        taking.submit(f"{lane}2", lane)
+    first = [taking.submit(f"{ordering_key}1", ordering_key) for ordering_key in "abc"]
+    for ordering_key in "abc":
+        taking.submit(f"{ordering_key}2", ordering_key)
     wait_for(taking.runtime, lambda: len(taking.begun) == 3)
     assert sorted(taking.begun) == ["a1", "b1", "c1"]
     taking.release(first[1])
@@ -394,7 +414,9 @@ def test_lanes_do_not_wait_for_each_other(take: Callable[..., Taking]) -> None:
     assert taking.begun[-1] == "b2"
 
 
-def test_events_without_a_lane_pass_those_that_wait_in_one(take: Callable[..., Taking]) -> None:
+def test_events_without_a_ordering_key_pass_those_that_wait_in_one(
+    take: Callable[..., Taking],
+) -> None:
     taking = take(max_running=2)
     taking.submit("a1", "a")
     taking.submit("a2", "a")
@@ -402,31 +424,33 @@ def test_events_without_a_lane_pass_those_that_wait_in_one(take: Callable[..., T
     taking.submit("free too", is_quick=True)
     wait_for(taking.runtime, lambda: len(taking.begun) == 3)
     assert sorted(taking.begun) == ["a1", "free", "free too"]
-    assert taking.intake.waiting == 1
+    assert taking.dispatcher.waiting == 1
 
 
-def test_a_lane_keeps_its_order_when_all_was_busy_before(take: Callable[..., Taking]) -> None:
+def test_a_ordering_key_keeps_its_order_when_all_was_busy_before(
+    take: Callable[..., Taking],
+) -> None:
     """Two wait because nothing more may run; a third comes when the first of them runs."""
     taking = take(max_running=1)
     busy = taking.submit("busy")
-    first, second = taking.submit("first", "lane"), taking.submit("second", "lane")
+    first, second = taking.submit("first", "ordering_key"), taking.submit("second", "ordering_key")
     taking.release(busy)
     wait_for(taking.runtime, lambda: first.has_begun)
-    third = taking.submit("third", "lane")
+    third = taking.submit("third", "ordering_key")
     taking.release(first)
     wait_for(taking.runtime, lambda: second.has_begun or third.has_begun)
     taking.finish()
     assert taking.begun == ["busy", "first", "second", "third"]
 
 
-def test_a_lane_that_is_never_empty_keeps_nobody_waiting_for_ever(
+def test_a_ordering_key_that_is_never_empty_keeps_nobody_waiting_for_ever(
     take: Callable[..., Taking],
 ) -> None:
     taking = take(max_running=1)
-    running = taking.submit("lane 0", "lane")
+    running = taking.submit("ordering_key 0", "ordering_key")
     other = taking.submit("other", is_quick=True)
     for number in range(1, 20):
-        following = taking.submit(f"lane {number}", "lane")
+        following = taking.submit(f"ordering_key {number}", "ordering_key")
         taking.release(running)
         wait_for(taking.runtime, lambda job=following: other.has_begun or job.has_begun)
         if other.has_begun:
@@ -435,14 +459,14 @@ def test_a_lane_that_is_never_empty_keeps_nobody_waiting_for_ever(
     assert other.has_begun, "it is overtaken again and again"
 
 
-def test_a_lane_is_any_value_and_none_is_no_lane(take: Callable[..., Taking]) -> None:
+def test_a_ordering_key_is_any_value_and_none_is_no_lane(take: Callable[..., Taking]) -> None:
     taking = take(max_running=10)
-    for lane in (0, "", (), ("/", "chat"), ("/other", "chat"), None, None):
-        taking.submit(str(lane), lane)
+    for ordering_key in (0, "", (), ("/", "chat"), ("/other", "chat"), None, None):
+        taking.submit(str(ordering_key), ordering_key)
     wait_for(taking.runtime, lambda: len(taking.begun) == 7)
-    assert not taking.intake.waiting
+    assert not taking.dispatcher.waiting
     taking.submit("waits", ("/", "chat"))
-    assert taking.intake.waiting == 1
+    assert taking.dispatcher.waiting == 1
 
 
 @pytest.mark.parametrize("max_running", [1, 2, 3])
@@ -452,13 +476,15 @@ def test_nothing_stalls(take: Callable[..., Taking], max_running: int) -> None:
     rng = random.Random(max_running)
     held = [taking.submit(("held", number), None) for number in range(max_running)]
     for number in range(100):
-        lane = rng.choice([None, "a", "b", "c"])
-        taking.submit((lane, number), lane, is_quick=True)
+        ordering_key = rng.choice([None, "a", "b", "c"])
+        taking.submit((ordering_key, number), ordering_key, is_quick=True)
     taking.release(*held)
-    wait_for(taking.runtime, lambda: not taking.intake.running and not taking.intake.waiting)
+    wait_for(
+        taking.runtime, lambda: not taking.dispatcher.running and not taking.dispatcher.waiting
+    )
     assert len(taking.begun) == max_running + 100
-    for lane in "abc":
-        numbers = [number for name, number in taking.begun if name == lane]
+    for ordering_key in "abc":
+        numbers = [number for name, number in taking.begun if name == ordering_key]
         assert numbers == sorted(numbers)
 
 
@@ -467,11 +493,11 @@ def test_nothing_stalls(take: Callable[..., Taking], max_running: int) -> None:
 
 def test_what_waits_of_another_owner_stays(take: Callable[..., Taking]) -> None:
     taking = take(max_running=1)
-    running = taking.submit("runs", "lane", owner="other")
+    running = taking.submit("runs", "ordering_key", owner="other")
     for number in range(9):
         owner = "owner" if number % 2 else "other"
-        taking.submit(number, "lane" if number % 3 else None, owner=owner, is_quick=True)
-    taking.intake.drop("owner")
+        taking.submit(number, "ordering_key" if number % 3 else None, owner=owner, is_quick=True)
+    taking.dispatcher.drop("owner")
     assert taking.lost == [1, 3, 5, 7]
     taking.release(running)
     taking.finish()
@@ -481,13 +507,19 @@ def test_what_waits_of_another_owner_stays(take: Callable[..., Taking]) -> None:
 def test_what_waits_is_lost_once_when_the_client_leaves(take: Callable[..., Taking]) -> None:
     taking = take(max_running=2)
     running = [taking.submit("a1", "a"), taking.submit("free")]
-    for name, lane in (("a2", "a"), ("b1", "b"), ("a3", "a"), ("free too", None), ("b2", "b")):
-        taking.submit(name, lane)
+    for name, ordering_key in (
+        ("a2", "a"),
+        ("b1", "b"),
+        ("a3", "a"),
+        ("free too", None),
+        ("b2", "b"),
+    ):
+        taking.submit(name, ordering_key)
     wait_for(taking.runtime, lambda: len(taking.begun) == 2)
-    taking.intake.drop("owner")
+    taking.dispatcher.drop("owner")
     assert taking.lost == ["a2", "b1", "a3", "free too", "b2"]
-    assert (taking.intake.running, taking.intake.waiting) == (2, 0)
-    taking.intake.drop("owner")
+    assert (taking.dispatcher.running, taking.dispatcher.waiting) == (2, 0)
+    taking.dispatcher.drop("owner")
     assert len(taking.lost) == 5
     taking.release(*running)
     taking.finish()
@@ -497,13 +529,13 @@ def test_what_waits_is_lost_once_when_the_client_leaves(take: Callable[..., Taki
 
 def test_a_close_makes_room_for_nothing_that_was_lost(take: Callable[..., Taking]) -> None:
     taking = take(max_running=1)
-    taking.submit("runs", "lane")
-    taking.submit("a", "lane", size=50)
+    taking.submit("runs", "ordering_key")
+    taking.submit("a", "ordering_key", size=50)
     taking.submit("b", size=50)
-    taking.intake.drop("owner")
-    taking.submit("c", "lane", size=50, is_quick=True)
-    taking.submit("d", "lane", size=50, is_quick=True)
-    assert taking.intake.size == 2 * memory_of("x" * 50)
+    taking.dispatcher.drop("owner")
+    taking.submit("c", "ordering_key", size=50, is_quick=True)
+    taking.submit("d", "ordering_key", size=50, is_quick=True)
+    assert taking.dispatcher.size == 2 * memory_of("x" * 50)
     taking.finish()
     assert taking.begun == ["runs", "c", "d"]
     assert sorted(taking.lost) == ["a", "b"]
@@ -518,20 +550,20 @@ def test_who_is_told_of_a_loss_may_ask_the_intake(take: Callable[..., Taking]) -
     class Asking(Job):
         def lose(self) -> None:
             super().lose()
-            taking.intake.drop("owner")
-            seen.append(taking.intake.waiting)
+            taking.dispatcher.drop("owner")
+            seen.append(taking.dispatcher.waiting)
 
     for number in range(3):
         job = Asking(taking, number, None, 1)
         taking.jobs.append(job)
-        taking.intake.submit(job, "x")
-    taking.intake.drop("owner")
+        taking.dispatcher.submit(job, "x")
+    taking.dispatcher.drop("owner")
     assert seen == [0, 0, 0]
 
 
 def test_a_close_with_nothing_there_does_nothing(take: Callable[..., Taking]) -> None:
     taking = take()
-    taking.intake.drop("owner")
+    taking.dispatcher.drop("owner")
     taking.submit("a", is_quick=True)
     taking.finish()
     assert (taking.begun, taking.lost) == (["a"], [])
@@ -541,25 +573,27 @@ def test_a_close_with_nothing_there_does_nothing(take: Callable[..., Taking]) ->
 
 
 @pytest.mark.parametrize("error", [ValueError("boom"), SystemExit(1), gevent.GreenletExit()])
-@pytest.mark.parametrize("lane", [None, "lane"])
+@pytest.mark.parametrize("ordering_key", [None, "ordering_key"])
 def test_an_event_that_raises_keeps_no_other_waiting(
-    take: Callable[..., Taking], lane: str | None, error: BaseException
+    take: Callable[..., Taking], ordering_key: str | None, error: BaseException
 ) -> None:
-    """It is not to raise; but then its place, and its lane, are free again."""
+    """It is not to raise; but then its place, and its ordering_key, are free again."""
     taking = take(max_running=1)
 
     def fail() -> None:
         raise error
 
     taking.errors.append(error)
-    failing = taking.submit("fails", lane)
+    failing = taking.submit("fails", ordering_key)
     failing.then = fail
     for number in range(3):
-        taking.submit(number, lane, is_quick=True)
+        taking.submit(number, ordering_key, is_quick=True)
     failing.released.set()
-    wait_for(taking.runtime, lambda: not taking.intake.running and not taking.intake.waiting)
+    wait_for(
+        taking.runtime, lambda: not taking.dispatcher.running and not taking.dispatcher.waiting
+    )
     assert taking.begun == ["fails", 0, 1, 2]
-    taking.submit("later", lane, is_quick=True)
+    taking.submit("later", ordering_key, is_quick=True)
     taking.finish()
     assert taking.begun[-1] == "later"
 
@@ -571,26 +605,30 @@ def test_an_event_that_raises_when_nothing_waits_makes_room(take: Callable[..., 
     def fail() -> None:
         raise taking.errors[0]
 
-    failing = taking.submit("fails", "lane")
+    failing = taking.submit("fails", "ordering_key")
     failing.then = fail
     failing.released.set()
-    wait_for(taking.runtime, lambda: not taking.intake.running and not taking.intake.waiting)
-    taking.submit("next", "lane", is_quick=True)
+    wait_for(
+        taking.runtime, lambda: not taking.dispatcher.running and not taking.dispatcher.waiting
+    )
+    taking.submit("next", "ordering_key", is_quick=True)
 
 
 def test_an_event_whose_greenlet_is_killed_keeps_no_other_waiting(
     nothing_left_behind: None,
 ) -> None:
     taking = Taking(GeventRuntime(), max_running=1)
-    taking.submit("killed", "lane")
-    taking.submit("waits in the lane", "lane", is_quick=True)
+    taking.submit("killed", "ordering_key")
+    taking.submit("waits in the ordering_key", "ordering_key", is_quick=True)
     taking.submit("waits", is_quick=True)
     wait_for(taking.runtime, lambda: taking.begun)
     taking.tasks[0].kill()
-    wait_for(taking.runtime, lambda: not taking.intake.running and not taking.intake.waiting)
+    wait_for(
+        taking.runtime, lambda: not taking.dispatcher.running and not taking.dispatcher.waiting
+    )
     taking.errors.append(taking.tasks[0].exception)
     taking.finish()
-    assert taking.begun == ["killed", "waits in the lane", "waits"]
+    assert taking.begun == ["killed", "waits in the ordering_key", "waits"]
 
 
 # Many at once
@@ -606,38 +644,38 @@ def test_each_runs_once_or_is_lost_once_when_tasks_meet(runtime: Runtime, is_clo
     inside: list[object] = []
     overlaps: list[object] = []
 
-    def work(lane: Hashable) -> None:
-        if len(inside) >= 4 or (lane is not None and lane in inside):
-            overlaps.append(lane)
-        inside.append(lane)
+    def work(ordering_key: Hashable) -> None:
+        if len(inside) >= 4 or (ordering_key is not None and ordering_key in inside):
+            overlaps.append(ordering_key)
+        inside.append(ordering_key)
         runtime.sleep(0)
-        inside.remove(lane)
+        inside.remove(ordering_key)
 
     try:
         for number in range(600):
-            lane = rng.choice([None, None, "a", "b"])
-            job = Job(taking, (lane, number), lane, 1)
-            job.then = lambda lane=lane: work(lane)
+            ordering_key = rng.choice([None, None, "a", "b"])
+            job = Job(taking, (ordering_key, number), ordering_key, 1)
+            job.then = lambda ordering_key=ordering_key: work(ordering_key)
             job.released.set()
-            taking.intake.submit(job, "x")
+            taking.dispatcher.submit(job, "x")
             taking.jobs.append(job)
             if number % 10 == 0:
                 runtime.sleep(0)
             if is_closed and number % 100 == 99:
-                taking.intake.drop("owner")
+                taking.dispatcher.drop("owner")
         taking.finish()
     finally:
         sys.setswitchinterval(interval)
     assert overlaps == []
     assert len(taking.begun) + len(taking.lost) == len(taking.jobs) == 600
     assert bool(taking.lost) is is_closed or not taking.lost
-    for lane in "ab":
-        numbers = [number for name, number in taking.begun if name == lane]
+    for ordering_key in "ab":
+        numbers = [number for name, number in taking.begun if name == ordering_key]
         assert numbers == sorted(numbers)
 
 
 class Watched(EventDispatcher):
-    """An intake that sees to it that its books are changed by one thread at a time."""
+    """A dispatcher that sees to it that its books are changed by one thread at a time."""
 
     def __setattr__(self, name: str, value: object) -> None:
         if name in ("running", "waiting", "size", "is_full") and hasattr(self, name):
@@ -648,17 +686,17 @@ class Watched(EventDispatcher):
 def test_the_books_are_changed_by_one_thread_at_a_time(nothing_left_behind: None) -> None:
     taking = Taking(ThreadRuntime(), max_running=1)
     bounds = DispatchBounds(1, MANY, MANY)
-    taking.intake = Watched(
+    taking.dispatcher = Watched(
         bounds, spawn=taking._spawn, spawn_later=taking._spawn_later, lock=threading.Lock()
     )
-    running = taking.submit("runs", "lane")
-    taking.submit("waits in the lane", "lane", is_quick=True)
+    running = taking.submit("runs", "ordering_key")
+    taking.submit("waits in the ordering_key", "ordering_key", is_quick=True)
     taking.submit("waits", is_quick=True)
     taking.release(running)
     taking.finish()
     taking.submit("runs again").released.set()
-    taking.submit("is lost", "lane")
-    taking.intake.drop("owner")
+    taking.submit("is lost", "ordering_key")
+    taking.dispatcher.drop("owner")
     taking.finish()
     assert len(taking.begun) + len(taking.lost) == 5
 
@@ -705,16 +743,16 @@ class IntakeWalk(RuleBasedStateMachine):
         for _ in range(5):
             gevent.sleep(0)
 
-    @rule(lane=st.sampled_from(["a", "b", None]), size=st.sampled_from([1, 1, 5, 50]))
-    def submit(self, lane: str | None, size: int) -> None:
+    @rule(ordering_key=st.sampled_from(["a", "b", None]), size=st.sampled_from([1, 1, 5, 50]))
+    def submit(self, ordering_key: str | None, size: int) -> None:
         self.number += 1
-        self.taking.submit(self.number, lane, size=size)
+        self.taking.submit(self.number, ordering_key, size=size)
         self._settle()
 
-    @rule(lanes=st.lists(st.sampled_from(["a", "b", None]), min_size=2, max_size=6))
-    def submit_many(self, lanes: list[str | None]) -> None:
-        for lane in lanes:
-            self.submit(lane, 1)
+    @rule(ordering_keys=st.lists(st.sampled_from(["a", "b", None]), min_size=2, max_size=6))
+    def submit_many(self, ordering_keys: list[str | None]) -> None:
+        for ordering_key in ordering_keys:
+            self.submit(ordering_key, 1)
 
     @precondition(lambda self: self.running)
     @rule(choice=st.integers(min_value=0, max_value=10))
@@ -727,38 +765,42 @@ class IntakeWalk(RuleBasedStateMachine):
     @rule()
     def close(self) -> None:
         waiting = self.waiting
-        self.taking.intake.drop("owner")
+        self.taking.dispatcher.drop("owner")
         assert all(job.is_lost for job in waiting)
         self._settle()
 
     @invariant()
     def the_books_are_right(self) -> None:
-        intake, running, waiting = self.taking.intake, self.running, self.waiting
-        assert intake.running == len(running) <= self.max_running
-        assert intake.waiting == len(waiting)
-        assert intake.size == sum(memory_of("x" * job.size) for job in waiting)
-        assert intake.running_size == sum(memory_of("x" * job.size) for job in running)
-        assert len(running) <= 1 or intake.running_size <= self.max_running_bytes
-        assert intake.is_full == (intake.size >= self.max_waiting_bytes)
+        dispatcher, running, waiting = self.taking.dispatcher, self.running, self.waiting
+        assert dispatcher.running == len(running) <= self.max_running
+        assert dispatcher.waiting == len(waiting)
+        assert dispatcher.size == sum(memory_of("x" * job.size) for job in waiting)
+        assert dispatcher.running_size == sum(memory_of("x" * job.size) for job in running)
+        assert len(running) <= 1 or dispatcher.running_size <= self.max_running_bytes
+        assert dispatcher.is_full == (dispatcher.size >= self.max_waiting_bytes)
 
     @invariant()
-    def each_lane_has_one_at_a_time_and_its_order(self) -> None:
-        lanes = [job.lane for job in self.running if job.lane is not None]
-        assert len(lanes) == len(set(lanes))
-        for lane in (None, "a", "b"):
-            jobs = {job.name: job for job in self.taking.jobs if job.lane == lane}
+    def each_ordering_key_has_one_at_a_time_and_its_order(self) -> None:
+        ordering_keys = [job.ordering_key for job in self.running if job.ordering_key is not None]
+        assert len(ordering_keys) == len(set(ordering_keys))
+        for ordering_key in (None, "a", "b"):
+            jobs = {job.name: job for job in self.taking.jobs if job.ordering_key == ordering_key}
             begun = [name for name in self.taking.begun if name in jobs]
             waiting = [name for name, job in jobs.items() if job.is_waiting]
             assert [*begun, *waiting] == sorted([*begun, *waiting])
 
     @invariant()
     def nothing_waits_that_could_run(self) -> None:
-        lanes = [job.lane for job in self.running]
-        ready = [job for job in self.waiting if job.lane is None or job.lane not in lanes]
-        if ready and len(lanes) < self.max_running:
-            assert len(lanes) >= 1
+        ordering_keys = [job.ordering_key for job in self.running]
+        ready = [
+            job
+            for job in self.waiting
+            if job.ordering_key is None or job.ordering_key not in ordering_keys
+        ]
+        if ready and len(ordering_keys) < self.max_running:
+            assert len(ordering_keys) >= 1
             size = memory_of("x" * ready[0].size)
-            assert self.taking.intake.running_size + size > self.max_running_bytes
+            assert self.taking.dispatcher.running_size + size > self.max_running_bytes
 
 
 class NarrowIntakeWalk(IntakeWalk):
