@@ -90,7 +90,7 @@ def test_the_rights_for_messages_that_must_arrive_are_enough(
         Step("leave", ("/,ann", "device")),
         Step("waiting", ("/,ann", 0, 10, 10**6)),
         Step("expire", (10,)),
-        Step("abandon", ("/,ann", DeliveryState.GONE, 10)),
+        Step("fail_all", ("/,ann", DeliveryState.GONE, 10)),
         Step("dead_letters", (10,)),
     ]
     try:
@@ -100,7 +100,7 @@ def test_the_rights_for_messages_that_must_arrive_are_enough(
         assert store.heartbeat()
         store.apply(everything)
         assert store.changes(0.1) is not None
-        assert store.forget_dead_processes() == []
+        assert store.reap_dead_processes() == []
         assert store.do("find", f"{0:032x}").state is DeliveryState.DELIVERED
     finally:
         store.close()

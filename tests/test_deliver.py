@@ -68,7 +68,7 @@ def test_wrong_options_are_an_error_and_store_nothing(
     guarded: Guarded, options: dict[str, Any], error: type[Exception]
 ) -> None:
     with pytest.raises(error):
-        guarded.guard.deliver("changes", 1, **({"to": "ann"} | options))
+        guarded.guard.deliver("news", 1, **({"to": "ann"} | options))
     store = guarded.inner.delivery.store
     assert isinstance(store, MemoryStore)
     assert len(store) == 0
@@ -79,11 +79,11 @@ def test_wrong_options_are_an_error_and_store_nothing(
 )
 def test_what_cannot_be_stored_is_an_error(guarded: Guarded, payload: object) -> None:
     with pytest.raises(DeliveryInvalid):
-        guarded.guard.deliver("changes", payload, to="ann")
+        guarded.guard.deliver("news", payload, to="ann")
     circular: list[Any] = []
     circular.append(circular)
     with pytest.raises(DeliveryInvalid):
-        guarded.guard.deliver("changes", circular, to="ann")
+        guarded.guard.deliver("news", circular, to="ann")
 
 
 @pytest.mark.parametrize("event", ["", 5, None, "\ud800", "connect", "disconnect"])
@@ -111,7 +111,7 @@ def test_delays_that_make_no_sense_are_an_error(delays: tuple[Any, ...]) -> None
 
 
 def test_a_receipt_tells_and_cancels(guarded: Guarded) -> None:
-    receipt = guarded.guard.deliver("changes", ("a", {"b": 1}), to="ann")
+    receipt = guarded.guard.deliver("news", ("a", {"b": 1}), to="ann")
     assert repr(receipt) == f"<Receipt {receipt.id}>"
     again = guarded.guard.receipt(receipt.id)
     assert (again.state, again.attempts) == ("pending", 0)
@@ -126,7 +126,7 @@ def test_a_receipt_tells_and_cancels(guarded: Guarded) -> None:
 
 @pytest.mark.parametrize("timeout", ["x", float("nan"), -1])
 def test_a_wait_needs_a_number_of_seconds(guarded: Guarded, timeout: Any) -> None:
-    receipt = guarded.guard.deliver("changes", to="ann")
+    receipt = guarded.guard.deliver("news", to="ann")
     with pytest.raises(ConfigError):
         receipt.wait(timeout)
     assert receipt.wait(0) is DeliveryState.PENDING
@@ -139,7 +139,7 @@ def test_a_listing_needs_a_number(guarded: Guarded, limit: Any) -> None:
 
 
 def test_what_is_delivered_is_not_shown_in_logs(guarded: Guarded) -> None:
-    receipt = guarded.guard.deliver("changes", "s3cret", to="ann", ttl=0.01)
+    receipt = guarded.guard.deliver("news", "s3cret", to="ann", ttl=0.01)
     receipt.wait()
     (letter,) = guarded.guard.dead_letters()
     assert "s3cret" not in repr(letter)
@@ -160,9 +160,9 @@ def test_a_room_is_asked_by_its_name(guarded: Guarded) -> None:
 def test_too_many_are_refused(make_guarded: Callable[..., Guarded]) -> None:
     guarded = make_guarded(delivery_max_messages=2)
     for _ in range(2):
-        guarded.guard.deliver("changes", to="ann", on_delivered=print)
+        guarded.guard.deliver("news", to="ann", on_delivered=print)
     with pytest.raises(DeliveryStoreFull):
-        guarded.guard.deliver("changes", to="ann", on_delivered=print)
+        guarded.guard.deliver("news", to="ann", on_delivered=print)
     assert len(guarded.inner.delivery.api._watches) == 2, "nobody waits for what is not stored"
 
 
@@ -176,9 +176,7 @@ def test_the_dead_are_told_with_what_was_in_them(guarded: Guarded) -> None:
         raise RuntimeError("mine")
 
     guarded.guard.on_dead_letter(told.append)
-    receipt = guarded.guard.deliver(
-        "changes", {"a": 1}, to="ann", ttl=0.05, on_expired=expired.append
-    )
+    receipt = guarded.guard.deliver("news", {"a": 1}, to="ann", ttl=0.05, on_expired=expired.append)
     assert receipt.wait(5.0) is DeliveryState.EXPIRED
     wait_until(lambda: len(told) == 2 and bool(expired))
     assert told[0].delivery.arguments == [{"a": 1}]
@@ -205,7 +203,7 @@ def test_a_message_of_a_native_thread_that_cannot_be_handed_over_is_sent_all_the
     runtime = guarded.inner.runtime
     monkeypatch.setattr(runtime, "on_loop", lambda: False)
     monkeypatch.setattr(runtime, "call_soon_threadsafe", refuse)
-    receipt = guarded.guard.deliver("changes", 1, to="ann")
+    receipt = guarded.guard.deliver("news", 1, to="ann")
     wait_until(lambda: receipt.state is DeliveryState.IN_FLIGHT)
 
 
@@ -226,7 +224,7 @@ def test_a_store_of_ones_own_is_used(make_guarded: Callable[..., Guarded]) -> No
         return store
 
     guarded = make_guarded(delivery_store=make_store)
-    receipt = guarded.guard.deliver("changes", 1, to="ann")
+    receipt = guarded.guard.deliver("news", 1, to="ann")
     (store,) = stores
     assert store.do("find", receipt.id) is not None
 
@@ -241,7 +239,7 @@ def test_who_has_a_queue_and_no_store_for_all_is_warned_once(
 ) -> None:
     process = make_process()
     for _ in range(3):
-        process.guard.deliver("changes", 1, to="ann").cancel()
+        process.guard.deliver("news", 1, to="ann").cancel()
     warnings = [line for line in caplog.messages if "stay in the memory" in line]
     assert len(warnings) == 1
     assert "SOCKETIO_GUARD_DELIVERY_STORE" in warnings[0]
@@ -254,7 +252,7 @@ def test_a_process_that_only_emits_needs_a_store_that_others_see(
     socketio.init_app(None)
     guard = SocketIOGuard(socketio=socketio)
     for attempt in (
-        lambda: guard.deliver("changes", 1, to="ann"),
+        lambda: guard.deliver("news", 1, to="ann"),
         lambda: guard.receipt("5f"),
         guard.dead_letters,
     ):
@@ -268,7 +266,7 @@ def test_what_is_in_memory_when_the_process_stops_is_told(
 ) -> None:
     guarded = make_guarded()
     for _ in range(3):
-        guarded.guard.deliver("changes", 1, to="ann")
+        guarded.guard.deliver("news", 1, to="ann")
     guarded.guard.stop(2.0)
     assert "3 messages that must arrive were still in the memory" in caplog.text
     assert guarded.guard.counters["deliveries_abandoned"] == 3
@@ -285,7 +283,7 @@ def test_a_client_gets_what_waits_for_its_identity(guarded: Guarded, place: str)
         if place == "connect":
             guard.identify(sids[0], "ann")
 
-    receipt = guard.deliver("changes", ("a", 2), to="ann")
+    receipt = guard.deliver("news", ("a", 2), to="ann")
     client = guarded.polling()
     client.connect()
     if place == "later":
@@ -296,7 +294,7 @@ def test_a_client_gets_what_waits_for_its_identity(guarded: Guarded, place: str)
         thread.join()
     wait_until(lambda: receipt.state is DeliveryState.IN_FLIGHT)
     packet = client.receive("42")
-    assert packet.endswith('["changes","a",2]')
+    assert packet.endswith('["news","a",2]')
     client.send(f"43{packet[2 : packet.index('[')]}[]")
     assert receipt.wait(5.0) is DeliveryState.DELIVERED
     assert receipt.attempts == 1
@@ -321,7 +319,7 @@ def test_a_room_with_a_name_that_is_no_text_does_no_harm(guarded: Guarded) -> No
     client = guarded.polling()
     client.connect()
     client.call("join", "\ud800")
-    receipt = guarded.guard.deliver("changes", 1, to="ann")
+    receipt = guarded.guard.deliver("news", 1, to="ann")
     client.call("join", "ann")
     wait_until(lambda: receipt.state is DeliveryState.IN_FLIGHT)
 

@@ -151,7 +151,7 @@ class World:
         callback: AckCallback,
         ack_id: int | None = None,
     ) -> int | None:
-        assert (namespace, event) == ("/", "changes")
+        assert (namespace, event) == ("/", "news")
         self.questions += 1
         if sid not in self.here or sid in self.deaf:
             self.asked.pop(ack_id or 0, None)
@@ -195,7 +195,7 @@ class World:
 
     def deliver(self, number: int, to: str, **options: Any) -> str:
         options = {"ttl": 1000.0, "retry": RETRY} | options
-        delivery = Delivery(f"{number:032x}", to, "changes", json.dumps([number]), **options)
+        delivery = Delivery(f"{number:032x}", to, "news", json.dumps([number]), **options)
         put = self.store_client.put(delivery)
         assert put.delivery is not None
         self.dispatcher.offer(put.delivery)
@@ -615,7 +615,7 @@ def test_a_room_that_no_sender_can_name_is_ignored(world: World, name: str) -> N
 def test_ordered_ones_of_other_senders_keep_their_place(world: World) -> None:
     """What another process has stored before may be heard of later."""
     world.connect("a", identity="ann")
-    first = Delivery(f"{1:032x}", "ann", "changes", "[1]", 1000.0, retry=RETRY, is_ordered=True)
+    first = Delivery(f"{1:032x}", "ann", "news", "[1]", 1000.0, retry=RETRY, is_ordered=True)
     world.store.do("put", first)
     world.deliver(2, to="ann", is_ordered=True)
     world.dispatcher.stored("/,ann")
@@ -686,7 +686,7 @@ def test_what_one_device_had_alone_goes_to_the_other_when_it_leaves(world: World
 
 def test_a_look_finds_what_waits_for_the_identities_of_clients(world: World) -> None:
     world.connect("a", identity="ann")
-    delivery = Delivery(f"{1:032x}", "ann", "changes", "[1]", 1000.0, retry=RETRY)
+    delivery = Delivery(f"{1:032x}", "ann", "news", "[1]", 1000.0, retry=RETRY)
     world.store.do("put", delivery)  # by another process, and nobody was told
     world.dispatcher.look_again([("a", "/")])
     assert world.sent() == [("a", 1)]

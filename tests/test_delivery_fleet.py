@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 nothing_left_behind = unit_support.nothing_left_behind
 runtime = unit_support.runtime
 
-MESSAGE = Delivery("0" * 32, "ann", "changes", "[]", 60.0)
+MESSAGE = Delivery("0" * 32, "ann", "news", "[]", 60.0)
 
 
 class FakeStore:

@@ -56,7 +56,7 @@ def stores(redis_server: RedisServer) -> Iterator[Callable[[str], RedisStore]]:
 
 
 def message(number: int, **options: Any) -> Delivery:
-    return Delivery(f"{number:032x}", "ann", "changes", f"[{number}]", 60.0, **options)
+    return Delivery(f"{number:032x}", "ann", "news", f"[{number}]", 60.0, **options)
 
 
 def put(store: RedisStore, *numbers: int, **options: Any) -> None:
@@ -86,7 +86,7 @@ def test_each_hears_what_the_others_do(stores: Callable[[str], RedisStore]) -> N
     assert changes is not None
     (ended,) = changes.ended
     assert changes.stored == ["/,ann"]
-    assert (ended.address, ended.event) == ("/,ann", "changes")
+    assert (ended.address, ended.event) == ("/,ann", "news")
     assert (ended.state, ended.attempts) == (DeliveryState.DELIVERED, 1)
     assert two.changes(0.01) == NOTHING
 
@@ -175,11 +175,11 @@ def test_messages_of_another_version_are_left_as_they_are(
         "[]",
         "[2]",
         "[1]",
-        '[2, "1", "ann", "changes", "/", [1, 1, 1], null, 0, 0, 0]',
-        '[2, 1, "ann", "changes", "/", [1, 1, 1], null, 0, 0, 0]\n[]',
-        '[2, "1", "ann", "changes", "/", [1, 1, 0], null, 0, 0, 0]\n[]',
-        '[2, "1", "ann", "changes", "/", [[], 1, 1], null, 0, 0, 0]\n[]',
-        '[2, "1", "ann", "changes", "/", [1, 1, 1], 5, 0, 0, 0]\n[]',
+        '[2, "1", "ann", "news", "/", [1, 1, 1], null, 0, 0, 0]',
+        '[2, 1, "ann", "news", "/", [1, 1, 1], null, 0, 0, 0]\n[]',
+        '[2, "1", "ann", "news", "/", [1, 1, 0], null, 0, 0, 0]\n[]',
+        '[2, "1", "ann", "news", "/", [[], 1, 1], null, 0, 0, 0]\n[]',
+        '[2, "1", "ann", "news", "/", [1, 1, 1], 5, 0, 0, 0]\n[]',
     ],
 )
 def test_rubbish_in_redis_keeps_nobody_from_the_rest(

@@ -34,7 +34,7 @@ def store_and_hear(url: str, **options: Any) -> None:
     try:
         assert store.lead()
         store.changes(0.1)
-        stored = store.do("put", Delivery("0" * 32, "ann", "changes", "[]", 60.0)).delivery
+        stored = store.do("put", Delivery("0" * 32, "ann", "news", "[]", 60.0)).delivery
         assert stored is not None
         assert store.changes(1.0) is not None
         assert len(store.do("waiting", "/,ann", 0, 10, 10**6).deliveries) == 1
@@ -79,7 +79,7 @@ def test_messages_are_found_again_after_a_failover() -> None:
             wait_until(lambda: sentinel.command("SENTINEL", "CKQUORUM", "main"))
             store = make_store(sentinel.url(), "here")
             try:
-                stored = Delivery("0" * 32, "ann", "changes", "[]", 60.0)
+                stored = Delivery("0" * 32, "ann", "news", "[]", 60.0)
                 store.do("put", stored)
                 wait_until(lambda: replica.command("DBSIZE") == master.command("DBSIZE"))
                 wait_until(lambda: sentinel.command("SENTINEL", "REPLICAS", "main"), timeout=20)
@@ -92,7 +92,7 @@ def test_messages_are_found_again_after_a_failover() -> None:
 
                 def is_kept() -> bool:
                     with contextlib.suppress(DeliveryStoreError):
-                        store.do("put", Delivery("1" * 32, "ann", "changes", "[]", 60.0))
+                        store.do("put", Delivery("1" * 32, "ann", "news", "[]", 60.0))
                         return replica.command("EXISTS", "test:m:" + "1" * 32) == 1
                     return False
 
@@ -133,7 +133,7 @@ def test_a_cluster_that_was_away_at_start_is_refused_later(cluster: RedisServer)
     store = make_store(cluster.url, "here")
     try:
         with pytest.raises(DeliveryStoreError, match="is a Redis Cluster"):
-            store.do("put", Delivery("0" * 32, "ann", "changes", "[]", 60.0))
+            store.do("put", Delivery("0" * 32, "ann", "news", "[]", 60.0))
     finally:
         store.close()
 

@@ -108,7 +108,7 @@ class StoreMachine(RuleBasedStateMachine):
     def put(self, **options: Any) -> str:
         self.count += 1
         id = f"{self.count:032x}"
-        delivery = Delivery(id, event="changes", body=f"[{self.count}]", **options)
+        delivery = Delivery(id, event="news", body=f"[{self.count}]", **options)
         older = [
             known
             for known in self.open()
@@ -354,7 +354,7 @@ def small_store(clock: FakeClock, **options: Any) -> MemoryStore:
 
 
 def message(number: int, **options: Any) -> Delivery:
-    return Delivery(f"{number:032x}", "ann", "changes", "[]", 60.0, **options)
+    return Delivery(f"{number:032x}", "ann", "news", "[]", 60.0, **options)
 
 
 def put(store: MemoryStore, *numbers: int, **options: Any) -> list[Put]:
@@ -419,7 +419,7 @@ def test_dead_letters_and_receipts_are_bounded_in_bytes_and_in_time() -> None:
 def test_what_is_counted_is_what_a_process_needs() -> None:
     store = small_store(FakeClock(), max_messages=10**4, max_size=10**9)
     given = [
-        Delivery(f"{number:032x}", f"user-{number}", "changes", "x" * (number + 1), 60.0)
+        Delivery(f"{number:032x}", f"user-{number}", "news", "x" * (number + 1), 60.0)
         for number in range(1000)
     ]
     bodies = sum(map(len, (each.body for each in given)))

@@ -80,7 +80,7 @@ def _add_routes(application: Application) -> None:
         hooks = {}
         if options.pop("hooks", False):
             hooks = {"on_delivered": note("delivered"), "on_expired": note("expired")}
-        receipts = [guard.deliver("changes", value, **options, **hooks) for value in values]
+        receipts = [guard.deliver("news", value, **options, **hooks) for value in values]
         return jsonify([receipt.id for receipt in receipts])
 
     @app.post("/receipts")

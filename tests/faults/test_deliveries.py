@@ -72,7 +72,7 @@ def test_a_client_that_comes_later_gets_what_waits_for_it(
     assert set(states(server, ids)) == {"pending"}
     client = sio_client(other, query="identity=ann")
     wait_until(lambda: set(states(server, ids)) == {"delivered"})
-    assert sorted(item.args[0] for item in client.events("changes")) == list(range(20))
+    assert sorted(item.args[0] for item in client.events("news")) == list(range(20))
 
 
 @sampled
@@ -81,10 +81,8 @@ def test_a_client_that_does_not_answer_gets_it_again_and_knows_it(
 ) -> None:
     client = raw_client(other, query="identity=bob")
     (id,) = deliver(server, "x", to="bob", with_id=True)
-    wait_until(
-        lambda: len([text for text, _ in client.frames if "changes" in text]) >= 2, timeout=10
-    )
-    texts = [text for text, _ in client.frames if "changes" in text]
+    wait_until(lambda: len([text for text, _ in client.frames if "news" in text]) >= 2, timeout=10)
+    texts = [text for text, _ in client.frames if "news" in text]
     assert all(f'"delivery_id":"{id}"' in text for text in texts)
     assert '"attempt":1' in texts[0]
     assert '"attempt":2' in texts[1]
@@ -147,7 +145,7 @@ def test_cancelled_and_replaced_ones_are_not_sent(
     client = sio_client(other, query="identity=kim")
     assert server.post("/wait", id=second, seconds=5) == "delivered"
     assert states(server, [first, second, third]) == ["replaced", "delivered", "cancelled"]
-    assert [item.args[0] for item in client.events("changes")] == [2]
+    assert [item.args[0] for item in client.events("news")] == [2]
 
 
 @sampled
@@ -195,7 +193,7 @@ def test_a_store_that_is_away_is_told_and_nothing_in_it_is_lost(
     fleet.redis.start()
     wait_until(is_reachable, timeout=15)
     wait_until(lambda: set(states(fleet.a, ids)) == {"delivered"}, timeout=15)
-    assert sorted(item.args[0] for item in client.events("changes")) == list(range(10))
+    assert sorted(item.args[0] for item in client.events("news")) == list(range(10))
     lines = [record.message for record in fleet.a.records() if "the store of" in record.message]
     assert "does not answer" in lines[0]
     assert "answers again" in lines[-1]
@@ -211,10 +209,10 @@ def test_who_only_enters_a_namespace_again_does_not_get_all_anew(
         for _ in range(100):
             client.join().send("41")
         client.join().call("echo", 1, ack_id=1)
-        if not any('"changes"' in text for text in client.received):
+        if not any('"news"' in text for text in client.received):
             # Who comes and goes so often waits until ten seconds are over, if nothing was quicker.
             client.read_until("42", timeout=20.0)
-        sent = [text for text in client.received if '"changes"' in text]
+        sent = [text for text in client.received if '"news"' in text]
     assert 1 <= len(sent) <= 48, f"{len(sent)} messages, {sum(map(len, sent))} bytes"
     with RawWebSocket(other.port).open(query="identity=pat") as client:
         client.join().read_until("42")  # over another transport, at once

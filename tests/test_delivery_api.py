@@ -59,7 +59,7 @@ class Sending:
             "on_delivered": lambda receipt: self.told.append(("delivered", receipt.id)),
             "on_expired": lambda receipt: self.told.append(("expired", receipt.id)),
         } | options
-        return self.api.put("changes", [1], **options)
+        return self.api.put("news", [1], **options)
 
 
 @pytest.fixture
