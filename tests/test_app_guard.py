@@ -347,7 +347,7 @@ runtime, outbox = inner.runtime, inner.queue.outbox
 reader, writer = os.pipe()
 child = os.fork()
 if child == 0:
-    telemetry = [
+    facts = [
         socketio.server.manager.host_id != before,
         inner.queue.outbox is not outbox,
         str(guard.listener_state),
@@ -358,11 +358,11 @@ if child == 0:
     deadline = time.monotonic() + 5
     while str(guard.listener_state) != "running" and time.monotonic() < deadline:
         time.sleep(0.01)
-    telemetry += [str(guard.listener_state), len(inner.supervisor.tasks)]
+    facts += [str(guard.listener_state), len(inner.supervisor.tasks)]
     guard.emit("from the child")
-    telemetry.append(guard.flush(5))
+    facts.append(guard.flush(5))
     guard.stop(2)
-    os.write(writer, repr(telemetry).encode())
+    os.write(writer, repr(facts).encode())
     os._exit(0)
 os.waitpid(child, 0)
 print(os.read(reader, 10000).decode())

@@ -130,10 +130,10 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> FakeClock:
 
 
 @pytest.fixture
-def telemetry(clock: FakeClock) -> Telemetry:
-    telemetry = Telemetry(clock)
-    telemetry.tick()
-    return telemetry
+def facts(clock: FakeClock) -> Telemetry:
+    facts = Telemetry(clock)
+    facts.tick()
+    return facts
 
 
 PASS, WARN, FAIL = (200, "pass"), (200, "warn"), (503, "fail")
@@ -142,34 +142,34 @@ PASS, WARN, FAIL = (200, "pass"), (200, "warn"), (503, "fail")
 # The table
 
 
-def test_all_is_well(telemetry: Telemetry) -> None:
-    assert telemetry.answers() == [PASS, PASS, PASS]
+def test_all_is_well(facts: Telemetry) -> None:
+    assert facts.answers() == [PASS, PASS, PASS]
 
 
-def test_a_late_event_loop_fails_everywhere(telemetry: Telemetry) -> None:
-    telemetry.clock.advance(2.9)
-    telemetry.tick()
-    assert telemetry.answers() == [PASS, PASS, PASS]
-    telemetry.clock.advance(3.1)
-    telemetry.tick()
-    assert telemetry.answers() == [FAIL, FAIL, FAIL]
-    telemetry.clock.advance(1.0)
-    telemetry.tick()
-    assert telemetry.answers() == [PASS, PASS, PASS]
+def test_a_late_event_loop_fails_everywhere(facts: Telemetry) -> None:
+    facts.clock.advance(2.9)
+    facts.tick()
+    assert facts.answers() == [PASS, PASS, PASS]
+    facts.clock.advance(3.1)
+    facts.tick()
+    assert facts.answers() == [FAIL, FAIL, FAIL]
+    facts.clock.advance(1.0)
+    facts.tick()
+    assert facts.answers() == [PASS, PASS, PASS]
 
 
-def test_a_stale_tick_fails_everywhere(telemetry: Telemetry) -> None:
+def test_a_stale_tick_fails_everywhere(facts: Telemetry) -> None:
     """Three ticks are missing: whoever should take snapshots is gone."""
-    telemetry.clock.advance(2.9)
-    assert telemetry.answers() == [PASS, PASS, PASS]
-    telemetry.clock.advance(0.2)
-    assert telemetry.answers() == [FAIL, FAIL, FAIL]
+    facts.clock.advance(2.9)
+    assert facts.answers() == [PASS, PASS, PASS]
+    facts.clock.advance(0.2)
+    assert facts.answers() == [FAIL, FAIL, FAIL]
 
 
-def test_a_change_between_ticks_does_not_hide_a_stale_tick(telemetry: Telemetry) -> None:
-    telemetry.clock.advance(3.1)
-    telemetry.health.refresh()
-    assert telemetry.answers() == [FAIL, FAIL, FAIL]
+def test_a_change_between_ticks_does_not_hide_a_stale_tick(facts: Telemetry) -> None:
+    facts.clock.advance(3.1)
+    facts.health.refresh()
+    assert facts.answers() == [FAIL, FAIL, FAIL]
 
 
 @pytest.mark.parametrize(
@@ -182,22 +182,22 @@ def test_a_listener_that_is_broken_while_the_broker_works_takes_no_traffic(
     clock: FakeClock, state: ListenerState, broker_down: str
 ) -> None:
     """A local fault: other processes are better off."""
-    telemetry = Telemetry(clock, broker_down=broker_down)
-    telemetry.listener.state = state
-    telemetry.tick()
-    assert telemetry.answers() == [PASS, FAIL, FAIL]
+    facts = Telemetry(clock, broker_down=broker_down)
+    facts.listener.state = state
+    facts.tick()
+    assert facts.answers() == [PASS, FAIL, FAIL]
 
 
 def test_a_store_of_messages_that_does_not_answer_is_a_warning(clock: FakeClock) -> None:
     """Other processes have the same trouble with it."""
-    telemetry = Telemetry(clock)
-    telemetry.tick()
-    assert "deliveries:store" not in telemetry.health.snapshot.checks
+    facts = Telemetry(clock)
+    facts.tick()
+    assert "deliveries:store" not in facts.health.snapshot.checks
     for is_reachable, ready in ((True, PASS), (False, WARN)):
-        telemetry.is_store_reachable = is_reachable
-        telemetry.tick()
-        assert telemetry.answers() == [PASS, ready, ready]
-        assert telemetry.health.snapshot.checks["deliveries:store"].value is is_reachable
+        facts.is_store_reachable = is_reachable
+        facts.tick()
+        assert facts.answers() == [PASS, ready, ready]
+        assert facts.health.snapshot.checks["deliveries:store"].value is is_reachable
 
 
 @pytest.mark.parametrize(
@@ -219,11 +219,11 @@ def test_an_unreachable_broker_is_a_warning_or_a_failure_as_configured(
     is_reachable: bool,
 ) -> None:
     """A shared fault: no other process would be better off. Nobody shall restart for it."""
-    telemetry = Telemetry(clock, broker_down=broker_down)
-    telemetry.listener.state = state
-    telemetry.broker.is_reachable = is_reachable
-    telemetry.tick()
-    assert telemetry.answers() == [PASS, ready, ready]
+    facts = Telemetry(clock, broker_down=broker_down)
+    facts.listener.state = state
+    facts.broker.is_reachable = is_reachable
+    facts.tick()
+    assert facts.answers() == [PASS, ready, ready]
 
 
 @pytest.mark.parametrize(
@@ -232,27 +232,27 @@ def test_an_unreachable_broker_is_a_warning_or_a_failure_as_configured(
     ids=["never-reached", "never-let-in", "let-in-no-more", "away"],
 )
 def test_a_broker_that_was_never_reached_or_refuses_takes_no_traffic(
-    telemetry: Telemetry, heard_at: float | None, is_refusing: bool, ready: tuple[int, str]
+    facts: Telemetry, heard_at: float | None, is_refusing: bool, ready: tuple[int, str]
 ) -> None:
     """Others may be better off: a broken deploy does not pass. Waiting mends nothing."""
-    telemetry.listener.heard_at = heard_at
-    telemetry.listener.state = ListenerState.RECONNECTING
-    telemetry.broker.is_reachable = False
-    telemetry.broker.is_refusing = is_refusing
-    telemetry.broker.trouble = "authentication"
-    telemetry.tick()
-    assert telemetry.answers() == [PASS, ready, ready]
-    assert telemetry.health.snapshot.checks["broker:reachable"].output == "authentication"
+    facts.listener.heard_at = heard_at
+    facts.listener.state = ListenerState.RECONNECTING
+    facts.broker.is_reachable = False
+    facts.broker.is_refusing = is_refusing
+    facts.broker.trouble = "authentication"
+    facts.tick()
+    assert facts.answers() == [PASS, ready, ready]
+    assert facts.health.snapshot.checks["broker:reachable"].output == "authentication"
 
 
 @pytest.mark.parametrize("fill", [0.1, 1.0])
-def test_a_broker_that_takes_nothing_is_a_warning(telemetry: Telemetry, fill: float) -> None:
+def test_a_broker_that_takes_nothing_is_a_warning(facts: Telemetry, fill: float) -> None:
     """It lets in, and refuses what is published: clients of this process are served."""
-    telemetry.outbox.trouble = "permission"
-    telemetry.outbox.fill = fill
-    telemetry.tick()
-    assert telemetry.answers() == [PASS, WARN, WARN]
-    assert telemetry.health.snapshot.checks["outbox:messages"].output == "permission"
+    facts.outbox.trouble = "permission"
+    facts.outbox.fill = fill
+    facts.tick()
+    assert facts.answers() == [PASS, WARN, WARN]
+    assert facts.health.snapshot.checks["outbox:messages"].output == "permission"
 
 
 @pytest.mark.parametrize(
@@ -260,11 +260,11 @@ def test_a_broker_that_takes_nothing_is_a_warning(telemetry: Telemetry, fill: fl
     [(0.0, PASS), (0.49, PASS), (0.5, WARN), (0.99, WARN), (1.0, FAIL), (1.2, FAIL)],
 )
 def test_an_outbox_that_fills_is_a_warning_and_a_full_one_a_failure(
-    telemetry: Telemetry, fill: float, ready: tuple[int, str]
+    facts: Telemetry, fill: float, ready: tuple[int, str]
 ) -> None:
-    telemetry.outbox.fill = fill
-    telemetry.tick()
-    assert telemetry.answers() == [PASS, ready, ready]
+    facts.outbox.fill = fill
+    facts.tick()
+    assert facts.answers() == [PASS, ready, ready]
 
 
 @pytest.mark.parametrize(
@@ -280,33 +280,33 @@ def test_an_outbox_that_fills_is_a_warning_and_a_full_one_a_failure(
     ids=str,
 )
 def test_a_critical_task_that_has_failed_takes_no_traffic(
-    telemetry: Telemetry, state: TaskState, is_critical: bool, ready: tuple[int, str]
+    facts: Telemetry, state: TaskState, is_critical: bool, ready: tuple[int, str]
 ) -> None:
-    telemetry.add_task(state, is_critical=is_critical)
-    telemetry.tick()
-    assert telemetry.answers() == [PASS, ready, ready]
+    facts.add_task(state, is_critical=is_critical)
+    facts.tick()
+    assert facts.answers() == [PASS, ready, ready]
 
 
 def test_a_process_that_starts_or_drains_is_alive_and_takes_no_traffic(
-    telemetry: Telemetry,
+    facts: Telemetry,
 ) -> None:
-    telemetry.is_serving = False
-    telemetry.tick()
-    assert telemetry.answers() == [PASS, FAIL, FAIL]
+    facts.is_serving = False
+    facts.tick()
+    assert facts.answers() == [PASS, FAIL, FAIL]
 
 
 def test_a_process_that_has_not_started_is_alive_and_takes_no_traffic(clock: FakeClock) -> None:
     """Not one snapshot was taken yet, however long ago that is."""
-    telemetry = Telemetry(clock)
+    facts = Telemetry(clock)
     clock.advance(1000.0)
-    assert telemetry.answers() == [PASS, FAIL, FAIL]
+    assert facts.answers() == [PASS, FAIL, FAIL]
 
 
-def test_the_worst_check_decides(telemetry: Telemetry) -> None:
-    telemetry.outbox.fill = 0.7
-    telemetry.add_task(TaskState.FAILED, is_critical=True)
-    telemetry.tick()
-    assert telemetry.answers() == [PASS, FAIL, FAIL]
+def test_the_worst_check_decides(facts: Telemetry) -> None:
+    facts.outbox.fill = 0.7
+    facts.add_task(TaskState.FAILED, is_critical=True)
+    facts.tick()
+    assert facts.answers() == [PASS, FAIL, FAIL]
 
 
 def test_without_a_queue_the_listener_is_absent_and_all_is_well(clock: FakeClock) -> None:
@@ -327,8 +327,8 @@ def test_without_a_queue_the_listener_is_absent_and_all_is_well(clock: FakeClock
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_an_answer_has_the_form_of_the_draft(telemetry: Telemetry, path: str) -> None:
-    answer = telemetry.get(path)
+def test_an_answer_has_the_form_of_the_draft(facts: Telemetry, path: str) -> None:
+    answer = facts.get(path)
     assert answer.status_code == 200
     assert answer.headers["Content-Type"] == "application/health+json"
     assert answer.headers["Cache-Control"] == "no-store"
@@ -339,49 +339,49 @@ def test_an_answer_has_the_form_of_the_draft(telemetry: Telemetry, path: str) ->
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("is_failing", [False, True])
 def test_a_head_request_gets_the_headers_of_a_get_and_no_body(
-    telemetry: Telemetry, path: str, is_failing: bool
+    facts: Telemetry, path: str, is_failing: bool
 ) -> None:
     if is_failing:
-        telemetry.clock.advance(10.0)
-    get, head = telemetry.get(path), telemetry.http.head(path)
+        facts.clock.advance(10.0)
+    get, head = facts.get(path), facts.http.head(path)
     assert head.status_code == get.status_code
     assert dict(head.headers) == dict(get.headers)
     assert head.data == b""
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS", "PATCH"])
-def test_another_method_is_refused_with_those_that_work(telemetry: Telemetry, method: str) -> None:
-    answer = telemetry.http.open("/healthz", method=method)
+def test_another_method_is_refused_with_those_that_work(facts: Telemetry, method: str) -> None:
+    answer = facts.http.open("/healthz", method=method)
     assert answer.status_code == 405
     assert answer.headers["Allow"] == "GET, HEAD"
     assert answer.data == b""
 
 
 def test_paths_can_be_moved_or_left_out(clock: FakeClock) -> None:
-    telemetry = Telemetry(clock, healthz_path="/status", livez_path=None, readyz_path="/up")
-    assert telemetry.endpoints.handles("/status")
-    assert telemetry.endpoints.handles("/up")
+    facts = Telemetry(clock, healthz_path="/status", livez_path=None, readyz_path="/up")
+    assert facts.endpoints.handles("/status")
+    assert facts.endpoints.handles("/up")
     for path in ("/healthz", "/livez", "/readyz", "", "/", "/status/", "/up/x"):
-        assert not telemetry.endpoints.handles(path)
+        assert not facts.endpoints.handles(path)
 
 
-def test_an_answer_comes_from_the_snapshot_and_asks_nobody(telemetry: Telemetry) -> None:
+def test_an_answer_comes_from_the_snapshot_and_asks_nobody(facts: Telemetry) -> None:
     """No I/O: a broker that hangs must not hang the health check."""
-    telemetry.outbox.fill = 1.0
-    assert telemetry.answers() == [PASS, PASS, PASS]
-    telemetry.health.refresh()
-    assert telemetry.answers() == [PASS, FAIL, FAIL]
+    facts.outbox.fill = 1.0
+    assert facts.answers() == [PASS, PASS, PASS]
+    facts.health.refresh()
+    assert facts.answers() == [PASS, FAIL, FAIL]
 
 
 # Details
 
 
 def with_details(clock: FakeClock, details: Any) -> Telemetry:
-    telemetry = Telemetry(clock, health_details=details)
-    telemetry.add_task(TaskState.BACKING_OFF, last_error=RuntimeError(SECRET))
-    telemetry.counts = {"handler_failures": 4}
-    telemetry.tick()
-    return telemetry
+    facts = Telemetry(clock, health_details=details)
+    facts.add_task(TaskState.BACKING_OFF, last_error=RuntimeError(SECRET))
+    facts.counts = {"handler_failures": 4}
+    facts.tick()
+    return facts
 
 
 def checks(answer: TestResponse) -> dict[str, Any] | None:
@@ -394,10 +394,10 @@ def bearer(token: str) -> dict[str, Any]:
 
 
 def test_nobody_sees_details_by_default(clock: FakeClock) -> None:
-    telemetry = with_details(clock, None)
+    facts = with_details(clock, None)
     for path in PATHS:
-        assert checks(telemetry.get(path)) is None
-        assert checks(telemetry.get(path, **bearer("None"))) is None
+        assert checks(facts.get(path)) is None
+        assert checks(facts.get(path, **bearer("None"))) is None
 
 
 @pytest.mark.parametrize(
@@ -417,17 +417,17 @@ def test_nobody_sees_details_by_default(clock: FakeClock) -> None:
 def test_details_are_for_those_who_have_the_token(
     clock: FakeClock, header: str, is_admitted: bool
 ) -> None:
-    telemetry = with_details(clock, SECRET)
-    answer = telemetry.get("/healthz", headers={"Authorization": header})
+    facts = with_details(clock, SECRET)
+    answer = facts.get("/healthz", headers={"Authorization": header})
     assert answer.status_code == 200
     assert (checks(answer) is not None) is is_admitted
 
 
 def test_a_token_may_hold_any_character(clock: FakeClock) -> None:
     """Servers hand headers over as Latin-1."""
-    telemetry = with_details(clock, "schlüssel")
+    facts = with_details(clock, "schlüssel")
     header = "Bearer schlüssel".encode().decode("latin-1")
-    answer = telemetry.http.get("/healthz", environ_overrides={"HTTP_AUTHORIZATION": header})
+    answer = facts.http.get("/healthz", environ_overrides={"HTTP_AUTHORIZATION": header})
     assert checks(answer) is not None
 
 
@@ -438,9 +438,9 @@ def test_a_callable_decides_by_the_request(clock: FakeClock) -> None:
         asked.append(request)
         return request.args.get("who") == "me"
 
-    telemetry = with_details(clock, admit)
-    assert checks(telemetry.get("/healthz?who=me")) is not None
-    assert checks(telemetry.get("/healthz?who=you")) is None
+    facts = with_details(clock, admit)
+    assert checks(facts.get("/healthz?who=me")) is not None
+    assert checks(facts.get("/healthz?who=you")) is None
     assert all(isinstance(request, Request) for request in asked)
 
 
@@ -453,9 +453,9 @@ def test_a_callable_that_raises_admits_nobody_and_is_logged(
     def admit(request: Request) -> bool:
         raise raised
 
-    telemetry = with_details(clock, admit)
+    facts = with_details(clock, admit)
     with caplog.at_level(logging.ERROR, "flask_socketio_guard"):
-        answer = telemetry.get("/healthz")
+        answer = facts.get("/healthz")
     assert answer.status_code == 200
     assert checks(answer) is None
     assert SECRET not in answer.text
@@ -466,15 +466,15 @@ def test_a_callable_that_raises_admits_nobody_and_is_logged(
 
 
 def test_everyone_sees_details_in_debug_mode(clock: FakeClock) -> None:
-    telemetry = with_details(clock, SECRET)
-    telemetry.is_debug = True
-    assert checks(telemetry.get("/healthz")) is not None
+    facts = with_details(clock, SECRET)
+    facts.is_debug = True
+    assert checks(facts.get("/healthz")) is not None
 
 
 def test_details_are_keyed_by_component_and_measurement(clock: FakeClock) -> None:
     """draft-inadarei-api-health-check-06, section 4: arrays of objects with these keys."""
-    telemetry = with_details(clock, SECRET)
-    found = checks(telemetry.get("/healthz", **bearer(SECRET)))
+    facts = with_details(clock, SECRET)
+    found = checks(facts.get("/healthz", **bearer(SECRET)))
     assert found is not None
     assert set(found) == {
         "process:phase",
@@ -503,58 +503,58 @@ def test_details_are_keyed_by_component_and_measurement(clock: FakeClock) -> Non
     assert found["outbox:size"][0]["observedUnit"] == "B"
 
 
-def test_the_age_of_the_last_probe_is_told(telemetry: Telemetry) -> None:
-    telemetry.listener.heard_at = telemetry.clock.now - 1.5
-    telemetry.tick()
-    assert telemetry.health.snapshot.checks["listener:probeAge"] == Check(Status.PASS, 1.5, "s")
-    telemetry.listener.heard_at = None
-    telemetry.tick()
-    assert telemetry.health.snapshot.checks["listener:probeAge"].value is None
+def test_the_age_of_the_last_probe_is_told(facts: Telemetry) -> None:
+    facts.listener.heard_at = facts.clock.now - 1.5
+    facts.tick()
+    assert facts.health.snapshot.checks["listener:probeAge"] == Check(Status.PASS, 1.5, "s")
+    facts.listener.heard_at = None
+    facts.tick()
+    assert facts.health.snapshot.checks["listener:probeAge"].value is None
 
 
 @pytest.mark.parametrize(("is_probing", "told"), [(True, "end to end"), (False, "connection only")])
-def test_it_is_told_how_far_probes_go(telemetry: Telemetry, is_probing: bool, told: str) -> None:
-    telemetry.is_probing = is_probing
-    telemetry.tick()
-    assert telemetry.health.snapshot.checks["listener:probes"] == Check(Status.PASS, told)
+def test_it_is_told_how_far_probes_go(facts: Telemetry, is_probing: bool, told: str) -> None:
+    facts.is_probing = is_probing
+    facts.tick()
+    assert facts.health.snapshot.checks["listener:probes"] == Check(Status.PASS, told)
 
 
 def test_the_guards_own_tasks_are_told_of_only_when_something_is_wrong(
-    telemetry: Telemetry,
+    facts: Telemetry,
 ) -> None:
-    telemetry.add_task(TaskState.RUNNING, name="socketio-guard:tick", is_internal=True)
-    telemetry.add_task(TaskState.BACKING_OFF, name="socketio-guard:outbox", is_internal=True)
-    telemetry.tick()
-    names = set(telemetry.health.snapshot.checks)
+    facts.add_task(TaskState.RUNNING, name="socketio-guard:tick", is_internal=True)
+    facts.add_task(TaskState.BACKING_OFF, name="socketio-guard:outbox", is_internal=True)
+    facts.tick()
+    names = set(facts.health.snapshot.checks)
     assert "task socketio-guard:outbox:state" in names
     assert "task socketio-guard:tick:state" not in names
 
 
 def test_a_task_that_crashes_again_and_again_is_a_warning_while_it_runs(
-    telemetry: Telemetry,
+    facts: Telemetry,
 ) -> None:
     """It is restarted at once, and so never seen waiting for it."""
-    telemetry.add_task(
+    facts.add_task(
         TaskState.RUNNING,
         name="socketio-guard:tick",
         is_internal=True,
         is_flapping=True,
         last_error=KeyError("x"),
     )
-    telemetry.tick()
-    check = telemetry.health.snapshot.checks["task socketio-guard:tick:state"]
+    facts.tick()
+    check = facts.health.snapshot.checks["task socketio-guard:tick:state"]
     assert check == Check(Status.WARN, "running", output="KeyError")
 
 
 def test_nothing_secret_is_ever_in_an_answer(clock: FakeClock) -> None:
     """Not the token, not the text of an error, not where the broker is."""
-    telemetry = with_details(clock, SECRET)
-    telemetry.listener.state = ListenerState.RECONNECTING
-    telemetry.broker.is_reachable = False
-    telemetry.tick()
+    facts = with_details(clock, SECRET)
+    facts.listener.state = ListenerState.RECONNECTING
+    facts.broker.is_reachable = False
+    facts.tick()
     for path in PATHS:
         for options in ({}, bearer(SECRET)):
-            text = telemetry.get(path, **options).text
+            text = facts.get(path, **options).text
             assert SECRET not in text
             assert "redis" not in text
             assert "Traceback" not in text

@@ -387,8 +387,8 @@ def test_facts_are_there_for_machines(
     assert extra(signals.connection_changed, change, "reason") == ["ping timeout"]
     for error in (RateLimited(), EventRejected()):
         rejection = Rejection("chat", "/room", SID, error)
-        telemetry = extra(signals.rejected, rejection, "sid", "namespace", "event")
-        assert telemetry == [SID, "/room", "chat"]
+        facts = extra(signals.rejected, rejection, "sid", "namespace", "event")
+        assert facts == [SID, "/room", "chat"]
     assert extra(signals.handshake_refused, HandshakeRefusal("full"), "reason") == ["full"]
     assert extra(signals.protocol_violated, Violation("size"), "reason") == ["size"]
     assert extra(signals.send_lost, SendLoss(2, "slow"), "count", "reason") == [2, "slow"]

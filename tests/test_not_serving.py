@@ -30,10 +30,10 @@ nothing_left_behind = unit_support.nothing_left_behind
 # An application as its unit tests load it: nothing is patched, and its Redis is not there.
 UNIT_TEST = """
 import atexit, json, os, sys, threading, time
-telemetry = {}
+facts = {}
 def report():  # registered first, and so called last
-    telemetry["exit"] = time.monotonic() - telemetry["ended_at"]
-    print(json.dumps(telemetry))
+    facts["exit"] = time.monotonic() - facts["ended_at"]
+    print(json.dumps(facts))
 atexit.register(report)
 from flask import Flask
 from flask_socketio import SocketIO
@@ -48,13 +48,13 @@ def index():
     return "ok"
 client = app.test_client()
 began_at = time.monotonic()
-telemetry["statuses"] = [client.get("/").status_code for _ in range(3)]
+facts["statuses"] = [client.get("/").status_code for _ in range(3)]
 with app.app_context():
     socketio.emit("from a command", 2)
-telemetry["requests"] = time.monotonic() - began_at
+facts["requests"] = time.monotonic() - began_at
 if os.environ["GUARD"] == "1":
-    telemetry["listener"] = str(guard.listener_state)
-telemetry["ended_at"] = time.monotonic()
+    facts["listener"] = str(guard.listener_state)
+facts["ended_at"] = time.monotonic()
 if os.environ.get("END") == "abrupt":
     thread = threading.Thread(target=lambda: socketio.emit("from a thread", 3))
     thread.start()
@@ -94,8 +94,8 @@ def unit_test(*, url: str, mode: str, guard: str, end: str = "") -> dict[str, An
         check=False,
     )
     assert answer.returncode == 0, answer.stderr
-    telemetry: dict[str, Any] = json.loads(answer.stdout)
-    return telemetry
+    facts: dict[str, Any] = json.loads(answer.stdout)
+    return facts
 
 
 @pytest.mark.parametrize("mode", ["gevent", "threading"])
@@ -116,7 +116,7 @@ def test_a_command_emits_where_nothing_is_patched(redis_server: RedisServer) -> 
         pubsub = client.pubsub(ignore_subscribe_messages=True)
         pubsub.subscribe("flask-socketio")
         wait_until(lambda: redis_server.subscribers() == 1)
-        telemetry = unit_test(url=redis_server.url, mode="gevent", guard="1", end="abrupt")
+        facts = unit_test(url=redis_server.url, mode="gevent", guard="1", end="abrupt")
         events: list[str] = []
 
         def have_come() -> bool:
@@ -128,7 +128,7 @@ def test_a_command_emits_where_nothing_is_patched(redis_server: RedisServer) -> 
         wait_until(have_come)
         pubsub.close()
     assert events == ["news", "news", "news", "from a command", "from a thread"]
-    assert telemetry["listener"] == "idle"
+    assert facts["listener"] == "idle"
 
 
 def test_a_server_where_nothing_is_patched_says_so_to_its_first_client(

@@ -48,7 +48,7 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class Sources:
-    """Where a snapshot takes its telemetry from."""
+    """Where a snapshot takes its facts from."""
 
     supervisor: Supervisor
     is_serving: Callable[[], bool]
@@ -61,7 +61,7 @@ class Health(Component):
     """Takes snapshots and judges them.
 
     Args:
-        sources: Where the telemetry are.
+        sources: Where the facts are.
     """
 
     def __init__(self, sources: Sources) -> None:

@@ -30,9 +30,9 @@ def create_app() -> Flask:
     notes: list[Any] = []
     lock = threading.Lock()
 
-    def note(*telemetry: Any) -> None:
+    def note(*facts: Any) -> None:
         with lock:
-            notes.append(list(telemetry))
+            notes.append(list(facts))
 
     _add_events(socketio, note)
     _add_gate(socketio, note)

@@ -114,15 +114,15 @@ class LegacyNamespace(Namespace):
         self.application.depart(self.namespace)
 
 
-def note(what: str, namespace: str, **telemetry: Any) -> None:
+def note(what: str, namespace: str, **facts: Any) -> None:
     """Log what happened to the connection that is being handled."""
     sid = request.sid  # type: ignore[attr-defined]
-    note_of(sid, what, namespace=namespace, **telemetry)
+    note_of(sid, what, namespace=namespace, **facts)
 
 
-def note_of(sid: str, what: str, **telemetry: Any) -> None:
+def note_of(sid: str, what: str, **facts: Any) -> None:
     """Log what happened to a connection."""
-    _log.info(json.dumps({"what": what, "sid": sid, **telemetry}, default=str))
+    _log.info(json.dumps({"what": what, "sid": sid, **facts}, default=str))
 
 
 def create_app() -> Flask:

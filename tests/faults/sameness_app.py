@@ -194,7 +194,7 @@ class SamenessApplication(Application):
     def do_disconnect(self, **options: Any) -> None:
         flask_socketio.disconnect(**options)
 
-    def telemetry(self) -> dict[str, Any]:
+    def facts(self) -> dict[str, Any]:
         """Return what an event knows of the request with which its client came."""
         was_fresh = "seen" not in flask.g
         flask.g.seen = True
@@ -317,7 +317,7 @@ def _event_handlers(application: SamenessApplication) -> dict[str, Callable[...,
     def nothing(*_args: Any) -> None:
         """Return nothing."""
 
-    def telemetry(*_args: Any) -> dict[str, Any]:
+    def facts(*_args: Any) -> dict[str, Any]:
         return application.telemetry()
 
     def remember(value: Any) -> dict[str, Any]:
@@ -383,7 +383,7 @@ def _event_handlers(application: SamenessApplication) -> dict[str, Callable[...,
         "run": run,
         "echo": echo,
         "nothing": nothing,
-        "telemetry": telemetry,
+        "facts": facts,
         "remember": remember,
         "recall": recall,
         "fail": fail,

@@ -309,7 +309,7 @@ def _actions(kinds: st.SearchStrategy[Any]) -> st.SearchStrategy[list[Any]]:
 _events = (
     st.tuples(
         st.sampled_from(
-            ("echo", "telemetry", "nothing", "fail", "forbid", "unknown", "contexts", "later")
+            ("echo", "facts", "nothing", "fail", "forbid", "unknown", "contexts", "later")
         ),
         _arguments,
     )
