@@ -850,7 +850,7 @@ class SocketIOGuard:
         policy = restart_policy(restart, max_restarts=max_restarts, restart_window=restart_window)
         return guard.tasks.run(
             TaskSpec(
-                name or guard.unique_name(task_name(target)),
+                name or guard.tasks.unique_name(task_name(target)),
                 lambda: target(*args, **kwargs),
                 None,
                 policy,
@@ -867,7 +867,7 @@ class SocketIOGuard:
         Returns:
             ``True`` after the whole time, ``False`` when woken early.
         """
-        return self._current().sleep(seconds)
+        return self._current().tasks.sleep(seconds)
 
     # The process
 

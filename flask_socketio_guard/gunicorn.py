@@ -62,9 +62,9 @@ def post_worker_init(worker: Any) -> None:
             continue
         if guard.app is not None:
             require_fitting(guard.server.async_mode, worker)
-        is_second = guard.on_drained is not None
-        guard.is_worker_alive = lambda: bool(getattr(worker, "alive", True))
-        guard.on_drained = partial(_let_go, worker, guard)
+        is_second = guard.worker.on_drained is not None
+        guard.worker.is_alive = lambda: bool(getattr(worker, "alive", True))
+        guard.worker.on_drained = partial(_let_go, worker, guard)
         guard.start()
         if hasattr(worker, "cfg") and guard.app is not None and not is_second:
             _limit_connections(worker, guard)
@@ -98,9 +98,9 @@ def worker_exit(server: Any, worker: Any) -> None:
         return  # called in the master, for a worker that was gone already
     _booted = None
     for guard in all_guards():
-        if guard.is_stopped:
+        if guard.lifecycle.is_stopped:
             continue
-        if guard.is_draining:
+        if guard.lifecycle.is_draining:
             # gunicorn lets go once no connection is left; a handler may still run.
             guard.drain(guard.config.stop_timeout)
         guard.stop(guard.config.stop_timeout)
@@ -271,7 +271,7 @@ def _let_go(worker: Any, guard: AppGuard, stopping_for: float) -> None:
     requests = worker.wsgi
     while isinstance(requests, CountedRequests) and requests.in_progress:
         guard.runtime.sleep(_POLL_INTERVAL)
-    if all(other.is_drained for other in all_guards() if not other.is_superseded):
+    if all(other.lifecycle.is_drained for other in all_guards() if not other.is_superseded):
         rest = math.ceil(clock() - told_at) + 1
         worker.cfg.set("graceful_timeout", min(rest, worker.cfg.graceful_timeout))
 

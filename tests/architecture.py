@@ -25,6 +25,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("upstream.flask", "upstream.web_server"),
     ("upstream",),
     ("registry",),
+    ("assembly",),
     ("app_guard",),
     ("gunicorn", "middleware", "signals"),
     ("extension",),

@@ -399,13 +399,13 @@ def test_the_clients_of_an_application_are_let_go(serve: Callable[..., Served]) 
     guard, inner = served.guarded.guard, served.guarded.inner
     served.connect(8)
     assert served.status("/readyz") == 200
-    assert not inner.is_drained
+    assert not inner.lifecycle.is_drained
     began_at = time.monotonic()
     assert guard.drain(5.0)
     assert time.monotonic() - began_at < 2.0
     assert served.heard == ["server disconnect"] * 8
     assert len(guard.connections) == 0
-    assert inner.is_drained
+    assert inner.lifecycle.is_drained
     assert inner.is_quiet()
     assert not served.guarded.socketio.server.eio.sockets
     assert (served.status("/livez"), served.status("/readyz")) == (200, 503)

@@ -18,7 +18,7 @@ from werkzeug.test import Client
 
 from flask_socketio_guard import ConfigError, SocketIOGuard, app_guard
 from flask_socketio_guard import gunicorn as hooks
-from flask_socketio_guard.core import lifecycle
+from flask_socketio_guard.core import lifecycle, process
 from flask_socketio_guard.gunicorn import loading_worker
 from flask_socketio_guard.upstream.socketio.server import GuardedServer
 from tests import unit_support
@@ -39,7 +39,7 @@ guarded = unit_support.guarded
 @pytest.fixture(autouse=True)
 def of_this_test_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """The hooks act on every guard of the process: leave out those of other tests."""
-    monkeypatch.setattr(app_guard, "_alive", WeakSet())
+    monkeypatch.setattr(process, "_members", WeakSet())
     monkeypatch.setattr(hooks, "_booted", None)
 
 
@@ -139,7 +139,7 @@ def test_a_stop_waits_for_answers_that_are_being_sent(
     download = Client(worker.wsgi).get(path)
     assert next(download.iter_encoded()) == b"some"
     worker.alive = False
-    wait_until(lambda: guarded.inner.is_drained)
+    wait_until(lambda: guarded.inner.lifecycle.is_drained)
     wait_until(lambda: polls.count(0.001) >= 3, message="nobody waits for the answer")
     assert worker.cfg.graceful_timeout == GRACEFUL_TIMEOUT
     download.close()
@@ -158,7 +158,7 @@ def test_an_application_that_is_made_with_the_first_request_is_drained(
     assert guarded.inner.lifecycle.has_served
     assert http.get("/readyz").status_code == 200
     worker.alive = False
-    wait_until(lambda: guarded.inner.is_drained, message="nobody drains it")
+    wait_until(lambda: guarded.inner.lifecycle.is_drained, message="nobody drains it")
     assert http.get("/readyz").status_code == 503
     wait_until(lambda: worker.cfg.graceful_timeout < GRACEFUL_TIMEOUT)
     worker.cfg.worker_exit(object(), worker)

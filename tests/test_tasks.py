@@ -10,7 +10,7 @@ import pytest
 
 from flask_socketio_guard.config import GuardConfig
 from flask_socketio_guard.core import tasks as tasks_module
-from flask_socketio_guard.core.lifecycle import Lifecycle
+from flask_socketio_guard.core.lifecycle import Lifecycle, ServerWorker
 from flask_socketio_guard.core.runtime import Runtime, clock
 from flask_socketio_guard.core.supervisor import Restart, Supervisor, TaskHandle, current_task
 from flask_socketio_guard.core.tasks import Tasks, TaskSpec, restart_policy, task_name, task_spec
@@ -54,8 +54,7 @@ class Started:
             self.supervisor,
             GuardConfig(),
             on_change=lambda: None,
-            is_worker_alive=lambda: True,
-            on_farewell=lambda _: None,
+            worker=ServerWorker(),
         )
         self.tasks = Tasks(runtime, lifecycle, [], context=self._context, restart_max_delay=0.02)
 

@@ -326,6 +326,11 @@ class Connections(Mapping[str, Connection], Component):
         """Return the connection of *sid*, whatever that is."""
         return self._by_sid.get(sid) if isinstance(sid, str) else None
 
+    def transport_session(self, sid: str) -> str | None:
+        """Return the id of a client's transport session; ``None`` if it is gone."""
+        connection = self.find(sid)
+        return None if connection is None else connection.eio_sid
+
     def of(self, eio_sid: str) -> tuple[Connection, ...]:
         """Return the connections that share one transport session."""
         return self._by_eio_sid.get(eio_sid, ())

@@ -20,6 +20,7 @@ LEAST_RECIPIENTS: Final = 16
 MAX_DELIVERIES: Final = 50_000
 MAX_BYTES: Final = 16 * 1024 * 1024
 
+_MAX_DELIVERIES_AHEAD = 20_000  # to write, beyond which other processes have to wait
 _DELIVERIES = 8  # between two looks at the clock
 _LOOK_AHEAD = 8  # jobs
 _MAX_TOGETHER = 64 * 1024  # bytes that are written in one go for being small
@@ -129,6 +130,14 @@ class FanOut:
             self._work(clock() + TIME_SLICE)
         if not self._is_due:
             self._schedule()
+
+    def wait_while_behind(self) -> None:
+        """Backpressure: return when not much is to be written yet.
+
+        Broadcasts of other processes come as fast as they are written here, and no faster.
+        """
+        while self._deliveries > _MAX_DELIVERIES_AHEAD:
+            self._runtime.yield_control()
 
     def settle(self, recipient: Recipient) -> None:
         """Write to *recipient* all that it has yet to get."""

@@ -24,6 +24,19 @@ _POLL_INTERVAL = 0.1  # seconds
 _logger = logging.getLogger("flask_socketio_guard")
 
 
+class ServerWorker:
+    """The server's process that this one is, as far as it is known; outlives a fork.
+
+    Attributes:
+        is_alive: Says whether the server has not told this process to stop.
+        on_drained: Called with the seconds that a drain took which that has led to.
+    """
+
+    def __init__(self) -> None:
+        self.is_alive: Callable[[], bool] = lambda: True
+        self.on_drained: Callable[[float], object] | None = None
+
+
 class Lifecycle:
     """Starts, ticks, drains and stops the components of one application.
 
@@ -32,8 +45,7 @@ class Lifecycle:
         supervisor: Runs tasks, those of the application included.
         config: Settings.
         on_change: Called after each change of the phase, and by :meth:`refresh`.
-        is_worker_alive: Says whether the server has not told this process to stop.
-        on_farewell: Called with the seconds that a drain took which that has led to.
+        worker: The server's process that this one is.
 
     Attributes:
         components: In the order in which they start.
@@ -48,15 +60,13 @@ class Lifecycle:
         config: GuardConfig,
         *,
         on_change: Callable[[], None],
-        is_worker_alive: Callable[[], bool],
-        on_farewell: Callable[[float], None],
+        worker: ServerWorker,
     ) -> None:
         self._runtime = runtime
         self.supervisor = supervisor
         self._config = config
         self.refresh = on_change
-        self._is_worker_alive = is_worker_alive
-        self._on_farewell = on_farewell
+        self._worker = worker
         self.components: Sequence[Component] = ()
         self.lock = threading.RLock()
         self.stopping: Flag = runtime.flag()
@@ -78,6 +88,16 @@ class Lifecycle:
     def has_served(self) -> bool:
         """Whether it has begun to serve clients, or is beyond that."""
         return self._machine.state not in _BEFORE_SERVING
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether the clients are being let go, or were, and nothing has stopped yet."""
+        return self._machine.state is Phase.DRAINING
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether :meth:`stop` was called."""
+        return self._machine.state is Phase.STOPPED
 
     @property
     def is_drained(self) -> bool:
@@ -194,7 +214,7 @@ class Lifecycle:
         while not is_stopping():
             for component in self.components:
                 component.poll()
-            if self.is_serving and not self._is_worker_alive() and self._begin_drain():
+            if self.is_serving and not self._worker.is_alive() and self._begin_drain():
                 self._runtime.spawn(self._say_farewell, name="socketio-guard:drain")
             if clock() >= next_tick_at:
                 next_tick_at = clock() + TICK_INTERVAL
@@ -207,7 +227,8 @@ class Lifecycle:
         """Do what a process does that was told to stop, before its server lets go."""
         told_at = clock()
         self._drain(self._config.stop_timeout)
-        self._on_farewell(clock() - told_at)
+        if self._worker.on_drained is not None:
+            self._worker.on_drained(clock() - told_at)
 
 
 _BEFORE_SERVING = (Phase.NEW, Phase.EMITTING)

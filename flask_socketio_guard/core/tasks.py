@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
@@ -9,7 +10,7 @@ from ..config import require_seconds
 from ..errors import ConfigError, DuplicateTask
 from .component import Component, Watch
 from .runtime import Runtime, clock
-from .supervisor import Restart, RestartPolicy, TaskHandle, is_stopping, sleep
+from .supervisor import Restart, RestartPolicy, TaskHandle, current_task, is_stopping, sleep
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -123,6 +124,7 @@ class Tasks(Component):
         self._specs = specs
         self._context = context
         self._restart_max_delay = restart_max_delay
+        self._numbers = itertools.count(1)
 
     def serve(self, watch: Watch) -> None:
         """Start those that start with the application."""
@@ -151,6 +153,19 @@ class Tasks(Component):
         with self._lifecycle.lock:
             self.require_free(spec.name)
             return self._start(spec)
+
+    def unique_name(self, name: str) -> str:
+        """Return *name* with a number that makes it unique."""
+        return f"{name}-{next(self._numbers)}"
+
+    def sleep(self, seconds: float) -> bool:
+        """Sleep; end early, and return ``False``, when the task or process stops."""
+        stopping = self._lifecycle.stopping
+        if stopping.is_set():
+            return False
+        if current_task() is None and seconds > 0:
+            return not stopping.wait(seconds)
+        return sleep(self._runtime, seconds)
 
     def require_free(self, name: str) -> None:
         """See that a task of that name can start, now and with the application.

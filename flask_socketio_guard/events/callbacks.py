@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+from ..config import require_plain, require_seconds
 from ..core.component import Component, Watch
 from ..core.runtime import Flag, Runtime, clock
 from ..core.supervisor import is_stopping
+from ..ports import AckCallback
 from .dispatch import arriving
 
 if TYPE_CHECKING:
@@ -21,6 +23,34 @@ if TYPE_CHECKING:
 
     from ..ports import Awaiting
     from .handlers import HandlerGuard
+
+
+def ack_callback(
+    in_present_request: Callable[[Callable[..., object]], Callable[..., object]],
+    function: Callable[..., object],
+    timeout: float | None,
+    on_timeout: Callable[[], object] | None,
+) -> AckCallback:
+    """Return *function* as a callback that runs in the request context of now, if any.
+
+    Args:
+        in_present_request: Binds a function to the request context of now.
+        function: Called with what the client acknowledges with.
+        timeout: Seconds to wait; ``None`` takes the configured default.
+        on_timeout: Called when no acknowledgement will come.
+
+    Raises:
+        ConfigError: *timeout* is out of range, or a function is a coroutine's.
+    """
+    if timeout is not None:
+        require_seconds("callback_timeout", timeout)
+    require_plain("the callback", function)
+    bound = in_present_request(function)
+    if on_timeout is None:
+        return AckCallback(bound, timeout)
+    require_plain("on_timeout", on_timeout)
+    expired = in_present_request(on_timeout)
+    return AckCallback(bound, timeout, lambda _reason: expired())
 
 
 class CallbackRunner:

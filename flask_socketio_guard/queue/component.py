@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..core.component import Check, Component, Status, Watch
+from ..core.process import flush_in_children
 from ..core.runtime import clock
 from ..core.supervisor import current_task
 from ..states import ListenerState, TaskState
@@ -42,7 +42,6 @@ class MessageQueue(Component):
         telemetry: Is told of what happens.
         handle: Takes one message of another process; see :class:`~.listener.Listener`.
         is_write_only: Whether the process never serves, and so hears nothing before it asks.
-        at_exit: What a child of multiprocessing, which runs no exit functions, is to call.
 
     Attributes:
         outbox: Messages on their way out.
@@ -60,7 +59,6 @@ class MessageQueue(Component):
         telemetry: Telemetry,
         handle: Callable[[bytes | str | dict[str, object]], None],
         is_write_only: bool,
-        at_exit: Callable[[], None],
     ) -> None:
         self._runtime = runtime
         self._lifecycle = lifecycle
@@ -68,7 +66,6 @@ class MessageQueue(Component):
         self._transport = transport
         self._telemetry = telemetry
         self._is_write_only = self._may_end_soon = is_write_only
-        self._at_exit = at_exit
         self._writer: TaskHandle | None = None
         broker = self.broker = Reachability(transport.check, on_change=self._broker_changed)
         self.outbox = Outbox(
@@ -125,7 +122,7 @@ class MessageQueue(Component):
         with lifecycle.lock:
             if self._writer is not None or lifecycle.stopping.is_set():
                 return
-            _flush_at_the_end(self._at_exit)
+            flush_in_children()
             self._writer = lifecycle.watch(WRITER_TASK, self.outbox.write, self.outbox.wake)
 
     def publish(self, payload: bytes) -> None:
@@ -277,16 +274,3 @@ class MessageQueue(Component):
         else:
             logger.warning("the message queue takes what is published again")
         self._lifecycle.refresh()
-
-
-def _flush_at_the_end(at_exit: Callable[[], None]) -> None:
-    """See that a child of multiprocessing, or Celery's, flushes: it runs no exit functions.
-
-    Source:
-        multiprocessing, ``BaseProcess._bootstrap``: forgets finalizers of the parent, runs its
-        own at the end of the child, and then calls ``os._exit``. billiard is Celery's copy.
-    """
-    for name in ("multiprocessing.util", "billiard.util"):
-        util: Any = sys.modules.get(name)
-        if util is not None:
-            util.Finalize(None, at_exit, exitpriority=0)

@@ -14,6 +14,7 @@ from ..core.component import Check, Component, Status
 from ..core.lifecycle import TICK_INTERVAL
 from ..core.runtime import clock
 from ..states import ListenerState, TaskState
+from . import records
 from .records import logger
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from ..config import GuardConfig
     from ..core.supervisor import Supervisor
+    from .records import Telemetry
 
 _STALE_TICKS = 3
 _LATE_TICKS = 2
@@ -69,6 +71,23 @@ class Health(Component):
         self._snapshot = Snapshot(listener=sources.listener_state())
         self._ticked_at: float | None = None
         self._lag = 0.0
+        self._subscriptions: list[object] = []
+
+    def follow(self, telemetry: Telemetry) -> None:
+        """Take a snapshot, too, whenever something changes that a load balancer waits for."""
+        self._subscriptions = [
+            telemetry.subscribe(signal, lambda _: self.refresh())
+            for signal in (
+                records.listener_changed,
+                records.broker_changed,
+                records.delivery_store_changed,
+                records.task_changed,
+            )
+        ]
+
+    def abandon(self) -> None:
+        """Follow nothing any more: another one does."""
+        self._subscriptions = []
 
     def tick(self) -> None:
         """Take a snapshot and note that the process is alive; called every tick."""

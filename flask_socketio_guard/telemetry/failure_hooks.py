@@ -1,0 +1,40 @@
+"""The application's own functions that are called with each failure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..core.component import Component
+from . import records
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from .records import Failure, Telemetry
+
+
+class FailureHooks(Component):
+    """Calls each hook with each failure; what a hook raises is a failure, too.
+
+    Args:
+        telemetry: Tells of failures.
+        hooks: Added to, at any time.
+    """
+
+    def __init__(self, telemetry: Telemetry, hooks: Sequence[Callable[[Failure], object]]) -> None:
+        self._telemetry = telemetry
+        self._hooks = hooks
+        self._subscription: object = telemetry.subscribe(records.failed, self._call)
+
+    def abandon(self) -> None:
+        """Call them no more: another one does."""
+        self._subscription = None
+
+    def _call(self, failure: Failure) -> None:
+        for hook in self._hooks:
+            try:
+                hook(failure)
+            except BaseException as exc:  # noqa: BLE001 - recorded; see records.send
+                if failure.kind != "hook":
+                    name = getattr(hook, "__qualname__", repr(hook))
+                    self._telemetry.failed("hook", exc, name)
