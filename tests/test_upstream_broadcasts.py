@@ -11,7 +11,7 @@ from flask_socketio import join_room
 from flask_socketio_guard import SendOutcome
 from flask_socketio_guard.clients.fan_out import LEAST_RECIPIENTS, Batch
 from flask_socketio_guard.upstream.engineio.outgoing import ClientMessage
-from flask_socketio_guard.upstream.socketio import managers
+from flask_socketio_guard.upstream.socketio.emission import best_of
 from tests import unit_support, unit_websocket
 
 if TYPE_CHECKING:
@@ -221,9 +221,9 @@ def test_the_outcome_is_the_best_that_became_of_it() -> None:
         SendOutcome.DROPPED_SLOW,
         SendOutcome.QUEUED,
     )
-    assert managers._best([]) is closed
-    assert managers._best([closed, slow]) is managers._best([slow, closed]) is slow
-    assert managers._best([closed, slow, queued]) is queued
+    assert best_of([]) is closed
+    assert best_of([closed, slow]) is best_of([slow, closed]) is slow
+    assert best_of([closed, slow, queued]) is queued
 
 
 def test_few_recipients_have_it_in_their_queues(make_served: Callable[..., Served]) -> None:

@@ -67,7 +67,8 @@ def test_the_versions_wanted_are_those_that_the_package_asks_for() -> None:
 def test_every_private_name_that_is_taken_hold_of_is_checked() -> None:
     """A guarded class overrides a private method: the seam must be in the table."""
     from flask_socketio_guard.upstream.flask.socketio_object import GuardedSocketIO
-    from flask_socketio_guard.upstream.socketio.managers import GuardedManager, GuardedPubSubManager
+    from flask_socketio_guard.upstream.socketio.managers import GuardedManager
+    from flask_socketio_guard.upstream.socketio.queue_managers import GuardedPubSubManager
     from flask_socketio_guard.upstream.socketio.server import GuardedServer
 
     checked = {name for _, name in SEAMS}
@@ -79,7 +80,8 @@ def test_every_private_name_that_is_taken_hold_of_is_checked() -> None:
     ):
         overridden = {
             name
-            for name in vars(guarded)
+            for cls in guarded.__mro__[:-1]
+            for name in vars(cls)
             if name.startswith("_")
             and not name.startswith("__")
             and any(hasattr(cls, name) for cls in upstream)

@@ -17,7 +17,7 @@ from flask_socketio_guard.events import pieces
 from flask_socketio_guard.events.pieces import Line, PieceDecoder, TimeSlice
 from flask_socketio_guard.events.shape import MAX_DEPTH, Places, TooDeep, TooManyContainers
 from flask_socketio_guard.upstream.engineio.socket import ProtocolViolation, TooLarge
-from flask_socketio_guard.upstream.socketio import encoding, server
+from flask_socketio_guard.upstream.socketio import decoding, encoding
 from flask_socketio_guard.upstream.socketio.encoding import KeptPacket
 
 if TYPE_CHECKING:
@@ -282,31 +282,31 @@ def test_packets_of_each_type_are_decoded_in_pieces(
     monkeypatch.setattr(pieces, "TURN_TIME", 0.0)
     body = KINDS["rows"]
     turns: list[int] = []
-    packet = server.decode(
+    packet = decoding.decode(
         KeptPacket, head + body, max_containers=10**6, pause=lambda: turns.append(1)
     )
     assert packet.data == json.loads(body)
     assert len(turns) >= len(body) / pieces._MOST
     with pytest.raises(TooLarge, match="more than 100 lists"):
-        server.decode(KeptPacket, head + body, max_containers=100)
+        decoding.decode(KeptPacket, head + body, max_containers=100)
     with pytest.raises(ProtocolViolation, match="nested too deep"):
-        server.decode(KeptPacket, f"{head}{'[' * 101}{body}{']' * 101}", max_containers=10**6)
+        decoding.decode(KeptPacket, f"{head}{'[' * 101}{body}{']' * 101}", max_containers=10**6)
     with pytest.raises(ProtocolViolation, match="Socket"):
-        server.decode(KeptPacket, head + body[:-1], max_containers=10**6)
+        decoding.decode(KeptPacket, head + body[:-1], max_containers=10**6)
 
 
 def test_a_long_namespace_hides_no_depth() -> None:
     """What is behind it may be short, and is looked at all the same."""
     head = f"2/{'x' * 40_000},"
     with pytest.raises(ProtocolViolation, match="nested too deep"):
-        server.decode(KeptPacket, f'{head}["e",{"[" * 100}{"]" * 100}]', max_containers=10**6)
+        decoding.decode(KeptPacket, f'{head}["e",{"[" * 100}{"]" * 100}]', max_containers=10**6)
 
 
 def test_small_packets_wait_for_nobody() -> None:
     turns: list[int] = []
     text = f'2["event",{json.dumps([[number] for number in range(3000)])}]'
     assert len(text) < encoding.IN_PIECES
-    server.decode(KeptPacket, text, max_containers=10**6, pause=lambda: turns.append(1))
+    decoding.decode(KeptPacket, text, max_containers=10**6, pause=lambda: turns.append(1))
     assert turns == []
 
 

@@ -28,12 +28,8 @@ from .flask.socketio_object import (
 from .overrides import calls_on, check, guarded_class, is_guarded, is_upstream, overrides, rebind
 from .redis.transport import RedisTransport
 from .socketio.encoding import keep_json
-from .socketio.managers import (
-    GuardedManager,
-    GuardedPubSubManager,
-    QueuedRedisManager,
-    ThroughOutbox,
-)
+from .socketio.managers import GuardedManager
+from .socketio.queue_managers import GuardedPubSubManager, QueuedRedisManager, ThroughOutbox
 from .socketio.queue_transport import QueueTransport, require_scheme
 from .socketio.server import GuardedServer
 

@@ -13,7 +13,7 @@ from ...errors import BrokerError, ConfigError, PublishError
 from ...queue.transport import SEQUENCE_KEY, Arrival, Probe, QueueMessage
 from ...telemetry.records import logger
 from ..overrides import overrides
-from .managers import ThroughOutbox
+from .queue_managers import ThroughOutbox
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
