@@ -291,7 +291,7 @@ def _connection_handlers(application: SamenessApplication) -> dict[str, Callable
         session["entered"] = session.get("entered", 0) + 1
         if request.args.get("greeted"):
             flask_socketio.join_room("lobby")
-            flask_socketio.emit("welcome", [auth, application.telemetry(), dict(session)])
+            flask_socketio.emit("welcome", [auth, application.facts(), dict(session)])
 
     def disconnect(reason: Any) -> None:
         namespace = request.namespace  # type: ignore[attr-defined]
@@ -318,7 +318,7 @@ def _event_handlers(application: SamenessApplication) -> dict[str, Callable[...,
         """Return nothing."""
 
     def facts(*_args: Any) -> dict[str, Any]:
-        return application.telemetry()
+        return application.facts()
 
     def remember(value: Any) -> dict[str, Any]:
         before = dict(session)
