@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import difflib
-import inspect
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any
 
+from .checks import is_seconds
 from .errors import ConfigError
 
 PREFIX = "SOCKETIO_GUARD_"
@@ -24,38 +24,6 @@ STORE_SCHEMES = (
     "valkey+sentinel://",
 )
 """What the URL of a store may begin with: as that of a ``RedisManager``."""
-
-
-def _is_seconds(value: object, *, is_zero_allowed: bool = False) -> bool:
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        return False
-    return value < float("inf") and (value > 0 or (is_zero_allowed and value == 0))
-
-
-def require_seconds(name: str, value: object) -> None:
-    """Make sure that *value* is a duration: a finite number of seconds, > 0.
-
-    Raises:
-        ConfigError: It is not; the text calls it *name*.
-    """
-    if not _is_seconds(value):
-        raise ConfigError(f"{name} must be a number of seconds > 0, not {value!r}")
-
-
-def require_plain(name: str, function: object) -> None:
-    """Make sure that a call of *function* runs its body.
-
-    Raises:
-        ConfigError: It is an ``async def`` or a generator function; the text calls it *name*.
-    """
-    for each in (function, getattr(function, "__call__", None)):  # noqa: B004 - of an object
-        if inspect.iscoroutinefunction(each) or inspect.isasyncgenfunction(each):
-            kind, mend = "an async def", "write it as a plain def"
-        elif inspect.isgeneratorfunction(each):
-            kind, mend = "a generator", "let it return, and emit what it would yield"
-        else:
-            continue
-        raise ConfigError(f"{name} is {kind} function, whose body would never run: {mend}")
 
 
 def _is_whole(value: object, *, least: int) -> bool:
@@ -96,8 +64,8 @@ def _one_of(*choices: str) -> _Rule:
 
 
 _FLAG: _Rule = (lambda value: isinstance(value, bool), "True or False")
-_POSITIVE: _Rule = (_is_seconds, "a number of seconds > 0")
-_NOT_NEGATIVE: _Rule = (partial(_is_seconds, is_zero_allowed=True), "a number of seconds >= 0")
+_POSITIVE: _Rule = (is_seconds, "a number of seconds > 0")
+_NOT_NEGATIVE: _Rule = (partial(is_seconds, is_zero_allowed=True), "a number of seconds >= 0")
 _COUNT: _Rule = (partial(_is_whole, least=1), "an integer >= 1")
 _RATE: _Rule = (_is_text, 'a rate such as "20/second"')
 _PATH: _Rule = (partial(_is_text, beginning="/"), 'a path that begins with "/"')

@@ -15,7 +15,8 @@ PACKAGE = Path(flask_socketio_guard.__file__).parent
 
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "backoff", "version", "answers"),
-    ("config", "states", "scripts"),
+    ("checks", "states", "scripts"),
+    ("config",),
     ("core", "routes"),
     ("telemetry",),
     ("ports",),
@@ -28,6 +29,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("assembly",),
     ("app_guard",),
     ("gunicorn", "middleware", "signals"),
+    ("public",),
     ("extension",),
     ("__init__",),
 )
@@ -37,7 +39,7 @@ A package is one room, unless parts of it have a row of their own.
 """
 
 GEVENT = frozenset({"gevent", "greenlet"})
-ALLOWED_PRIVATE = {("extension", "_get_current_object"), ("gunicorn", "_exit")}
+ALLOWED_PRIVATE = {("public.guards", "_get_current_object"), ("gunicorn", "_exit")}
 """Names with an underscore that are no private parts: Werkzeug's "the object itself", os._exit."""
 
 NAMED_TUPLE = {"_asdict", "_make", "_replace"}

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from flask_socketio_guard.config import STORE_SCHEMES, GuardConfig, require_seconds
+from flask_socketio_guard.checks import require_seconds
+from flask_socketio_guard.config import STORE_SCHEMES, GuardConfig
 from flask_socketio_guard.errors import ConfigError
 from tests.settings_page import PAGE, written
 

@@ -10,6 +10,7 @@ import pytest
 from flask_socketio_guard.delivery.api import DeliveryApi
 from flask_socketio_guard.delivery.memory import MemoryStore
 from flask_socketio_guard.delivery.records import Retry
+from flask_socketio_guard.delivery.request import delivery_request
 from flask_socketio_guard.delivery.store_client import DirectStoreClient
 from flask_socketio_guard.states import DeliveryState
 from tests import unit_support
@@ -46,20 +47,22 @@ class Sending:
             run=lambda function, arguments: function(*arguments),
         )
 
-    def put(self, **options: Any) -> Receipt:
-        options = {
-            "recipient": "ann",
-            "ttl": 60.0,
-            "namespace": "/",
-            "retry": Retry(),
-            "key": None,
-            "is_ordered": False,
-            "requires_all": False,
-            "has_id": False,
-            "on_delivered": lambda receipt: self.told.append(("delivered", receipt.id)),
-            "on_expired": lambda receipt: self.told.append(("expired", receipt.id)),
-        } | options
-        return self.api.put("news", [1], **options)
+    def put(self, *args: Any) -> Receipt:
+        request = delivery_request(
+            "news",
+            args or (1,),
+            to="ann",
+            ttl=None,
+            retry=None,
+            key=None,
+            ordered=False,
+            require="any",
+            with_id=False,
+            namespace=None,
+            on_delivered=lambda receipt: self.told.append(("delivered", receipt.id)),
+            on_expired=lambda receipt: self.told.append(("expired", receipt.id)),
+        )
+        return self.api.put(request, ttl=60.0, retry=Retry())
 
 
 @pytest.fixture

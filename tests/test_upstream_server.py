@@ -190,7 +190,7 @@ def test_an_answer_to_a_client_that_has_left_is_no_failure(guarded: Guarded) -> 
     wait_until(lambda: not any(guarded.socketio.server.manager.get_participants("/", None)))
     release.set()
     assert answered.wait(5.0)
-    wait_until(lambda: guarded.guard._current().handlers.running == 0)
+    wait_until(lambda: guarded.inner.handlers.running == 0)
     assert guarded.guard.counters["handler_failures"] == 0
 
 

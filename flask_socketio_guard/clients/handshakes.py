@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from functools import partial
-from typing import TYPE_CHECKING
+from functools import partial, wraps
+from typing import TYPE_CHECKING, Any
+
+import flask
 
 from ..core.component import Component
 from ..errors import ConfigError
@@ -12,6 +14,28 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ..ports import Connection, Deadlines
+
+
+def completing(
+    handler: Callable[..., Any], find: Callable[[str], Connection | None]
+) -> Callable[..., Any]:
+    """Return *handler* such that its client is ready once it has returned anything but ``False``.
+
+    Args:
+        handler: The application's.
+        find: Returns the connection of a session id, if it is here.
+    """
+
+    @wraps(handler)
+    def shaking(*args: Any) -> Any:
+        answer = handler(*args)
+        if answer is not False:
+            connection = find(flask.request.sid)  # type: ignore[attr-defined]
+            if connection is not None:
+                connection.shake_hands()
+        return answer
+
+    return shaking
 
 
 class Handshakes(Component):

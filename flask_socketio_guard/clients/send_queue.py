@@ -7,6 +7,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Final, Protocol
 
 from ..core.runtime import TIME_SLICE, clock
+from ..errors import ConnectionClosed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -44,6 +45,17 @@ class SendOutcome(str, Enum):
 
     def __str__(self) -> str:
         return self.value
+
+
+def require_sent(outcome: SendOutcome) -> SendOutcome:
+    """Return *outcome*, if there is anybody to whom the message is on its way.
+
+    Raises:
+        ConnectionClosed: It was dropped.
+    """
+    if outcome in (SendOutcome.DROPPED_CLOSED, SendOutcome.DROPPED_SLOW):
+        raise ConnectionClosed(f"the event was not sent: {outcome}")
+    return outcome
 
 
 class SlowConsumer(Enum):

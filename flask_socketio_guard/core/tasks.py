@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias, TypedDict
 
-from ..config import require_seconds
+from ..checks import require_seconds
 from ..errors import ConfigError, DuplicateTask
 from .component import Component, Watch
 from .runtime import Runtime, clock
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 INTERNAL: Final = "socketio-guard:"
 """How the names of the guard's own tasks begin."""
+
+RestartName: TypeAlias = Literal["never", "on-failure", "always"]
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,16 @@ def task_name(target: Callable[..., object]) -> str:
     """Return a name for people: ``module.function``."""
     name = getattr(target, "__qualname__", type(target).__qualname__)
     return f"{getattr(target, '__module__', '?')}.{name}"
+
+
+class StartOptions(TypedDict, total=False):
+    """The options of ``start_background_task``, for type checkers."""
+
+    name: str | None
+    restart: RestartName
+    critical: bool
+    max_restarts: int | None
+    restart_window: float
 
 
 class Tasks(Component):

@@ -8,16 +8,19 @@ from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ..checks import is_text
 from ..errors import DeliveryInvalid, DeliveryStoreFull, LoopQueueFull, UnknownDelivery
 from ..states import DeliveryState
 from .receipts import Receipt
-from .records import DEAD, Delivery, Retry, is_text
+from .records import DEAD, Delivery
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ..core.runtime import Flag, Runtime
     from .dispatcher import Dispatcher
+    from .records import Retry
+    from .request import DeliveryRequest
     from .store_client import StoreClient
 
 
@@ -64,45 +67,34 @@ class DeliveryApi:
         self._watches: dict[str, _Watch] = {}
         self._waiting: dict[str, list[Flag]] = {}
 
-    def put(
-        self,
-        event: str,
-        arguments: list[Any],
-        *,
-        recipient: str,
-        ttl: float,
-        namespace: str,
-        retry: Retry,
-        key: str | None,
-        is_ordered: bool,
-        requires_all: bool,
-        has_id: bool,
-        on_delivered: Callable[[Receipt], object] | None,
-        on_expired: Callable[[Receipt], object] | None,
-    ) -> Receipt:
+    def put(self, request: DeliveryRequest, *, ttl: float, retry: Retry) -> Receipt:
         """Store a message and send it, if its recipient is here.
+
+        Args:
+            request: What is to be delivered.
+            ttl: Time to live in seconds, where the request has none.
+            retry: When it is sent again, where the request does not say it.
 
         Raises:
             DeliveryInvalid: JSON or UTF-8 cannot hold it, or it is too large.
             DeliveryStoreFull: There are too many messages.
             DeliveryStoreError: The store does not answer.
         """
-        body = self._encoded(arguments)
         delivery = Delivery(
             self._new_id(),
-            recipient,
-            event,
-            body,
-            ttl,
-            namespace,
-            retry,
-            key,
-            is_ordered,
-            requires_all,
-            has_id,
+            request.recipient,
+            request.event,
+            self._encoded(request.arguments),
+            ttl if request.ttl is None else request.ttl,
+            request.namespace,
+            retry if request.retry is None else request.retry,
+            request.key,
+            request.is_ordered,
+            request.requires_all,
+            request.has_id,
         )
-        if on_delivered is not None or on_expired is not None:
-            self._watches[delivery.id] = _Watch(on_delivered, on_expired)
+        if request.on_delivered is not None or request.on_expired is not None:
+            self._watches[delivery.id] = _Watch(request.on_delivered, request.on_expired)
         try:
             stored = self._stored(delivery)
         except BaseException:

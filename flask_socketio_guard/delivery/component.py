@@ -19,6 +19,7 @@ from .dispatcher import Connections, Dispatcher
 from .memory import MemoryStore
 from .records import DEAD, DeadLetter, Retry
 from .redis_store import RedisStore
+from .request import require_limit
 from .store import DeliveryStore, SharedStore
 from .store_client import DirectStoreClient
 from .sync import StoreSync
@@ -30,7 +31,9 @@ if TYPE_CHECKING:
     from ..core.runtime import Runtime
     from ..ports import Connection, Deadlines
     from ..telemetry.records import Telemetry
+    from .receipts import Receipt
     from .records import Delivery
+    from .request import DeliveryRequest
     from .store_client import StoreClient
 
 _MAX_DEAD_LETTERS: Final = 1000
@@ -88,7 +91,7 @@ class Deliveries(Component):
         self._has_queue = has_queue
         self._is_write_only = is_write_only
         self._is_told_of_memory = False
-        self.retry = Retry(config.delivery_ack_timeout)
+        self._retry = Retry(config.delivery_ack_timeout)
         self.store = _store(config, channel)
         self._fleet: StoreSync | None = None
         self._server = Reachability(lambda: None, on_change=telemetry.delivery_store_changed)
@@ -222,6 +225,20 @@ class Deliveries(Component):
             identify()
         else:
             self._runtime.call_soon_threadsafe(identify)
+
+    def deliver(self, request: DeliveryRequest) -> Receipt:
+        """Store a message, and send it if its recipient is here; see :meth:`.DeliveryApi.put`."""
+        return self.api.put(request, ttl=self._config.delivery_ttl, retry=self._retry)
+
+    def dead_letters(self, limit: int) -> list[DeadLetter]:
+        """Return the newest messages that did not arrive, newest first, at most *limit*.
+
+        Raises:
+            ConfigError: *limit* is no number >= 1.
+            DeliveryStoreError: The store does not answer.
+        """
+        require_limit(limit)
+        return self.store_client.dead_letters(limit)
 
     def require_store(self) -> None:
         """See that messages can be stored where their recipients are.

@@ -14,9 +14,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from ..backoff import backoff_delay
+from ..checks import is_text
 from ..core.runtime import clock
 from ..states import DeliveryState
-from .records import address_of, is_text
+from .records import address_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterable

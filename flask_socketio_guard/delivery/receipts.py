@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from ..config import require_seconds
+from ..checks import require_seconds
 from ..errors import UnknownDelivery
 
 if TYPE_CHECKING:

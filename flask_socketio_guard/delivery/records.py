@@ -66,17 +66,6 @@ def address_of(namespace: str, recipient: str) -> str:
     return f"{namespace},{recipient}"
 
 
-def is_text(name: str) -> bool:
-    """Say whether UTF-8 can hold *name*; what clients send as JSON may have half a character."""
-    if name.isascii():
-        return True
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 class Delivery(NamedTuple):
     """One message that must arrive, as it is at an instant.
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from ..config import require_plain, require_seconds
+from ..checks import require_plain, require_seconds
 from ..core.component import Component, Watch
 from ..core.runtime import Flag, Runtime, clock
 from ..core.supervisor import is_stopping

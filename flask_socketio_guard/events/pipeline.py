@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from functools import partial, wraps
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol, TypeAlias
 
 import flask
 
+from ..checks import require_plain, require_seconds
 from ..core.addresses import address_key
+from ..errors import ConfigError
+from .schema import validator
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ..core.runtime import Runtime
     from .rates import Limit, RateLimiter
+
+RateKey: TypeAlias = Literal["session", "identity", "address"]
 
 
 class HandlerEntry(NamedTuple):
@@ -37,8 +42,53 @@ class HandlerEntry(NamedTuple):
     timeout: float | None
     is_ordered: bool
     rate: str | None
-    rate_per: str
+    rate_per: RateKey
     validate: Callable[[tuple[object, ...]], tuple[object, ...]] | None
+
+
+class HandlerOptions(NamedTuple):
+    """What may be asked for around a handler; see :meth:`.SocketIOGuard.on`."""
+
+    timeout: float | None
+    ordered: bool
+    rate: str | None
+    rate_per: RateKey
+    schema: object
+
+    def check(self, message: str) -> None:
+        """Make sure that the handler of *message* can have them.
+
+        Raises:
+            ConfigError: It cannot, or one is out of range.
+        """
+        if self.timeout is not None:
+            require_seconds("timeout", self.timeout)
+        has_more = self.ordered or self.rate is not None or self.schema is not None
+        if has_more and message in ("connect", "disconnect"):
+            raise ConfigError(f"ordered, rate and schema are not for {message!r} handlers")
+        if self.rate_per not in RATE_KEYS:
+            choices = ", ".join(map(repr, RATE_KEYS))
+            raise ConfigError(f"rate_per must be one of {choices}, not {self.rate_per!r}")
+
+    def entry(
+        self, message: str, handler: Callable[..., Any], namespace: str | None
+    ) -> HandlerEntry:
+        """Return a handler with these options.
+
+        Raises:
+            ConfigError: It would never run, or its schema cannot be used.
+        """
+        require_plain(f"the handler of {message!r}", handler)
+        return HandlerEntry(
+            message,
+            handler,
+            namespace,
+            self.timeout,
+            self.ordered,
+            self.rate,
+            self.rate_per,
+            None if self.schema is None else validator(self.schema, handler),
+        )
 
 
 class Owner(Protocol):
@@ -121,7 +171,7 @@ def _address_key(owner: Owner) -> str:
     return f"address:{address}" if address else _session_key(owner)
 
 
-RATE_KEYS: Final = {
+RATE_KEYS: Final[dict[RateKey, Callable[[Owner], str]]] = {
     "session": _session_key,
     "identity": _identity_key,
     "address": _address_key,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import flask
 import flask_socketio
 
-from ...config import require_plain
+from ...checks import require_plain
 from ..overrides import is_guarded
 from ..socketio.recipients import marked
 from ..socketio.server import GuardedServer

@@ -9,8 +9,8 @@ from socketio import PubSubManager
 from socketio import packet as packets
 from socketio.exceptions import TimeoutError as CallTimeout
 
+from ...checks import require_plain
 from ...clients.send_queue import SendOutcome
-from ...config import require_plain
 from ...core.runtime import clock
 from ...errors import ConnectionClosed
 from ...events.dispatch import CHARGED_BYTES, Charge, arriving

@@ -1,0 +1,188 @@
+"""Set-up: an application, or a write-only ``SocketIO``, gets its guard, or stays as it was."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
+
+from flask import Flask
+
+from ..app_guard import AppGuard, stop_superseded
+from ..config import GuardConfig
+from ..errors import ConfigError
+from ..gunicorn import (
+    booted_worker,
+    join_worker,
+    loading_worker,
+    post_worker_init,
+    require_fitting,
+)
+from ..middleware import GuardMiddleware, LateMiddleware
+from ..routes import require_free_paths
+from ..scripts import serve_scripts
+from ..telemetry.records import logger
+from ..upstream import check_versions, given_back_on_failure, is_socketio
+
+if TYPE_CHECKING:
+    from flask_socketio import SocketIO
+
+    from .guards import Guards
+
+KEY = "socketio_guard"
+"""Of ``app.extensions``."""
+
+
+class SetUp:
+    """Guards applications for one ``SocketIOGuard``.
+
+    Args:
+        owner: What applications find at :data:`KEY`.
+        guards: Gets the guards that are made.
+        settings: Of the constructor; win over those of an application.
+    """
+
+    def __init__(self, owner: object, guards: Guards, settings: dict[str, Any]) -> None:
+        self._owner = owner
+        self._guards = guards
+        self._settings = settings
+
+    def init_app(self, app: Flask | None, socketio: SocketIO | None, **settings: Any) -> None:
+        """Guard *app* and its *socketio*; see :meth:`.SocketIOGuard.init_app`."""
+        check_versions()
+        _require_kinds(app, socketio)
+        overrides = {**self._settings, **settings}
+        if app is None:
+            self._init_write_only(socketio, overrides)
+            return
+        if KEY in app.extensions:
+            raise ConfigError(
+                "this app already has a SocketIOGuard: call init_app() once for each app"
+            )
+        socketio = _socketio_of(app, socketio)
+        stop_superseded(socketio)
+        config = GuardConfig.from_mapping(app.config, **overrides)
+        require_free_paths(app, config)
+        self._protect(app, socketio, config)
+
+    def _protect(self, app: Flask, socketio: SocketIO, config: GuardConfig) -> None:
+        """Guard *app*, or leave it as it was."""
+        worker = loading_worker() or booted_worker()
+        if worker is not None:
+            require_fitting(socketio.server.async_mode, worker)
+        served = app.wsgi_app
+        with given_back_on_failure(socketio):
+            guard = AppGuard(app, socketio, config, self._guards.registry)
+            try:
+                self._register(guard)
+                if config.scripts_path is not None:
+                    serve_scripts(app, config.scripts_path)
+                self._guards.add(app, guard)
+                app.extensions[KEY] = self._owner
+                app.wsgi_app = GuardMiddleware(served, guard)  # type: ignore[method-assign]
+                if worker is not None:
+                    join_worker(worker)
+                    if worker is booted_worker():
+                        post_worker_init(worker)
+            except BaseException:
+                guard.discard()
+                self._guards.remove(app)
+                app.extensions.pop(KEY, None)
+                app.wsgi_app = served  # type: ignore[method-assign]
+                raise
+
+    def _register(self, guard: AppGuard) -> None:
+        guard.register_all()
+        cast("Any", guard.socketio).initialised = self._initialised
+
+    def _initialised(self, socketio: SocketIO, app: Flask | None) -> None:
+        """Guard the new server of *socketio*, which was initialised once more.
+
+        With other options, perhaps; its handlers are those that upstream registers anew, and
+        those of this object.
+
+        Raises:
+            ConfigError: It cannot be; the application is without a guard then.
+        """
+        if app is None:
+            former = self._guards.write_only
+            if former is not None and former.socketio is socketio:
+                former.discard()
+                self._guards.write_only = None
+                self._protect_write_only(socketio, former.config)
+            return
+        guard = self._guards.of(app)
+        if guard is not None and guard.socketio is socketio:
+            guard.discard()
+            self._guards.remove(app)
+            del app.extensions[KEY]
+            self._protect(app, socketio, guard.config)
+        elif KEY not in app.extensions:
+            # As a factory does that is called again; most of them call init_app() next.
+            late = partial(self._protect_late, app, socketio, socketio.server)
+            app.wsgi_app = LateMiddleware(app, late)  # type: ignore[method-assign]
+
+    def _protect_late(self, app: Flask, socketio: SocketIO, server: object) -> None:
+        if KEY not in app.extensions and socketio.server is server:
+            logger.warning(
+                "the SocketIO of %r was guarded for another application, and this one was not: it "
+                "is now; call guard.init_app(app, socketio) after socketio.init_app(app)",
+                app.name,
+            )
+            try:
+                self.init_app(app, socketio)
+            except AssertionError:  # Flask's: it was tested before, and takes no blueprint any more
+                self.init_app(app, socketio, scripts_path=None)
+
+    def _init_write_only(self, socketio: SocketIO | None, overrides: dict[str, Any]) -> None:
+        if socketio is None or socketio.server is None:
+            raise ConfigError(
+                "without an app the guard needs a write-only SocketIO: "
+                "SocketIOGuard(socketio=SocketIO(message_queue=...))"
+            )
+        if hasattr(socketio, "sockio_mw"):
+            raise ConfigError(
+                "this SocketIO was made with an app: pass it too, SocketIOGuard(app, socketio)"
+            )
+        if self._guards.write_only is not None:
+            raise ConfigError("this SocketIOGuard already has a write-only SocketIO")
+        self._protect_write_only(socketio, GuardConfig.from_environment(**overrides))
+
+    def _protect_write_only(self, socketio: SocketIO, config: GuardConfig) -> None:
+        with given_back_on_failure(socketio):
+            guard = AppGuard(None, socketio, config, self._guards.registry)
+            try:
+                self._register(guard)
+            except BaseException:
+                guard.discard()
+                raise
+        self._guards.write_only = guard
+
+
+def _socketio_of(app: Flask, socketio: SocketIO | None) -> SocketIO:
+    known = app.extensions.get("socketio")
+    if socketio is None:
+        socketio = known
+    if socketio is None:
+        raise ConfigError(
+            "the app has no SocketIO: call socketio.init_app(app) before guard.init_app(app)"
+        )
+    if socketio.server is None or known is not socketio:
+        raise ConfigError(
+            "this SocketIO does not serve the app yet: "
+            "call socketio.init_app(app) before guard.init_app(app, socketio)"
+        )
+    return socketio
+
+
+def _require_kinds(app: object, socketio: object) -> None:
+    """See that the two that are set up are what they should be, and in their order."""
+    if is_socketio(app):
+        raise ConfigError(
+            "the app comes first: SocketIOGuard(app, socketio), or guard.init_app(app, socketio)"
+        )
+    if app is not None and not isinstance(app, Flask):
+        raise ConfigError(f"app must be a Flask application, not a {type(app).__name__}")
+    if socketio is not None and not is_socketio(socketio):
+        raise ConfigError(
+            f"socketio must be the SocketIO of Flask-SocketIO, not a {type(socketio).__name__}"
+        )
