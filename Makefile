@@ -75,7 +75,7 @@ demo: $(VENV)/.installed-demo  ## Run the example application; CHECK=1 injects e
 	@if command -v npm >/dev/null; then npm ci --prefix example_app --silent --no-audit --no-fund \
 		|| echo "npm could not fetch the Socket.IO client; the page will say so"; \
 	else echo "npm is not installed: the page will say that its Socket.IO client is missing"; fi
-	@$(BIN)/python -m example_app.demo $(if $(CHECK),--check)
+	@$(BIN)/python -m demo $(if $(CHECK),--check)
 
 soak: $(VENV)/.installed-test  ## Run 500 clients in all patterns for half an hour; SOAK_ARGS="--minutes 3"
 	@$(BIN)/python -m tests.soak --minutes 30 --clients 500 $(SOAK_ARGS)

@@ -15,7 +15,6 @@ from typing import Any
 from flask import Flask, current_app, request
 from flask_socketio import SocketIO, join_room, leave_room
 
-from example_app import faults
 from example_app.market import PITS, Lots, Pit, Side, price
 from example_app.pages import pages
 from flask_socketio_guard import EventRejected, SocketIOGuard
@@ -44,7 +43,7 @@ def create_app() -> Flask:
     """Create the application; settings come from ``FLASK_*`` environment variables."""
     app = Flask(__name__)
     app.config.from_mapping(
-        PROCESS=os.environ.get("PORT", "5000"), DEMO=0, PING_INTERVAL=25, PING_TIMEOUT=20
+        PROCESS=os.environ.get("PORT", "5000"), PING_INTERVAL=25, PING_TIMEOUT=20
     )
     app.config.from_prefixed_env()
     # Contract notes are kept in the Redis that the processes share, if they have one.
@@ -59,8 +58,6 @@ def create_app() -> Flask:
     guard.init_app(app, socketio)  # This line protects the application.
 
     app.register_blueprint(pages)
-    if app.config["DEMO"] == 1:
-        faults.init_app(app, socketio, guard)
     return app
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 from flask import Blueprint, Response, current_app, render_template, request, send_from_directory
 
-from example_app import faults
-from example_app.client_file import CLIENT_FILE, CLIENT_FOLDER
 from example_app.market import PITS
+
+# Where ``npm ci`` puts the standard Socket.IO client for JavaScript.
+CLIENT_FOLDER = Path(__file__).parent / "node_modules" / "socket.io-client" / "dist"
+CLIENT_FILE = "socket.io.min.js"
 
 pages = Blueprint("pages", __name__)
 
@@ -23,8 +26,6 @@ def floor() -> str:
         pits=PITS,
         peers=[peer for peer in current_app.config.get("PEERS", []) if peer != _own_address()],
         has_client=(CLIENT_FOLDER / CLIENT_FILE).is_file(),
-        has_faults=faults.is_admitted(),
-        has_broker_control=faults.has_broker_control(),
     )
 
 

@@ -8,10 +8,15 @@ from __future__ import annotations
 import ast
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import flask_socketio_guard
 
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
 PACKAGE = Path(flask_socketio_guard.__file__).parent
+PROJECT = PACKAGE.parent
 
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "backoff", "version", "answers"),
@@ -48,30 +53,31 @@ NAMED_TUPLE = {"_asdict", "_make", "_replace"}
 Sources = dict[str, str]
 
 
-def read_package() -> Sources:
-    """Return the source of every module by its dotted name within the package."""
+def read_package(folder: Path = PACKAGE) -> Sources:
+    """Return the source of every module in *folder* by its dotted name within that package."""
     return {
-        ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path.read_text("utf-8")
-        for path in sorted(PACKAGE.rglob("*.py"))
+        ".".join(path.relative_to(folder).with_suffix("").parts): path.read_text("utf-8")
+        for path in sorted(folder.rglob("*.py"))
+        if "node_modules" not in path.parts
     }
 
 
-def imports_of(module: str, source: str) -> set[str]:
-    """Return the modules of the package that *module* imports, those for types included."""
+def imports_of(module: str, source: str, package_name: str = PACKAGE.name) -> set[str]:
+    """Return the modules of its package that *module* imports, those for types included."""
     package = module.split(".")[:-1]
     found = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
             found |= {
-                name.removeprefix("flask_socketio_guard.")
+                name.removeprefix(f"{package_name}.")
                 for name in names
-                if name.startswith("flask_socketio_guard.")
+                if name.startswith(f"{package_name}.")
             }
         if not isinstance(node, ast.ImportFrom):
             continue
         if node.level == 0:
-            if not (node.module or "").startswith("flask_socketio_guard"):
+            if (node.module or "").split(".")[0] != package_name:
                 continue
             base = (node.module or "").split(".")[1:]
         else:
@@ -114,10 +120,10 @@ def wrong_directions(sources: Sources) -> list[str]:
     return wrong
 
 
-def cycles(sources: Sources) -> list[str]:
+def cycles(sources: Sources, package_name: str = PACKAGE.name) -> list[str]:
     """Return one import cycle, if there is any, as a path of modules."""
     graph = {
-        module: sorted(imports_of(module, source) & set(sources))
+        module: sorted(imports_of(module, source, package_name) & set(sources))
         for module, source in sources.items()
         if not module.endswith("__init__")
     }
@@ -137,8 +143,8 @@ def cycles(sources: Sources) -> list[str]:
     return next(filter(None, (visit(module, []) for module in graph)), [])
 
 
-def gevent_users(sources: Sources) -> list[str]:
-    """Return the modules that import gevent."""
+def users_of(packages: Collection[str], sources: Sources) -> list[str]:
+    """Return the modules that import one of *packages*."""
     users = []
     for module, source in sources.items():
         for node in ast.walk(ast.parse(source)):
@@ -147,7 +153,7 @@ def gevent_users(sources: Sources) -> list[str]:
                 names = [alias.name for alias in node.names]
             elif isinstance(node, ast.ImportFrom) and node.level == 0:
                 names = [node.module or ""]
-            users += [module for name in names if name.split(".")[0] in GEVENT]
+            users += [module for name in names if name.split(".")[0] in packages]
     return users
 
 

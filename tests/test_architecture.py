@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import ast
 
+import pytest
+
 from tests.architecture import (
     FLOORS,
+    GEVENT,
     PACKAGE,
+    PROJECT,
     cycles,
-    gevent_users,
     picture,
     private_touches,
     read_package,
     room_of,
+    users_of,
     wrong_directions,
 )
 
@@ -34,12 +38,37 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
 
 def test_only_runtime_names_gevent() -> None:
     """Whoever needs to know which runtime there is asks ``runtime``."""
-    assert set(gevent_users(read_package())) == {"core.runtime"}
+    assert set(users_of(GEVENT, read_package())) == {"core.runtime"}
 
 
 def test_only_upstream_touches_private_parts_of_others() -> None:
     touches = private_touches(read_package())
     assert not touches, "private parts are for upstream/ alone:\n" + "\n".join(touches)
+
+
+@pytest.mark.parametrize("package", ["demo", "example_app", "benchmarks"])
+def test_no_modules_beside_the_package_import_each_other_in_a_circle(package: str) -> None:
+    sources = read_package(PROJECT / package)
+    assert "__init__" in sources
+    assert cycles(sources, package) == []
+
+
+@pytest.mark.parametrize(
+    ("package", "others"),
+    [
+        ("flask_socketio_guard", {"example_app", "demo", "benchmarks", "tests"}),
+        ("example_app", {"demo", "benchmarks", "tests"}),
+        ("demo", {"benchmarks", "tests"}),
+    ],
+)
+def test_a_package_knows_nothing_of_those_that_show_it(package: str, others: set[str]) -> None:
+    """The example is there to be copied, and the demo to break what is copied."""
+    assert users_of(others, read_package(PROJECT / package)) == []
+
+
+def test_modules_of_the_demo_stay_short() -> None:
+    for module, source in read_package(PROJECT / "demo").items():
+        assert source.count("\n") <= 450, module
 
 
 def test_an_import_up_the_floors_is_found() -> None:
@@ -87,9 +116,19 @@ def test_a_circle_within_upstream_is_found() -> None:
     ]
 
 
+def test_a_circle_of_another_package_is_found() -> None:
+    """Imports of modules and of names in them, also for types only."""
+    sources = {
+        "check": "from demo.faults import FAULTS",
+        "faults": "if TYPE_CHECKING:\n    from demo import check",
+        "app": "import demolition.check",
+    }
+    assert cycles(sources, "demo") == ["check -> faults -> check"]
+
+
 def test_a_second_user_of_gevent_is_found() -> None:
     sources = {"outbox": "from gevent.event import Event", "tasks": "import gevent"}
-    assert gevent_users(sources) == ["outbox", "tasks"]
+    assert users_of(GEVENT, sources) == ["outbox", "tasks"]
 
 
 def test_a_touch_of_private_parts_is_found() -> None:

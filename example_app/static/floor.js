@@ -59,6 +59,8 @@ pollHealth();
 
 // ---- the connection ----
 
+let floor = null; // the socket, and what is known of the processes
+
 if (typeof io === "undefined") {
   $("client-missing").hidden = false;
   $("connection").textContent = "client missing";
@@ -66,7 +68,7 @@ if (typeof io === "undefined") {
   document.body.classList.add("clientless");
   log("The Socket.IO client for JavaScript is missing; see the top of the page.", "bad");
 } else {
-  openFloor();
+  floor = openFloor();
 }
 
 function openFloor() {
@@ -87,12 +89,11 @@ function openFloor() {
   const lastPrices = new Map(); // pit -> [[second, price], ...]
   let pit = sessionStorage.getItem("pit");
   let wasConnected = false;
-  const hasBroker = $("faults")?.dataset.broker === "yes";
 
   function showConnection(state, text) {
     document.body.classList.toggle("offline", !socket.connected);
     for (const button of document.querySelectorAll("main button")) {
-      button.disabled = !socket.connected || (button.classList.contains("broker") && !hasBroker);
+      button.disabled = !socket.connected;
     }
     $("connection-chip").dataset.state = state;
     $("connection").textContent = text;
@@ -353,67 +354,5 @@ function openFloor() {
     if (isDeaf !== ($("silence").textContent !== "")) $("silence").textContent = isDeaf ? notice : "";
   }, 250);
 
-  // ---- Break it ----
-
-  socket.on("demo:question", (acknowledge) => acknowledge("yes"));
-
-  // A client of another process, if there is one: its acknowledgement comes through the listener.
-  function someClient() {
-    const others = [...processes].filter(([process]) => process !== here);
-    return others.flatMap(([, { traders }]) => traders)[0]?.sid ?? socket.id;
-  }
-
-  async function raiseInHandler() {
-    const started = performance.now();
-    try {
-      const answer = await socket.timeout(5000).emitWithAck("demo:raise");
-      const took = Math.round(performance.now() - started);
-      log(`The handler raised. Acknowledged after ${took} ms: ${JSON.stringify(answer)}`, "good");
-    } catch {
-      log("The handler raised, and the client was never told", "bad");
-    }
-  }
-
-  async function flood() {
-    const wanted = 2000;
-    const answers = await Promise.allSettled(
-      Array.from({ length: wanted }, () => socket.timeout(20000).emitWithAck("demo:slow")),
-    );
-    const values = answers.map(({ value }) => value ?? {});
-    const running = Math.max(...values.map((value) => value.running ?? 0));
-    const handled = values.filter((value) => value.running).length;
-    log(
-      `Sent ${wanted} slow events: at most ${running} ran at a time, ${handled} were handled`,
-      handled === wanted ? "good" : "bad",
-    );
-  }
-
-  function sendRubbish() {
-    socket.io.engine.write("2[this is no JSON");
-    log("Sent a malformed packet", "warn");
-  }
-
-  const byClient = { handler: raiseInHandler, flood, malformed: sendRubbish };
-
-  async function inject(fault, label) {
-    if (byClient[fault]) return byClient[fault]();
-    try {
-      const response = await fetch(`/demo/${fault}`, {
-        method: "POST",
-        headers: { "Content-Type": "application/json", "X-Break-It": "yes" },
-        body: JSON.stringify({ sid: someClient() }),
-      });
-      if (!response.ok) throw new Error(`${response.status} ${response.statusText}`);
-      log(`${label}: done`, "warn");
-    } catch (error) {
-      log(`${label}: could not be done, ${error.message}`, "bad");
-    }
-  }
-
-  if ($("faults")) {
-    $("faults").addEventListener("click", (event) => {
-      const { fault } = event.target.dataset;
-      if (fault) inject(fault, event.target.textContent);
-    });
-  }
+  return { socket, processes };
 }

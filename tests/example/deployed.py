@@ -1,4 +1,4 @@
-"""Servers that are deployed as documented: everything comes from ``gunicorn.conf.py``."""
+"""Servers that are deployed as documented: everything comes from gunicorn's configuration."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 EXAMPLE = "example_app.app:create_app()"
+DEMO = "demo.app:create_app()"
+CONFIG = str(PROJECT_ROOT / "gunicorn.conf.py")
+INSTALLED_CONFIG = "python:flask_socketio_guard_gunicorn"
 
 
 class DeployedServer(GunicornServer):
@@ -21,6 +24,7 @@ class DeployedServer(GunicornServer):
         app: What gunicorn serves.
         env: Added to the environment of the processes; the configuration reads it.
         arguments: Further command line arguments for gunicorn.
+        config: Names the configuration.
     """
 
     def __init__(
@@ -29,6 +33,7 @@ class DeployedServer(GunicornServer):
         *,
         env: Mapping[str, str] | None = None,
         arguments: Sequence[str] = (),
+        config: str = CONFIG,
     ) -> None:
         port = free_port()
         own = {"HOST": "127.0.0.1", "PORT": str(port)}
@@ -36,7 +41,7 @@ class DeployedServer(GunicornServer):
         self.name = str(port)
         self._command = [
             *(sys.executable, "-m", "gunicorn"),
-            *("--config", str(PROJECT_ROOT / "gunicorn.conf.py")),
+            *("--config", config),
             *arguments,
             app,
         ]

@@ -17,8 +17,9 @@ import psutil
 import pytest
 import requests
 
-from example_app import demo
-from example_app.check_faults import RECOVERY_TIMEOUT
+from demo import runner
+from demo.__main__ import main
+from demo.faults import RECOVERY_TIMEOUT
 from tests.support import RedisServer, free_port, wait_until
 from tests.support.servers import PROJECT_ROOT
 
@@ -60,7 +61,7 @@ FAULTS = {
 
 
 class DemoCommand:
-    """``python -m example_app.demo`` with its output.
+    """``python -m demo`` with its output.
 
     Args:
         arguments: Of the command.
@@ -75,7 +76,7 @@ class DemoCommand:
         environment = {**os.environ, **changes}
         self.lines: list[str] = []
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "example_app.demo", *arguments],
+            [sys.executable, "-m", "demo", *arguments],
             cwd=folder,
             env={name: value for name, value in environment.items() if value is not None},
             stdin=subprocess.DEVNULL,
@@ -152,9 +153,10 @@ def start_demo() -> Iterator[StartDemo]:
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
-    """A copy of the example without what npm fetches."""
+    """A copy of the example and the demo without what npm fetches."""
     leave_out = shutil.ignore_patterns("node_modules", "__pycache__")
-    shutil.copytree(PROJECT_ROOT / "example_app", tmp_path / "example_app", ignore=leave_out)
+    for package in ("example_app", "demo"):
+        shutil.copytree(PROJECT_ROOT / package, tmp_path / package, ignore=leave_out)
     shutil.copy(PROJECT_ROOT / "gunicorn.conf.py", tmp_path)
     return tmp_path
 
@@ -199,7 +201,7 @@ def test_demo_uses_the_redis_that_it_is_told(start_demo: StartDemo, copy: Path) 
         assert len(command.descendants()) == 4
         assert "lacks the Socket.IO client" in command.output
         assert "npm ci --prefix example_app" in command.output
-        assert 'data-broker="no"' in requests.get(addresses[0], timeout=5).text
+        assert '<fieldset id="broker" disabled>' in requests.get(addresses[0], timeout=5).text
         command.process.send_signal(signal.SIGTERM)
         assert command.wait(STOP_TIMEOUT) == 0, command.output
         assert redis.command("PING")
@@ -241,8 +243,8 @@ def test_demo_takes_other_ports_when_the_usual_ones_are_taken(
     usual = free_port()
     with socket.create_server(("127.0.0.1", 0)) as other:
         taken = other.getsockname()[1]
-        monkeypatch.setattr(demo, "PREFERRED_PORTS", (usual, taken))
-        first, second = demo.choose_ports(None)
+        monkeypatch.setattr(runner, "PREFERRED_PORTS", (usual, taken))
+        first, second = runner.choose_ports(None)
     assert first == usual
     assert second not in (usual, taken)
 
@@ -259,7 +261,7 @@ def test_demo_refuses_one_port_for_both(start_demo: StartDemo) -> None:
 def test_demo_refuses_what_is_no_port(capsys: pytest.CaptureFixture[str], port: str) -> None:
     """As any command refuses an argument that it does not understand."""
     with pytest.raises(SystemExit) as refused:
-        demo.main(["--ports", str(free_port()), port])
+        main(["--ports", str(free_port()), port])
     assert refused.value.code == 2
     assert capsys.readouterr().err.startswith("usage:")
 

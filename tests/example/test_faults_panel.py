@@ -4,8 +4,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from demo.app import create_app as create_demo
+from demo.waiting import HEADER
 from example_app.app import create_app, guard, socketio
-from example_app.faults import HEADER
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,23 +27,18 @@ EVENTS = {"demo:watch": [], "demo:raise": [], "demo:slow": [], "demo:echo": ["wo
 
 
 @pytest.fixture
-def demo_app(monkeypatch: pytest.MonkeyPatch) -> Iterator[Flask]:
+def demo_app() -> Iterator[Flask]:
     """The application as the demo starts it."""
-    monkeypatch.setenv("FLASK_DEMO", "1")
-    app = create_app()
+    app = create_demo()
     yield app
     with app.app_context():
         guard.stop(timeout=1.0)
 
 
-@pytest.fixture(params=[None, "0"])
-def plain_app(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Flask]:
+@pytest.fixture
+def plain_app() -> Iterator[Flask]:
     """The application as it is without the demo, after one with it in the same process."""
-    monkeypatch.setenv("FLASK_DEMO", "1")
-    create_app()
-    monkeypatch.delenv("FLASK_DEMO")
-    if request.param is not None:
-        monkeypatch.setenv("FLASK_DEMO", request.param)
+    create_demo()
     app = create_app()
     yield app
     with app.app_context():
@@ -160,7 +156,7 @@ def test_panel_does_not_stop_a_broker_that_the_demo_did_not_start(demo_app: Flas
     """It says why, and the page disables the button by the same sign."""
     assert post(demo_app, "broker/stop").status_code == 409
     assert post(demo_app, "broker/pause").status_code == 404
-    assert 'data-broker="no"' in demo_app.test_client().get("/").text
+    assert '<fieldset id="broker" disabled>' in demo_app.test_client().get("/").text
 
 
 def test_events_of_the_panel_are_refused_to_other_machines(

@@ -3,6 +3,8 @@ from __future__ import annotations
 import json
 import re
 import socket
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -12,7 +14,7 @@ import pytest
 import requests
 import websocket
 
-from tests.example.deployed import DeployedServer
+from tests.example.deployed import INSTALLED_CONFIG, DeployedServer
 from tests.example.farewell_app import FAREWELL, SLOW, SLOW_DURATION
 from tests.support import DeadlineExceeded, RawClient, wait_until
 from tests.support.raw_clients import RawWebSocket
@@ -39,7 +41,7 @@ HANDSHAKE = "/socket.io/?EIO=4&transport="
 @pytest.fixture(scope="module")
 def crowded() -> Iterator[tuple[DeployedServer, list[RawClient]]]:
     """A server, and as many clients on WebSockets as it accepts; every test leaves it so."""
-    server = DeployedServer(env={"MAX_CONNECTIONS": str(MAX_CONNECTIONS)})
+    server = DeployedServer(env={"SOCKETIO_GUARD_MAX_CONNECTIONS": str(MAX_CONNECTIONS)})
     clients = []
     try:
         server.start(path="/readyz")
@@ -223,9 +225,19 @@ def test_stopping_server_ends_requests_and_waits_for_nobody_who_is_idle(
     assert "Traceback" not in server.log()
 
 
+def test_the_configuration_imports_nothing_that_has_to_be_patched() -> None:
+    """The master reads it, and its workers patch the standard library only after that."""
+    script = (
+        "import sys, flask_socketio_guard_gunicorn\n"
+        "print(*{'ssl', 'socket', 'redis', 'flask_socketio_guard'} & set(sys.modules))"
+    )
+    answer = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (answer.returncode, answer.stdout) == (0, "\n"), answer.stderr
+
+
 def test_server_without_clients_stops_soon(deploy: Deploy) -> None:
     """What is granted to requests is not waited for when there are none."""
-    server = deploy()
+    server = deploy(config=INSTALLED_CONFIG)
     server.wait_until_serving(path="/readyz")
     assert server.stop(timeout=5)
     assert "Worker exiting" in server.log()

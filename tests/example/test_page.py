@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 import pytest
 from playwright.sync_api import expect, sync_playwright
 
-from example_app.demo import broker_control
-from tests.example.deployed import DeployedServer
+from demo.runner import broker_control
+from tests.example.deployed import DEMO, DeployedServer
 from tests.support import RedisServer, wait_until
 from tests.support.javascript import require_client
 from tests.support.servers import PROJECT_ROOT
@@ -86,11 +86,10 @@ def exchange(browser: Browser, _client_for_javascript: None) -> Iterator[Exchang
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="guard-page-"))
         control = stack.enter_context(broker_control(redis, Path(folder)))  # type: ignore[arg-type]
         env = {
-            "FLASK_DEMO": "1",
             "FLASK_MESSAGE_QUEUE": redis.url,
             "FLASK_BROKER_CONTROL": control,
         }
-        servers = [DeployedServer(env=env), DeployedServer(env=env)]
+        servers = [DeployedServer(DEMO, env=env), DeployedServer(DEMO, env=env)]
         for server in servers:
             stack.callback(server.close)
         for server in servers:

@@ -107,7 +107,7 @@ class Soak:
                     "SOAK_PROCESS": name,
                     "APP_CONFIG": self._options.config,
                     "SOCKETIO_OPTIONS": json.dumps({"ping_interval": 5, "ping_timeout": 5}),
-                    "MAX_CONNECTIONS": str(4 * self._options.clients),
+                    "SOCKETIO_GUARD_MAX_CONNECTIONS": str(4 * self._options.clients),
                 },
                 arguments=["--config", str(PROJECT_ROOT / "gunicorn.conf.py")],
             )

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import websocket
 
-from example_app.clients import OrderedClient
+from demo.clients import OrderedClient
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from example_app.client_file import CLIENT_FILE, CLIENT_FOLDER
+from example_app.pages import CLIENT_FILE, CLIENT_FOLDER
 from tests.support.servers import PROJECT_ROOT
 
 CLIENT_MODULE = CLIENT_FOLDER.parent

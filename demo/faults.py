@@ -9,23 +9,23 @@ import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import psutil
 import socketio
 from redis import Redis
 
-from example_app.clients import BareClient, Farewell
-from example_app.faults import HANG_DURATION
-from example_app.waiting import fetch, wait_until
+from demo.clients import BareClient, Farewell
+from demo.panel import HANG_DURATION
+from demo.scene import Failed, Fault, Scene, Seen
+from demo.waiting import fetch, wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
-    from example_app.broker import Broker
-    from example_app.check import Check
-    from example_app.demo import Process
+    from demo.broker import Broker
+    from demo.servers import Process
 
 OUTAGE_DURATION = 3.0  # of a broker that is paused or stopped
 RECOVERY_TIMEOUT = 20.0
@@ -52,47 +52,13 @@ SLOW_CONSUMER = Farewell(1008, "slow consumer")
 SERVICE_RESTART = 1012
 
 
-class Seen(NamedTuple):
-    """What injecting a fault showed.
-
-    Attributes:
-        note: For the last column.
-        over_at: When the fault was over; by default, when its injection returned.
-        down_at: Since when the broker was away, for a fault of the broker; what was sent from then
-            until `over_at` must arrive.
-    """
-
-    note: str
-    over_at: float | None = None
-    down_at: float | None = None
-
-
-class Fault(NamedTuple):
-    """A row of the table.
-
-    Attributes:
-        name: What the table calls it.
-        inject: Makes it happen, and returns once it has; raises `Failed` if the guard did not do
-            what it must.
-        needs_own_broker: It stops, pauses or disconnects the broker.
-    """
-
-    name: str
-    inject: Callable[[Check], Seen]
-    needs_own_broker: bool = False
-
-
-class Failed(Exception):
-    """The guard did not do what it must; the text says what."""
-
-
 # ---- handlers and callbacks ----
 
 
-def raise_in_handler(check: Check) -> Seen:
+def raise_in_handler(scene: Scene) -> Seen:
     """Have a handler raise on both processes; the acknowledgement must say so."""
     started = time.monotonic()
-    for watcher in (check.a, check.b):
+    for watcher in (scene.a, scene.b):
         try:
             answer = watcher.client.call("demo:raise", timeout=3)
         except socketio.exceptions.TimeoutError:
@@ -102,10 +68,10 @@ def raise_in_handler(check: Check) -> Seen:
     return Seen(f"error acknowledged in {(time.monotonic() - started) / 2 * 1000:.0f} ms")
 
 
-def raise_in_connect(check: Check) -> Seen:
+def raise_in_connect(scene: Scene) -> Seen:
     """Connect with what the connect handler cannot digest; the client must be refused."""
     refusals: list[Any] = []
-    for watcher in (check.a, check.b):
+    for watcher in (scene.a, scene.b):
         client = socketio.Client(reconnection=False)
         client.on("connect_error", refusals.append)
         try:
@@ -123,44 +89,44 @@ def raise_in_connect(check: Check) -> Seen:
     return Seen("clients refused")
 
 
-def raise_in_callback(check: Check) -> Seen:
+def raise_in_callback(scene: Scene) -> Seen:
     """Have callbacks raise SystemExit, for clients of the same and of the other process."""
-    pids = worker_pids(check)
-    ask_everybody(check, "callback-raises")
-    wait_until(lambda: worker_pids(check) != pids, timeout=1.5)
-    if worker_pids(check) != pids:
+    pids = worker_pids(scene)
+    ask_everybody(scene, "callback-raises")
+    wait_until(lambda: worker_pids(scene) != pids, timeout=1.5)
+    if worker_pids(scene) != pids:
         raise Failed("a worker ended")
     return Seen("SystemExit; same workers")
 
 
-def hang_in_callback(check: Check) -> Seen:
+def hang_in_callback(scene: Scene) -> Seen:
     """Have callbacks hang, for clients of the same and of the other process."""
-    ask_everybody(check, "callback-hangs")
+    ask_everybody(scene, "callback-hangs")
     return Seen(f"for {HANG_DURATION:.0f} s, in both processes")
 
 
 # ---- listener and broker ----
 
 
-def kill_listener(check: Check) -> Seen:
+def kill_listener(scene: Scene) -> Seen:
     """Kill the listener in both processes, one after the other."""
-    for watcher in (check.a, check.b):
+    for watcher in (scene.a, scene.b):
         killed = fetch(f"{watcher.process.url}/demo/kill-listener", {}).document.get("killed")
         if not killed:
             raise Failed(f"no listener found to kill: {killed}")
     return Seen("in both processes")
 
 
-def drop_subscribers(check: Check) -> Seen:
+def drop_subscribers(scene: Scene) -> Seen:
     """Have the broker close every subscription."""
-    with Redis.from_url(check.demo.broker_url) as client:
+    with Redis.from_url(scene.demo.broker_url) as client:
         closed = client.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
     return Seen(f"{closed} subscriptions closed")
 
 
-def pause_broker(check: Check) -> Seen:
+def pause_broker(scene: Scene) -> Seen:
     """Suspend the broker for a while."""
-    broker = own_broker(check)
+    broker = own_broker(scene)
     broker.pause()
     down_at = time.time()
     time.sleep(OUTAGE_DURATION)
@@ -168,9 +134,9 @@ def pause_broker(check: Check) -> Seen:
     return Seen("all that was sent meanwhile arrived", time.time(), down_at)
 
 
-def restart_broker(check: Check) -> Seen:
+def restart_broker(scene: Scene) -> Seen:
     """Stop the broker's process, and start it again after a while, on the same port."""
-    broker = own_broker(check)
+    broker = own_broker(scene)
     broker.stop()
     down_at = time.time()
     time.sleep(OUTAGE_DURATION)
@@ -181,15 +147,15 @@ def restart_broker(check: Check) -> Seen:
 # ---- clients ----
 
 
-def vanish(check: Check) -> Seen:
+def vanish(scene: Scene) -> Seen:
     """Have clients fall silent; they must be gone after their ping timeout, and all they held."""
-    process = check.a.process
+    process = scene.a.process
 
     def connections() -> int:
         return int(ask_worker(process)["connections"])
 
     worker = psutil.Process(ask_worker(process)["pid"])
-    broker_port = urlsplit(check.demo.broker_url).port or 6379
+    broker_port = urlsplit(scene.demo.broker_url).port or 6379
 
     def descriptors() -> int:
         # A pool opens a connection to the broker whenever all others are taken.
@@ -211,15 +177,15 @@ def vanish(check: Check) -> Seen:
     return Seen(f"gone after {silence:.1f} s of silence, and all their descriptors")
 
 
-def flood(check: Check) -> Seen:
+def flood(scene: Scene) -> Seen:
     """Send slow events all at once; few may run at a time, and others must not notice."""
-    with crowd(check.a.process, 1) as (client,):
+    with crowd(scene.a.process, 1) as (client,):
         for number in range(1, FLOOD + 1):
             client.send(f'42{number}["demo:slow"]')
         latencies = []
         until = time.monotonic() + ECHO_DURATION
         while (asked_at := time.monotonic()) < until:
-            check.a.client.call("demo:echo", "words", timeout=3)
+            scene.a.client.call("demo:echo", "words", timeout=3)
             latencies.append(time.monotonic() - asked_at)
         answers = [client.read_acknowledgement() for _ in range(FLOOD)]
     at_a_time = max(answer.get("running", 0) for answer in answers)
@@ -231,9 +197,9 @@ def flood(check: Check) -> Seen:
     return Seen(f"{at_a_time} at a time, all handled; {others}")
 
 
-def never_read(check: Check) -> Seen:
+def never_read(scene: Scene) -> Seen:
     """Send far too much to a client that does not read; it must go, and no memory with it."""
-    process = check.a.process
+    process = scene.a.process
     worker = psutil.Process(ask_worker(process)["pid"])
     before = peak = worker.memory_info().rss
     with crowd(process, 1, receive_buffer=SMALL_BUFFER) as (client,), ThreadPoolExecutor() as pool:
@@ -251,9 +217,9 @@ def never_read(check: Check) -> Seen:
     return Seen(f"{sent / MIB:.0f} MiB sent, {grown}; told {farewell.reason!r}")
 
 
-def send_rubbish(check: Check) -> Seen:
+def send_rubbish(scene: Scene) -> Seen:
     """Send what breaks the protocols; it must cost the sender its connection, and few log lines."""
-    process = check.a.process
+    process = scene.a.process
     lines_before = count_lines(process)
     earned: Counter[int] = Counter()
     for rubbish, code in RUBBISH.items():
@@ -273,23 +239,23 @@ def send_rubbish(check: Check) -> Seen:
 # ---- processes ----
 
 
-def kill_worker(check: Check) -> Seen:
+def kill_worker(scene: Scene) -> Seen:
     """Kill the worker of A; gunicorn must replace it, and the client must come back."""
-    pid = worker_pids(check)[0]
+    pid = worker_pids(scene)[0]
     os.kill(pid, signal.SIGKILL)
     killed_at = time.time()
-    if not wait_until(lambda: worker_pids(check)[0] not in (0, pid), RECOVERY_TIMEOUT):
+    if not wait_until(lambda: worker_pids(scene)[0] not in (0, pid), RECOVERY_TIMEOUT):
         raise Failed("gunicorn did not replace the worker")
     return Seen("replaced by gunicorn; its client reconnected", killed_at)
 
 
-def drain(check: Check) -> Seen:
+def drain(scene: Scene) -> Seen:
     """Stop B's gunicorn as a deploy does and start it anew; its clients must find another."""
-    process = check.b.process
+    process = scene.b.process
     with crowd(process, CROWD) as clients, ThreadPoolExecutor(CROWD) as pool:
         process.ask_to_stop()
         told_at = time.monotonic()
-        moves = [pool.submit(move, client, check.a.process) for client in clients]
+        moves = [pool.submit(move, client, scene.a.process) for client in clients]
         wait_until(lambda: not process.is_ready(), timeout=5)
         unready = time.monotonic() - told_at
         codes = {code.result() for code in moves}
@@ -343,28 +309,28 @@ def count_lines(process: Process) -> int:
     return len(process.log.read_bytes().splitlines())
 
 
-def ask_everybody(check: Check, fault: str) -> None:
+def ask_everybody(scene: Scene, fault: str) -> None:
     """Have each process ask each of the clients, with a callback that does *fault*."""
-    for watcher in (check.a, check.b):
-        for sid in (check.a.sid, check.b.sid):
+    for watcher in (scene.a, scene.b):
+        for sid in (scene.a.sid, scene.b.sid):
             answer = fetch(f"{watcher.process.url}/demo/{fault}", {"sid": sid})
             if answer.code != 200:
                 raise Failed(f"process {watcher.process.name} answered {answer.code}")
 
 
-def worker_pids(check: Check) -> list[int]:
+def worker_pids(scene: Scene) -> list[int]:
     """Return the pid of each process's worker, 0 for one that does not answer."""
     return [
         fetch(f"{process.url}/demo/worker").document.get("pid", 0)
-        for process in check.demo.processes
+        for process in scene.demo.processes
     ]
 
 
-def own_broker(check: Check) -> Broker:
+def own_broker(scene: Scene) -> Broker:
     """Return the broker that the demo started."""
-    if check.demo.broker is None:
+    if scene.demo.broker is None:
         raise Failed("the broker is not the demo's own")
-    return check.demo.broker
+    return scene.demo.broker
 
 
 FAULTS = (

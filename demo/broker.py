@@ -13,7 +13,7 @@ from pathlib import Path
 from redis import Redis
 from redis.exceptions import RedisError
 
-from example_app.waiting import DemoError, free_port, tail, wait_until
+from demo.waiting import DemoError, free_port, tail, wait_until
 
 
 def find_redis_server() -> str:

@@ -13,15 +13,17 @@ import threading
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from example_app.check_faults import FAULTS, Failed, Fault, Seen
-from example_app.clients import CLIENT_ERRORS, Beat, Watcher
-from example_app.faults import STREAM_INTERVAL
-from example_app.waiting import Answer, DemoError, fetch, wait_until
+from demo.clients import CLIENT_ERRORS, Beat, Watcher
+from demo.faults import FAULTS
+from demo.panel import STREAM_INTERVAL
+from demo.scene import Failed, Fault, Scene, Seen
+from demo.waiting import Answer, DemoError, fetch, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from example_app.demo import Demo, Process
+    from demo.runner import Demo
+    from demo.servers import Process
 
 BASELINE_DURATION = 0.3  # of undisturbed flow before each fault
 SETTLE_DURATION = 1.0  # of watching on, once events flow again
@@ -70,8 +72,8 @@ class Check:
     """The demo under test, with its two clients."""
 
     def __init__(self, demo: Demo) -> None:
-        self.demo = demo
         self.a, self.b = (Watcher(process) for process in demo.processes)
+        self.scene = Scene(demo, self.a, self.b)
         self.health = HealthLog(demo.processes)
 
     def close(self) -> None:
@@ -101,7 +103,7 @@ class Check:
         began_at = time.time()
         problem = ""
         try:
-            seen = fault.inject(self)
+            seen = fault.inject(self.scene)
         except (Failed, *CLIENT_ERRORS) as failure:
             problem = str(failure) or type(failure).__name__
             seen = Seen("")

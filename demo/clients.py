@@ -14,7 +14,7 @@ import socketio
 import websocket
 
 if TYPE_CHECKING:
-    from example_app.demo import Process
+    from demo.servers import Process
 
 PIT = "Tea"
 TIMEOUT = 5.0

@@ -1,7 +1,7 @@
 """The "Break it" panel: real faults, for a demonstration on one's own machine.
 
-Registered only with ``FLASK_DEMO=1``, and even then every request is checked, because a page of
-any other site can make a browser on this machine send requests to it:
+Every request is checked, because a page of any other site can make a browser on this machine send
+requests to it:
 
 - The connection comes from a loopback address, and not through a proxy.
 - ``Host`` names this machine, which a page that was rebound by DNS cannot send.
@@ -20,6 +20,7 @@ import socket
 import time
 from collections import Counter
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -27,8 +28,9 @@ import gevent
 from flask import Blueprint, Flask, abort, current_app, request
 from flask_socketio import SocketIO, join_room
 from greenlet import greenlet
+from jinja2 import ChoiceLoader, FileSystemLoader, PrefixLoader
 
-from example_app.waiting import HEADER
+from demo.waiting import HEADER
 from flask_socketio_guard import DuplicateTask
 
 if TYPE_CHECKING:
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 
     from flask_socketio_guard import SocketIOGuard
 
+TEMPLATES = Path(__file__).parent / "templates"
 PROXY_HEADERS = ("Forwarded", "Via", "X-Forwarded-", "X-Real-Ip")
 STREAM_ROOM = "demo:stream"
 STREAM_INTERVAL = 0.05
@@ -52,8 +55,15 @@ class DemoFault(Exception):
 
 def init_app(app: Flask, socketio: SocketIO, guard: SocketIOGuard) -> None:
     """Register the faults and a numbered stream of events that shows whether events flow."""
-    blueprint = Blueprint("faults", __name__, url_prefix="/demo")
+    blueprint = Blueprint("faults", __name__, url_prefix="/demo", static_folder="static")
     blueprint.before_request(_refuse_strangers)
+    blueprint.app_context_processor(_tell_template)
+    # The page is the demo's, which extends that of the application.
+    own = app.jinja_loader
+    assert own is not None
+    app.jinja_loader = ChoiceLoader(
+        [FileSystemLoader(TEMPLATES), PrefixLoader({"application": own})]
+    )
     numbers = itertools.count(1)
 
     def stream() -> None:
@@ -153,12 +163,12 @@ def init_app(app: Flask, socketio: SocketIO, guard: SocketIOGuard) -> None:
     app.register_blueprint(blueprint)
 
 
-def is_admitted() -> bool:
-    """Tell whether the current request may see the panel."""
-    return current_app.config["DEMO"] == 1 and _is_local()
+def _tell_template() -> dict[str, Any]:
+    """Return what the template of the page asks: who may see the panel, and whose the broker is."""
+    return {"has_panel": _is_local(), "has_broker_control": _has_broker_control()}
 
 
-def has_broker_control() -> bool:
+def _has_broker_control() -> bool:
     """Tell whether the demo runner started the broker, and so can stop it."""
     return bool(current_app.config.get("BROKER_CONTROL"))
 
@@ -203,7 +213,7 @@ def _kill_greenlets(name: str) -> int:
 
 def _tell_runner(command: str) -> str:
     """Have the demo runner, which owns the broker, carry out *command*."""
-    if not has_broker_control():
+    if not _has_broker_control():
         abort(409, "the demo runner did not start this broker, so it will not stop it")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as runner:
         runner.settimeout(10)
