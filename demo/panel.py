@@ -31,7 +31,7 @@ from greenlet import greenlet
 from jinja2 import ChoiceLoader, FileSystemLoader, PrefixLoader
 
 from demo.waiting import HEADER
-from flask_socketio_guard import DuplicateTask
+from flask_socketio_guard.errors import DuplicateTask
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -17,7 +17,8 @@ from flask_socketio import SocketIO, join_room, leave_room
 
 from example_app.market import PITS, Lots, Pit, Side, price
 from example_app.pages import pages
-from flask_socketio_guard import EventRejected, SocketIOGuard
+from flask_socketio_guard import SocketIOGuard
+from flask_socketio_guard.errors import EventRejected
 
 SETTLEMENT_TIME = 2.0  # seconds
 

@@ -32,6 +32,32 @@ from __future__ import annotations
 
 from typing import Any
 
+__all__ = [
+    "BrokerError",
+    "ConfigError",
+    "ConnectionClosed",
+    "DeliveryError",
+    "DeliveryFormatError",
+    "DeliveryInvalid",
+    "DeliveryStoreError",
+    "DeliveryStoreFull",
+    "DuplicateTask",
+    "EventInvalid",
+    "EventRejected",
+    "GuardError",
+    "HandlerTimeout",
+    "IncompatibleVersion",
+    "InvalidTransition",
+    "LoopQueueFull",
+    "OutboxFull",
+    "OutputTooLarge",
+    "PublishError",
+    "RateLimited",
+    "RoomInvalid",
+    "TaskError",
+    "UnknownDelivery",
+]
+
 
 class GuardError(Exception):
     """Base of every error that the guard raises. All of them can be pickled."""

@@ -34,6 +34,8 @@ from .core.runtime import clock
 from .errors import ConfigError
 from .telemetry.records import logger
 
+__all__ = ["post_worker_init", "worker_exit"]
+
 _POLL_INTERVAL = 0.05  # seconds
 _BOOT_FAILED: Final = 3
 """Exit code of a worker after which the master ends; gunicorn's ``Arbiter.WORKER_BOOT_ERROR``."""

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import flask
 import pytest
 
-from flask_socketio_guard import ConfigError, SocketIOGuard
+from flask_socketio_guard import SocketIOGuard
 from flask_socketio_guard.clients.admission import websockets_of
+from flask_socketio_guard.errors import ConfigError
 from flask_socketio_guard.telemetry import records as signals
 from flask_socketio_guard.upstream.engineio import server as engine_server
 from flask_socketio_guard.upstream.engineio.websocket import (

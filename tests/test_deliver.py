@@ -10,20 +10,16 @@ import pytest
 from flask import request
 from flask_socketio import SocketIO, join_room
 
-from flask_socketio_guard import (
+from flask_socketio_guard import DeadLetter, DeliveryState, Receipt, Retry, SocketIOGuard
+from flask_socketio_guard.delivery.memory import MemoryStore
+from flask_socketio_guard.errors import (
     ConfigError,
-    DeadLetter,
     DeliveryInvalid,
-    DeliveryState,
     DeliveryStoreFull,
     LoopQueueFull,
-    Receipt,
-    Retry,
-    SocketIOGuard,
+    RoomInvalid,
     UnknownDelivery,
 )
-from flask_socketio_guard.delivery.memory import MemoryStore
-from flask_socketio_guard.errors import RoomInvalid
 from flask_socketio_guard.upstream.engineio.session_ids import new_session_id
 from tests import unit_support
 from tests.support import wait_until

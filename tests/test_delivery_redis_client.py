@@ -11,10 +11,10 @@ import pytest
 from flask import Flask
 from flask_socketio import SocketIO
 
-from flask_socketio_guard import ConfigError, SocketIOGuard
+from flask_socketio_guard import SocketIOGuard
 from flask_socketio_guard.delivery.records import Delivery
 from flask_socketio_guard.delivery.redis_client import Driver
-from flask_socketio_guard.errors import DeliveryStoreError
+from flask_socketio_guard.errors import ConfigError, DeliveryStoreError
 from tests import unit_support
 from tests.support import RedisServer, Sentinel, free_port, wait_until
 from tests.test_delivery_redis import make_store

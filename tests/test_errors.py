@@ -7,7 +7,6 @@ import re
 
 import pytest
 
-import flask_socketio_guard
 from flask_socketio_guard import errors
 from flask_socketio_guard.errors import (
     BrokerError,
@@ -95,9 +94,7 @@ def test_the_tree_in_the_docstring_is_the_tree() -> None:
 
 def test_every_error_that_an_application_can_meet_is_public() -> None:
     """``PublishRefused`` stays between publisher and outbox."""
-    assert {error.__name__ for error in PARENTS} - set(flask_socketio_guard.__all__) == {
-        "PublishRefused"
-    }
+    assert {error.__name__ for error in PARENTS} - set(errors.__all__) == {"PublishRefused"}
 
 
 def test_errors_carry_their_facts_as_attributes() -> None:

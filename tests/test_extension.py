@@ -16,18 +16,9 @@ import socketio as python_socketio
 from flask import Flask
 from flask_socketio import SocketIO
 
-from flask_socketio_guard import (
-    ConfigError,
-    DuplicateTask,
-    Failure,
-    HandlerCall,
-    ListenerState,
-    OutboxFull,
-    SocketIOGuard,
-    TaskError,
-    TaskState,
-)
+from flask_socketio_guard import HandlerCall, ListenerState, SocketIOGuard, TaskState
 from flask_socketio_guard.app_guard import all_guards
+from flask_socketio_guard.errors import ConfigError, DuplicateTask, OutboxFull, TaskError
 from tests import unit_support
 from tests.support import wait_until
 from tests.unit_support import BusManager
@@ -35,6 +26,7 @@ from tests.unit_support import BusManager
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from flask_socketio_guard.signals import Failure
     from tests.support import GunicornServer, RawClient
     from tests.unit_support import Bus, Guarded, PollingClient
 

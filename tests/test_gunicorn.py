@@ -16,9 +16,10 @@ from flask_socketio import SocketIO
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
 from werkzeug.test import Client
 
-from flask_socketio_guard import ConfigError, SocketIOGuard, app_guard
+from flask_socketio_guard import SocketIOGuard, app_guard
 from flask_socketio_guard import gunicorn as hooks
 from flask_socketio_guard.core import lifecycle, process
+from flask_socketio_guard.errors import ConfigError
 from flask_socketio_guard.gunicorn import loading_worker
 from flask_socketio_guard.upstream.socketio.server import GuardedServer
 from tests import unit_support

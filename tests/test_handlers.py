@@ -16,8 +16,8 @@ import pytest
 from flask_socketio import ConnectionRefusedError as ConnectionRefused
 from flask_socketio import Namespace, SocketIO
 
-from flask_socketio_guard import EventRejected, Failure, HandlerCall, HandlerTimeout, SocketIOGuard
-from flask_socketio_guard.errors import ConfigError
+from flask_socketio_guard import HandlerCall, SocketIOGuard
+from flask_socketio_guard.errors import ConfigError, EventRejected, HandlerTimeout
 from flask_socketio_guard.events.handlers import HandlerGuard
 from flask_socketio_guard.events.signatures import fit
 from flask_socketio_guard.ports import Refusal
@@ -27,6 +27,7 @@ from tests import unit_support
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
 
+    from flask_socketio_guard.signals import Failure
     from flask_socketio_guard.telemetry.records import Rejection
     from tests.unit_support import Guarded
 

@@ -9,7 +9,8 @@ import pytest
 from flask import Flask
 from flask_socketio import Namespace, SocketIO
 
-from flask_socketio_guard import ConfigError, SocketIOGuard
+from flask_socketio_guard import SocketIOGuard
+from flask_socketio_guard.errors import ConfigError
 from flask_socketio_guard.upstream.socketio.server import GuardedServer
 from tests import unit_support
 from tests.support import wait_until

@@ -9,8 +9,9 @@ from flask import Blueprint, Flask, current_app, url_for
 from flask_socketio import SocketIO
 from werkzeug.routing import BaseConverter
 
-from flask_socketio_guard import ConfigError, SocketIOGuard
+from flask_socketio_guard import SocketIOGuard
 from flask_socketio_guard.app_guard import all_guards
+from flask_socketio_guard.errors import ConfigError
 from tests import unit_support
 
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ import pytest
 import socketio
 from flask import Flask
 
-from flask_socketio_guard import IncompatibleVersion, SocketIOGuard
+from flask_socketio_guard import SocketIOGuard
+from flask_socketio_guard.errors import IncompatibleVersion
 from flask_socketio_guard.upstream import compat
 from flask_socketio_guard.upstream.compat import WANTED, check_versions
 from tests.oldest import lower_bounds

@@ -18,7 +18,7 @@ from flask_socketio import SocketIO, close_room, join_room, leave_room
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flask_socketio_guard import Failure, OutboxFull, RoomInvalid
+from flask_socketio_guard.errors import OutboxFull, RoomInvalid
 from flask_socketio_guard.queue.transport import QueueMessage
 from flask_socketio_guard.telemetry import records as signals
 from flask_socketio_guard.upstream.redis.transport import stamp
@@ -29,6 +29,7 @@ from tests.unit_support import PollingClient
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from flask_socketio_guard.signals import Failure
     from tests.unit_support import Bus, Guarded
 
 nothing_left_behind = unit_support.nothing_left_behind

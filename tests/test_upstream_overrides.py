@@ -17,7 +17,8 @@ from flask import Flask, request
 from flask_socketio import SocketIO
 from socketio import Manager, PubSubManager, RedisManager, Server
 
-from flask_socketio_guard import ConfigError, ListenerState, SocketIOGuard
+from flask_socketio_guard import ListenerState, SocketIOGuard
+from flask_socketio_guard.errors import ConfigError
 from flask_socketio_guard.upstream.redis.transport import RedisPublisher
 from tests import unit_support
 from tests.support import wait_until

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from socketio.exceptions import TimeoutError as CallTimeout
 from socketio.packet import Packet
 
-from flask_socketio_guard import ConnectionClosed
+from flask_socketio_guard.errors import ConnectionClosed
 from flask_socketio_guard.telemetry import records as signals
 from flask_socketio_guard.upstream.engineio.socket import ProtocolViolation
 from flask_socketio_guard.upstream.socketio.server import CallRecipientGone

@@ -51,7 +51,7 @@ def validator(
     """Return a function that checks the arguments of an event and converts them.
 
     It returns what the handler is to be called with, or raises
-    :class:`~flask_socketio_guard.EventInvalid` with places and kinds of the errors, such
+    :class:`~flask_socketio_guard.errors.EventInvalid` with places and kinds of the errors, such
     as ``"0.text: Field required"`` (0 is the first argument). The text has at most 300
     characters and repeats nothing that the client sent: a key that the schema does
     not know is ``*``, and of a validator of the application only the kind of its error

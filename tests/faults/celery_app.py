@@ -9,7 +9,8 @@ from typing import Any
 from celery import Celery
 from flask_socketio import SocketIO
 
-from flask_socketio_guard import ConnectionClosed, SocketIOGuard
+from flask_socketio_guard import SocketIOGuard
+from flask_socketio_guard.errors import ConnectionClosed
 
 _URL = os.environ["REDIS_URL"]
 
