@@ -189,6 +189,12 @@ class GuardConfig:
         _or_none(_PATH),
         "path of the readiness answer, the same",
     )
+    health_in_front: bool = _setting(
+        True,
+        _FLAG,
+        "whether these three are answered in front of the application; `False` sends them through "
+        "Flask, with its `before_request` functions and sessions",
+    )
     max_connections: int | None = _setting(
         None,
         _or_none(_COUNT),

@@ -31,6 +31,7 @@ class GuardMiddleware:
     def __init__(self, wsgi_app: WSGIApplication, guard: AppGuard) -> None:
         self._wsgi_app = wsgi_app
         self._guard = guard
+        self._is_answering_health = guard.config.health_in_front
         self._has_checked_paths = False
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -47,7 +48,7 @@ class GuardMiddleware:
             self._start(environ, path)
         if guard.admission.is_draining:
             start_response = _closing(start_response)
-        if guard.endpoints.handles(path):
+        if self._is_answering_health and guard.endpoints.handles(path):
             return guard.endpoints(environ, start_response)
         engineio_path: str = guard.socketio.sockio_mw.engineio_path
         if not path.startswith(engineio_path):

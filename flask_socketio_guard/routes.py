@@ -11,7 +11,6 @@ from werkzeug.security import safe_join
 
 from .config import PREFIX
 from .errors import ConfigError
-from .scripts import SCRIPT_FILE, SCRIPTS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,6 +19,12 @@ if TYPE_CHECKING:
     from werkzeug.routing import BaseConverter, Rule
 
     from .config import GuardConfig
+
+BLUEPRINT = "socketio_guard"
+"""Name of the blueprint that the guard's own routes are in."""
+
+SCRIPT_FILE = "deliveries.js"
+"""What browsers load to go with the guard."""
 
 _STATIC = "static"
 """Endpoint of the static files of an application or, behind its name, of a blueprint."""
@@ -36,7 +41,7 @@ def require_free_paths(app: Flask, config: GuardConfig) -> None:
     """
     for setting, path in _paths(config):
         for rule in app.url_map.iter_rules():
-            if _is_for(rule, path, app) and not rule.endpoint.startswith(f"{SCRIPTS}."):
+            if _is_for(rule, path, app) and not rule.endpoint.startswith(f"{BLUEPRINT}."):
                 key = f"{PREFIX}{setting}".upper()
                 raise ConfigError(
                     f"the application's route {rule.rule!r} (endpoint {rule.endpoint!r}) would be "

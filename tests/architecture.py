@@ -20,11 +20,11 @@ PROJECT = PACKAGE.parent
 
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "backoff", "version", "answers"),
-    ("checks", "states", "scripts"),
+    ("checks", "states"),
     ("config",),
     ("core", "routes"),
     ("telemetry",),
-    ("ports",),
+    ("ports", "blueprint"),
     ("events", "clients", "queue"),
     ("delivery", "upstream.compat", "upstream.overrides", "upstream.engineio"),
     ("upstream.socketio", "upstream.redis"),

@@ -67,7 +67,7 @@ RATES = (
     "event_rate",
     "join_rate_per_address",
 )
-FLAGS = ("websocket_compression", "fast")
+FLAGS = ("health_in_front", "websocket_compression", "fast")
 SECRETS = ("health_details", "rate_storage", "delivery_store")
 PATHS = ("healthz_path", "livez_path", "readyz_path", "scripts_path")
 NO_SECONDS: list[Any] = ["1", None, True, [], float("nan"), float("inf"), -0.1, -1]
@@ -170,6 +170,7 @@ def test_defaults_are_the_documented_ones() -> None:
         healthz_path="/healthz",
         livez_path="/livez",
         readyz_path="/readyz",
+        health_in_front=True,
         max_connections=None,
         max_connections_per_address=None,
         connection_rate=None,

@@ -199,12 +199,3 @@ def test_the_settings_that_the_error_names_mend_it() -> None:
     http = app.test_client()
     assert [status(http, path) for path in ("/healthz", "/readyz", SCRIPT)] == [503] * 3
     assert [status(http, f"/guard/{name}") for name in ("healthz", "deliveries.js")] == [200] * 2
-
-
-def test_a_blueprint_of_the_same_name_is_told() -> None:
-    app, socketio = new_app()
-    app.register_blueprint(Blueprint("socketio_guard", __name__))
-    with pytest.raises(ConfigError, match="SOCKETIO_GUARD_SCRIPTS_PATH to None"):
-        SocketIOGuard(app, socketio)
-    app.config["SOCKETIO_GUARD_SCRIPTS_PATH"] = None
-    SocketIOGuard(app, socketio)

@@ -294,12 +294,12 @@ class Served:
         fields = {"Host": "test", "Content-Length": str(len(body)), **(headers or {})}
         lines = [f"{method} {path} HTTP/1.1", *(f"{key}: {fields[key]}" for key in fields)]
         sock.sendall("\r\n".join([*lines, "Connection: close", "", ""]).encode() + body)
-        return read_answer(sock)
+        return read_answer(sock, method)
 
 
-def read_answer(sock: Any) -> Answer:
+def read_answer(sock: Any, method: str = "GET") -> Answer:
     """Read an HTTP response, and close the socket."""
-    with contextlib.closing(http.client.HTTPResponse(sock)) as response:
+    with contextlib.closing(http.client.HTTPResponse(sock, method=method)) as response:
         response.begin()
         answer = Answer(response.status, dict(response.getheaders()), response.read())
     sock.close()

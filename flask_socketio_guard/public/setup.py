@@ -6,8 +6,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from flask import Flask
+from werkzeug.exceptions import NotFound
 
 from ..app_guard import AppGuard, stop_superseded
+from ..blueprint import add_routes
 from ..config import GuardConfig
 from ..errors import ConfigError
 from ..gunicorn import (
@@ -19,12 +21,13 @@ from ..gunicorn import (
 )
 from ..middleware import GuardMiddleware, LateMiddleware
 from ..routes import require_free_paths
-from ..scripts import serve_scripts
 from ..telemetry.records import logger
 from ..upstream import check_versions, given_back_on_failure, is_socketio
 
 if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIEnvironment
     from flask_socketio import SocketIO
+    from werkzeug.wrappers import Response
 
     from .guards import Guards
 
@@ -74,8 +77,7 @@ class SetUp:
             guard = AppGuard(app, socketio, config, self._guards.registry)
             try:
                 self._register(guard)
-                if config.scripts_path is not None:
-                    serve_scripts(app, config.scripts_path)
+                add_routes(app, config, partial(_answer_health, guard))
                 self._guards.add(app, guard)
                 app.extensions[KEY] = self._owner
                 app.wsgi_app = GuardMiddleware(served, guard)  # type: ignore[method-assign]
@@ -130,8 +132,8 @@ class SetUp:
             )
             try:
                 self.init_app(app, socketio)
-            except AssertionError:  # Flask's: it was tested before, and takes no blueprint any more
-                self.init_app(app, socketio, scripts_path=None)
+            except AssertionError:  # Flask's: it was tested before, and takes no routes any more
+                self.init_app(app, socketio, scripts_path=None, health_in_front=True)
 
     def _init_write_only(self, socketio: SocketIO | None, overrides: dict[str, Any]) -> None:
         if socketio is None or socketio.server is None:
@@ -156,6 +158,12 @@ class SetUp:
                 guard.discard()
                 raise
         self._guards.write_only = guard
+
+
+def _answer_health(guard: AppGuard, name: str, environ: WSGIEnvironment) -> Response:
+    if guard.is_replaced:  # and no other one has come
+        raise NotFound
+    return guard.endpoints.answer(name, environ)  # looked up here: a forked child has its own
 
 
 def _socketio_of(app: Flask, socketio: SocketIO | None) -> SocketIO:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
-from werkzeug.wrappers import Request
+from werkzeug.wrappers import Request, Response
 
 from ..core.component import Check, Component, Status
 from ..core.lifecycle import TICK_INTERVAL
@@ -168,10 +168,10 @@ class Health(Component):
 
 
 class HealthEndpoints:
-    """The WSGI side: ``/healthz``, ``/livez`` and ``/readyz``.
+    """The HTTP side: ``/healthz``, ``/livez`` and ``/readyz``.
 
-    Sits in front of the application, so that neither its ``before_request``
-    functions nor its sessions stand between a load balancer and the truth.
+    As a WSGI application it sits in front of the guarded one, so that neither its
+    ``before_request`` functions nor its sessions stand between a load balancer and the truth.
 
     Args:
         health: What is told.
@@ -185,38 +185,36 @@ class HealthEndpoints:
         self._health = health
         self._details = config.health_details
         self._is_debug = is_debug
-        self._views: dict[str | None, Callable[[], Status]] = {
-            config.livez_path: health.liveness,
-            config.readyz_path: health.readiness,
-            config.healthz_path: health.readiness,
+        self._names: dict[str | None, str] = {
+            config.livez_path: "livez",
+            config.readyz_path: "readyz",
+            config.healthz_path: "healthz",
         }
-        self._views.pop(None, None)
+        self._names.pop(None, None)
 
     def handles(self, path: str) -> bool:
         """Say whether *path* is one of the health paths."""
-        return path in self._views
+        return path in self._names
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        """Answer one request; no I/O, no lock.
+        """Answer one request by its path; no I/O, no lock."""
+        return self.answer(self._names[environ["PATH_INFO"]], environ)(environ, start_response)
+
+    def answer(self, name: str, environ: WSGIEnvironment) -> Response:
+        """Answer one request: ``healthz``, ``readyz`` or ``livez``.
 
         Source:
             Media type, ``status`` and ``checks``: draft-inadarei-api-health-check-06.
         """
-        method = environ["REQUEST_METHOD"]
-        if method not in ("GET", "HEAD"):
-            start_response("405 Method Not Allowed", [("Allow", "GET, HEAD")])
-            return [b""]
-        status = self._views[environ["PATH_INFO"]]()
-        body = json.dumps(self._answer(status, environ)).encode()
-        start_response(
-            "503 Service Unavailable" if status is Status.FAIL else "200 OK",
-            [
-                ("Content-Type", _CONTENT_TYPE),
-                ("Cache-Control", "no-store"),
-                ("Content-Length", str(len(body))),
-            ],
+        if environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
+            return Response(status=405, headers={"Allow": "GET, HEAD"})
+        status = self._health.liveness() if name == "livez" else self._health.readiness()
+        return Response(
+            json.dumps(self._answer(status, environ)),
+            status=503 if status is Status.FAIL else 200,
+            headers={"Cache-Control": "no-store"},
+            content_type=_CONTENT_TYPE,
         )
-        return [b"" if method == "HEAD" else body]
 
     def _answer(self, status: Status, environ: WSGIEnvironment) -> dict[str, Any]:
         snapshot = self._health.snapshot

@@ -1,0 +1,116 @@
+"""The blueprint that owns every path of the guard: health, and what browsers load.
+
+``flask routes`` lists them, ``url_for("socketio_guard.healthz")`` finds them, and a
+``before_request`` function that is not for them looks at ``request.blueprint``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from flask import Blueprint, Flask, has_request_context, request, send_from_directory
+
+from .errors import ConfigError
+from .routes import BLUEPRINT, SCRIPT_FILE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from _typeshed.wsgi import WSGIEnvironment
+    from werkzeug.wrappers import Response as Answer
+
+    from .config import GuardConfig
+
+_FOLDER = Path(__file__).with_name("static")
+_HOUR = 3600
+_HOST: Final = "socketio_guard_host"
+"""Name of the variable part of a rule that is for every host, or every subdomain."""
+
+
+class GuardBlueprint(Blueprint):
+    """The guard's routes in one application.
+
+    Args:
+        app: The application.
+        config: Paths.
+    """
+
+    def __init__(self, app: Flask, config: GuardConfig) -> None:
+        # Without a static folder of its own, which would have a route beside the application's.
+        super().__init__(BLUEPRINT, __name__)
+        self.health: Callable[[str, WSGIEnvironment], Answer]
+        """Answers a request by the name of an endpoint; another guard brings another one."""
+        for name, path in _health_paths(config):
+            self._add(app, path, name, self._answering(name))
+        if config.scripts_path is not None:
+            # Not all that is below the path: a catch-all route of the application serves that.
+            rule = f"{config.scripts_path}/<any({SCRIPT_FILE!r}):filename>"
+            self._add(app, rule, "static", _script)
+        if app.url_map.host_matching:
+            self.url_defaults(lambda _, values: values.setdefault(_HOST, _host(app)))
+        self.url_value_preprocessor(lambda _, values: values and values.pop(_HOST, None))
+
+    def _add(self, app: Flask, rule: str, endpoint: str, view: Callable[..., Answer]) -> None:
+        """Add a rule for every host: load balancers ask by address."""
+        hosts: list[dict[str, str]] = [{}]
+        if app.url_map.host_matching:
+            hosts = [{"host": f"<{_HOST}>"}]
+        elif app.subdomain_matching:
+            hosts = [{}, {"subdomain": f"<{_HOST}>"}]
+        for host in hosts:
+            self.add_url_rule(
+                rule, endpoint=endpoint, view_func=view, provide_automatic_options=False, **host
+            )
+
+    def _answering(self, name: str) -> Callable[..., Answer]:
+        return lambda: self.health(name, request.environ)
+
+
+def add_routes(
+    app: Flask, config: GuardConfig, health: Callable[[str, WSGIEnvironment], Answer]
+) -> None:
+    """Give *app* the routes of the guard, or those that it has another guard behind them.
+
+    Args:
+        app: The application.
+        config: Paths.
+        health: Answers a request by the name of an endpoint.
+
+    Raises:
+        ConfigError: The application has a blueprint of the same name.
+        AssertionError: It has handled a request, and takes no routes that are needed.
+    """
+    if config.scripts_path is None and not _health_paths(config):
+        return
+    known = app.blueprints.get(BLUEPRINT)
+    if known is not None and not isinstance(known, GuardBlueprint):
+        raise ConfigError(
+            f"the application has a blueprint {BLUEPRINT!r}, which is the name of the guard's: "
+            "rename it"
+        )
+    if known is None:
+        known = GuardBlueprint(app, config)
+        try:
+            app.register_blueprint(known)
+        except AssertionError:
+            if config.scripts_path is not None or not config.health_in_front:
+                raise
+    known.health = health
+
+
+def _health_paths(config: GuardConfig) -> list[tuple[str, str]]:
+    paths = {
+        "healthz": config.healthz_path,
+        "readyz": config.readyz_path,
+        "livez": config.livez_path,
+    }
+    return [(name, path) for name, path in paths.items() if path is not None]
+
+
+def _host(app: Flask) -> str:
+    return request.host if has_request_context() else app.config["SERVER_NAME"] or "localhost"
+
+
+def _script(filename: str) -> Answer:
+    return send_from_directory(_FOLDER, filename, max_age=_HOUR)
