@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import nodejs, report
+from benchmarks.attacks import ATTACKS
 from benchmarks.bench import QUICK, Bench, Plan
 from benchmarks.client import WrongAnswerError
 from benchmarks.report import CONTROL, GUARDED, NODE, STOCK
@@ -31,7 +32,9 @@ def main() -> None:
     usual = [name for name, scenario in SCENARIOS.items() if scenario.text is None]
     names = list(dict.fromkeys(options.only or usual))
     rounds = 1 if names == ["abuse"] else plan.rounds
-    plan = dataclasses.replace(plan, rounds=options.rounds or rounds)
+    plan = dataclasses.replace(
+        plan, rounds=options.rounds or rounds, attacks=frozenset(options.attack or ATTACKS)
+    )
     facts = report.machine()
     results = report.Results()
     if options.stock_only:
@@ -137,6 +140,13 @@ def _parse() -> argparse.Namespace:
         metavar="NAME",
         help=f"one of {', '.join(SCENARIOS)}; may be repeated",
     )
+    parser.add_argument(
+        "--attack",
+        action="append",
+        choices=list(ATTACKS),
+        metavar="NAME",
+        help=f"with --only abuse: one of {', '.join(ATTACKS)}; may be repeated",
+    )
     parser.add_argument("--rounds", type=int, metavar="N", help="default: 3, or 1 with --quick")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every sample there")
     parser.add_argument(
@@ -145,6 +155,8 @@ def _parse() -> argparse.Namespace:
     options = parser.parse_args()
     if options.rounds is not None and options.rounds < 1:
         parser.error("--rounds must be at least 1")
+    if options.attack and options.only != ["abuse"]:
+        parser.error("--attack needs --only abuse")
     if options.stock_only and options.only and all(SCENARIOS[n].table for n in options.only):
         parser.error(f"nothing is left of {', '.join(options.only)} without the guard")
     return options

@@ -38,6 +38,7 @@ class Plan:
         burst_slices: The same for the bursts, which take longer.
         stream_slices: The same for the latencies from A to B, which need many short slices: a
             99th percentile tells of the machine's worst moments, and all columns shall share them.
+        attacks: Names of those that ``abuse`` measures.
     """
 
     rounds: int = 3
@@ -68,6 +69,7 @@ class Plan:
     limits_case: EchoCase = EchoCase(60, 50)
     limits_slices: int = 10
     abuse_seconds: float = 2.0
+    attacks: frozenset[str] = frozenset()
 
 
 QUICK = Plan(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 from ..errors import HandlerTimeout
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Hashable
 
 T = TypeVar("T")
 
@@ -71,8 +71,9 @@ class ThreadRuntime:
         """Start *target* in a daemon thread."""
         return ThreadJob(target, name, on_exit)
 
-    def start(self, target: Callable[[], object]) -> ThreadJob:
+    def start(self, target: Callable[[], object], owner: Hashable = None) -> ThreadJob:
         """Start *target*, which must not raise, in a daemon thread, in an empty context."""
+        del owner  # the kernel shares the CPU
         return ThreadJob(target, "socketio-guard:event", None)
 
     def call_apart(self, target: Callable[[], T], context: contextvars.Context) -> T:

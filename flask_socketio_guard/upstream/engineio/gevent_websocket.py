@@ -18,6 +18,7 @@ from .websocket import (
     agree_on_extensions,
     is_answer_held,
     is_compression_offered,
+    is_too_long,
     taken_classes,
     upgrade_problem,
     wants_websocket,
@@ -130,9 +131,14 @@ def _init(handler: Any, sock: Any, address: Any, server: Any, rfile: Any = None)
 
 def _read_request(handler: Any, requestline: Any) -> Any:
     try:
-        return _originals["read_request"](handler, requestline)
+        is_valid = _originals["read_request"](handler, requestline)
     except OSError as exc:
         raise _Reset from exc  # gevent prints any Exception, and then answers nobody
+    # Before anything takes them apart, which all that serve a request do: a connection is
+    # closed after a request that is refused here.
+    return is_valid and not is_too_long(
+        *handler.headers.get_all("Connection", ()), *handler.headers.get_all("Upgrade", ())
+    )
 
 
 def _handle(handler: Any) -> None:

@@ -23,7 +23,7 @@ from ...clients.send_queue import (
     SlowConsumer,
 )
 from ...core.addresses import address_key
-from ...core.runtime import clock
+from ...core.runtime import CLIENT_SLICE, clock
 from ...events.dispatch import DispatchBounds, EventDispatcher
 from ...events.pieces import TimeSlice
 from .outgoing import ClientMessage
@@ -435,7 +435,7 @@ class GuardedSocket(_Socket):
                     DispatchBounds(
                         config.max_in_flight, config.max_waiting_bytes, config.max_in_flight_bytes
                     ),
-                    spawn=self.server.spawn_event or runtime.start,
+                    spawn=self.server.spawn_event or partial(runtime.start, owner=self.sid),
                     spawn_later=partial(runtime.call_later, 0.0),
                     lock=self._lock,
                 )
@@ -512,7 +512,7 @@ class GuardedSocket(_Socket):
         """
         give_up_at = clock() + _POST_PATIENCE
         try:
-            weight = 0
+            weight, until = 0, clock() + CLIENT_SLICE
             for message in _packets_in(self._payload(environ)):
                 if self.closed:
                     return
@@ -520,9 +520,9 @@ class GuardedSocket(_Socket):
                 if self._dispatcher is not None and self._dispatcher.is_full:
                     self._wait_for_room(give_up_at)
                 weight += 1 + len(message) // _BYTES_PER_PACKET
-                if weight >= _TURN:
-                    weight = 0
+                if weight >= _TURN or clock() >= until:
                     self._guard.runtime.yield_control()
+                    weight, until = 0, clock() + CLIENT_SLICE
         except ProtocolViolation as exc:
             self.violated(exc)
             raise
@@ -688,10 +688,8 @@ class GuardedSocket(_Socket):
                 self._act_on(message, "packet")
                 if self._dispatcher is not None and self._dispatcher.is_full:
                     self._wait_for_room(transport=transport)
-                size = len(message) + self._unpaid
-                if size >= _BYTES_PER_PACKET:
-                    self._unpaid = 0
-                    transport.pay(size)
+                size, self._unpaid = len(message) + self._unpaid, 0
+                transport.pay(size)
             except ProtocolViolation as exc:
                 self.violated(exc)
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 _VERSION = "13"
 _LONGEST_USUAL = 64  # characters: what is remembered of strangers is not for them to choose
-_LONGEST = 1024  # characters that are looked at: 64 kB would take 20 ms
+_LONGEST = 1024  # characters
 _MAX_REASON = 123  # bytes; a control frame holds 125, and two are the code
 EXTENSIONS = "guard.websocket_extensions"
 """Where the environ of a request says what was agreed on before the application is asked."""
@@ -71,7 +71,7 @@ def upgrade_problem(environ: WSGIEnvironment) -> str | None:
         return "the protocol is not HTTP/1.1"
     upgrade = environ.get("HTTP_UPGRADE", "")
     connection = environ.get("HTTP_CONNECTION", "")
-    if len(upgrade) + len(connection) > _LONGEST:
+    if is_too_long(upgrade, connection):
         return "Upgrade or Connection is too long"
     is_usual = len(upgrade) + len(connection) <= _LONGEST_USUAL
     look = _upgrade_headers_problem if is_usual else _upgrade_headers_problem.__wrapped__
@@ -99,6 +99,14 @@ def _upgrade_headers_problem(upgrade: str, connection: str) -> str | None:
     if protocols != ["websocket"] or "upgrade" not in options:
         return "Upgrade or Connection asks for no WebSocket"
     return None
+
+
+def is_too_long(*headers: str) -> bool:
+    """Say whether ``Upgrade`` and ``Connection`` are together longer than any client needs.
+
+    Servers and applications take them apart: 60 kB of commas take each of them 3 to 6 ms.
+    """
+    return sum(map(len, headers)) > _LONGEST
 
 
 def wants_websocket(environ: WSGIEnvironment) -> bool:

@@ -18,7 +18,7 @@ from websockets.frames import CloseCode, Frame, Opcode
 from websockets.protocol import SERVER, State
 from websockets.protocol import Protocol as WebSocketProtocol
 
-from ...core.runtime import silence
+from ...core.runtime import CLIENT_SLICE, clock, silence
 from .websocket import close_frame, cut_reason
 
 if TYPE_CHECKING:
@@ -146,6 +146,7 @@ class ProtocolTransport:
         self._slice = _FIRST_SLICE
         self._max_slice = _COMPRESSED_SLICE if raw.extensions else _BUFFER
         self._turn = 0.0
+        self._turn_ends_at = 0.0
         self._weight = 0
 
     # Reading
@@ -199,16 +200,18 @@ class ProtocolTransport:
 
     def pay(self, size: int) -> None:
         """Note that a message was acted upon; see :class:`WebSocketTransport`."""
-        self._give_way(size // _BYTES_PER_FRAME)
+        if size >= _BYTES_PER_FRAME or clock() >= self._turn_ends_at:
+            self._give_way(size // _BYTES_PER_FRAME)
 
     def _give_way(self, weight: int) -> None:
         """Let others have their turn, now and then: a client may always have something to say."""
         turn = self._guard.runtime.loop_iteration()
         if turn != self._turn:
             self._turn = turn
+            self._turn_ends_at = clock() + CLIENT_SLICE
             self._weight = 0
         self._weight += weight
-        if self._weight >= _TURN:
+        if self._weight >= _TURN or clock() >= self._turn_ends_at:
             self._guard.runtime.yield_control()
 
     def _messages(self, frames: list[Any]) -> list[str | bytes]:
