@@ -74,3 +74,41 @@ def test_no_lock_that_a_thread_of_the_parent_holds_is_closed_in_a_child() -> Non
         [sys.executable, "-W", "ignore", "-c", HELD], capture_output=True, text=True, timeout=60
     )
     assert done.stdout.strip() == "[]", done.stderr
+
+
+FROZEN = """
+import gc
+import os
+import socket
+import gevent
+import gevent.os
+from gevent.server import StreamServer
+from flask_socketio_guard.core.runtime import GeventRuntime
+
+server = StreamServer(("127.0.0.1", 0), lambda sock, address: sock.sendall(b"answered"))
+server.start()
+gevent.sleep(0)
+gc.collect()
+gc.freeze()
+child = gevent.os.fork()
+if child == 0:
+    GeventRuntime().forsake_servers()
+    gevent.sleep(0.3)
+    os._exit(0)
+client = socket.create_connection(server.address[:2])
+os.waitpid(child, 0)
+client.setblocking(False)
+try:
+    print(client.recv(100))
+except BlockingIOError:
+    print("nobody")
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no forks")
+def test_a_child_forsakes_servers_that_are_frozen() -> None:
+    """Gunicorn's workers freeze what they have loaded, and then nothing finds it."""
+    program = subprocess.run(
+        [sys.executable, "-c", FROZEN], capture_output=True, text=True, timeout=60
+    )
+    assert program.stdout == "nobody\n", program.stderr

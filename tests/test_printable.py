@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import redis
 
 from flask_socketio_guard.delivery import redis_client
+from flask_socketio_guard.queue.component import MessageQueue
 from flask_socketio_guard.telemetry.printable import (
     LONGEST_TRACEBACK,
     printable,
@@ -42,6 +45,16 @@ def test_what_redis_answers_is_one_printable_line() -> None:
     for text in (redis_errors.describe(exc), redis_client.describe(exc)):
         assert text.isprintable()
         assert len(text) < 400
+
+
+def test_what_redis_refuses_is_told_in_one_printable_line(caplog: pytest.LogCaptureFixture) -> None:
+    queue = MessageQueue.__new__(MessageQueue)
+    vars(queue)["_lifecycle"] = SimpleNamespace(refresh=lambda: None)
+    queue._refused("OOM redis://:hunter2@host \x1b[2J\nforged \ud800" + 10_000 * "!")
+    (message,) = caplog.messages
+    assert "hunter2" not in message
+    assert message.isprintable()
+    assert len(message) < 600
 
 
 def test_text_that_needs_no_escape_stays_as_it_is() -> None:

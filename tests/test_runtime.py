@@ -1345,6 +1345,26 @@ def test_many_tasks_let_others_have_their_turn(gevent_runtime: GeventRuntime) ->
     wait_for(gevent_runtime, lambda: len(done) == 200)
 
 
+def test_owners_of_tasks_take_turns(
+    gevent_runtime: GeventRuntime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thousand events of one client are not in front of one of another, nor of its answer."""
+    monkeypatch.setattr(runtime_module, "clock", lambda: 0.0)  # time for all of them
+    begun: list[str] = []
+
+    def start(name: str, owner: str) -> None:
+        gevent_runtime.start(partial(begun.append, name), owner)
+
+    for number in range(1000):
+        start(f"a{number}", "a")
+    start("b0", "b")
+    start("b1", "b")
+    gevent_runtime.start(lambda: gevent_runtime.call_soon(lambda: begun.append("sent")))
+    wait_for(gevent_runtime, lambda: len(begun) == 1003)
+    assert begun[:7] == ["a0", "b0", "sent", "a1", "b1", "a2", "a3"]
+    assert [name for name in begun if name[0] == "a"] == [f"a{number}" for number in range(1000)]
+
+
 def test_who_gives_way_waits_for_tasks_that_have_not_begun(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

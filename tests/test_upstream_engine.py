@@ -1824,7 +1824,7 @@ def test_others_are_served_while_a_large_packet_is_decoded(
     make_served: Callable[..., Served], monkeypatch: pytest.MonkeyPatch, head: str
 ) -> None:
     """Events, answers and CONNECT packets, and requests."""
-    monkeypatch.setattr(pieces, "TURN_TIME", 0.0)
+    monkeypatch.setattr(pieces, "TIME_SLICE", 0.0)
     served = make_served()
     other = served.joined()
     begun, ended = served.runtime.flag(), served.runtime.flag()

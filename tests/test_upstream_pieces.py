@@ -222,6 +222,31 @@ def test_what_never_ends_is_refused(text: str) -> None:
         decoded(text)
 
 
+def test_after_a_cut_in_the_wrong_place_values_are_decoded_one_by_one() -> None:
+    """Else each next comma in one more text is tried, and each try decodes what was before."""
+    scanned = 0
+
+    def scan_for(text: str) -> Any:
+        scan = encoding._scan_for(text)
+
+        def counting(text: str, at: int) -> Any:
+            nonlocal scanned
+            try:
+                value, end = scan(text, at)
+            except BaseException:
+                scanned += len(text) - at
+                raise
+            scanned += end - at
+            return value, end
+
+        return counting
+
+    text = json.dumps(([1] * 100 + ["a," * 400]) * 100)
+    decoder = PieceDecoder(text, scan_for=scan_for, max_containers=10**9, take_turn=lambda: None)
+    assert decoder.decode() == json.loads(text)
+    assert scanned < 3 * len(text), scanned / len(text)
+
+
 def test_a_time_slice_pauses_when_it_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
     """And before it begins: several may begin in one turn of the event loop."""
     now = 100.0
@@ -230,7 +255,7 @@ def test_a_time_slice_pauses_when_it_is_over(monkeypatch: pytest.MonkeyPatch) ->
     turn = TimeSlice(lambda: pauses.append(now))
     for _ in range(10):
         turn.check()
-        now += pieces.TURN_TIME / 4
+        now += pieces.TIME_SLICE / 4
     assert len(pauses) == 3
 
 
@@ -279,7 +304,7 @@ def test_a_line_that_nobody_moves_holds_nobody_up(monkeypatch: pytest.MonkeyPatc
 def test_packets_of_each_type_are_decoded_in_pieces(
     head: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pieces, "TURN_TIME", 0.0)
+    monkeypatch.setattr(pieces, "TIME_SLICE", 0.0)
     body = KINDS["rows"]
     turns: list[int] = []
     packet = decoding.decode(
@@ -308,6 +333,23 @@ def test_small_packets_wait_for_nobody() -> None:
     assert len(text) < encoding.IN_PIECES
     decoding.decode(KeptPacket, text, max_containers=10**6, pause=lambda: turns.append(1))
     assert turns == []
+
+
+def test_a_long_text_waits_for_nobody() -> None:
+    """It is one value, which has no pieces; many values of the same length have."""
+    turns: list[int] = []
+    for large in ("x" * 200_000, "one, two; " * 8000, "\\" * 100_000):
+        text = f'21["event",{json.dumps(large)}]'
+        packet = decoding.decode(
+            KeptPacket, text, max_containers=10**6, pause=lambda: turns.append(1)
+        )
+        assert packet.data == ["event", large]
+    assert turns == []
+    for values in (["x" * 300_000], list(range(20_000)), [[]] * 12_000, [{"a": 1}] * 4000):
+        before = len(turns)
+        text = f'21["event",{json.dumps(values)}]'
+        decoding.decode(KeptPacket, text, max_containers=10**6, pause=lambda: turns.append(1))
+        assert len(turns) > before
 
 
 def test_attachments_are_looked_for_a_part_at_a_time() -> None:

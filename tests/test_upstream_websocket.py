@@ -12,6 +12,7 @@ import gevent
 import gevent.socket
 import pytest
 from gevent import pywsgi
+from gevent.pywsgi import WSGIHandler
 from geventwebsocket.handler import WebSocketHandler
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -369,6 +370,30 @@ def test_an_odd_upgrade_request_is_answered_with_400(
     assert old in GOOD_HEAD
     answer = server.ask(GOOD_HEAD.replace(old, new, 1))
     assert (answer.status, answer.text) == (400, "Bad Request")
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        "Connection: " + "a," * 30_000 + "close",
+        "Connection: " + "a," * 30_000 + "\nConnection: close",
+        "Connection: close" + 20 * ("\nConnection: " + "a" * 60),
+        "Upgrade: " + "a," * 30_000 + "\nConnection: close",
+    ],
+    ids=["one", "long and usual", "many", "upgrade"],
+)
+def test_long_headers_are_refused_before_anything_takes_them_apart(
+    server: GeventWebSocketServer, monkeypatch: pytest.MonkeyPatch, headers: str
+) -> None:
+    """Of any request: the application and Flask's routing would take as long as the server."""
+    environs: list[Any] = []
+    make = WSGIHandler.get_environ
+    monkeypatch.setattr(WSGIHandler, "get_environ", lambda self: environs.append(1) or make(self))
+    assert server.ask(f"GET / HTTP/1.1\nHost: test\n{headers}").status == 400
+    assert environs == []
+    usual = "GET / HTTP/1.1\nHost: test\nConnection: keep-alive, close"
+    assert server.ask(usual).status == 200
+    assert environs == [1]
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import re
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
-from ..core.runtime import clock
+from ..core.runtime import TIME_SLICE, clock
 from .shape import MAX_DEPTH, TooDeep, TooManyContainers, shape_of
 
 if TYPE_CHECKING:
@@ -21,9 +21,6 @@ if TYPE_CHECKING:
     from ..core.runtime import Flag, Runtime
 
     Scan = Callable[[str, int], tuple[Any, int]]
-
-TURN_TIME: Final = 0.002
-"""Seconds of decoding after which others have their turn."""
 
 _PATIENCE: Final = 1.0  # seconds; for the case that whoever moves the line was killed
 _FIRST: Final = 512  # characters of the first piece of a container
@@ -87,7 +84,7 @@ class TimeSlice:
         """Pause, if it is over, and begin anew."""
         if clock() >= self._until:
             self._pause()
-            self._until = clock() + TURN_TIME
+            self._until = clock() + TIME_SLICE
 
 
 class PieceDecoder:

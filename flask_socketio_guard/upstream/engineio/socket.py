@@ -23,7 +23,7 @@ from ...clients.send_queue import (
     SlowConsumer,
 )
 from ...core.addresses import address_key
-from ...core.runtime import CLIENT_SLICE, clock
+from ...core.runtime import TIME_SLICE, clock
 from ...events.dispatch import DispatchBounds, EventDispatcher
 from ...events.pieces import TimeSlice
 from .outgoing import ClientMessage
@@ -512,7 +512,7 @@ class GuardedSocket(_Socket):
         """
         give_up_at = clock() + _POST_PATIENCE
         try:
-            weight, until = 0, clock() + CLIENT_SLICE
+            weight, until = 0, clock() + TIME_SLICE
             for message in _packets_in(self._payload(environ)):
                 if self.closed:
                     return
@@ -522,7 +522,7 @@ class GuardedSocket(_Socket):
                 weight += 1 + len(message) // _BYTES_PER_PACKET
                 if weight >= _TURN or clock() >= until:
                     self._guard.runtime.yield_control()
-                    weight, until = 0, clock() + CLIENT_SLICE
+                    weight, until = 0, clock() + TIME_SLICE
         except ProtocolViolation as exc:
             self.violated(exc)
             raise

@@ -18,7 +18,7 @@ from websockets.frames import CloseCode, Frame, Opcode
 from websockets.protocol import SERVER, State
 from websockets.protocol import Protocol as WebSocketProtocol
 
-from ...core.runtime import CLIENT_SLICE, clock, silence
+from ...core.runtime import TIME_SLICE, clock, silence
 from .websocket import close_frame, cut_reason
 
 if TYPE_CHECKING:
@@ -208,7 +208,7 @@ class ProtocolTransport:
         turn = self._guard.runtime.loop_iteration()
         if turn != self._turn:
             self._turn = turn
-            self._turn_ends_at = clock() + CLIENT_SLICE
+            self._turn_ends_at = clock() + TIME_SLICE
             self._weight = 0
         self._weight += weight
         if self._weight >= _TURN or clock() >= self._turn_ends_at:

@@ -11,7 +11,7 @@ from ...errors import EventInvalid
 from ...events.pieces import TimeSlice
 from ...events.shape import Places, TooDeep, TooManyContainers, require_shape
 from ..engineio.socket import ProtocolViolation, TooLarge
-from .encoding import IN_PIECES, KeptJSON, decoding_in_pieces
+from .encoding import IN_PIECES, KeptJSON, decoding_in_pieces, is_quick
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
@@ -53,9 +53,10 @@ def decode(
         return _CONNECT
     if packet_class.uses_binary_events and not isinstance(data, str):
         raise ProtocolViolation("attachments", "nobody announced one")
-    take_turn = TimeSlice(pause).check if len(data) >= IN_PIECES else nothing
+    is_large = len(data) >= IN_PIECES and not is_quick(data)
+    take_turn = TimeSlice(pause).check if is_large else nothing
     try:
-        if len(data) >= IN_PIECES and packet_class.json is KeptJSON:
+        if is_large and packet_class.json is KeptJSON:
             with decoding_in_pieces(max_containers=max_containers, take_turn=take_turn):
                 packet = packet_class(encoded_packet=data)
         else:
