@@ -37,7 +37,7 @@ from .telemetry.failure_hooks import FailureHooks
 from .telemetry.health import Health, HealthEndpoints, Sources
 from .telemetry.logs import LogLines
 from .telemetry.loop_blocks import LoopMonitoring
-from .telemetry.records import Telemetry
+from .telemetry.records import CallbackLoss, ConnectionChange, Failure, TaskChange, Telemetry
 from .upstream import (
     LocalClients,
     Sweeper,
@@ -80,7 +80,7 @@ class Assembly:
         self.sender: object = socketio if app is None else app
         self.worker = ServerWorker()
         self.telemetry = Telemetry(self.sender)
-        self.handlers = HandlerGuard(self.sender, is_debug=self._is_debug)
+        self.handlers = HandlerGuard(self.telemetry, is_debug=self._is_debug)
         self.handlers.before_event = registry.before_event
         self.counters = Counters(self.sender)
         self._log_lines = LogLines(
@@ -95,7 +95,9 @@ class Assembly:
         )
         self.rates = RateLimiter(
             config.rate_storage,
-            on_storage_failure=lambda exc: self.telemetry.failed("hook", exc, "rate storage"),
+            on_storage_failure=lambda exc: self.telemetry.send(
+                Failure("hook", exc, "rate storage")
+            ),
             # Applications that share a Redis share no counts.
             namespace=f"socketio-guard:{self._fleet_name()}",
         )
@@ -116,29 +118,29 @@ class Assembly:
         config, runtime, telemetry, server = self.config, self.runtime, self.telemetry, self.server
         self.supervisor = Supervisor(
             runtime,
-            on_failure=lambda task, exc: telemetry.failed("task", exc, task.name),
-            on_change=lambda task, *change: telemetry.task_changed(task.name, *change),
+            on_failure=lambda task, exc: telemetry.send(Failure("task", exc, task.name)),
+            on_change=lambda task, *change: telemetry.send(TaskChange(task.name, *change)),
         )
         lifecycle = self.lifecycle = Lifecycle(
             runtime, self.supervisor, config, on_change=self._phase_changed, worker=self.worker
         )
         self.jobs = Jobs(runtime, recording=self.handlers.recording)
         self.deadlines = Deadlines(
-            runtime, on_failure=lambda exc: telemetry.failed("hook", exc, "deadline")
+            runtime, on_failure=lambda exc: telemetry.send(Failure("hook", exc, "deadline"))
         )
         run_callback = CallbackRunner(runtime, self.handlers, self._context)
         self.callbacks = CallbackTable(
             runtime,
             timeout=config.callback_timeout,
             run=run_callback,
-            on_lost=telemetry.callback_lost,
+            on_lost=lambda *loss: telemetry.send(CallbackLoss(*loss)),
         )
         self.write_batcher = WriteBatcher(runtime)
         self.fan_out = FanOut(runtime) if config.fast and runtime.can_kill else None
         self.connections = Connections(
             on_change=self._connection_changed,
-            on_failure=lambda client, exc: telemetry.failed(
-                "hook", exc, "deferred cleanup", client.namespace, client.sid
+            on_failure=lambda client, exc: telemetry.send(
+                Failure("hook", exc, "deferred cleanup", client.namespace, client.sid)
             ),
             call_apart=lambda target: runtime.call_apart(target, Context()),
         )
@@ -231,7 +233,7 @@ class Assembly:
         return [
             self.deadlines,
             WebServer(self.config, self.socketio),
-            LoopMonitoring(self.runtime, self.config.blocking_timeout, self.sender),
+            LoopMonitoring(self.runtime, self.config.blocking_timeout, self.telemetry),
         ]
 
     def _connect(self) -> None:
@@ -304,8 +306,8 @@ class Assembly:
     def _connection_changed(
         self, connection: Connection, old: ConnectionState | None, new: ConnectionState
     ) -> None:
-        self.telemetry.connection_changed(
-            connection.sid, connection.namespace, old, new, connection.reason
+        self.telemetry.send(
+            ConnectionChange(connection.sid, connection.namespace, old, new, connection.reason)
         )
         if new is ConnectionState.CLOSED:
             for tell in self._disconnected:

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator
 
     from .config import GuardConfig
     from .core.runtime import Flag, Runtime
     from .errors import EventRejected
+    from .telemetry.records import Record
 
 
 BROADCAST_CALL: Final = "guard_survey"
@@ -131,13 +132,9 @@ class Connections(Protocol):
 
 
 class Telemetry(Protocol):
-    """Who is told what happens to clients, and tells the world."""
+    """Who is told what happens, and tells the world."""
 
-    def handshake_refused(self, reason: str, detail: str = "") -> None: ...
-    def protocol_violated(self, reason: str, detail: str = "") -> None: ...
-    def send_lost(self, count: int, reason: str) -> None: ...
-    def connections_swept(self, removed: Mapping[str, int]) -> None: ...
-    def message_repeated(self, host_id: str, sequence: int) -> None: ...
+    def send(self, record: Record) -> None: ...
 
 
 class Limit(Protocol):
@@ -237,7 +234,7 @@ class Ports(Protocol):
 
     @property
     def telemetry(self) -> Telemetry:
-        """Who is told what happens to clients."""
+        """Who is told what happens."""
 
     @property
     def admission(self) -> Admission:

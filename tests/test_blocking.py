@@ -13,7 +13,7 @@ import pytest
 
 from flask_socketio_guard.telemetry import records as signals
 from flask_socketio_guard.telemetry.loop_blocks import MAX_PLACES, LoopBlockReports
-from flask_socketio_guard.telemetry.records import LoopBlock
+from flask_socketio_guard.telemetry.records import LoopBlock, Telemetry
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,7 +29,7 @@ class Hearer:
     def __init__(self) -> None:
         self.sender = Sender()
         self.heard: list[LoopBlock] = []
-        self.reports = LoopBlockReports(self.sender)
+        self.reports = LoopBlockReports(Telemetry(self.sender))
         self._subscription = signals.subscribe(signals.loop_blocked, self.sender, self.heard.append)
 
     def block(self, place: str, stack: str = "stack", seconds: float = 1.0) -> None:
@@ -195,7 +195,7 @@ sender = Sender()
 subscription = signals.subscribe(signals.loop_blocked, sender, log)
 runtime = GeventRuntime()
 runtime.bind_loop()
-reports = LoopBlockReports(sender)
+reports = LoopBlockReports(signals.Telemetry(sender))
 stop = runtime.watch_loop(0.4, reports.blocked, reports.unblocked)
 gevent.sleep(0.2)
 

@@ -22,6 +22,7 @@ from flask_socketio_guard.events.handlers import HandlerGuard
 from flask_socketio_guard.events.signatures import fit
 from flask_socketio_guard.ports import Refusal
 from flask_socketio_guard.telemetry import records as signals
+from flask_socketio_guard.telemetry.records import Telemetry
 from tests import unit_support
 
 if TYPE_CHECKING:
@@ -874,7 +875,7 @@ def test_arguments_are_cut_to_what_a_signature_accepts(
 
 def test_nothing_but_a_refusal_ever_leaves_a_handler() -> None:
     """Outside of any application."""
-    guard = HandlerGuard(object(), is_debug=lambda: False)
+    guard = HandlerGuard(Telemetry(object()), is_debug=lambda: False)
     for exc in (RuntimeError(), SystemExit(), KeyboardInterrupt(), UnheardOfError()):
         refusal = guard.run("chat", "/", "sid", raiser(exc))
         assert isinstance(refusal, Refusal)
@@ -887,18 +888,17 @@ def test_nothing_but_a_refusal_ever_leaves_a_handler() -> None:
 
 def test_a_handler_outside_of_any_event_is_left_as_it_is() -> None:
     """Someone calls Flask-SocketIO's internals by hand; that is theirs."""
-    guard = HandlerGuard(object(), is_debug=lambda: False)
+    guard = HandlerGuard(Telemetry(object()), is_debug=lambda: False)
     handler = raiser(RuntimeError())
     assert guard.protect(handler, "chat") is handler
 
 
 def test_the_name_of_a_rejected_event_is_cut() -> None:
     """It comes from a client and goes to logs."""
-    guard = HandlerGuard(object(), is_debug=lambda: False)
+    telemetry = Telemetry(object())
+    guard = HandlerGuard(telemetry, is_debug=lambda: False)
     records: list[Any] = []
-    from flask_socketio_guard.telemetry import records as signals
-
-    subscription = signals.subscribe(signals.rejected, guard._sender, records.append)
+    subscription = telemetry.subscribe(signals.rejected, records.append)
     guard.reject("x" * 10_000, "/", "sid", EventRejected())
     guard.reject({"not": "a name"}, "/", "sid", EventRejected())
     assert [record.event for record in records] == ["x" * 100, "<dict>"]

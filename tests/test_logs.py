@@ -732,7 +732,7 @@ def test_two_applications_fold_for_themselves(caplog: pytest.LogCaptureFixture) 
 
 def test_a_line_is_said_to_come_from_where_the_fact_is_known(log: Log) -> None:
     log.send(signals.protocol_violated, Violation("packet"))
-    assert log.caplog.records[0].funcName == "_protocol_violated"
+    assert log.caplog.records[0].module == "logs"
 
 
 # The loggers of the packages underneath

@@ -12,7 +12,7 @@ from ..core.component import Check, Component, Status, Watch
 from ..errors import ConfigError, DeliveryStoreError
 from ..ports import transport_of
 from ..queue.reachability import Reachability
-from ..telemetry.records import DeliveryEnd, logger
+from ..telemetry.records import DeliveryEnd, DeliveryLoss, Failure, StoreChange, logger
 from .api import DeliveryApi
 from .batching_store_client import BatchingStoreClient
 from .dispatcher import Connections, Dispatcher
@@ -94,7 +94,9 @@ class Deliveries(Component):
         self._retry = Retry(config.delivery_ack_timeout)
         self.store = _store(config, channel)
         self._fleet: StoreSync | None = None
-        self._server = Reachability(lambda: None, on_change=telemetry.delivery_store_changed)
+        self._server = Reachability(
+            lambda: None, on_change=lambda *change: telemetry.send(StoreChange(*change))
+        )
         self._shared: BatchingStoreClient | None = None
         self._local: DirectStoreClient | None = None
         store_client: StoreClient
@@ -103,7 +105,7 @@ class Deliveries(Component):
                 runtime,
                 self.store,
                 on_end=self._ended,
-                on_failure=lambda exc: telemetry.failed("hook", exc, "deadline"),
+                on_failure=lambda exc: telemetry.send(Failure("hook", exc, "deadline")),
                 on_unsure=self._note_gap,
                 server=self._server,
             )
@@ -178,7 +180,7 @@ class Deliveries(Component):
         """Tell how many messages end with this process, because they are in its memory."""
         count = len(self.store) if isinstance(self.store, MemoryStore) else 0
         if count:
-            self._telemetry.deliveries_abandoned(count)
+            self._telemetry.send(DeliveryLoss(count))
 
     def checks(self) -> dict[str, Check]:
         """Return whether the store answers, if it is none of this process."""
@@ -278,7 +280,7 @@ class Deliveries(Component):
         if not is_new:
             return
         state = delivery.state
-        self._telemetry.delivery_ended(
+        self._telemetry.send(
             DeliveryEnd(delivery.id, delivery.recipient, delivery.event, state, delivery.attempts)
         )
         if state in DEAD:

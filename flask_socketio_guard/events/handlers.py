@@ -24,13 +24,14 @@ from ..core.component import Component
 from ..core.forks import renew_after_fork
 from ..errors import EventInvalid, EventRejected
 from ..ports import Refusal
-from ..telemetry import records as signals
 from ..telemetry.records import Failure, Rejection
 from .dispatch import Arrival, arriving
 from .signatures import accepts, fit
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from ..telemetry.records import Telemetry
 
 _REDIRECT, _SERVER_ERROR = 300, 500  # the first status of each kind
 _FITTED_EVENTS = frozenset({"connect", "disconnect"})
@@ -96,12 +97,12 @@ class HandlerGuard(Component):
     """Runs the handlers of one application.
 
     Args:
-        sender: Sender of the signals.
+        telemetry: Is told of failures and refusals.
         is_debug: Whether exception text may go to clients.
     """
 
-    def __init__(self, sender: object, *, is_debug: Callable[[], bool]) -> None:
-        self._sender = sender
+    def __init__(self, telemetry: Telemetry, *, is_debug: Callable[[], bool]) -> None:
+        self._telemetry = telemetry
         self._is_debug = is_debug
         self.before_event: list[Callable[[HandlerCall], object]] = []
         self.seen: list[BaseException] | None = None
@@ -253,7 +254,7 @@ class HandlerGuard(Component):
         """Refuse an event and record that; see :class:`Rejection`."""
         event = name[:_MAX_NAME] if isinstance(name, str) else f"<{type(name).__name__}>"
         record = Rejection(event, namespace, sid, error, exception, error_id)
-        signals.send(signals.rejected, self._sender, record)
+        self._telemetry.send(record)
         answer: dict[str, object] = {"code": error.code, "message": error.message}
         return Refusal(answer, {"error": answer})
 
@@ -301,7 +302,7 @@ class HandlerGuard(Component):
     def _record(self, failure: Failure) -> Failure:
         if self.seen is not None:
             self.seen.append(failure.exception)
-        signals.send(signals.failed, self._sender, failure)
+        self._telemetry.send(failure)
         return failure
 
     def _refusal(

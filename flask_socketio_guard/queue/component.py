@@ -11,7 +11,15 @@ from ..core.supervisor import current_task
 from ..states import ListenerState, TaskState
 from ..telemetry import records
 from ..telemetry.printable import printable, without_secrets
-from ..telemetry.records import LISTENER_TASK, TaskChange, logger
+from ..telemetry.records import (
+    LISTENER_TASK,
+    BrokerChange,
+    Failure,
+    ListenerChange,
+    OutboxLoss,
+    TaskChange,
+    logger,
+)
 from .listener import Listener
 from .outbox import BATCH_MESSAGES, Outbox
 from .reachability import Reachability
@@ -79,7 +87,7 @@ class MessageQueue(Component):
             reconnect_max_delay=config.reconnect_max_delay,
             resubscribe_timeout=config.resubscribe_timeout,
             is_listening=lambda: self.state in (ListenerState.RUNNING, ListenerState.ABSENT),
-            on_lost=telemetry.outbox_lost,
+            on_lost=lambda *loss: telemetry.send(OutboxLoss(*loss)),
             on_trouble=self._refused,
             on_probe=lambda token: self.listener.probe_published(token),
         )
@@ -93,8 +101,10 @@ class MessageQueue(Component):
             probe_interval=config.probe_interval,
             probe_timeout=config.probe_timeout,
             reconnect_max_delay=config.reconnect_max_delay,
-            on_change=telemetry.listener_changed,
-            on_message_failure=lambda exc: telemetry.failed("listener", exc, "queue message"),
+            on_change=lambda *change: telemetry.send(ListenerChange(*change)),
+            on_message_failure=lambda exc: telemetry.send(
+                Failure("listener", exc, "queue message")
+            ),
         )
         self._subscription: object = telemetry.subscribe(records.task_changed, self._task_changed)
 
@@ -256,9 +266,8 @@ class MessageQueue(Component):
             self.listener.broker_answers()
         else:
             self.listener.broker_lost(reason)
-        self._telemetry.broker_changed(
-            is_reachable, reason, duration, is_refusing=self.broker.is_refusing
-        )
+        is_refusing = self.broker.is_refusing
+        self._telemetry.send(BrokerChange(is_reachable, reason, duration, is_refusing))
 
     def _task_changed(self, change: TaskChange) -> None:
         if change.name == LISTENER_TASK and change.new is TaskState.BACKING_OFF:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..core.component import Component
-from . import records
+from .records import Failure, failed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from .records import Failure, Telemetry
+    from .records import Telemetry
 
 
 class FailureHooks(Component):
@@ -24,7 +24,7 @@ class FailureHooks(Component):
     def __init__(self, telemetry: Telemetry, hooks: Sequence[Callable[[Failure], object]]) -> None:
         self._telemetry = telemetry
         self._hooks = hooks
-        self._subscription: object = telemetry.subscribe(records.failed, self._call)
+        self._subscription: object = telemetry.subscribe(failed, self._call)
 
     def abandon(self) -> None:
         """Call them no more: another one does."""
@@ -37,4 +37,4 @@ class FailureHooks(Component):
             except BaseException as exc:  # noqa: BLE001 - recorded; see records.send
                 if failure.kind != "hook":
                     name = getattr(hook, "__qualname__", repr(hook))
-                    self._telemetry.failed("hook", exc, name)
+                    self._telemetry.send(Failure("hook", exc, name))

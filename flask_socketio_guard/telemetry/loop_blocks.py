@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from ..core.component import Component, Watch
-from . import records as signals
 from .records import LoopBlock
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ..core.runtime import Runtime
+    from .records import Telemetry
 
 MAX_PLACES: Final = 1000
 """Places of which it is known that they have been told of."""
@@ -23,13 +23,13 @@ class LoopMonitoring(Component):
     Args:
         runtime: Watches its loop.
         threshold: In seconds; ``None`` watches nothing.
-        sender: Of the signals.
+        telemetry: Is told.
     """
 
-    def __init__(self, runtime: Runtime, threshold: float | None, sender: object) -> None:
+    def __init__(self, runtime: Runtime, threshold: float | None, telemetry: Telemetry) -> None:
         self._runtime = runtime
         self._threshold = threshold
-        self._reports = LoopBlockReports(sender)
+        self._reports = LoopBlockReports(telemetry)
         self._stop_watching: Callable[[], None] | None = None
 
     def serve(self, watch: Watch) -> None:
@@ -60,11 +60,11 @@ class LoopBlockReports:
     afterwards. Further ones only afterwards.
 
     Args:
-        sender: Of the signals.
+        telemetry: Is told.
     """
 
-    def __init__(self, sender: object) -> None:
-        self._sender = sender
+    def __init__(self, telemetry: Telemetry) -> None:
+        self._telemetry = telemetry
         self._places: dict[str, None] = {}  # in the order in which they were first met
         self._stacks: dict[str, str] = {}
 
@@ -79,9 +79,9 @@ class LoopBlockReports:
         while len(self._places) >= MAX_PLACES:
             del self._places[next(iter(self._places))]
         self._places[place] = None
-        signals.send(signals.loop_blocked, self._sender, LoopBlock(place, stack))
+        self._telemetry.send(LoopBlock(place, stack))
 
     def unblocked(self, place: str, seconds: float) -> None:
         """Tell of a block that is over; called on the event loop."""
         stack = self._stacks.pop(place, "")
-        signals.send(signals.loop_blocked, self._sender, LoopBlock(place, stack, seconds))
+        self._telemetry.send(LoopBlock(place, stack, seconds))

@@ -17,7 +17,7 @@ from websockets.frames import CloseCode
 from ...clients.send_queue import SendOutcome
 from ...core.addresses import address_key
 from ...core.runtime import clock
-from ...telemetry.records import logger
+from ...telemetry.records import HandshakeRefusal, logger
 from .outgoing import ClientMessage
 from .session_ids import new_session_id
 from .socket import GuardedSocket
@@ -117,7 +117,7 @@ class GuardedEngineServer(_Server):
             start_response = answer_once(environ, start_response)
             problem = upgrade_problem(environ)
             if problem is not None:
-                self.guard.telemetry.handshake_refused("upgrade", problem)
+                self.guard.telemetry.send(HandshakeRefusal("upgrade", problem))
                 answer = self._bad_request()
                 start_response(answer["status"], answer["headers"])
                 return [answer["response"]]
@@ -198,7 +198,7 @@ class GuardedEngineServer(_Server):
 
     def _refused(self, environ: WSGIEnvironment, reason: str) -> Any:
         """Count a refusal and return the answer."""
-        self.guard.telemetry.handshake_refused(reason)
+        self.guard.telemetry.send(HandshakeRefusal(reason))
         websocket = environ.get("wsgi.websocket")
         if not is_refusable(environ):
             # gevent-websocket has answered 101 before the application is asked.
@@ -231,7 +231,7 @@ class GuardedEngineServer(_Server):
                     code=CloseCode.TRY_AGAIN_LATER,
                     text=_REFUSALS["full"],
                 )
-                self.guard.telemetry.handshake_refused("unjoined")
+                self.guard.telemetry.send(HandshakeRefusal("unjoined"))
                 return True
         return False
 
@@ -361,12 +361,12 @@ class GuardedEngineServer(_Server):
         if reason is None:
             return
         if message_key == "bad-sid" and self._is_elsewhere(message.rpartition(" ")[2]):
-            self.guard.telemetry.handshake_refused("elsewhere", _ELSEWHERE)
+            self.guard.telemetry.send(HandshakeRefusal("elsewhere", _ELSEWHERE))
             return
         # An origin or a version that is refused is most often a mistake of the
         # developer's, who has to see which.
         detail = message if message_key in _FOR_DEVELOPERS else message_key
-        self.guard.telemetry.handshake_refused(reason, detail[:200])
+        self.guard.telemetry.send(HandshakeRefusal(reason, detail[:200]))
 
     def _is_elsewhere(self, sid: str) -> bool:
         """Say whether a session was never here, as far as that is remembered."""

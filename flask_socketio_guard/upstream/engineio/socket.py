@@ -26,6 +26,7 @@ from ...core.addresses import address_key
 from ...core.runtime import TIME_SLICE, clock
 from ...events.dispatch import DispatchBounds, EventDispatcher
 from ...events.pieces import TimeSlice
+from ...telemetry.records import SendLoss, Violation
 from .outgoing import ClientMessage
 from .websocket import leave_uwsgi, take_socket, wants_websocket
 from .websocket_transport import LibraryTransport, ProtocolTransport, WebSocketTransport, keep_alive
@@ -198,7 +199,7 @@ class GuardedSocket(_Socket):
         if self.closed:
             return SendOutcome.DROPPED_CLOSED
         if message.is_volatile and self._is_behind():
-            self._guard.telemetry.send_lost(1, "volatile")
+            self._guard.telemetry.send(SendLoss(1, "volatile"))
             return SendOutcome.DROPPED_SLOW
         # Answers too: who asks and never reads must not be owed without bound.
         with self._lock:
@@ -274,11 +275,11 @@ class GuardedSocket(_Socket):
             dropped = self.queue.make_room() if self.queue.is_full else 0
         if dropped is not None:
             if dropped:
-                self._guard.telemetry.send_lost(dropped, "slow")
+                self._guard.telemetry.send(SendLoss(dropped, "slow"))
             return None
         with self._lock:
             lost = self.queue.clear()
-        self._guard.telemetry.send_lost(lost + unsent, "slow")
+        self._guard.telemetry.send(SendLoss(lost + unsent, "slow"))
         self.close(
             reason=self.server.reason.TRANSPORT_ERROR,
             code=CloseCode.POLICY_VIOLATION,
@@ -551,7 +552,7 @@ class GuardedSocket(_Socket):
 
     def violated(self, violation: ProtocolViolation) -> None:
         """Close the session of a client that broke the protocol."""
-        self._guard.telemetry.protocol_violated(violation.reason, violation.detail)
+        self._guard.telemetry.send(Violation(violation.reason, violation.detail))
         self.close(
             reason=self.server.reason.TRANSPORT_ERROR,
             code=violation.code,

@@ -19,6 +19,7 @@ from websockets.protocol import SERVER, State
 from websockets.protocol import Protocol as WebSocketProtocol
 
 from ...core.runtime import TIME_SLICE, clock, silence
+from ...telemetry.records import Violation
 from .websocket import close_frame, cut_reason
 
 if TYPE_CHECKING:
@@ -243,14 +244,14 @@ class ProtocolTransport:
     def _fail(self, code: CloseCode, reason: str) -> None:
         if self._protocol.state is State.OPEN:
             self._protocol.fail(code, reason)
-            self._guard.telemetry.protocol_violated("websocket", reason)
+            self._guard.telemetry.send(Violation("websocket", reason))
 
     def _answer(self, answers: list[bytes]) -> None:
         """Write what the protocol answers by itself: pongs, and its part of a close."""
         error = self._protocol.parser_exc
         if error is not None and not isinstance(error, EOFError):
             reason = "size" if isinstance(error, PayloadTooBig) else "websocket"
-            self._guard.telemetry.protocol_violated(reason, str(error)[:200])
+            self._guard.telemetry.send(Violation(reason, str(error)[:200]))
         # Answers to the newest pings will do (RFC 6455, section 5.5.3), and so a
         # client that pings and does not read holds no memory.
         self._control = [*self._control, *filter(None, answers)][-_MAX_ANSWERS:]
@@ -568,7 +569,7 @@ class LibraryTransport:
             return None
         self._throttled.taken()
         if len(data) > self._max_size:
-            self._guard.telemetry.protocol_violated("size", f"{len(data)} > {self._max_size}")
+            self._guard.telemetry.send(Violation("size", f"{len(data)} > {self._max_size}"))
             self.close(CloseCode.MESSAGE_TOO_BIG, "message too big")
             return None
         return (data if isinstance(data, str) else bytes(data),)

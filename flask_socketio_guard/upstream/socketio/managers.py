@@ -11,6 +11,7 @@ from ...clients.fan_out import LEAST_RECIPIENTS
 from ...clients.send_queue import SendOutcome
 from ...events.dispatch import CHARGED_BYTES
 from ...ports import AckCallback, Awaiting
+from ...telemetry.records import SendLoss
 from ..engineio.outgoing import ClientMessage
 from ..engineio.server import put_as
 from .emission import Emission, as_returned, best_of, is_several
@@ -230,7 +231,7 @@ class GuardedManager(Rooms):
                 held = self._held.get(sid)
                 if held is not None:
                     if held.size > _MAX_HELD_BYTES:
-                        self.guard.telemetry.send_lost(1, "slow")
+                        self.guard.telemetry.send(SendLoss(1, "slow"))
                         return SendOutcome.DROPPED_SLOW
                     held.messages.append(message)
                     held.size += message.size

@@ -9,7 +9,7 @@ from socketio import packet as packets
 from socketio.exceptions import ConnectionRefusedError as ConnectionRefused
 
 from ...errors import RateLimited
-from ...telemetry.records import logger
+from ...telemetry.records import HandshakeRefusal, logger
 from ..engineio.socket import TooManyJoins
 from .incoming import Incoming
 
@@ -108,7 +108,7 @@ class Joining(Incoming):
 
     def _refuse(self, connection: Connection, reason: Any) -> None:
         sid, namespace, eio_sid = connection.sid, connection.namespace, connection.eio_sid
-        self.guard.telemetry.handshake_refused("application")
+        self.guard.telemetry.send(HandshakeRefusal("application"))
         self._drop_waiting(connection)  # while the client still hears the answers
         if self.always_connect:
             self.manager.pre_disconnect(sid, namespace)

@@ -18,6 +18,7 @@ from ...ports import (
     Ports,
 )
 from ...queue.transport import SEQUENCE_KEY, SEQUENCE_MARK
+from ...telemetry.records import Repetition
 from ..engineio.session_ids import is_session_id
 from ..engineio.watched_socket import is_logged
 from .emission import Emission, as_returned, is_several
@@ -345,7 +346,7 @@ class GuardedPubSubManager(GuardedManager, _PubSubManager):
         content = hash(arrival if isinstance(arrival, bytes | str) else repr(arrival))
         if not self._duplicates.has_seen(host_id, sequence, content):
             return False
-        self.guard.telemetry.message_repeated(host_id[:_MAX_NAME], sequence)
+        self.guard.telemetry.send(Repetition(host_id[:_MAX_NAME], sequence))
         return True
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from websockets.frames import CloseCode
 
 from ...core.component import Component
+from ...telemetry.records import Sweep
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -42,7 +43,7 @@ class Sweeper(Component):
         if self._ticks % _SWEEP_TICKS == 0:
             removed = self.sweep()
             if removed:
-                self._guard.telemetry.connections_swept(removed)
+                self._guard.telemetry.send(Sweep(sum(removed.values()), tuple(removed)))
 
     def sweep(self) -> dict[str, int]:
         """Remove the entries that were leftovers in the previous sweep, too.
