@@ -21,7 +21,7 @@ import gevent.thread
 import greenlet
 import pytest
 
-from flask_socketio_guard.core import runtime as runtime_module
+from flask_socketio_guard.core import runtime_gevent, runtime_greenlets
 from flask_socketio_guard.core.loop_monitor import LoopMonitor
 from flask_socketio_guard.core.runtime import (
     MAX_LOOP_QUEUE,
@@ -942,7 +942,7 @@ def test_an_idle_loop_and_a_busy_one_are_no_blocks(
         monitors.append(PatientMonitor(threshold, **options))
         return monitors[-1]
 
-    monkeypatch.setattr(runtime_module, "LoopMonitor", make)
+    monkeypatch.setattr(runtime_gevent, "LoopMonitor", make)
     watch = Watch(settled)
     (monitor,) = monitors
     wait_for(settled, lambda: monitor.looks > 40)
@@ -1349,7 +1349,7 @@ def test_owners_of_tasks_take_turns(
     gevent_runtime: GeventRuntime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A thousand events of one client are not in front of one of another, nor of its answer."""
-    monkeypatch.setattr(runtime_module, "clock", lambda: 0.0)  # time for all of them
+    monkeypatch.setattr(runtime_greenlets, "clock", lambda: 0.0)  # time for all of them
     begun: list[str] = []
 
     def start(name: str, owner: str) -> None:
@@ -1370,8 +1370,8 @@ def test_who_gives_way_waits_for_tasks_that_have_not_begun(
 ) -> None:
     """Whoever reads on before puts more in front of what others send; but not for ever."""
     ticks = itertools.count()
-    monkeypatch.setattr(runtime_module, "clock", lambda: float(next(ticks)))
-    monkeypatch.setattr(runtime_module, "TIME_SLICE", 1.5)  # one task in each turn
+    monkeypatch.setattr(runtime_greenlets, "clock", lambda: float(next(ticks)))
+    monkeypatch.setattr(runtime_greenlets, "TIME_SLICE", 1.5)  # one task in each turn
     runtime = GeventRuntime()
     begun: list[int] = []
     for number in range(20):

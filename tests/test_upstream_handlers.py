@@ -352,7 +352,7 @@ def test_a_spawn_callback_that_raises_or_waits_costs_no_event(
 def test_a_spawn_callback_that_fails_between_two_turns_costs_no_task(
     spawn_callback: list[Callable[[], object]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flask_socketio_guard.core.runtime.TIME_SLICE", 1e-4)
+    monkeypatch.setattr("flask_socketio_guard.core.runtime_greenlets.TIME_SLICE", 1e-4)
 
     def fail() -> None:
         raise RuntimeError("a spawn callback")

@@ -1,0 +1,242 @@
+"""Greenlets and the event loop: jobs, a pool of greenlets, timers, and what threads hand over."""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import logging
+import sys
+import weakref
+from collections import OrderedDict, deque
+from typing import TYPE_CHECKING, Any, Final
+
+with contextlib.suppress(ImportError):  # it comes with the extra "gunicorn"; threads need none
+    import gevent
+
+from ..errors import LoopQueueFull
+from .runtime_native import TIME_SLICE, clock, get_ident
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable
+
+MAX_LOOP_QUEUE: Final = 10_000
+"""Calls of other native threads that may wait for the event loop."""
+
+HAND_OVER: Final = "socketio-guard:hand-over"
+"""Name of the task in which calls of other threads run."""
+
+NEXT_TURN: Final = 1e-6
+"""Seconds; any timer is due in a later turn."""
+
+_ALL = sys.maxsize
+_MADE_AHEAD = 256  # greenlets; a new one has no address of any of so many that ended before
+_logger = logging.getLogger("flask_socketio_guard")
+
+
+class GreenletJob:
+    """A :class:`Job` in a greenlet.
+
+    The greenlet may be killed by anyone at any instant, before its first step
+    too, so its end is learned from gevent and not from its own code.
+    """
+
+    def __init__(
+        self,
+        target: Callable[[], object],
+        name: str,
+        on_exit: Callable[[BaseException | None], None] | None,
+    ) -> None:
+        self.name = name
+        self.exception: BaseException | None = None
+        self._target = target
+        self._on_exit = on_exit
+        self._greenlet = gevent.Greenlet(self._run)
+        self._greenlet.name = name
+        if on_exit is not None:
+            self._greenlet.link(self._exited)
+        self._greenlet.start()
+
+    def _run(self) -> None:
+        # gevent prints what leaves a greenlet to stderr, past logging, and lets
+        # SystemExit end the process: nothing may leave.
+        try:
+            self._target()
+        except BaseException as exc:  # noqa: BLE001 - handed to on_exit
+            self.exception = exc
+
+    def _exited(self, greenlet: gevent.Greenlet) -> None:
+        if self.exception is None and isinstance(greenlet.value, gevent.GreenletExit):
+            self.exception = greenlet.value
+        if self._on_exit is not None:
+            self._on_exit(self.exception)
+
+    def is_alive(self) -> bool:
+        return not self._greenlet.ready()
+
+    def join(self, timeout: float | None = None) -> bool:
+        self._greenlet.join(timeout)
+        return not self.is_alive()
+
+    def kill(self) -> None:
+        self._greenlet.kill(block=False)
+
+
+class GreenletPool:
+    """Starts a greenlet for each of many short tasks, some at a time.
+
+    Each has a greenlet and an empty context of its own, as from ``gevent.spawn``: nothing that code
+    knows a task by, or leaves with it, is another's. The ``threading.get_ident()`` of a greenlet
+    is its address, and a new one is made where the last one ended; so those that are next have
+    been made long before.
+
+    Owners take turns: a thousand events of one client are not in front of the first one of another.
+    """
+
+    def __init__(self) -> None:
+        self._tasks: OrderedDict[Hashable, deque[Callable[[], object]]] = OrderedDict()
+        self._next: deque[gevent.Greenlet] = deque()
+        self._hub: object = None
+        self._is_due = False
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether tasks have not begun."""
+        return bool(self._tasks)
+
+    def add(self, target: Callable[[], object], owner: Hashable) -> None:
+        """Have *target* called in one of the loop's next turns, after what *owner* has there."""
+        tasks = self._tasks.get(owner)
+        if tasks is None:
+            self._tasks[owner] = deque((target,))
+        else:
+            tasks.append(target)
+        if not self._is_due:
+            self._is_due = True
+            gevent.get_hub().loop.run_callback(self._run)
+
+    def start(self, target: Callable[[], object]) -> gevent.Greenlet:
+        """Return a new greenlet that is to call *target*, like one of ``gevent.spawn``."""
+        greenlet = self._make(target)
+        if not self._has_started(greenlet):
+            gevent.get_hub().loop.run_callback(greenlet.switch)
+        return greenlet
+
+    def _make(self, target: Callable[[], object]) -> gevent.Greenlet:
+        greenlets, hub = self._next, gevent.get_hub()
+        if hub is not self._hub:  # they belong to one
+            self._hub = hub
+            greenlets.clear()
+            greenlets.extend(gevent.Greenlet() for _ in range(_MADE_AHEAD))
+        greenlet = None
+        while greenlet is None or greenlet.dead:  # somebody may have killed all that there are
+            greenlets.append(gevent.Greenlet())
+            greenlet = greenlets.popleft()
+        greenlet._run = target
+        greenlet.spawn_tree_locals = {}  # not those of whoever made it
+        return greenlet
+
+    def _has_started(self, greenlet: gevent.Greenlet) -> bool:
+        try:
+            greenlet.start()
+        except Exception:  # of a spawn callback: the loop may call it, where nothing may wait
+            _logger.exception("a spawn callback of gevent failed; the task runs all the same")
+            return False
+        return True
+
+    def _run(self) -> None:
+        """Run one task of each owner, then those of owners who have more."""
+        until = clock() + TIME_SLICE
+        self._run_some(until, len(self._tasks))
+
+    def _run_some(self, until: float, count: int) -> None:
+        # In the loop itself: a greenlet that waits or ends comes back here.
+        tasks = self._tasks
+        try:
+            while tasks and count and clock() < until:
+                count -= 1
+                owner, own = tasks.popitem(last=False)
+                target = own.popleft()
+                if own:
+                    tasks[owner] = own
+                greenlet = self._make(target)
+                self._has_started(greenlet)
+                greenlet.switch()
+        finally:
+            self._is_due = bool(tasks)
+            if self._is_due and not count:  # what the first have answered is sent before
+                gevent.get_hub().loop.run_callback(self._run_some, until, _ALL)
+            elif self._is_due:  # sockets are looked at before a timer is due
+                LoopTimer(NEXT_TURN, self._run)
+
+
+class LoopInbox:
+    """What other threads hand over to the event loop of one.
+
+    Of all functions of libev and libuv only the one that wakes an asynchronous
+    watcher may be called by other threads. (``run_callback_threadsafe`` counts
+    references besides, which a running loop does too, without holding a lock.)
+    Locks of gevent are avoided; appending to a deque is atomic.
+    """
+
+    def __init__(self, runtime: object) -> None:
+        self.ident: int = get_ident()
+        self._targets: deque[Callable[[], object]] = deque()
+        self._drainer: GreenletJob | None = None
+        loop = gevent.get_hub().loop
+        # Does not keep the loop going: what else could still happen in a process
+        # that waits for nothing but its threads is not known here.
+        self._waker = loop.async_(ref=False)
+        self._waker.start(self._wake)
+        # A started watcher is kept by its loop, and keeps this.
+        weakref.finalize(runtime, call_in, loop, self._close).atexit = False
+
+    def add(self, target: Callable[[], object]) -> None:
+        if len(self._targets) >= MAX_LOOP_QUEUE:
+            raise LoopQueueFull(f"{MAX_LOOP_QUEUE} calls wait for the event loop")
+        self._targets.append(target)
+        self._waker.send()
+
+    def _wake(self, _exc: BaseException | None = None) -> None:
+        """Start draining unless that is under way; only at home."""
+        is_draining = self._drainer is not None and self._drainer.is_alive()
+        if self._targets and not is_draining:
+            self._drainer = GreenletJob(self._drain, HAND_OVER, self._wake)
+
+    def _drain(self) -> None:
+        began_at = clock()
+        while self._targets:
+            target = self._targets.popleft()
+            with contextlib.suppress(BaseException):  # told to nobody; the next are to be called
+                contextvars.Context().run(target)
+            if clock() - began_at > TIME_SLICE:
+                gevent.sleep(0)
+                began_at = clock()
+
+    def _close(self) -> None:
+        self._wake()
+        self._waker.close()
+
+
+def call_in(loop: Any, target: Callable[[], object]) -> None:
+    """Let *loop* call *target*, unless it has been destroyed."""
+    with contextlib.suppress(Exception):
+        loop.run_callback_threadsafe(target)
+
+
+class LoopTimer:
+    """Has the loop itself call *target*, which must neither wait nor raise.
+
+    Unlike ``gevent.spawn_later``, which calls the spawn callbacks of others, and does so in the
+    loop: what one of them raises there leaves the task without a start, and untold.
+    """
+
+    def __init__(self, delay: float, target: Callable[[], object]) -> None:
+        self._timer = gevent.get_hub().loop.timer(max(delay, NEXT_TURN))
+        self._timer.start(self._due, target)
+
+    def _due(self, target: Callable[[], object]) -> None:
+        self._timer.close()
+        target()
+
+    def cancel(self) -> None:
+        self._timer.close()
