@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from .delivery.records import DeadLetter
     from .events.handlers import HandlerCall
     from .events.pipeline import HandlerEntry
+    from .settings import Settings
     from .telemetry.records import Failure
 
 
@@ -31,3 +33,15 @@ class Registry:
     on_failure: list[Callable[[Failure], object]] = field(default_factory=list)
     components: list[Callable[[Any], Component]] = field(default_factory=list)
     on_dead_letter: list[Callable[[DeadLetter], object]] = field(default_factory=list)
+
+    def settings(self) -> list[type[Settings]]:
+        """Return the classes of settings that the components declare, each once."""
+        declared = [_settings_of(make) for make in self.components]
+        return list(dict.fromkeys(each for each in declared if each is not None))
+
+
+def _settings_of(make: Callable[..., Component]) -> type[Settings] | None:
+    """Return what a component, or a function that makes one, says of its settings."""
+    while isinstance(make, partial):
+        make = make.func
+    return getattr(make, "settings", None)

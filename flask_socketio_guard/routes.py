@@ -9,8 +9,8 @@ from werkzeug.exceptions import HTTPException
 from werkzeug.routing import Map, RequestRedirect
 from werkzeug.security import safe_join
 
-from .config import PREFIX
 from .errors import ConfigError
+from .settings import PREFIX
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -21,6 +21,7 @@ PROJECT = PACKAGE.parent
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "backoff", "version", "answers"),
     ("checks", "states"),
+    ("settings",),
     ("config",),
     ("core", "routes"),
     ("telemetry",),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from flask_socketio_guard.config import settings_table
+from flask_socketio_guard.config import GuardConfig
+from flask_socketio_guard.settings import settings_table
 
 PAGE = Path(__file__).parent.parent / "docs" / "settings.md"
 
@@ -13,7 +14,7 @@ def written(page: str) -> str:
     """Return *page* with the table of now in the place of its own."""
     head, _, rest = page.partition("| key ")
     _, _, tail = rest.partition("\n\n")
-    return f"{head}{settings_table()}\n{tail}"
+    return f"{head}{settings_table(GuardConfig)}\n{tail}"
 
 
 if __name__ == "__main__":

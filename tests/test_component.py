@@ -3,17 +3,32 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from flask_socketio import join_room
+from flask_socketio import SocketIO, join_room
 
 from flask_socketio_guard import SocketIOGuard
+from flask_socketio_guard.app_guard import all_guards
+from flask_socketio_guard.config import GuardConfig
 from flask_socketio_guard.core.component import Check, Component, Status
 from flask_socketio_guard.core.supervisor import is_stopping, sleep
+from flask_socketio_guard.errors import ConfigError
+from flask_socketio_guard.settings import (
+    COUNT,
+    SECONDS,
+    Settings,
+    one_of,
+    or_none,
+    setting,
+    settings_table,
+)
 from flask_socketio_guard.states import Phase
 from tests import unit_support
 from tests.support import wait_until
+from tests.unit_support import Bus, BusManager
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -24,12 +39,24 @@ if TYPE_CHECKING:
 
 nothing_left_behind = unit_support.nothing_left_behind
 make_guarded = unit_support.make_guarded
+stop_guards = unit_support.stop_guards
+
+
+@dataclass(frozen=True)
+class ThermometerSettings(Settings):
+    thermometer_interval: float = setting(0.01, SECONDS, "time between two measurements")
+    thermometer_limit: int | None = setting(30, or_none(COUNT), "degrees that are too many")
+    thermometer_scale: str = setting("C", one_of("C", "F"), "unit of what is told")
+    thermometer_key: str = setting("", (str.isascii, "ASCII"), "opens it", is_secret=True)
 
 
 class Thermometer(Component):
     """Has all that a component may have."""
 
+    settings = ThermometerSettings
+
     def __init__(self, guard: Any) -> None:
+        self.own = guard.config.of(ThermometerSettings)
         self.runtime = guard.runtime
         self.told: Counter[str] = Counter()
         self.temperature = 20
@@ -45,7 +72,7 @@ class Thermometer(Component):
     def measure(self) -> None:
         while not is_stopping():
             self.told["measured"] += 1
-            sleep(self.runtime, 0.01)
+            sleep(self.runtime, self.own.thermometer_interval)
         self.told["measured to the end"] += 1
 
     def tick(self) -> None:
@@ -75,26 +102,36 @@ class Thermometer(Component):
         self.told["stop"] += 1
 
     def checks(self) -> Mapping[str, Check]:
-        status = Status.FAIL if self.temperature > 30 else Status.PASS
-        return {"thermometer:temperature": Check(status, self.temperature, "C")}
+        limit = self.own.thermometer_limit
+        status = Status.FAIL if limit and self.temperature > limit else Status.PASS
+        check = Check(status, self.temperature, self.own.thermometer_scale)
+        return {"thermometer:temperature": check}
 
     def gauges(self) -> Mapping[str, int]:
         return {"thermometer:measured": self.told["measured"]}
 
 
-def test_a_component_of_ones_own_is_one_list_entry(make_guarded: Callable[..., Guarded]) -> None:
-    """A task, a check, a gauge, clients and the end, without an edit in the package."""
+def thermometer(guarded: Guarded) -> Thermometer:
+    """Return the one that the guard of an application has made."""
+    (own,) = (each for each in guarded.inner.lifecycle.components if isinstance(each, Thermometer))
+    return own
+
+
+@pytest.fixture
+def guard() -> SocketIOGuard:
+    """One with a component of its own."""
     guard = SocketIOGuard()
-    made: list[Thermometer] = []
+    guard.registry.components.append(Thermometer)
+    return guard
 
-    def make(inner: Any) -> Thermometer:
-        made.append(Thermometer(inner))
-        return made[-1]
 
-    guard.registry.components.append(make)
-    guarded = make_guarded(guard=guard, health_details="secret")
+def test_a_component_of_ones_own_is_one_list_entry(
+    make_guarded: Callable[..., Guarded], guard: SocketIOGuard
+) -> None:
+    """A task, a check, a gauge, a setting, clients and the end, without an edit in the package."""
+    guarded = make_guarded(guard=guard, health_details="secret", thermometer_limit=50)
     guarded.socketio.on_event("enter", join_room)
-    (own,) = made
+    own = thermometer(guarded)
     assert own.told == Counter()
     guard_of = guarded.inner
     guard_of.start()
@@ -102,6 +139,7 @@ def test_a_component_of_ones_own_is_one_list_entry(make_guarded: Callable[..., G
     client = guarded.client()
     client.emit("enter", "hall", callback=True)
     http = guarded.app.test_client()
+    own.temperature = 40
     guard_of.health.refresh()
     answer = http.get("/readyz", headers={"Authorization": "Bearer secret"})
     assert answer.status_code == 200
@@ -109,7 +147,7 @@ def test_a_component_of_ones_own_is_one_list_entry(make_guarded: Callable[..., G
     checks = answer.json["checks"]
     assert checks["thermometer:temperature"][0]["observedUnit"] == "C"
     assert checks["thermometer:measured"][0]["observedValue"] > 0
-    own.temperature = 40
+    own.temperature = 60
     guard_of.health.refresh()
     assert http.get("/readyz").status_code == 503
     client.disconnect()
@@ -121,6 +159,107 @@ def test_a_component_of_ones_own_is_one_list_entry(make_guarded: Callable[..., G
     assert {name: own.told[name] for name in once} == dict.fromkeys(once, 1)
     assert own.told["measured to the end"] == 1
     assert own.told["flush"] == 1
+
+
+def test_settings_of_a_component_come_from_where_all_do(
+    make_guarded: Callable[..., Guarded], guard: SocketIOGuard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A keyword wins over ``app.config``, that over the environment, and that over the default."""
+    for name in ("INTERVAL", "LIMIT"):
+        monkeypatch.setenv(f"SOCKETIO_GUARD_THERMOMETER_{name}", "3")
+    monkeypatch.setenv("SOCKETIO_GUARD_THERMOMETER_SCALE", "F")
+    config = {
+        "SOCKETIO_GUARD_THERMOMETER_INTERVAL": 2.0,
+        "SOCKETIO_GUARD_THERMOMETER_LIMIT": 2,
+        "SOCKETIO_GUARD_DRAIN_WINDOW": 2.0,
+    }
+    guarded = make_guarded(guard=guard, config=config, thermometer_interval=1.0)
+    assert thermometer(guarded).own == ThermometerSettings(1.0, 2, "F", "")
+    assert guarded.inner.config.drain_window == 2.0
+    other = make_guarded(guard=guard)
+    assert thermometer(other).own == ThermometerSettings(3.0, 3, "F", "")
+    monkeypatch.setenv("SOCKETIO_GUARD_THERMOMETER_LIMIT", "none")
+    assert thermometer(make_guarded(guard=guard)).own.thermometer_limit is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "environment", "told"),
+    [
+        ({"thermometer_interval": 0}, {}, "_INTERVAL must be a number of seconds > 0, not 0"),
+        ({"thermometer_limit": "5"}, {}, "_LIMIT must be None or an integer >= 1, not '5'"),
+        ({"thermometer_scale": None}, {}, "_SCALE must be 'C' or 'F', not None"),
+        ({"thermometer_key": "\u00e9"}, {}, "_KEY must be ASCII"),
+        ({"thermometer_key": 5}, {}, "_KEY must be ASCII"),
+        ({}, {"LIMIT": "many"}, "_LIMIT must be a number, not 'many'"),
+    ],
+)
+def test_a_wrong_setting_of_a_component_is_told_as_any(
+    make_guarded: Callable[..., Guarded],
+    guard: SocketIOGuard,
+    monkeypatch: pytest.MonkeyPatch,
+    settings: dict[str, Any],
+    environment: dict[str, str],
+    told: str,
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(f"SOCKETIO_GUARD_THERMOMETER_{name}", value)
+    with pytest.raises(ConfigError) as raised:
+        make_guarded(guard=guard, **settings)
+    assert str(raised.value) == f"SOCKETIO_GUARD_THERMOMETER{told}"
+
+
+def test_a_setting_of_a_component_that_is_not_there_is_unknown(
+    make_guarded: Callable[..., Guarded], guard: SocketIOGuard
+) -> None:
+    """And one that is misspelt is told what it may have meant."""
+    config = {"SOCKETIO_GUARD_THERMOMETER_LIMIT": 5}
+    with pytest.raises(ConfigError, match="unknown setting SOCKETIO_GUARD_THERMOMETER_LIMIT"):
+        make_guarded(config=config)
+    with pytest.raises(ConfigError, match="did you mean SOCKETIO_GUARD_THERMOMETER_LIMIT"):
+        make_guarded(guard=guard, thermometer_limits=5)
+
+
+def test_settings_are_declared_once_and_as_they_must_be() -> None:
+    @dataclass(frozen=True)
+    class Same(Settings):
+        thermometer_limit: int = setting(1, COUNT, "another one")
+
+    @dataclass(frozen=True)
+    class Known(Settings):
+        drain_window: float = setting(1.0, SECONDS, "one of the guard's")
+
+    class Undecorated(Settings):
+        undecorated: int = setting(1, COUNT, "would not be read")
+
+    for wrong, told in (
+        (Same, "THERMOMETER_LIMIT is declared by ThermometerSettings and by Same"),
+        (Known, "DRAIN_WINDOW is declared by GuardConfig and by Known"),
+        (Undecorated, r"Undecorated must be a @dataclass\(frozen=True\) of Settings"),
+        (int, "must be a @dataclass"),
+    ):
+        with pytest.raises(ConfigError, match=told):
+            GuardConfig.from_mapping({}, [ThermometerSettings, wrong])  # type: ignore[list-item]
+    with pytest.raises(ConfigError, match=r"Same was not read: .* before init_app\(\)"):
+        GuardConfig.from_mapping({}, [ThermometerSettings]).of(Same)
+
+
+def test_a_write_only_process_and_a_factory_have_them_too(
+    guard: SocketIOGuard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SOCKETIO_GUARD_THERMOMETER_LIMIT", "7")
+    guard.registry.components[:] = [partial(Thermometer)]
+    manager = BusManager(Bus(), write_only=True)
+    socketio = SocketIO(client_manager=manager, async_mode="threading")
+    socketio.init_app(None)
+    guard.init_app(None, socketio)
+    (inner,) = (each for each in all_guards() if each.socketio is socketio)
+    assert inner.config.of(ThermometerSettings).thermometer_limit == 7
+
+
+def test_the_settings_of_a_component_have_a_table() -> None:
+    table = settings_table(ThermometerSettings)
+    assert "| `THERMOMETER_LIMIT` | 30 | degrees that are too many |" in table
+    assert "DRAIN_WINDOW" not in table
 
 
 def test_a_process_goes_through_its_phases_once(make_guarded: Callable[..., Guarded]) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from ..settings import Settings
 
 Watch = Callable[[str, Callable[[], object], Callable[[], object] | None], object]
 """Starts a supervised task: name, what it does, what ends its waits."""
@@ -58,7 +60,12 @@ class Component:
     The list is started in order and stopped in reverse. A forked child makes a new one. Every
     method may be left out. Events, emits and messages of the queue do not go through the list:
     what takes part in them is called directly.
+
+    Attributes:
+        settings: The class of its own settings, if it has any; ``guard.config.of`` returns them.
     """
+
+    settings: ClassVar[type[Settings] | None] = None
 
     def start(self, watch: Watch) -> None:
         """Begin: the process emits, or delivers; it may never serve a client.

@@ -13,11 +13,11 @@ import threading
 from typing import TYPE_CHECKING
 
 from ..backoff import backoff_delay
-from ..config import PREFIX
 from ..core import runtime
 from ..core.component import Component
 from ..core.forks import renew_after_fork
 from ..errors import ConfigError, RateLimited
+from ..settings import PREFIX
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -63,7 +63,7 @@ class SetUp:
             )
         socketio = _socketio_of(app, socketio)
         stop_superseded(socketio)
-        config = GuardConfig.from_mapping(app.config, **overrides)
+        config = GuardConfig.from_mapping(app.config, self._guards.registry.settings(), **overrides)
         require_free_paths(app, config)
         self._protect(app, socketio, config)
 
@@ -147,7 +147,8 @@ class SetUp:
             )
         if self._guards.write_only is not None:
             raise ConfigError("this SocketIOGuard already has a write-only SocketIO")
-        self._protect_write_only(socketio, GuardConfig.from_environment(**overrides))
+        declared = self._guards.registry.settings()
+        self._protect_write_only(socketio, GuardConfig.from_environment(declared, **overrides))
 
     def _protect_write_only(self, socketio: SocketIO, config: GuardConfig) -> None:
         with given_back_on_failure(socketio):

@@ -38,7 +38,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from flask_socketio_guard.config import PREFIX
+from flask_socketio_guard.settings import PREFIX
 from tests.faults.fleet import Fleet, FleetOptions
 from tests.faults.sameness_app import (
     NAMESPACES,
