@@ -18,7 +18,7 @@ from .clients.drain import Drain
 from .clients.fan_out import FanOut
 from .clients.handshakes import Handshakes
 from .clients.send_queue import WriteBatcher
-from .core.component import Component
+from .core.component import Component, those_that
 from .core.deadlines import Deadlines
 from .core.jobs import Jobs
 from .core.lifecycle import Lifecycle, ServerWorker
@@ -49,7 +49,7 @@ from .upstream import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from flask import Flask
     from flask_socketio import SocketIO
@@ -239,9 +239,9 @@ class Assembly:
     def _connect(self) -> None:
         """Make the direct references: to components that want to know, and of hot paths."""
         components = self.lifecycle.components
-        self._connected = _those_that("connected", components)
-        self._entered = _those_that("entered", components)
-        self._disconnected = _those_that("disconnected", components)
+        self._connected = those_that("connected", components)
+        self._entered = those_that("entered", components)
+        self._disconnected = those_that("disconnected", components)
         self.spawn = self.jobs.spawn
         self.flag = self.runtime.flag
         self.take_broadcast_call = self.broadcast_acks.take
@@ -332,13 +332,3 @@ class Assembly:
 
     def _is_debug(self) -> bool:
         return self.app is not None and self.app.debug
-
-
-def _those_that(hook: str, components: Sequence[Component]) -> list[Any]:
-    """Return the method *hook* of each component that has one of its own."""
-    default = getattr(Component, hook)
-    return [
-        getattr(component, hook)
-        for component in components
-        if getattr(type(component), hook) is not default
-    ]

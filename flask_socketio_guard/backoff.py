@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import random
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 _MAX_EXPONENT = 32  # 2**32 times any delay is beyond every cap; spares float overflow
-_RECONNECT_FIRST_DELAY = 0.05  # in seconds
 
 
 def backoff_delay(
@@ -38,13 +38,30 @@ def backoff_delay(
     return uniform(delay / 2, delay)
 
 
-def reconnect_delay(failures: int, *, max_delay: float) -> float:
-    """Return the delay before the next attempt to reach a broker, in seconds.
+@dataclass(frozen=True)
+class Backoff:
+    """How often a server is tried that does not answer: the one policy for all that is in Redis.
 
-    Args:
-        failures: Attempts that have failed in a row before the last one.
-        max_delay: Upper bound of every delay, > 0.
+    Attributes:
+        max_delay: Upper bound of every delay in seconds, > 0.
+        first_delay: Of the first retry, in seconds, > 0.
     """
-    return backoff_delay(
-        failures, first_delay=min(_RECONNECT_FIRST_DELAY, max_delay), max_delay=max_delay
-    )
+
+    max_delay: float
+    first_delay: float = 0.05
+
+    def delay(self, failures: int) -> float:
+        """Return the delay before the next attempt, in seconds.
+
+        Args:
+            failures: Attempts that have failed in a row before the last one.
+        """
+        first_delay = min(self.first_delay, self.max_delay)
+        return backoff_delay(failures, first_delay=first_delay, max_delay=self.max_delay)
+
+
+DELIVERY_STORE: Final = Backoff(max_delay=0.5)
+"""For the store of messages that must arrive: tasks of the guard wait for it."""
+
+RATE_STORAGE: Final = Backoff(max_delay=5.0, first_delay=5.0)
+"""For the store of rates: an event waits for each attempt, so there are few."""

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flask_socketio_guard.backoff import backoff_delay, reconnect_delay
+from flask_socketio_guard.backoff import DELIVERY_STORE, RATE_STORAGE, Backoff, backoff_delay
 
 attempts = st.integers(min_value=0, max_value=10**9)
 first_delays = st.floats(min_value=0.001, max_value=10.0)
@@ -64,13 +64,20 @@ def test_a_fleet_at_the_cap_does_not_return_in_one_instant() -> None:
 
 @given(attempts, max_delays)
 def test_a_broker_is_tried_again_within_the_cap(failures: int, max_delay: float) -> None:
-    assert 0 < reconnect_delay(failures, max_delay=max_delay) <= max_delay
+    assert 0 < Backoff(max_delay).delay(failures) <= max_delay
 
 
 def test_the_first_reconnection_is_tried_soon() -> None:
-    assert all(0.025 <= reconnect_delay(0, max_delay=0.3) <= 0.05 for _ in range(50))
+    assert all(0.025 <= Backoff(0.3).delay(0) <= 0.05 for _ in range(50))
 
 
 @pytest.mark.parametrize("max_delay", [0.001, 0.049])
 def test_a_cap_below_the_first_delay_holds(max_delay: float) -> None:
-    assert all(reconnect_delay(number, max_delay=max_delay) <= max_delay for number in range(50))
+    assert all(Backoff(max_delay).delay(number) <= max_delay for number in range(50))
+
+
+def test_stores_are_tried_again_in_the_time_that_who_waits_for_them_can_bear() -> None:
+    """A task of the guard waits for one, an event for the other."""
+    assert all(0.025 <= DELIVERY_STORE.delay(0) <= 0.05 for _ in range(100))
+    assert all(0.25 <= DELIVERY_STORE.delay(9) <= 0.5 for _ in range(100))
+    assert all(2.5 <= RATE_STORAGE.delay(0) <= 5.0 for _ in range(100))

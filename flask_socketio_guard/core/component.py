@@ -8,7 +8,7 @@ from enum import IntEnum
 from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from ..settings import Settings
 
@@ -52,6 +52,16 @@ class Check:
         if self.output:
             entry["output"] = self.output
         return [entry]
+
+
+def those_that(hook: str, components: Iterable[Component]) -> list[Any]:
+    """Return the method *hook* of each component that has one of its own."""
+    default = getattr(Component, hook)
+    return [
+        getattr(component, hook)
+        for component in components
+        if getattr(type(component), hook) is not default
+    ]
 
 
 class Component:

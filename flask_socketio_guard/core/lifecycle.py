@@ -7,6 +7,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from ..states import PHASE_TRANSITIONS, Phase, PhaseEvent, StateMachine
+from .component import those_that
 from .runtime import Flag, Runtime, clock
 from .supervisor import is_stopping, sleep
 
@@ -211,15 +212,16 @@ class Lifecycle:
 
     def _tick(self) -> None:
         next_tick_at = clock()
+        polls, ticks = those_that("poll", self.components), those_that("tick", self.components)
         while not is_stopping():
-            for component in self.components:
-                component.poll()
+            for poll in polls:
+                poll()
             if self.is_serving and not self._worker.is_alive() and self._begin_drain():
                 self._runtime.spawn(self._say_farewell, name="socketio-guard:drain")
             if clock() >= next_tick_at:
                 next_tick_at = clock() + TICK_INTERVAL
-                for component in self.components:
-                    component.tick()
+                for tick in ticks:
+                    tick()
             # A worker that is to stop says so to nobody; its load balancer shall know soon.
             sleep(self._runtime, max(0.0, min(_POLL_INTERVAL, next_tick_at - clock())))
 

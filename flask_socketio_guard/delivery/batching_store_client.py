@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from ..backoff import reconnect_delay
+from ..backoff import DELIVERY_STORE
 from ..core.runtime import clock
 from ..core.supervisor import is_stopping, sleep
 from ..errors import DeliveryStoreError
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 _BATCH: Final = 200  # steps
 _LONGEST_SLEEP: Final = 5.0  # seconds
-_MAX_DELAY: Final = 0.5  # seconds between two attempts to reach the store
 _LONGEST_WAIT: Final = 10.0  # seconds, should its task not even begin
 _PATIENCE: Final = 3  # failures in a row until callers that wait get the error
 
@@ -199,7 +198,7 @@ class BatchingStoreClient(StoreClient):
                 self._server.report_lost(str(exc))
                 self._on_unsure()
                 self._clear_up(exc if failures >= _PATIENCE else None)
-                sleep(self._runtime, reconnect_delay(failures, max_delay=_MAX_DELAY))
+                sleep(self._runtime, DELIVERY_STORE.delay(failures))
 
     def _mark(self, id: str, *, attempts: int) -> None:
         with self._lock:

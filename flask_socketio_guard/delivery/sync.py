@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from ..backoff import reconnect_delay
+from ..backoff import DELIVERY_STORE
 from ..core.runtime import clock
 from ..core.supervisor import is_stopping, sleep
 from ..errors import DeliveryStoreError
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 _CHANGES_TIMEOUT: Final = 0.5  # seconds; so long a stop may have to wait
 _PAUSE: Final = 0.003  # seconds
-_MAX_DELAY: Final = 1.0  # seconds between two attempts to reach the store
 _EXPIRED_AT_A_TIME: Final = 200
 _LOOK_INTERVAL: Final = 0.2  # seconds between two looks at what has expired
 
@@ -75,7 +74,7 @@ class StoreSync:
                 self._on_answer()
             except DeliveryStoreError as exc:
                 self._on_lost(str(exc))
-                sleep(self._runtime, reconnect_delay(failures, max_delay=_MAX_DELAY))
+                sleep(self._runtime, DELIVERY_STORE.delay(failures))
                 failures += 1
 
     def _follow_some(self) -> None:
@@ -115,7 +114,7 @@ class StoreSync:
                 sleep(self._runtime, _LOOK_INTERVAL)
             except DeliveryStoreError:
                 self.has_gap = True  # what was given up may have been, unheard
-                sleep(self._runtime, reconnect_delay(failures, max_delay=_MAX_DELAY))
+                sleep(self._runtime, DELIVERY_STORE.delay(failures))
                 failures += 1
 
     def _give_up(self) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
-from ..backoff import backoff_delay
+from ..backoff import RATE_STORAGE
 from ..core import runtime
 from ..core.component import Component
 from ..core.forks import renew_after_fork
@@ -31,7 +31,6 @@ _MAX_KEYS = 50_000  # of one limit in one window; some 10 MB with those of the w
 _RESOLUTION = 0.001  # windows in Redis end on a millisecond
 _ANSWER_TIMEOUT = 0.5
 _MAX_STORAGE_CONNECTIONS = 16
-_STORAGE_RETRY_DELAY = 5.0
 _RECHECK_INTERVAL = 1.0
 _MAX_REFUSALS = 10_000
 
@@ -302,8 +301,7 @@ class _SharedCounts:
             self._on_failure(exc)
 
     def _postpone(self, now: float) -> None:
-        delay = backoff_delay(0, first_delay=_STORAGE_RETRY_DELAY, max_delay=_STORAGE_RETRY_DELAY)
-        self._retry_at = now + delay
+        self._retry_at = now + RATE_STORAGE.delay(0)
 
     def _connect_anew(self) -> None:
         from limits.storage import RedisStorage

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
-from ..backoff import reconnect_delay
+from ..backoff import Backoff
 from ..core.runtime import TIME_SLICE, Flag, Runtime, clock
 from ..core.supervisor import Restart, RestartPolicy, Supervisor, TaskHandle, is_stopping, sleep
 from ..errors import BrokerError
@@ -71,7 +71,7 @@ class Listener:
         self._send_probe = send_probe
         self._probe_interval = probe_interval
         self._probe_timeout = probe_timeout
-        self._reconnect_max_delay = reconnect_max_delay
+        self._backoff = Backoff(reconnect_max_delay)
         self._on_message_failure = on_message_failure
         self._lock = threading.RLock()  # a subscriber of a change may cause the next one
         self._machine: StateMachine[ListenerState, ListenerEvent] = StateMachine(
@@ -171,7 +171,7 @@ class Listener:
         else:
             self._refusals = 0
         if failures or not is_established:
-            sleep(self._runtime, reconnect_delay(failures, max_delay=self._reconnect_max_delay))
+            sleep(self._runtime, self._backoff.delay(failures))
 
     def _read_one_connection(self, run: object) -> None:
         """Subscribe, and hand over what arrives until the connection is lost."""

@@ -10,7 +10,7 @@ import threading
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
-from ..backoff import reconnect_delay
+from ..backoff import Backoff
 from ..core.runtime import Flag, Runtime, clock
 from ..core.supervisor import is_stopping, sleep
 from ..errors import OutboxFull, PublishError, PublishRefused
@@ -80,7 +80,7 @@ class Outbox:
         self._publisher = publisher
         self._broker = broker
         self._is_dropping_oldest = is_dropping_oldest
-        self._reconnect_max_delay = reconnect_max_delay
+        self._backoff = Backoff(reconnect_max_delay)
         self._resubscribe_timeout = resubscribe_timeout
         self._is_listening = is_listening
         self._on_lost = on_lost
@@ -319,7 +319,7 @@ class Outbox:
         if not self.trouble:
             self.trouble = exc.category
             self._on_trouble(str(exc))
-        sleep(self._runtime, reconnect_delay(_REFUSED, max_delay=self._reconnect_max_delay))
+        sleep(self._runtime, self._backoff.delay(_REFUSED))
 
     def _connection_lost(self, exc: PublishError, failures: int) -> None:
         # What is published before the other processes have subscribed again is
@@ -328,8 +328,7 @@ class Outbox:
         if failures == 0:
             return  # it may have broken while idle, long ago: try a new one at once
         self._broker.report_lost(str(exc), exc.category)
-        delay = reconnect_delay(failures - 1, max_delay=self._reconnect_max_delay)
-        sleep(self._runtime, delay)
+        sleep(self._runtime, self._backoff.delay(failures - 1))
 
     def _count_subscribers(self, subscribers: int | None) -> None:
         if self._gate_deadline is None:
