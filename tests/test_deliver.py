@@ -192,13 +192,12 @@ def test_a_message_of_a_native_thread_that_cannot_be_handed_over_is_sent_all_the
     def connect() -> None:
         guarded.guard.identify(request.sid, "ann")  # type: ignore[attr-defined]
 
-    def refuse(target: object) -> None:
+    def refuse(*_: object) -> None:
         raise LoopQueueFull("full")
 
     guarded.polling().connect()
     runtime = guarded.inner.runtime
-    monkeypatch.setattr(runtime, "on_loop", lambda: False)
-    monkeypatch.setattr(runtime, "call_soon_threadsafe", refuse)
+    monkeypatch.setattr(runtime, "run_on_loop", refuse)
     receipt = guarded.guard.deliver("news", 1, to="ann")
     wait_until(lambda: receipt.state is DeliveryState.IN_FLIGHT)
 

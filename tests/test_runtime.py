@@ -1388,3 +1388,27 @@ def test_who_gives_way_waits_for_tasks_that_have_not_begun(
     runtime.yield_control()
     is_over = True
     runtime.yield_control()
+
+
+def test_on_the_loop_a_call_runs_at_once_and_elsewhere_it_is_handed_over(
+    settled: GeventRuntime,
+) -> None:
+    calls: list[str] = []
+    settled.run_on_loop(calls.append, "here")
+    assert calls == ["here"]
+    in_thread(lambda: settled.run_on_loop(calls.append, "there"))
+    assert calls == ["here"], "it ran in the other thread"
+    wait_for(settled, lambda: calls == ["here", "there"])
+
+    def fail(exc: BaseException) -> None:
+        raise exc
+
+    with pytest.raises(UnheardOfError):
+        settled.run_on_loop(fail, UnheardOfError())
+
+
+def test_a_call_runs_at_once_where_there_is_no_loop(thread_runtime: ThreadRuntime) -> None:
+    calls: list[int] = []
+    in_thread(lambda: thread_runtime.run_on_loop(lambda: calls.append(threading.get_ident())))
+    assert calls
+    assert calls != [threading.get_ident()]

@@ -17,6 +17,24 @@ _STARTS_PER_TURN = 16
 _logger = logging.getLogger("flask_socketio_guard")
 
 
+def start_or_call(
+    instead: Callable[[], object], complaint: str, spawn: Callable[..., object], *arguments: object
+) -> None:
+    """Start a task; a process may be out of threads, and nothing is lost by that.
+
+    Args:
+        instead: Called, here, if none can be started; never raises.
+        complaint: What the log says then.
+        spawn: Starts it, called with *arguments*.
+        arguments: For *spawn*.
+    """
+    try:
+        spawn(*arguments)
+    except Exception:
+        _logger.exception(complaint)
+        instead()
+
+
 class SpawnThrottle:
     """Starts tasks, a few in each turn of the event loop.
 
@@ -47,12 +65,14 @@ class SpawnThrottle:
             self._schedule()
 
     def _schedule(self) -> None:
-        try:
-            self._spawn_later(self._start_some)
-        except Exception:
-            _logger.exception("a task could not be started")
-            with self._lock:  # not called here: whoever calls may hold locks
-                self._is_scheduled = False  # whoever comes next tries again
+        # Not called here: whoever calls may hold locks.
+        start_or_call(
+            self._unschedule, "a task could not be started", self._spawn_later, self._start_some
+        )
+
+    def _unschedule(self) -> None:
+        with self._lock:
+            self._is_scheduled = False  # whoever comes next tries again
 
     def _start_some(self) -> None:
         for _ in range(_STARTS_PER_TURN):
@@ -61,11 +81,9 @@ class SpawnThrottle:
                     self._is_scheduled = False
                     return
                 spawn, instead = self._waiting.popleft()
-            try:
-                spawn()
-            except Exception:
-                _logger.exception("a task could not be started; it runs where others are started")
-                instead()
+            start_or_call(
+                instead, "a task could not be started; it runs where others are started", spawn
+            )
         self._schedule()
 
 

@@ -212,6 +212,18 @@ class GeventRuntime:
         else:
             self._home.add(target)
 
+    def run_on_loop(self, target: Callable[..., object], *arguments: object) -> None:
+        """Call *target* with *arguments*: now where the caller is on the loop, else there, soon.
+
+        Raises:
+            LoopQueueFull: See :meth:`call_soon_threadsafe`.
+        """
+        ident = self._home_ident  # as on_loop(), which would be a call more
+        if ident is None or get_ident() == ident:
+            target(*arguments)
+        else:
+            self.call_soon_threadsafe(partial(target, *arguments))
+
     def watch_loop(
         self,
         threshold: float,

@@ -148,6 +148,10 @@ class ThreadRuntime:
         """Call *target* now; what it raises reaches the caller."""
         target()
 
+    def run_on_loop(self, target: Callable[..., object], *arguments: object) -> None:
+        """Call *target* with *arguments* now; what it raises reaches the caller."""
+        target(*arguments)
+
     def watch_loop(
         self,
         threshold: float,

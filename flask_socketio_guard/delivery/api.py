@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from _thread import RLock
 from collections import deque
-from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..checks import is_text
@@ -125,11 +124,8 @@ class DeliveryApi:
         return stored
 
     def _at_home(self, target: Callable[[Delivery], None], delivery: Delivery) -> None:
-        if self._runtime.on_loop():
-            target(delivery)
-            return
         try:
-            self._runtime.call_soon_threadsafe(partial(target, delivery))
+            self._runtime.run_on_loop(target, delivery)
         except LoopQueueFull:
             self.is_behind = True
 

@@ -222,11 +222,7 @@ class Deliveries(Component):
 
     def identify(self, client: Connection, identity: str) -> None:
         """Note that a client is a device of *identity*."""
-        identify = partial(self.dispatcher.identify, client.sid, client.namespace, identity)
-        if self._runtime.on_loop():
-            identify()
-        else:
-            self._runtime.call_soon_threadsafe(identify)
+        self._runtime.run_on_loop(self.dispatcher.identify, client.sid, client.namespace, identity)
 
     def deliver(self, request: DeliveryRequest) -> Receipt:
         """Store a message, and send it if its recipient is here; see :meth:`.DeliveryApi.put`."""

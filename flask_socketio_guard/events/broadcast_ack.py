@@ -133,11 +133,7 @@ class BroadcastAcks:
                         "host_id": self._host_id(),
                     }
                 )
-            here = partial(self._ask_own, ack, event, text, room, namespace, timeout)
-            if self._runtime.on_loop():
-                here()
-            else:
-                self._runtime.call_soon_threadsafe(here)
+            self._runtime.run_on_loop(self._ask_own, ack, event, text, room, namespace, timeout)
             if self._publish is not None:
                 ack.others = self._count_others(max(0.0, deadline - clock()))
             ack.look()

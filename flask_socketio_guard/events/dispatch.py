@@ -12,8 +12,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from ..core.forks import renew_after_fork
+from ..core.jobs import start_or_call
 from ..errors import OutputTooLarge
-from ..telemetry.records import logger
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
@@ -30,6 +30,7 @@ _VALUE_BYTES: Final = 80
 _SMALL: Final = 16 * 1024  # characters: of such so many run that their memory matters little
 _HEAD: Final = 64  # characters in which an event that is one long text has its brackets
 _NO_MARKS: Final = bytes(each for each in range(256) if each not in b",[{:")
+_NO_TASK: Final = "no task could be started for an event, which runs here"
 _BYTES_PER_BYTE: Final = 8  # of a packet that is not JSON: there a byte may be a value
 
 
@@ -345,7 +346,8 @@ class EventDispatcher:
             on_room()
 
     def _start(self, work: Work, size: int) -> None:
-        _start_or_call(self._spawn, partial(self._work, work, size))
+        target = partial(self._work, work, size)
+        start_or_call(target, _NO_TASK, self._spawn, target)
 
     def _work(self, work: Work, size: int) -> None:
         try:
@@ -364,7 +366,7 @@ class EventDispatcher:
                 return
             self._is_due = True
         # Not at once: between two of its events others have their turn.
-        _start_or_call(self._spawn_later, self._start_waiting)
+        start_or_call(self._start_waiting, _NO_TASK, self._spawn_later, self._start_waiting)
 
     def _start_waiting(self) -> None:
         """Start what waits, as far as it may run, in the order in which it came."""
@@ -379,11 +381,3 @@ class EventDispatcher:
                 self.running_size += entry.size
             self._start(entry.work, entry.size)
         self._tell_of_room()
-
-
-def _start_or_call(spawn: _Spawn, target: Callable[[], object]) -> None:
-    try:
-        spawn(target)
-    except Exception:  # noqa: BLE001 - a process may be out of threads; no event is lost
-        logger.exception("no task could be started for an event, which runs here")
-        target()
