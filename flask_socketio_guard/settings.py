@@ -60,7 +60,10 @@ SECONDS: Rule = (is_seconds, "a number of seconds > 0")
 SECONDS_OR_ZERO: Rule = (partial(is_seconds, is_zero_allowed=True), "a number of seconds >= 0")
 COUNT: Rule = (partial(is_whole, least=1), "an integer >= 1")
 RATE: Rule = (is_filled, 'a rate such as "20/second"')
-PATH: Rule = (partial(is_filled, beginning="/"), 'a path that begins with "/"')
+PATH: Rule = (
+    lambda value: is_filled(value, beginning="/") and "<" not in value,  # a variable, to Werkzeug
+    'a path that begins with "/" and has no "<"',
+)
 URL: Rule = (lambda value: isinstance(value, str) and "://" in value, "a URL")
 
 

@@ -114,9 +114,9 @@ WRONG: list[tuple[str, Any, str]] = [
     ),
     *(("broker_down", value, "'warn' or 'fail'") for value in ("Warn", "", None, 1)),
     *(
-        (name, value, 'None or a path that begins with "/"')
+        (name, value, 'None or a path that begins with "/" and has no "<"')
         for name in PATHS
-        for value in ("healthz", "", " /", 1, True, [])
+        for value in ("healthz", "", " /", "/<name>", 1, True, [])
     ),
 ]
 RIGHT: list[tuple[str, Any]] = [

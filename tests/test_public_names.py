@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import re
 from pathlib import Path
 
 import pytest
 
-PAGE = Path(__file__).parent.parent / "docs" / "api.md"
+PROJECT = Path(__file__).parent.parent
+PAGE = PROJECT / "docs" / "api.md"
 MODULES = ("", ".errors", ".signals", ".gunicorn")
 
 
@@ -34,3 +36,18 @@ def test_the_package_offers_what_applications_name_every_day() -> None:
     for suffix in MODULES[1:]:
         others = importlib.import_module(f"flask_socketio_guard{suffix}").__all__
         assert not set(names) & set(others)
+
+
+def test_what_applications_call_only_says_what_it_takes() -> None:
+    """What a call does is in the room that owns it; here are signatures, docstrings, few lines."""
+    for path in (PROJECT / "flask_socketio_guard" / "public").glob("*.py"):
+        source = path.read_text("utf-8")
+        assert source.count("\n") <= 300, path
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.ClassDef):
+                methods = [each for each in node.body if isinstance(each, ast.FunctionDef)]
+                assert len({each.name for each in methods}) <= 30, node.name
+            if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
+                body = node.body[1:] if ast.get_docstring(node) else node.body
+                lines = (body[-1].end_lineno or 0) - body[0].lineno + 1 if body else 0
+                assert lines <= 25, f"{node.name} has a body of {lines} lines"
