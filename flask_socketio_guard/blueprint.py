@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from flask import Blueprint, Flask, has_request_context, request, send_from_directory
 
@@ -42,7 +42,8 @@ class GuardBlueprint(Blueprint):
         self.health: Callable[[str, WSGIEnvironment], Answer]
         """Answers a request by the name of an endpoint; another guard brings another one."""
         for name, path in _health_paths(config):
-            self._add(app, path, name, self._answering(name))
+            # It answers each method alike, in front of the application and here.
+            self._add(app, path, name, self._answering(name), provide_automatic_options=False)
         if config.scripts_path is not None:
             # Not all that is below the path: a catch-all route of the application serves that.
             rule = f"{config.scripts_path}/<any({SCRIPT_FILE!r}):filename>"
@@ -51,17 +52,17 @@ class GuardBlueprint(Blueprint):
             self.url_defaults(lambda _, values: values.setdefault(_HOST, _host(app)))
         self.url_value_preprocessor(lambda _, values: values and values.pop(_HOST, None))
 
-    def _add(self, app: Flask, rule: str, endpoint: str, view: Callable[..., Answer]) -> None:
+    def _add(
+        self, app: Flask, rule: str, endpoint: str, view: Callable[..., Answer], **options: bool
+    ) -> None:
         """Add a rule for every host: load balancers ask by address."""
-        hosts: list[dict[str, str]] = [{}]
+        hosts: list[dict[str, Any]] = [{}]
         if app.url_map.host_matching:
             hosts = [{"host": f"<{_HOST}>"}]
         elif app.subdomain_matching:
             hosts = [{}, {"subdomain": f"<{_HOST}>"}]
         for host in hosts:
-            self.add_url_rule(
-                rule, endpoint=endpoint, view_func=view, provide_automatic_options=False, **host
-            )
+            self.add_url_rule(rule, endpoint, view, **host, **options)
 
     def _answering(self, name: str) -> Callable[..., Answer]:
         return lambda: self.health(name, request.environ)

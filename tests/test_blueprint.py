@@ -111,6 +111,7 @@ def test_flask_lists_the_routes(make_guarded: Callable[..., Guarded]) -> None:
         with app.test_request_context():
             assert url_for(f"socketio_guard.{name}") == f"/{name}"
     assert SCRIPT.rpartition("/")[0] in listed
+    assert app.test_client().options(SCRIPT).status_code == 200
 
 
 @pytest.mark.parametrize("is_in_front", [True, False])
