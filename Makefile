@@ -43,14 +43,14 @@ test-oldest:  ## Run all tests on the oldest versions that pyproject.toml allows
 	@$(MAKE) --no-print-directory VENV=.venv-oldest .venv-oldest/.oldest
 	@.venv-oldest/bin/python -m pytest $(PARALLEL) $(PYTEST_ARGS)
 
-.venv-oldest/.oldest: pyproject.toml tests/oldest.py | $(BIN)/python
+.venv-oldest/.oldest: pyproject.toml tests/tools/oldest.py | $(BIN)/python
 	@echo "Installing the oldest allowed dependencies into $(VENV) ..."
 	@$(PIP) install --upgrade pip
-	@$(PIP) install --editable '.[test]' $$($(BIN)/python tests/oldest.py pyproject.toml)
+	@$(PIP) install --editable '.[test]' $$($(BIN)/python tests/tools/oldest.py pyproject.toml)
 	@touch $@
 
 test-newest: $(VENV)/.installed-test  ## Run a part of the tests on the newest Python here that gevent supports
-	@newest=$$($(BIN)/python tests/newest.py); \
+	@newest=$$($(BIN)/python tests/tools/newest.py); \
 	if [ -z "$$newest" ]; then echo "No Python here is newer and has a wheel of gevent."; exit; fi; \
 	echo "The newest here that gevent has a wheel for is $$($$newest --version)."; \
 	$(MAKE) --no-print-directory VENV=.venv-newest PYTHON=$$newest .venv-newest/.installed-test \

@@ -15,8 +15,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from flask_socketio_guard.clients.admission import Admission
 from flask_socketio_guard.errors import RateLimited
 from flask_socketio_guard.events.rates import RateLimiter
-from tests import unit_support
-from tests.unit_support import FakeClock
+from tests.support import unit_support
+from tests.support.unit_support import FakeClock
 
 if TYPE_CHECKING:
     from collections.abc import Callable

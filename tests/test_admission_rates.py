@@ -18,14 +18,14 @@ from flask_socketio_guard.upstream.engineio.websocket import (
     agree_on_extensions,
     upgrade_problem,
 )
-from tests import unit_support, unit_websocket
-from tests.unit_websocket import KINDS
+from tests.support import unit_support, unit_websocket
+from tests.support.unit_websocket import KINDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tests.support import RedisServer
-    from tests.unit_websocket import Peer, Served
+    from tests.support.unit_websocket import Peer, Served
 
 pytestmark = [pytest.mark.timeout(30)]
 nothing_left_behind = unit_support.nothing_left_behind

@@ -16,15 +16,14 @@ from flask_socketio import SocketIO
 
 from flask_socketio_guard import ListenerState, SocketIOGuard
 from flask_socketio_guard.app_guard import all_guards
-from tests import unit_support
-from tests.support import wait_until
+from tests.support import unit_support, wait_until
 from tests.support.servers import PROJECT_ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tests.support import RedisServer
-    from tests.unit_support import Bus, Guarded
+    from tests.support.unit_support import Bus, Guarded
 
 nothing_left_behind = unit_support.nothing_left_behind
 make_guarded = unit_support.make_guarded

@@ -6,7 +6,7 @@ import ast
 
 import pytest
 
-from tests.architecture import (
+from tests.tools.architecture import (
     FLOORS,
     GEVENT,
     PACKAGE,

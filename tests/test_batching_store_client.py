@@ -17,8 +17,8 @@ from flask_socketio_guard.delivery.store import Page, Step
 from flask_socketio_guard.errors import DeliveryFormatError, DeliveryStoreError
 from flask_socketio_guard.queue.reachability import Reachability
 from flask_socketio_guard.states import DeliveryState
-from tests import unit_support
-from tests.unit_support import wait_for
+from tests.support import unit_support
+from tests.support.unit_support import wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

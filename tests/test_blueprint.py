@@ -13,13 +13,13 @@ from werkzeug.test import Client
 
 from flask_socketio_guard import SocketIOGuard
 from flask_socketio_guard.errors import ConfigError
-from tests import unit_support, unit_websocket
+from tests.support import unit_support, unit_websocket
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.unit_support import Guarded
-    from tests.unit_websocket import Served
+    from tests.support.unit_support import Guarded
+    from tests.support.unit_websocket import Served
 
 nothing_left_behind = unit_support.nothing_left_behind
 stop_guards = unit_support.stop_guards

@@ -11,8 +11,8 @@ import pytest
 from flask_socketio_guard.core.runtime import clock
 from flask_socketio_guard.events.broadcast_ack import BroadcastAcks, BroadcastAnswers
 from flask_socketio_guard.ports import BROADCAST_ANSWER, BROADCAST_CALL, BROADCAST_PARTICIPANTS
-from tests import unit_support
-from tests.unit_support import wait_for
+from tests.support import unit_support
+from tests.support.unit_support import wait_for
 
 if TYPE_CHECKING:
     from flask_socketio_guard.core.runtime import Runtime

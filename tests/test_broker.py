@@ -11,8 +11,8 @@ import pytest
 from flask_socketio_guard.errors import BrokerError
 from flask_socketio_guard.queue import reachability as broker_module
 from flask_socketio_guard.queue.reachability import Reachability
-from tests import unit_support
-from tests.unit_support import FakeClock
+from tests.support import unit_support
+from tests.support.unit_support import FakeClock
 
 if TYPE_CHECKING:
     from flask_socketio_guard.core.runtime import Runtime

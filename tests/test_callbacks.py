@@ -17,8 +17,8 @@ from flask_socketio_guard.core.supervisor import Restart, RestartPolicy, Supervi
 from flask_socketio_guard.events import callbacks as callbacks_module
 from flask_socketio_guard.events.callbacks import CallbackTable
 from flask_socketio_guard.ports import AckCallback
-from tests import unit_support
-from tests.unit_support import FakeClock, wait_for
+from tests.support import unit_support
+from tests.support.unit_support import FakeClock, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -26,16 +26,15 @@ from flask_socketio_guard.settings import (
     settings_table,
 )
 from flask_socketio_guard.states import Phase
-from tests import unit_support
-from tests.support import wait_until
-from tests.unit_support import Bus, BusManager
+from tests.support import unit_support, wait_until
+from tests.support.unit_support import Bus, BusManager
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from flask_socketio_guard.core.component import Watch
     from flask_socketio_guard.core.lifecycle import Lifecycle
-    from tests.unit_support import Guarded
+    from tests.support.unit_support import Guarded
 
 nothing_left_behind = unit_support.nothing_left_behind
 make_guarded = unit_support.make_guarded

@@ -11,7 +11,7 @@ import pytest
 from flask_socketio_guard.checks import require_seconds
 from flask_socketio_guard.config import STORE_SCHEMES, GuardConfig
 from flask_socketio_guard.errors import ConfigError
-from tests.settings_page import PAGE, written
+from tests.tools.settings_page import PAGE, written
 
 SECRET = "s3cret-token"
 
@@ -229,7 +229,7 @@ def test_every_setting_is_described() -> None:
 
 def test_the_page_of_settings_is_made_of_them() -> None:
     page = PAGE.read_text("utf-8")
-    assert written(page) == page, "run python -m tests.settings_page"
+    assert written(page) == page, "run python -m tests.tools.settings_page"
     names = re.findall(r"^\| `([A-Z_]+)` \|", page, re.MULTILINE)
     assert names == [field.name.upper() for field in fields(GuardConfig)]
 

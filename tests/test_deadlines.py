@@ -19,8 +19,8 @@ from flask_socketio_guard.core import deadlines as deadlines_module
 from flask_socketio_guard.core.deadlines import Deadline, Deadlines
 from flask_socketio_guard.core.runtime import GeventRuntime, Runtime, ThreadRuntime, clock
 from flask_socketio_guard.core.supervisor import Restart, RestartPolicy, Supervisor, TaskHandle
-from tests import unit_support
-from tests.unit_support import FakeClock, wait_for
+from tests.support import unit_support
+from tests.support.unit_support import FakeClock, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

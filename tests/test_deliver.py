@@ -21,14 +21,13 @@ from flask_socketio_guard.errors import (
     UnknownDelivery,
 )
 from flask_socketio_guard.upstream.engineio.session_ids import new_session_id
-from tests import unit_support
-from tests.support import wait_until
-from tests.unit_support import BusManager
+from tests.support import unit_support, wait_until
+from tests.support.unit_support import BusManager
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.unit_support import Bus, Guarded
+    from tests.support.unit_support import Bus, Guarded
 
 nothing_left_behind = unit_support.nothing_left_behind
 make_guarded = unit_support.make_guarded

@@ -13,8 +13,8 @@ from flask_socketio_guard.delivery.records import Retry
 from flask_socketio_guard.delivery.request import delivery_request
 from flask_socketio_guard.delivery.store_client import DirectStoreClient
 from flask_socketio_guard.states import DeliveryState
-from tests import unit_support
-from tests.unit_support import wait_for
+from tests.support import unit_support
+from tests.support.unit_support import wait_for
 
 if TYPE_CHECKING:
     from flask_socketio_guard.core.runtime import Runtime

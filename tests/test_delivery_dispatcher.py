@@ -19,7 +19,7 @@ from flask_socketio_guard.delivery.memory import MemoryStore
 from flask_socketio_guard.delivery.records import Delivery, Retry
 from flask_socketio_guard.delivery.store_client import DirectStoreClient
 from flask_socketio_guard.states import DeliveryState
-from tests.unit_support import FakeClock
+from tests.support.unit_support import FakeClock
 
 if TYPE_CHECKING:
     from collections.abc import Callable

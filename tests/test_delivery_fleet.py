@@ -11,8 +11,8 @@ from flask_socketio_guard.delivery.records import Delivery
 from flask_socketio_guard.delivery.store import Changes
 from flask_socketio_guard.delivery.sync import StoreSync
 from flask_socketio_guard.errors import DeliveryStoreError
-from tests import unit_support
-from tests.unit_support import wait_for
+from tests.support import unit_support
+from tests.support.unit_support import wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -15,8 +15,7 @@ from flask_socketio_guard import SocketIOGuard
 from flask_socketio_guard.delivery.records import Delivery
 from flask_socketio_guard.delivery.redis_client import Driver
 from flask_socketio_guard.errors import ConfigError, DeliveryStoreError
-from tests import unit_support
-from tests.support import RedisServer, Sentinel, free_port, wait_until
+from tests.support import RedisServer, Sentinel, free_port, unit_support, wait_until
 from tests.test_delivery_redis import make_store
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from flask_socketio_guard.delivery.records import DEAD, ENDED, Delivery
 from flask_socketio_guard.delivery.redis_store import RedisStore
 from flask_socketio_guard.delivery.store import End, Put, Step
 from flask_socketio_guard.states import DeliveryState
-from tests.unit_support import FakeClock
+from tests.support.unit_support import FakeClock
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -16,14 +16,13 @@ from flask_socketio_guard.config import GuardConfig
 from flask_socketio_guard.core.runtime import Runtime, ThreadRuntime, clock
 from flask_socketio_guard.telemetry import records as signals
 from flask_socketio_guard.upstream import close_for_restart
-from tests import unit_support
-from tests.support import wait_until
-from tests.unit_support import FakeClock, wait_for
+from tests.support import unit_support, wait_until
+from tests.support.unit_support import FakeClock, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.unit_support import Guarded, PollingClient
+    from tests.support.unit_support import Guarded, PollingClient
 
 nothing_left_behind = unit_support.nothing_left_behind
 runtime = unit_support.runtime

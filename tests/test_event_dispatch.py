@@ -21,8 +21,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from flask_socketio_guard.core.jobs import SpawnThrottle
 from flask_socketio_guard.core.runtime import GeventRuntime, Runtime, ThreadRuntime
 from flask_socketio_guard.events.dispatch import Arrival, DispatchBounds, EventDispatcher, memory_of
-from tests import unit_support
-from tests.unit_support import wait_for
+from tests.support import unit_support
+from tests.support.unit_support import wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator

@@ -19,16 +19,15 @@ from flask_socketio import SocketIO
 from flask_socketio_guard import HandlerCall, ListenerState, SocketIOGuard, TaskState
 from flask_socketio_guard.app_guard import all_guards
 from flask_socketio_guard.errors import ConfigError, DuplicateTask, OutboxFull, TaskError
-from tests import unit_support
-from tests.support import wait_until
-from tests.unit_support import BusManager
+from tests.support import unit_support, wait_until
+from tests.support.unit_support import BusManager
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from flask_socketio_guard.signals import Failure
     from tests.support import GunicornServer, RawClient
-    from tests.unit_support import Bus, Guarded, PollingClient
+    from tests.support.unit_support import Bus, Guarded, PollingClient
 
 nothing_left_behind = unit_support.nothing_left_behind
 make_guarded = unit_support.make_guarded
@@ -559,7 +558,7 @@ def gevent_server() -> Iterator[GunicornServer]:
     from tests.support import GunicornServer
 
     server = GunicornServer(
-        "tests.unit_app:create_app()", env={"FLASK_SOCKETIO_GUARD_MAX_CONNECTIONS": "2"}
+        "tests.support.unit_app:create_app()", env={"FLASK_SOCKETIO_GUARD_MAX_CONNECTIONS": "2"}
     )
     with server:
         yield server

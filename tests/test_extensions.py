@@ -24,7 +24,7 @@ from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy.pool import StaticPool
 
 from flask_socketio_guard import SocketIOGuard
-from tests import unit_support
+from tests.support import unit_support
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

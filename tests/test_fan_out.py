@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from flask_socketio_guard.clients import fan_out as fan_out_module
 from flask_socketio_guard.clients.fan_out import MAX_BYTES, MAX_DELIVERIES, Batch, FanOut
 from flask_socketio_guard.core.runtime import GeventRuntime
-from tests import unit_support
-from tests.unit_support import longest_run_without, wait_for
+from tests.support import unit_support
+from tests.support.unit_support import longest_run_without, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable

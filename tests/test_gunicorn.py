@@ -22,15 +22,14 @@ from flask_socketio_guard.core import lifecycle, process
 from flask_socketio_guard.errors import ConfigError
 from flask_socketio_guard.gunicorn import loading_worker
 from flask_socketio_guard.upstream.socketio.server import GuardedServer
-from tests import unit_support
-from tests.support import GunicornServer, wait_until
+from tests.support import GunicornServer, unit_support, wait_until
 from tests.support.raw_clients import PollingClient
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from tests.unit_support import Guarded
+    from tests.support.unit_support import Guarded
 
 nothing_left_behind = unit_support.nothing_left_behind
 make_guarded = unit_support.make_guarded
@@ -207,7 +206,7 @@ def launch(tmp_path: Path) -> Callable[..., GunicornServer]:
         *,
         has_hooks: bool,
         arguments: tuple[str, ...] = (),
-        app: str = "tests.unit_app",
+        app: str = "tests.support.unit_app",
     ) -> GunicornServer:
         if has_hooks:
             (tmp_path / "hooks.py").write_text(HOOKS)

@@ -23,14 +23,14 @@ from flask_socketio_guard.events.signatures import fit
 from flask_socketio_guard.ports import Refusal
 from flask_socketio_guard.telemetry import records as signals
 from flask_socketio_guard.telemetry.records import Telemetry
-from tests import unit_support
+from tests.support import unit_support
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
 
     from flask_socketio_guard.signals import Failure
     from flask_socketio_guard.telemetry.records import Rejection
-    from tests.unit_support import Guarded
+    from tests.support.unit_support import Guarded
 
 nothing_left_behind = unit_support.nothing_left_behind
 make_guarded = unit_support.make_guarded

@@ -19,8 +19,8 @@ from flask_socketio_guard.queue.component import MessageQueue
 from flask_socketio_guard.states import ListenerState, TaskState
 from flask_socketio_guard.telemetry import health as health_module
 from flask_socketio_guard.telemetry.health import Health, HealthEndpoints, Sources
-from tests import unit_support
-from tests.unit_support import FakeClock, Guarded
+from tests.support import unit_support
+from tests.support.unit_support import FakeClock, Guarded
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -12,14 +12,13 @@ from flask_socketio import Namespace, SocketIO
 from flask_socketio_guard import SocketIOGuard
 from flask_socketio_guard.errors import ConfigError
 from flask_socketio_guard.upstream.socketio.server import GuardedServer
-from tests import unit_support
-from tests.support import wait_until
-from tests.unit_support import BusManager, PollingClient
+from tests.support import unit_support, wait_until
+from tests.support.unit_support import BusManager, PollingClient
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.unit_support import Bus
+    from tests.support.unit_support import Bus
 
 nothing_left_behind = unit_support.nothing_left_behind
 stop_guards = unit_support.stop_guards

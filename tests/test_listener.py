@@ -18,8 +18,8 @@ from flask_socketio_guard.queue.listener import LISTENER_TASK, PROBE_TASK, Liste
 from flask_socketio_guard.queue.reachability import Reachability
 from flask_socketio_guard.queue.transport import Arrival, Probe
 from flask_socketio_guard.states import ListenerState
-from tests import unit_support
-from tests.unit_support import longest_run_without, wait_for
+from tests.support import unit_support
+from tests.support.unit_support import longest_run_without, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

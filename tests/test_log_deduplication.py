@@ -27,7 +27,7 @@ from flask_socketio_guard.telemetry.log_deduplication import (
     LogDeduplicator,
     LoggerDeduplication,
 )
-from tests.unit_support import FakeClock
+from tests.support.unit_support import FakeClock
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterator

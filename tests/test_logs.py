@@ -31,7 +31,7 @@ from flask_socketio_guard.telemetry.records import (
     TaskChange,
     Violation,
 )
-from tests.unit_support import FakeClock
+from tests.support.unit_support import FakeClock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable

@@ -16,9 +16,8 @@ import pytest
 
 import flask_socketio_guard
 from flask_socketio_guard.core.loop_monitor import UNKNOWN, Frame, LoopMonitor, frames_of, place_of
-from tests import unit_support
-from tests.support import wait_until
-from tests.unit_support import FakeClock
+from tests.support import unit_support, wait_until
+from tests.support.unit_support import FakeClock
 
 nothing_left_behind = unit_support.nothing_left_behind
 

@@ -21,13 +21,13 @@ from flask_socketio_guard import SocketIOGuard
 from flask_socketio_guard.gunicorn import CountedRequests
 from flask_socketio_guard.middleware import GuardMiddleware
 from flask_socketio_guard.telemetry import records as signals
-from tests import unit_support
+from tests.support import unit_support
 from tests.support.raw_websocket import upgrade_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from tests.unit_support import Guarded
+    from tests.support.unit_support import Guarded
 
 nothing_left_behind = unit_support.nothing_left_behind
 make_guarded = unit_support.make_guarded

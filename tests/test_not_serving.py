@@ -15,8 +15,7 @@ from flask import Flask
 from flask_socketio import SocketIO
 
 from flask_socketio_guard import ListenerState, SocketIOGuard
-from tests import unit_support
-from tests.support import free_port, wait_until
+from tests.support import free_port, unit_support, wait_until
 from tests.support.processes import end_process, start_process
 from tests.support.servers import PROJECT_ROOT
 

@@ -17,8 +17,8 @@ from flask_socketio_guard.errors import OutboxFull, PublishError, PublishRefused
 from flask_socketio_guard.queue import outbox as outbox_module
 from flask_socketio_guard.queue.outbox import Outbox
 from flask_socketio_guard.queue.reachability import Reachability
-from tests import unit_support
-from tests.unit_support import FakeClock, FakePublisher, wait_for
+from tests.support import unit_support
+from tests.support.unit_support import FakeClock, FakePublisher, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -14,15 +14,14 @@ from flask_socketio_guard import ListenerState
 from flask_socketio_guard.errors import PublishError
 from flask_socketio_guard.queue.transport import Probe, QueueMessage
 from flask_socketio_guard.upstream.socketio.queue_transport import QueueTransport
-from tests import unit_support
-from tests.support import wait_until
-from tests.unit_support import Bus, BusManager
+from tests.support import unit_support, wait_until
+from tests.support.unit_support import Bus, BusManager
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from tests.support import RedisServer
-    from tests.unit_support import Guarded
+    from tests.support.unit_support import Guarded
 
 nothing_left_behind = unit_support.nothing_left_behind
 make_guarded = unit_support.make_guarded

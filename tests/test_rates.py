@@ -20,9 +20,8 @@ from hypothesis import strategies as st
 from flask_socketio_guard.errors import ConfigError, RateLimited
 from flask_socketio_guard.events import rates
 from flask_socketio_guard.events.rates import Limit, RateLimiter
-from tests import unit_support
-from tests.support import TcpProxy, wait_until
-from tests.unit_support import FakeClock
+from tests.support import TcpProxy, unit_support, wait_until
+from tests.support.unit_support import FakeClock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -27,8 +27,7 @@ from flask_socketio_guard.upstream.redis.connection import RedisConnection
 from flask_socketio_guard.upstream.redis.errors import describe
 from flask_socketio_guard.upstream.redis.subscription import RedisSubscription
 from flask_socketio_guard.upstream.redis.transport import RedisTransport, stamp
-from tests import unit_support
-from tests.support import Sentinel, TcpProxy, free_port, wait_until
+from tests.support import Sentinel, TcpProxy, free_port, unit_support, wait_until
 from tests.support.redis_server import redis_binary
 from tests.support.tls import untrusted_server
 

@@ -12,7 +12,7 @@ from werkzeug.routing import BaseConverter
 from flask_socketio_guard import SocketIOGuard
 from flask_socketio_guard.app_guard import all_guards
 from flask_socketio_guard.errors import ConfigError
-from tests import unit_support
+from tests.support import unit_support
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -33,9 +33,8 @@ from flask_socketio_guard.core.runtime import (
     runtime_for,
 )
 from flask_socketio_guard.errors import ConfigError, HandlerTimeout, LoopQueueFull
-from tests import unit_support
-from tests.support import wait_until
-from tests.unit_support import wait_for
+from tests.support import unit_support, wait_until
+from tests.support.unit_support import wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable

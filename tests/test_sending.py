@@ -21,8 +21,8 @@ from flask_socketio_guard.config import GuardConfig
 from flask_socketio_guard.core.runtime import GeventRuntime, Runtime
 from flask_socketio_guard.errors import ConfigError
 from flask_socketio_guard.upstream.engineio.outgoing import ClientMessage
-from tests import unit_support
-from tests.unit_support import wait_for
+from tests.support import unit_support
+from tests.support.unit_support import wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

@@ -22,8 +22,8 @@ from flask_socketio_guard.core.supervisor import (
 )
 from flask_socketio_guard.errors import DuplicateTask, TaskError
 from flask_socketio_guard.states import TaskState
-from tests import unit_support
-from tests.unit_support import FakeClock, wait_for
+from tests.support import unit_support
+from tests.support.unit_support import FakeClock, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

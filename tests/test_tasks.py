@@ -16,8 +16,8 @@ from flask_socketio_guard.core.supervisor import Restart, Supervisor, TaskHandle
 from flask_socketio_guard.core.tasks import Tasks, TaskSpec, restart_policy, task_name, task_spec
 from flask_socketio_guard.errors import ConfigError, DuplicateTask
 from flask_socketio_guard.states import TaskState
-from tests import unit_support
-from tests.unit_support import FakeClock, wait_for
+from tests.support import unit_support
+from tests.support.unit_support import FakeClock, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -12,13 +12,13 @@ from flask_socketio import SocketIO
 
 from flask_socketio_guard.clients.fan_out import Batch
 from flask_socketio_guard.upstream.engineio.outgoing import ClientMessage
-from tests import unit_support
-from tests.unit_support import Bus, BusManager, PollingClient
+from tests.support import unit_support
+from tests.support.unit_support import Bus, BusManager, PollingClient
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.unit_support import Guarded
+    from tests.support.unit_support import Guarded
 
 nothing_left_behind = unit_support.nothing_left_behind
 make_guarded = unit_support.make_guarded

@@ -12,12 +12,12 @@ from flask_socketio_guard import SendOutcome
 from flask_socketio_guard.clients.fan_out import LEAST_RECIPIENTS, Batch
 from flask_socketio_guard.upstream.engineio.outgoing import ClientMessage
 from flask_socketio_guard.upstream.socketio.emission import best_of
-from tests import unit_support, unit_websocket
+from tests.support import unit_support, unit_websocket
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.unit_websocket import Peer, Served
+    from tests.support.unit_websocket import Peer, Served
 
 nothing_left_behind = unit_support.nothing_left_behind
 make_served = unit_websocket.make_served

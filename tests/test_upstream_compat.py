@@ -12,8 +12,8 @@ from flask_socketio_guard import SocketIOGuard
 from flask_socketio_guard.errors import IncompatibleVersion
 from flask_socketio_guard.upstream import compat
 from flask_socketio_guard.upstream.compat import WANTED, check_versions
-from tests.oldest import lower_bounds
 from tests.support.servers import PROJECT_ROOT
+from tests.tools.oldest import lower_bounds
 
 SEAMS = [(owner, name) for owner, names in compat._SEAMS for name in names]
 

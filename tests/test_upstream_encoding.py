@@ -27,12 +27,12 @@ from flask_socketio_guard.upstream.socketio.encoding import (
     encoded,
     encoded_event,
 )
-from tests import unit_support
+from tests.support import unit_support
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.unit_support import Guarded
+    from tests.support.unit_support import Guarded
 
 nothing_left_behind = unit_support.nothing_left_behind
 stop_guards = unit_support.stop_guards

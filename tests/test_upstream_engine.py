@@ -31,14 +31,14 @@ from flask_socketio_guard.events import pieces
 from flask_socketio_guard.telemetry import records as signals
 from flask_socketio_guard.upstream.engineio import socket as engine_socket
 from flask_socketio_guard.upstream.engineio.outgoing import ClientMessage
-from tests import unit_support, unit_websocket
+from tests.support import unit_support, unit_websocket
 from tests.support.raw_websocket import TEXT, encode_frame
-from tests.unit_websocket import KINDS, Answer, Ended, Peer, Polling, read_answer
+from tests.support.unit_websocket import KINDS, Answer, Ended, Peer, Polling, read_answer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.unit_websocket import Served
+    from tests.support.unit_websocket import Served
 
 nothing_left_behind = unit_support.nothing_left_behind
 make_served = unit_websocket.make_served

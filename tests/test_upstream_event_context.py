@@ -19,7 +19,7 @@ from werkzeug.routing import RequestRedirect
 from flask_socketio_guard import SocketIOGuard
 from flask_socketio_guard.upstream.flask import event_context
 from flask_socketio_guard.upstream.flask.event_context import RequestContext
-from tests import unit_support
+from tests.support import unit_support
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -19,13 +19,13 @@ from flask_socketio import ConnectionRefusedError, Namespace, SocketIO
 from flask_socketio_guard import SocketIOGuard
 from flask_socketio_guard.core.runtime import GeventRuntime
 from flask_socketio_guard.telemetry import records as signals
-from tests import unit_support, unit_websocket
-from tests.unit_support import wait_for
+from tests.support import unit_support, unit_websocket
+from tests.support.unit_support import wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from tests.unit_websocket import Served
+    from tests.support.unit_websocket import Served
 
 nothing_left_behind = unit_support.nothing_left_behind
 make_served = unit_websocket.make_served

@@ -22,15 +22,14 @@ from flask_socketio_guard.errors import OutboxFull, RoomInvalid
 from flask_socketio_guard.queue.transport import QueueMessage
 from flask_socketio_guard.telemetry import records as signals
 from flask_socketio_guard.upstream.redis.transport import stamp
-from tests import unit_support
-from tests.support import wait_until
-from tests.unit_support import PollingClient
+from tests.support import unit_support, wait_until
+from tests.support.unit_support import PollingClient
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from flask_socketio_guard.signals import Failure
-    from tests.unit_support import Bus, Guarded
+    from tests.support.unit_support import Bus, Guarded
 
 nothing_left_behind = unit_support.nothing_left_behind
 make_guarded = unit_support.make_guarded

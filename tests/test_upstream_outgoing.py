@@ -17,12 +17,12 @@ from websockets.frames import Opcode
 from websockets.protocol import CLIENT, Protocol
 
 from flask_socketio_guard.upstream.engineio.outgoing import ClientMessage
-from tests import unit_support, unit_websocket
+from tests.support import unit_support, unit_websocket
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.unit_websocket import Served
+    from tests.support.unit_websocket import Served
 
 nothing_left_behind = unit_support.nothing_left_behind
 make_served = unit_websocket.make_served

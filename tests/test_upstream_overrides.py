@@ -20,15 +20,14 @@ from socketio import Manager, PubSubManager, RedisManager, Server
 from flask_socketio_guard import ListenerState, SocketIOGuard
 from flask_socketio_guard.errors import ConfigError
 from flask_socketio_guard.upstream.redis.transport import RedisPublisher
-from tests import unit_support
-from tests.support import wait_until
-from tests.unit_support import Bus, BusManager, PollingClient
+from tests.support import unit_support, wait_until
+from tests.support.unit_support import Bus, BusManager, PollingClient
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tests.support import RedisServer
-    from tests.unit_support import Guarded
+    from tests.support.unit_support import Guarded
 
 nothing_left_behind = unit_support.nothing_left_behind
 make_guarded = unit_support.make_guarded

@@ -11,12 +11,12 @@ from flask import Flask
 from flask_socketio import Namespace, SocketIO, emit, send
 from socketio.exceptions import TimeoutError as CallTimeout
 
-from tests import unit_support
+from tests.support import unit_support
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.unit_support import Bus, Guarded
+    from tests.support.unit_support import Bus, Guarded
 
 nothing_left_behind = unit_support.nothing_left_behind
 make_guarded = unit_support.make_guarded

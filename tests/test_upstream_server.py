@@ -19,13 +19,12 @@ from flask_socketio_guard.errors import ConnectionClosed
 from flask_socketio_guard.telemetry import records as signals
 from flask_socketio_guard.upstream.engineio.socket import ProtocolViolation
 from flask_socketio_guard.upstream.socketio.server import CallRecipientGone
-from tests import unit_support
-from tests.support import wait_until
+from tests.support import unit_support, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.unit_support import Guarded, PollingClient
+    from tests.support.unit_support import Guarded, PollingClient
 
 nothing_left_behind = unit_support.nothing_left_behind
 make_guarded = unit_support.make_guarded

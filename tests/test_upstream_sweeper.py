@@ -10,13 +10,13 @@ from flask import request
 from flask_socketio_guard.telemetry import records as signals
 from flask_socketio_guard.upstream import Sweeper
 from flask_socketio_guard.upstream.engineio.socket import GuardedSocket
-from tests import unit_support, unit_websocket
-from tests.unit_websocket import Peer, Polling
+from tests.support import unit_support, unit_websocket
+from tests.support.unit_websocket import Peer, Polling
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.unit_websocket import Served
+    from tests.support.unit_websocket import Served
 
 nothing_left_behind = unit_support.nothing_left_behind
 make_guarded = unit_support.make_guarded

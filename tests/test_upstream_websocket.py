@@ -31,8 +31,8 @@ from flask_socketio_guard.upstream.engineio.websocket import (
     upgrade_problem,
     wants_websocket,
 )
-from tests import unit_support, unit_websocket
-from tests.unit_websocket import Answer, Peer, read_answer
+from tests.support import unit_support, unit_websocket
+from tests.support.unit_websocket import Answer, Peer, read_answer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

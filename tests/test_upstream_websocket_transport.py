@@ -35,17 +35,17 @@ from flask_socketio_guard.upstream.engineio.websocket_transport import (
     ProtocolTransport,
     keep_alive,
 )
-from tests import unit_support, unit_websocket
+from tests.support import unit_support, unit_websocket
 from tests.support.raw_websocket import BINARY, CLOSE, CONTINUATION, PING, TEXT, encode_frame
+from tests.support.unit_websocket import Ended, Peer
 from tests.support.waiting import wait_until
-from tests.unit_websocket import Ended, Peer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from flask_socketio_guard.app_guard import AppGuard
-    from tests.unit_support import Guarded
-    from tests.unit_websocket import Served
+    from tests.support.unit_support import Guarded
+    from tests.support.unit_websocket import Served
 
 nothing_left_behind = unit_support.nothing_left_behind
 make_guarded = unit_support.make_guarded

@@ -19,9 +19,9 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
-from tests.suite_plugin import GUARDED_COUNT
 from tests.support.processes import end_process, start_process
 from tests.support.servers import PROJECT_ROOT
+from tests.support.suite_plugin import GUARDED_COUNT
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -93,7 +93,7 @@ class UpstreamSuite:
         self._runs += 1
         report = self._folder / f"report-{self._runs}.xml"
         runner = ["gevent.monkey", "--module"] if async_mode == "gevent" else []
-        command = [sys.executable, "-m", *runner, "pytest", "-p", "tests.suite_plugin"]
+        command = [sys.executable, "-m", *runner, "pytest", "-p", "tests.support.suite_plugin"]
         command += [f"--async-mode={async_mode}"]
         if guarded is not None:
             command.append(f"--guarded={json.dumps(guarded)}")

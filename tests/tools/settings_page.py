@@ -1,4 +1,4 @@
-"""``python -m tests.settings_page`` writes the table of ``docs/settings.md``."""
+"""``python -m tests.tools.settings_page`` writes the table of ``docs/settings.md``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from flask_socketio_guard.config import GuardConfig
 from flask_socketio_guard.settings import settings_table
 
-PAGE = Path(__file__).parent.parent / "docs" / "settings.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "settings.md"
 
 
 def written(page: str) -> str:

@@ -1,6 +1,6 @@
 """The rooms of the package and the directions in which they may know each other.
 
-``python -m tests.architecture`` prints them: modules, lines, and who imports whom.
+``python -m tests.tools.architecture`` prints them: modules, lines, and who imports whom.
 """
 
 from __future__ import annotations

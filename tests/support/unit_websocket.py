@@ -33,7 +33,7 @@ from flask_socketio_guard import SocketIOGuard
 from flask_socketio_guard.app_guard import AppGuard, all_guards
 from flask_socketio_guard.core.runtime import GeventRuntime, Runtime, ThreadRuntime
 from flask_socketio_guard.telemetry import records as signals
-from tests.unit_support import wait_for
+from tests.support.unit_support import wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -195,7 +195,7 @@ class Peer:
         self.sock.sendall(b"".join(self.protocol.data_to_send()))
 
 
-_quiet = logging.getLogger("tests.unit_websocket")
+_quiet = logging.getLogger("tests.support.unit_websocket")
 _quiet.setLevel(logging.CRITICAL)
 
 

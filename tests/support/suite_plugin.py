@@ -1,7 +1,7 @@
 """A pytest plugin that runs somebody else's tests with every ``SocketIO`` guarded.
 
-``pytest -p tests.suite_plugin --guarded='{}'``; without ``--guarded`` nothing is guarded. For a
-pytest in a process of its own: the classes that it changes stay changed.
+``pytest -p tests.support.suite_plugin --guarded='{}'``; without ``--guarded`` nothing is guarded.
+For a pytest in a process of its own: the classes that it changes stay changed.
 """
 
 from __future__ import annotations

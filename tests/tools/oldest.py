@@ -1,6 +1,6 @@
 """Print the oldest versions that a pyproject.toml allows, as requirements for pip.
 
-``python tests/oldest.py pyproject.toml`` prints ``name==version`` for the lower bound of
+``python tests/tools/oldest.py pyproject.toml`` prints ``name==version`` for the lower bound of
 each dependency of the project, and of its extra ``gunicorn``, in one line.
 """
 
