@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
+from hypothesis import settings
 
 from tests.support import GunicornServer, RawClient, RedisServer, SocketIOClient, wait_until
 from tests.support.processes import reaper_pid
+from tests.support.scale import examples
 from tests.support.turns import Turns
 
 if TYPE_CHECKING:
@@ -63,6 +65,9 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", LONG_MARKER)
     config.addinivalue_line("markers", SAMPLED_MARKER)
     config.stash[_turns] = Turns()
+    usual = settings.get_profile(settings.get_current_profile_name())
+    settings.register_profile("scaled", usual, max_examples=examples(usual.max_examples))
+    settings.load_profile("scaled")
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:

@@ -18,6 +18,7 @@ from flask_socketio_guard.events import callbacks as callbacks_module
 from flask_socketio_guard.events.callbacks import CallbackTable
 from flask_socketio_guard.ports import AckCallback
 from tests.support import unit_support
+from tests.support.scale import examples
 from tests.support.unit_support import FakeClock, wait_for
 
 if TYPE_CHECKING:
@@ -431,7 +432,7 @@ class TableWalk(RuleBasedStateMachine):
 
 TestTableWalk = TableWalk.TestCase
 TestTableWalk.settings = settings(
-    max_examples=40,
+    max_examples=examples(40),
     stateful_step_count=40,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],

@@ -24,6 +24,7 @@ from flask_socketio_guard.errors import InvalidTransition
 from flask_socketio_guard.states import ConnectionState
 from flask_socketio_guard.telemetry import records as signals
 from tests.support import unit_support, wait_until
+from tests.support.scale import examples
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -909,7 +910,7 @@ class ConnectionsWalk(RuleBasedStateMachine):
 
 TestConnectionsWalk = ConnectionsWalk.TestCase
 TestConnectionsWalk.settings = settings(
-    max_examples=30,
+    max_examples=examples(30),
     stateful_step_count=40,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],

@@ -20,6 +20,7 @@ from flask_socketio_guard.core.deadlines import Deadline, Deadlines
 from flask_socketio_guard.core.runtime import GeventRuntime, Runtime, ThreadRuntime, clock
 from flask_socketio_guard.core.supervisor import Restart, RestartPolicy, Supervisor, TaskHandle
 from tests.support import unit_support
+from tests.support.scale import examples
 from tests.support.unit_support import FakeClock, wait_for
 
 if TYPE_CHECKING:
@@ -572,7 +573,7 @@ class DeadlinesWalk(RuleBasedStateMachine):
 
 TestDeadlinesWalk = DeadlinesWalk.TestCase
 TestDeadlinesWalk.settings = settings(
-    max_examples=30,
+    max_examples=examples(30),
     stateful_step_count=40,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],

@@ -19,6 +19,7 @@ from flask_socketio_guard.delivery.memory import MemoryStore
 from flask_socketio_guard.delivery.records import Delivery, Retry
 from flask_socketio_guard.delivery.store_client import DirectStoreClient
 from flask_socketio_guard.states import DeliveryState
+from tests.support.scale import examples
 from tests.support.unit_support import FakeClock
 
 if TYPE_CHECKING:
@@ -837,7 +838,7 @@ _steps = st.one_of(
 )
 
 
-@settings(deadline=None, max_examples=400)
+@settings(deadline=None, max_examples=examples(400))
 @given(st.lists(_steps, max_size=60), st.sampled_from([2, 4, 128]))
 def test_whatever_happens_each_arrives_in_the_end(steps: list[Any], window: int) -> None:
     """Never concurrently twice to one connection; ordered ones in order; within the bound."""

@@ -23,6 +23,7 @@ from flask_socketio_guard.delivery.records import DEAD, ENDED, Delivery
 from flask_socketio_guard.delivery.redis_store import RedisStore
 from flask_socketio_guard.delivery.store import End, Put, Step
 from flask_socketio_guard.states import DeliveryState
+from tests.support.scale import examples
 from tests.support.unit_support import FakeClock
 
 if TYPE_CHECKING:
@@ -331,13 +332,15 @@ _SETTINGS = settings(
 
 
 def test_a_store_in_memory_does_what_the_model_does() -> None:
-    run_state_machine_as_test(MemoryMachine, settings=settings(_SETTINGS, max_examples=100))  # type: ignore[no-untyped-call]
+    run_state_machine_as_test(
+        MemoryMachine, settings=settings(_SETTINGS, max_examples=examples(100))
+    )  # type: ignore[no-untyped-call]
 
 
 @pytest.mark.timeout(120)
 def test_a_store_in_redis_does_what_the_model_does(redis_server: RedisServer) -> None:
     RedisMachine.server = redis_server
-    run_state_machine_as_test(RedisMachine, settings=settings(_SETTINGS, max_examples=40))  # type: ignore[no-untyped-call]
+    run_state_machine_as_test(RedisMachine, settings=settings(_SETTINGS, max_examples=examples(40)))  # type: ignore[no-untyped-call]
 
 
 def small_store(clock: FakeClock, **options: Any) -> MemoryStore:

@@ -22,6 +22,7 @@ from flask_socketio_guard.core.jobs import SpawnThrottle
 from flask_socketio_guard.core.runtime import GeventRuntime, Runtime, ThreadRuntime
 from flask_socketio_guard.events.dispatch import Arrival, DispatchBounds, EventDispatcher, memory_of
 from tests.support import unit_support
+from tests.support.scale import examples
 from tests.support.unit_support import wait_for
 
 if TYPE_CHECKING:
@@ -815,7 +816,7 @@ TestHeavyIntakeWalk = HeavyIntakeWalk.TestCase
 TestIntakeWalk = IntakeWalk.TestCase
 TestNarrowIntakeWalk = NarrowIntakeWalk.TestCase
 _few = settings(
-    max_examples=30,
+    max_examples=examples(30),
     stateful_step_count=40,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],

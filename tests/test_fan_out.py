@@ -13,6 +13,7 @@ from flask_socketio_guard.clients import fan_out as fan_out_module
 from flask_socketio_guard.clients.fan_out import MAX_BYTES, MAX_DELIVERIES, Batch, FanOut
 from flask_socketio_guard.core.runtime import GeventRuntime
 from tests.support import unit_support
+from tests.support.scale import examples
 from tests.support.unit_support import longest_run_without, wait_for
 
 if TYPE_CHECKING:
@@ -258,7 +259,7 @@ programs = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=examples(150))
 @given(program=programs)
 def test_each_client_gets_everything_in_the_order_of_the_calls(
     program: list[tuple[str, object]],

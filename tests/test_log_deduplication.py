@@ -27,6 +27,7 @@ from flask_socketio_guard.telemetry.log_deduplication import (
     LogDeduplicator,
     LoggerDeduplication,
 )
+from tests.support.scale import examples
 from tests.support.unit_support import FakeClock
 
 if TYPE_CHECKING:
@@ -348,7 +349,9 @@ class FoldingMachine(RuleBasedStateMachine):
 
 
 TestFoldingMachine = FoldingMachine.TestCase
-TestFoldingMachine.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+TestFoldingMachine.settings = settings(
+    max_examples=examples(100), stateful_step_count=40, deadline=None
+)
 
 
 # The loggers of the packages underneath

@@ -18,6 +18,7 @@ from flask_socketio_guard.queue import outbox as outbox_module
 from flask_socketio_guard.queue.outbox import Outbox
 from flask_socketio_guard.queue.reachability import Reachability
 from tests.support import unit_support
+from tests.support.scale import examples
 from tests.support.unit_support import FakeClock, FakePublisher, wait_for
 
 if TYPE_CHECKING:
@@ -841,7 +842,7 @@ class DroppingOutboxWalk(OutboxWalk):
 TestOutboxWalk = OutboxWalk.TestCase
 TestDroppingOutboxWalk = DroppingOutboxWalk.TestCase
 TestOutboxWalk.settings = TestDroppingOutboxWalk.settings = settings(
-    max_examples=40,
+    max_examples=examples(40),
     stateful_step_count=40,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],

@@ -36,6 +36,7 @@ from typing_extensions import TypedDict
 
 from flask_socketio_guard.errors import ConfigError, EventInvalid
 from flask_socketio_guard.events.schema import validator
+from tests.support.scale import examples
 
 SECRET = "s3cret"
 ADVICE = 'schema= needs the package pydantic: pip install "Flask-SocketIO-Guard[validation]"'
@@ -526,7 +527,7 @@ CHECKS = [validator(schema, handler) for schema in SCHEMAS]
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:ipaddress")
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(value=JSON)
 def test_no_value_leads_to_another_exception(value: object) -> None:
     for check in CHECKS:

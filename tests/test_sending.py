@@ -22,6 +22,7 @@ from flask_socketio_guard.core.runtime import GeventRuntime, Runtime
 from flask_socketio_guard.errors import ConfigError
 from flask_socketio_guard.upstream.engineio.outgoing import ClientMessage
 from tests.support import unit_support
+from tests.support.scale import examples
 from tests.support.unit_support import wait_for
 
 if TYPE_CHECKING:
@@ -449,7 +450,7 @@ items = st.builds(
     st.integers(min_value=1, max_value=120),
     st.sampled_from(SlowConsumer),
 )
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=examples(120), deadline=None)
 def test_room_is_made_at_the_cost_of_the_oldest_and_of_no_more_than_it_takes(
     waits: list[Item], taken: int, packets: int, size: int, policy: SlowConsumer
 ) -> None:
@@ -590,7 +591,7 @@ TestDroppingOldestWalk = DroppingOldestWalk.TestCase
 TestDroppingVolatileWalk = DroppingVolatileWalk.TestCase
 TestQueueWalk.settings = TestDroppingOldestWalk.settings = TestDroppingVolatileWalk.settings = (
     settings(
-        max_examples=25,
+        max_examples=examples(25),
         stateful_step_count=40,
         deadline=None,
         suppress_health_check=[HealthCheck.too_slow],

@@ -23,6 +23,7 @@ from flask_socketio_guard.states import (
     TaskEvent,
     TaskState,
 )
+from tests.support.scale import examples
 
 Table = Mapping[tuple[Any, Any], Any]
 
@@ -267,5 +268,5 @@ TestListenerWalk = ListenerWalk.TestCase
 TestTaskWalk = TaskWalk.TestCase
 TestConnectionWalk = ConnectionWalk.TestCase
 TestListenerWalk.settings = TestTaskWalk.settings = TestConnectionWalk.settings = settings(
-    max_examples=50, stateful_step_count=40, deadline=None
+    max_examples=examples(50), stateful_step_count=40, deadline=None
 )

@@ -28,6 +28,7 @@ from flask_socketio_guard.upstream.socketio.encoding import (
     encoded_event,
 )
 from tests.support import unit_support
+from tests.support.scale import examples
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,14 +48,14 @@ values = st.recursive(
 )
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=examples(100))
 @given(values)
 def test_it_writes_what_upstream_writes(value: Any) -> None:
     for options in ({"separators": (",", ":")}, {}, {"separators": (", ", ": "), "indent": 1}):
         assert KeptJSON.dumps(value, **options) == upstream_json.dumps(value, **options)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=examples(100))
 @given(values)
 def test_it_reads_what_upstream_reads(value: Any) -> None:
     text = json.dumps(value)
@@ -90,7 +91,7 @@ def test_the_garbage_collector_is_as_it_was(is_collecting: bool) -> None:
         gc.enable()
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=examples(100))
 @given(values, st.sampled_from(["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32-be"]))
 def test_it_reads_every_unicode_that_json_may_come_in(value: Any, encoding: str) -> None:
     text = json.dumps(value, ensure_ascii=False).encode(encoding, "surrogatepass")
@@ -108,7 +109,7 @@ def test_it_refuses_what_upstream_refuses(text: str) -> None:
         KeptJSON.loads(text)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=examples(100))
 @given(
     kind=st.sampled_from([packets.EVENT, packets.ACK]),
     data=st.lists(values | st.binary(max_size=4) | st.lists(st.binary(max_size=4)), max_size=4),
@@ -123,7 +124,7 @@ def test_packets_are_encoded_as_upstream_encodes_them(
         assert encoded(packet_class, kind, data, namespace, id) == wanted
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=examples(100))
 @given(
     event=st.text(),
     arguments=st.lists(values.filter(lambda value: value == value), max_size=3),
@@ -140,7 +141,7 @@ def test_arguments_that_are_text_already_are_taken_as_they_are(
         assert encoded_event(Packet, event, text, namespace, id) == wanted
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=examples(100))
 @given(st.recursive(values | st.binary(), lambda inner: st.lists(inner), max_leaves=10))
 def test_what_is_binary_is_known_as_upstream_knows_it(value: Any) -> None:
     assert KeptPacket.data_is_binary(value) == Packet.data_is_binary(value)

@@ -33,6 +33,7 @@ from flask_socketio_guard.upstream.engineio import socket as engine_socket
 from flask_socketio_guard.upstream.engineio.outgoing import ClientMessage
 from tests.support import unit_support, unit_websocket
 from tests.support.raw_websocket import TEXT, encode_frame
+from tests.support.scale import examples
 from tests.support.unit_websocket import KINDS, Answer, Ended, Peer, Polling, read_answer
 
 if TYPE_CHECKING:
@@ -1882,7 +1883,7 @@ def test_what_is_no_message_is_not_decoded(
     assert max(sizes, default=0) <= 64
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=examples(100))
 @given(
     st.text(alphabet="a%+&=;€41", max_size=60) | st.text(max_size=20).map(quote_plus),
     st.sampled_from([3, 4, 7]),

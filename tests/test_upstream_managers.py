@@ -23,6 +23,7 @@ from flask_socketio_guard.queue.transport import QueueMessage
 from flask_socketio_guard.telemetry import records as signals
 from flask_socketio_guard.upstream.redis.transport import stamp
 from tests.support import unit_support, wait_until
+from tests.support.scale import examples
 from tests.support.unit_support import PollingClient
 
 if TYPE_CHECKING:
@@ -611,7 +612,7 @@ def test_nothing_that_comes_through_the_queue_stops_the_listener(
     crashes: list[Failure] = []
     guarded.guard.on_failure(crashes.append)
 
-    @settings(max_examples=150, deadline=None)
+    @settings(max_examples=examples(150), deadline=None)
     @given(
         st.binary(max_size=30)
         | st.text(max_size=30)

@@ -18,6 +18,7 @@ from websockets.protocol import CLIENT, Protocol
 
 from flask_socketio_guard.upstream.engineio.outgoing import ClientMessage
 from tests.support import unit_support, unit_websocket
+from tests.support.scale import examples
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -72,7 +73,7 @@ def test_one_object_serves_polling_and_websocket_recipients(is_polled_first: boo
     assert polled(message) == polled(message)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=examples(30))
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.text() | st.binary(max_size=300),

@@ -19,6 +19,7 @@ from flask_socketio_guard.events.shape import MAX_DEPTH, Places, TooDeep, TooMan
 from flask_socketio_guard.upstream.engineio.socket import ProtocolViolation, TooLarge
 from flask_socketio_guard.upstream.socketio import decoding, encoding
 from flask_socketio_guard.upstream.socketio.encoding import KeptPacket
+from tests.support.scale import examples
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -65,14 +66,14 @@ def small_pieces(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 class TestSameResult:
     """As of upstream's decoder, which takes a text in one go."""
 
-    @settings(deadline=None, max_examples=40)
+    @settings(deadline=None, max_examples=examples(40))
     @given(values, st.sampled_from(SEPARATORS), st.booleans())
     def test_of_what_is_json(self, value: Any, separators: tuple[str, str], is_ascii: bool) -> None:
         text = json.dumps(value, separators=separators, ensure_ascii=is_ascii)
         assert repr(decoded(text)) == repr(upstream_json.loads(text))
         assert repr(decoded(f" {text}\n")) == repr(upstream_json.loads(text))
 
-    @settings(deadline=None, max_examples=80)
+    @settings(deadline=None, max_examples=examples(80))
     @given(values, st.data())
     def test_of_what_was_json_before_it_broke(self, value: Any, data: st.DataObject) -> None:
         text = json.dumps(value, separators=(",", ":"))

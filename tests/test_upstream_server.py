@@ -20,6 +20,7 @@ from flask_socketio_guard.telemetry import records as signals
 from flask_socketio_guard.upstream.engineio.socket import ProtocolViolation
 from flask_socketio_guard.upstream.socketio.server import CallRecipientGone
 from tests.support import unit_support, wait_until
+from tests.support.scale import examples
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -82,7 +83,7 @@ def test_an_event_is_a_list_that_begins_with_a_name_of_its_own(guarded: Guarded)
     guarded.socketio.on_event("*", lambda *args: ran.append(args))
     sender = guarded.client()
 
-    @settings(deadline=None, max_examples=200)
+    @settings(deadline=None, max_examples=examples(200))
     @given(bodies)
     def send(body: Any) -> None:
         ran.clear()

@@ -18,6 +18,7 @@ from flask_socketio_guard.events.shape import (
     TooManyContainers,
     require_shape,
 )
+from tests.support.scale import examples
 
 texts = st.text(alphabet='"\\[]{}a,:ä', max_size=8)
 values: st.SearchStrategy[Any] = st.recursive(
@@ -45,7 +46,7 @@ def is_taken(text: str, *, max_containers: int = 10**9) -> bool:
     return True
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=examples(300))
 @given(values, st.booleans(), st.sampled_from([0, 5, *range(90, 103)]))
 def test_it_counts_what_a_decoder_would_make(value: Any, is_ascii: bool, depth: int) -> None:
     """Strings hold brackets, quotes and backslashes; what is around the value makes it deep."""
@@ -83,7 +84,7 @@ def test_depth_is_known_to_the_level(height: int, brackets: str) -> None:
     assert not is_taken(f"[{beside},{nested(MAX_DEPTH)},{beside}]")
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=examples(200))
 @given(st.text(alphabet='"\\[]{}a,', max_size=400), st.integers(1, 200))
 def test_what_is_no_json_is_looked_at_all_the_same(text: str, bound: int) -> None:
     is_taken(text + PAD, max_containers=bound)
@@ -120,7 +121,7 @@ def with_places(value: Any, numbers: list[Any]) -> Any:
     return value
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=examples(300))
 @given(values, st.permutations(range(6)), st.integers(0, 6))
 def test_each_attachment_goes_where_upstream_puts_it(
     value: Any, order: list[int], extra: int

@@ -32,6 +32,7 @@ from flask_socketio_guard.upstream.engineio.websocket import (
     wants_websocket,
 )
 from tests.support import unit_support, unit_websocket
+from tests.support.scale import examples
 from tests.support.unit_websocket import Answer, Peer, read_answer
 
 if TYPE_CHECKING:
@@ -131,7 +132,7 @@ header_values = st.text(st.characters(max_codepoint=255), max_size=30) | st.samp
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(st.dictionaries(st.sampled_from(sorted(GOOD)), header_values))
 def test_no_header_raises(changes: dict[str, str]) -> None:
     """Whatever it holds: the answer is a sentence of ours, and nothing of the client's."""

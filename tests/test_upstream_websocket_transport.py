@@ -37,6 +37,7 @@ from flask_socketio_guard.upstream.engineio.websocket_transport import (
 )
 from tests.support import unit_support, unit_websocket
 from tests.support.raw_websocket import BINARY, CLOSE, CONTINUATION, PING, TEXT, encode_frame
+from tests.support.scale import examples
 from tests.support.unit_websocket import Ended, Peer
 from tests.support.waiting import wait_until
 
@@ -234,7 +235,7 @@ def test_messages_arrive_however_they_are_cut(make_line: Callable[..., Line]) ->
     """Frames, and the pieces in which TCP delivers them, say nothing of messages."""
     line = make_line()
 
-    @settings(deadline=None, max_examples=25)
+    @settings(deadline=None, max_examples=examples(25))
     @given(
         st.lists(st.text(max_size=30) | st.binary(max_size=30), min_size=1, max_size=4),
         st.randoms(use_true_random=False),

@@ -50,6 +50,7 @@ from tests.faults.sameness_app import (
 from tests.soak.client import ACK, BINARY_ACK, BINARY_EVENT, CONNECT, EVENT, Client, Packet
 from tests.support import wait_until
 from tests.support.raw_websocket import RawConnection, request_bytes
+from tests.support.scale import examples as scaled
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -57,7 +58,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.apart
 
 _DEFAULT_EXAMPLES = 30
-_EXAMPLES = int(os.environ.get("SAMENESS_EXAMPLES", _DEFAULT_EXAMPLES))
+_EXAMPLES = int(os.environ.get("SAMENESS_EXAMPLES", scaled(_DEFAULT_EXAMPLES)))
 _IS_SEARCHING = "SAMENESS_EXAMPLES" in os.environ
 _SHRINKING = 400
 """Seconds in which Hypothesis, which takes 300 for it, finds the least program that fails."""
