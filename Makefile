@@ -4,15 +4,15 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 PYTEST_ARGS ?=
-# Most tests wait for something most of the time, so that two cores have enough to do with five
-# processes. Those that measure times run alone, at the end; the longest, of faults, begin.
-PARALLEL := -n 5 --dist loadgroup --no-loadscope-reorder
+# Most tests wait for something most of the time, so that two cores have enough to do with eight
+# processes. Those that measure times run alone, at the end; the longest begin.
+PARALLEL := -n 8 --dist loadgroup --no-loadscope-reorder
 # Some images have Python keep no bytecode: each server that a test starts would compile the package
 # anew, and each of the processes above all tests.
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help test test-long test-stock test-oldest test-newest lint types bench demo soak soak-deliveries soak-packets format clean
+.PHONY: help test test-long test-stock test-oldest test-newest lint types bench demo soak soak-sizes soak-deliveries soak-packets format clean
 
 help:  ## Show what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -30,13 +30,18 @@ $(VENV)/.installed-%: pyproject.toml | $(BIN)/python
 	@$(PIP) install --editable '.[$*]'
 	@touch $@
 
-test: $(VENV)/.installed-test  ## Run all tests, in gevent and in threading mode
+# What pytest makes of the tests is kept: one process makes it, before each of eight would.
+$(VENV)/.compiled: $(VENV)/.installed-test
+	@$(BIN)/python -m pytest --collect-only -qq >/dev/null || true
+	@touch $@
+
+test: $(VENV)/.compiled  ## Run all tests, in gevent and in threading mode
 	@$(BIN)/python -m pytest $(PARALLEL) $(PYTEST_ARGS)
 
-test-long: $(VENV)/.installed-test  ## Run what `make test` leaves out because it takes long
+test-long: $(VENV)/.compiled  ## Run what `make test` leaves out because it takes long
 	@$(BIN)/python -m pytest $(PARALLEL) --long $(PYTEST_ARGS)
 
-test-stock: $(VENV)/.installed-test  ## Run the fault tests without the guard: each is expected to fail
+test-stock: $(VENV)/.compiled  ## Run the fault tests without the guard: each is expected to fail
 	@$(BIN)/python -m pytest tests/faults --stock $(PARALLEL) $(PYTEST_ARGS)
 
 test-oldest:  ## Run all tests on the oldest versions that pyproject.toml allows
@@ -77,8 +82,11 @@ demo: $(VENV)/.installed-demo  ## Run the example application; CHECK=1 injects e
 	else echo "npm is not installed: the page will say that its Socket.IO client is missing"; fi
 	@$(BIN)/python -m demo $(if $(CHECK),--check)
 
-soak: $(VENV)/.installed-test  ## Run 500 clients in all patterns for half an hour; SOAK_ARGS="--minutes 3"
+soak: soak-sizes  ## Run the tests in full size, then 500 clients in all patterns for half an hour; SOAK_ARGS="--minutes 3"
 	@$(BIN)/python -m tests.soak --minutes 30 --clients 500 $(SOAK_ARGS)
+
+soak-sizes: $(VENV)/.compiled  ## Run all tests with as many examples, clients and packets as there are
+	@FULL_SIZE=1 $(BIN)/python -m pytest $(PARALLEL) $(PYTEST_ARGS)
 
 soak-deliveries: $(VENV)/.installed-test  ## Deliver 10,000 messages to 200 clients while everything fails
 	@CHAOS_MESSAGES=10000 CHAOS_CLIENTS=200 $(BIN)/python -m pytest tests/faults/test_delivery_chaos.py $(PYTEST_ARGS)

@@ -30,6 +30,22 @@ SAMPLED_MARKER = (
     "value among them, and `make test-long` the others"
 )
 APART_MARKER = "apart: shares no fixture with the others of its module, and may run in any process"
+LONGEST_FIRST = (
+    "two_processes",
+    "example_test_demo",
+    "arrivals",
+    "example_test_page",
+    "tests_test_upstream_engine",
+    "connections",
+    "faults_test_celery",
+    "tests_test_blocking",
+    "faults_test_deployments",
+    "faults_test_last_emits",
+    "tests_test_upstream_suite",
+    "tests_test_runtime",
+    "faults_test_same_as_stock",
+)
+"""The groups that take more than twenty seconds, the longest first."""
 _FAULT_PROPERTY = "fault"
 _MEASURED_PROPERTY = "measured"
 _GROUP = re.compile(r"@\w+$")  # what xdist writes behind the name of a test
@@ -90,8 +106,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         left_out = set(others)
         items[:] = [item for item in items if item not in left_out]
     # Those that have the machine to themselves come last, one behind the other in one process:
-    # anywhere else, every process would wait for each of them.
-    items.sort(key=_is_alone)
+    # anywhere else, every process would wait for each of them. The longest come first, so that no
+    # process is left with one of them when the others have ended.
+    items.sort(key=lambda item: (_is_alone(item), _rank(item)))
     for item in items:
         marker = item.get_closest_marker("faults")
         if marker is not None:
@@ -127,6 +144,13 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
     turns = item.config.stash[_turns]
     with turns.taken(is_alone=_is_alone(item), is_next_alone=_is_alone(nextitem)):
         return (yield)
+
+
+def _rank(item: pytest.Item) -> int:
+    """Return the place of *item* in the order: that of its group among the longest, if it is."""
+    marker = item.get_closest_marker("xdist_group")
+    group = marker.args[0] if marker else f"{item.path.parent.name}_{item.path.stem}"
+    return LONGEST_FIRST.index(group) if group in LONGEST_FIRST else len(LONGEST_FIRST)
 
 
 def _is_long(item: pytest.Item, seen: dict[object, list[object]]) -> bool:
