@@ -136,13 +136,18 @@ def test_a_connection_that_is_let_in_lives_and_ends(registry: Registry) -> None:
 
 
 def test_a_connection_is_no_garbage(registry: Registry) -> None:
-    """Nothing of it is left to the garbage collector, which would have much to do."""
+    """Nothing of it is left to the garbage collector, which would have much to do.
+
+    Of many connections, for threads that other tests have left may leave some garbage of theirs.
+    """
+    count = 1000
     gc.collect()
     gc.disable()
     try:
-        registry.open()
-        registry.close("sid")
-        assert gc.collect() == 0
+        for _ in range(count):
+            registry.open()
+            registry.close("sid")
+        assert gc.collect() < count
     finally:
         gc.enable()
 

@@ -390,10 +390,17 @@ def test_a_loop_of_emits_is_not_refused_while_the_broker_is_well(
 
 
 def test_a_process_that_stood_still_asks_the_writer_before_it_refuses(
-    make_box: Callable[..., Box],
+    make_box: Callable[..., Box], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It has heard nothing of the broker, and yet the broker is well."""
     box = make_box(max_messages=100, max_bytes=10**8)
+    give_turn = box.runtime.yield_control
+
+    def give_turn_to_writer() -> None:
+        give_turn()  # which, with threads, the writer is free not to take
+        wait_for(box.runtime, lambda: len(box.outbox) < 100)
+
+    monkeypatch.setattr(box.runtime, "yield_control", give_turn_to_writer)
     box.put("first")
     assert box.outbox.flush(5.0)
     box.put(*[str(number) for number in range(100)])
