@@ -16,6 +16,7 @@ import requests
 from tests.faults.delivery_app import DELIVERY_APP, IN_REDIS
 from tests.faults.delivery_crowd import Crowd, JavaScriptCrowd
 from tests.support import wait_until
+from tests.support.scale import IS_WHOLE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 MESSAGES = os.environ.get("CHAOS_MESSAGES")
 CLIENTS = int(os.environ.get("CHAOS_CLIENTS", "20"))
+_USUAL = 200 if IS_WHOLE else 80
 _BATCH = 20
 _ASKED_AT_A_TIME = 500
 _HEALTHY = 4.0
@@ -33,7 +35,9 @@ _HEALTHY = 4.0
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     "count",
-    [int(MESSAGES)] if MESSAGES else [200, pytest.param(600, marks=pytest.mark.long)],
+    [int(MESSAGES)]
+    if MESSAGES
+    else [200 if IS_WHOLE else 80, pytest.param(600, marks=pytest.mark.long)],
 )
 def test_each_message_ends_delivered_or_expired_whatever_fails(
     make_fleet: Callable[..., Fleet], measured: Callable[[str, object], None], count: int

@@ -13,6 +13,7 @@ from tests.faults.watches import tables
 from tests.support import wait_until
 from tests.support.raw_clients import open_many
 from tests.support.raw_websocket import close_frame
+from tests.support.scale import IS_WHOLE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     MakeServer = Callable[..., GunicornServer]
     Measured = Callable[[str, object], None]
 
-_ROUND_TRIPS = 4_000
+_ROUND_TRIPS = 4_000 if IS_WHOLE else 2_000
 _ROUND = 50
 _GROWTH_LIMIT = 8 * 1024
 """KiB."""

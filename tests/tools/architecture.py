@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import sys
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -63,11 +64,16 @@ def read_package(folder: Path = PACKAGE) -> Sources:
     }
 
 
+@cache
+def _tree_of(source: str) -> ast.Module:
+    return ast.parse(source)
+
+
 def imports_of(module: str, source: str, package_name: str = PACKAGE.name) -> set[str]:
     """Return the modules of its package that *module* imports, those for types included."""
     package = module.split(".")[:-1]
     found = set()
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(_tree_of(source)):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
             found |= {
@@ -148,7 +154,7 @@ def users_of(packages: Collection[str], sources: Sources) -> list[str]:
     """Return the modules that import one of *packages*."""
     users = []
     for module, source in sources.items():
-        for node in ast.walk(ast.parse(source)):
+        for node in ast.walk(_tree_of(source)):
             names: list[str] = []
             if isinstance(node, ast.Import):
                 names = [alias.name for alias in node.names]
@@ -164,7 +170,7 @@ def private_touches(sources: Sources) -> list[str]:
     for module, source in sources.items():
         if module.split(".")[0] == "upstream":
             continue
-        tree = ast.parse(source)
+        tree = _tree_of(source)
         own = {
             node.attr
             for node in ast.walk(tree)
