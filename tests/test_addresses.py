@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import pytest
-
 from flask_socketio_guard.core.addresses import address_key
+from tests.support.cases import in_turn
 
 
-@pytest.mark.parametrize(
+@in_turn(
     ("address", "key"),
     [
         ("", ""),

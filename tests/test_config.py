@@ -11,6 +11,7 @@ import pytest
 from flask_socketio_guard.checks import require_seconds
 from flask_socketio_guard.config import STORE_SCHEMES, GuardConfig
 from flask_socketio_guard.errors import ConfigError
+from tests.support.cases import in_turn
 from tests.tools.settings_page import PAGE, written
 
 SECRET = "s3cret-token"
@@ -244,19 +245,19 @@ def test_a_keyword_wins_over_the_configuration_and_that_over_the_environment(
     assert (config.stop_timeout, config.drain_window, config.probe_timeout) == (100.0, 20.0, 3.0)
 
 
-@pytest.mark.parametrize("name", dict.fromkeys(name for name, _, _ in WRONG))
+@in_turn("name", dict.fromkeys(name for name, _, _ in WRONG))
 def test_a_value_out_of_range_is_refused_with_key_wish_and_value(name: str) -> None:
     for value, wanted in [(value, wanted) for of, value, wanted in WRONG if of == name]:
         assert refusal({key(name): value}) == f"{key(name)} must be {wanted}, not {value!r}"
 
 
-@pytest.mark.parametrize("name", dict.fromkeys(name for name, _ in RIGHT))
+@in_turn("name", dict.fromkeys(name for name, _ in RIGHT))
 def test_a_value_in_range_is_taken(name: str) -> None:
     for value in [value for of, value in RIGHT if of == name]:
         assert getattr(GuardConfig.from_mapping({key(name): value}), name) == value
 
 
-@pytest.mark.parametrize("value", ["", " ", 5, True, [SECRET], b"s3cret-token"])
+@in_turn("value", ["", " ", 5, True, [SECRET], b"s3cret-token"])
 def test_wrong_health_details_are_refused_and_never_shown(value: Any) -> None:
     """Whatever it is, it was meant to be a secret."""
     with pytest.raises(ConfigError) as caught:
@@ -267,7 +268,7 @@ def test_wrong_health_details_are_refused_and_never_shown(value: Any) -> None:
     assert SECRET not in str(caught.value)
 
 
-@pytest.mark.parametrize("value", ["", SECRET, f"redis:{SECRET}", 5, True, None, [SECRET]])
+@in_turn("value", ["", SECRET, f"redis:{SECRET}", 5, True, None, [SECRET]])
 def test_a_wrong_rate_storage_is_refused_and_never_shown(value: Any) -> None:
     """The URL of a Redis may hold its password."""
     with pytest.raises(ConfigError) as caught:
@@ -275,7 +276,7 @@ def test_a_wrong_rate_storage_is_refused_and_never_shown(value: Any) -> None:
     assert str(caught.value) == "SOCKETIO_GUARD_RATE_STORAGE must be a URL"
 
 
-@pytest.mark.parametrize("value", ["", SECRET, f"redis:{SECRET}", f"http://{SECRET}", 5, True])
+@in_turn("value", ["", SECRET, f"redis:{SECRET}", f"http://{SECRET}", 5, True])
 def test_a_wrong_delivery_store_is_refused_and_never_shown(value: Any) -> None:
     with pytest.raises(ConfigError) as caught:
         GuardConfig(delivery_store=value)
@@ -456,7 +457,7 @@ def test_an_unknown_argument_is_refused_where_settings_come_from_the_environment
     )
 
 
-@pytest.mark.parametrize("value", [*NO_SECONDS, 0, 0.0])
+@in_turn("value", [*NO_SECONDS, 0, 0.0])
 def test_a_duration_that_is_no_setting_is_refused_by_its_name(value: Any) -> None:
     with pytest.raises(ConfigError) as caught:
         require_seconds("every", value)

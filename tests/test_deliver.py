@@ -22,6 +22,7 @@ from flask_socketio_guard.errors import (
 )
 from flask_socketio_guard.upstream.engineio.session_ids import new_session_id
 from tests.support import unit_support, wait_until
+from tests.support.cases import in_turn
 from tests.support.unit_support import BusManager
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def test_an_event_needs_a_name(guarded: Guarded, event: Any) -> None:
         guarded.guard.deliver(event, to="ann")
 
 
-@pytest.mark.parametrize(
+@in_turn(
     "delays",
     [
         (0, 1, 1),

@@ -16,6 +16,7 @@ from flask_socketio_guard.delivery.records import Delivery
 from flask_socketio_guard.delivery.redis_client import Driver
 from flask_socketio_guard.errors import ConfigError, DeliveryStoreError
 from tests.support import RedisServer, Sentinel, free_port, unit_support, wait_until
+from tests.support.cases import in_turn
 from tests.test_delivery_redis import make_store
 
 if TYPE_CHECKING:
@@ -151,7 +152,7 @@ def test_who_may_not_ask_whether_it_is_a_cluster_starts(
 # What is wrong with a URL
 
 
-@pytest.mark.parametrize(
+@in_turn(
     "url",
     [
         f"redis://:{PASSWORD}@h:not-a-port/0",

@@ -5,8 +5,6 @@ from __future__ import annotations
 import pickle
 import re
 
-import pytest
-
 from flask_socketio_guard import errors
 from flask_socketio_guard.errors import (
     BrokerError,
@@ -34,6 +32,7 @@ from flask_socketio_guard.errors import (
     TaskError,
     UnknownDelivery,
 )
+from tests.support.cases import in_turn
 
 PARENTS = {
     GuardError: (Exception,),
@@ -71,7 +70,7 @@ def _defined() -> set[type]:
     }
 
 
-@pytest.mark.parametrize(("error", "parents"), PARENTS.items(), ids=lambda value: str(value))
+@in_turn(("error", "parents"), PARENTS.items(), ids=lambda value: str(value))
 def test_every_error_has_its_place_in_the_tree(
     error: type[BaseException], parents: tuple[type, ...]
 ) -> None:
@@ -128,7 +127,7 @@ def test_error_texts_say_what_happened() -> None:
     assert str(RateLimited()) == "too many events"
 
 
-@pytest.mark.parametrize(
+@in_turn(
     "error",
     [
         EventRejected("no", code="x"),

@@ -22,6 +22,7 @@ from flask_socketio_guard.core.jobs import SpawnThrottle
 from flask_socketio_guard.core.runtime import GeventRuntime, Runtime, ThreadRuntime
 from flask_socketio_guard.events.dispatch import Arrival, DispatchBounds, EventDispatcher, memory_of
 from tests.support import unit_support
+from tests.support.cases import in_turn
 from tests.support.scale import examples
 from tests.support.unit_support import wait_for
 
@@ -305,7 +306,7 @@ def test_who_stopped_reading_is_told_of_room(take: Callable[..., Taking]) -> Non
     assert sizes == [0]
 
 
-@pytest.mark.parametrize(
+@in_turn(
     "value",
     [
         [],
@@ -917,7 +918,7 @@ def test_a_few_tasks_are_started_in_each_turn() -> None:
     assert turns.started == list(range(40))
 
 
-@pytest.mark.parametrize("count", [1, 15, 16, 17, 32])
+@in_turn("count", [1, 15, 16, 17, 32])
 def test_what_comes_when_all_was_started_is_started(count: int) -> None:
     turns = Turns()
     for first in (0, count):

@@ -20,6 +20,7 @@ from flask_socketio_guard import HandlerCall, ListenerState, SocketIOGuard, Task
 from flask_socketio_guard.app_guard import all_guards
 from flask_socketio_guard.errors import ConfigError, DuplicateTask, OutboxFull, TaskError
 from tests.support import unit_support, wait_until
+from tests.support.cases import in_turn
 from tests.support.unit_support import BusManager
 
 if TYPE_CHECKING:
@@ -487,7 +488,7 @@ def test_decorators_return_the_function_itself(guarded: Guarded) -> None:
     assert guard.task(name="t")(function) is function
 
 
-@pytest.mark.parametrize("timeout", [0, -1.0, float("nan"), "5", True])
+@in_turn("timeout", [0, -1.0, float("nan"), "5", True])
 def test_a_timeout_out_of_range_is_refused(timeout: Any) -> None:
     with pytest.raises(ConfigError) as caught:
         SocketIOGuard().on("slow", timeout=timeout)

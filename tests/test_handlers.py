@@ -24,6 +24,7 @@ from flask_socketio_guard.ports import Refusal
 from flask_socketio_guard.telemetry import records as signals
 from flask_socketio_guard.telemetry.records import Telemetry
 from tests.support import unit_support
+from tests.support.cases import in_turn
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -848,7 +849,7 @@ def test_a_catch_all_namespace_is_protected(make_guarded: Callable[..., Guarded]
 # The gates by themselves
 
 
-@pytest.mark.parametrize(
+@in_turn(
     ("handler", "count"),
     [
         (lambda: None, 0),

@@ -17,6 +17,7 @@ import pytest
 import flask_socketio_guard
 from flask_socketio_guard.core.loop_monitor import UNKNOWN, Frame, LoopMonitor, frames_of, place_of
 from tests.support import unit_support, wait_until
+from tests.support.cases import in_turn
 from tests.support.unit_support import FakeClock
 
 nothing_left_behind = unit_support.nothing_left_behind
@@ -109,7 +110,7 @@ def test_a_loop_that_answers_just_in_time_is_not_told_of() -> None:
     assert rig.told == []
 
 
-@pytest.mark.parametrize("threshold", [0.1, 0.4, 1.0, 2.0, 2.2, 7.3, 60.0])
+@in_turn("threshold", [0.1, 0.4, 1.0, 2.0, 2.2, 7.3, 60.0])
 def test_a_block_is_told_after_the_threshold_give_or_take_half_an_interval(
     threshold: float,
 ) -> None:
@@ -373,7 +374,7 @@ def frame(filename: str, name: str = "f", lineno: int = 7) -> Frame:
     return Frame(filename, lineno, name)
 
 
-@pytest.mark.parametrize(
+@in_turn(
     "inner",
     [
         f"{STDLIB}/socket.py",

@@ -29,6 +29,7 @@ from flask_socketio_guard.telemetry.records import (
     TaskChange,
     Violation,
 )
+from tests.support.cases import in_turn
 
 if TYPE_CHECKING:
     from blinker import NamedSignal
@@ -77,7 +78,7 @@ def test_what_never_happened_is_zero() -> None:
     assert Counters(Sender()).as_dict() == dict.fromkeys(NAMES, 0)
 
 
-@pytest.mark.parametrize(
+@in_turn(
     ("signal", "record", "counted"),
     [
         *(
@@ -183,7 +184,7 @@ def move(sender: Sender, sid: str, *states: ConnectionState) -> None:
         old = new
 
 
-@pytest.mark.parametrize(
+@in_turn(
     ("states", "counted"),
     [
         ((CONNECTING,), (0, 0)),

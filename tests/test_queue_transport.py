@@ -15,6 +15,7 @@ from flask_socketio_guard.errors import PublishError
 from flask_socketio_guard.queue.transport import Probe, QueueMessage
 from flask_socketio_guard.upstream.socketio.queue_transport import QueueTransport
 from tests.support import unit_support, wait_until
+from tests.support.cases import in_turn
 from tests.support.unit_support import Bus, BusManager
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def test_a_probe_of_this_process_is_recognised_in_every_form() -> None:
     assert [subscription.read(1.0) for _ in range(3)] == [[Probe(3)]] * 3
 
 
-@pytest.mark.parametrize(
+@in_turn(
     "message",
     [
         {"method": "guard_probe", "transport": "another", "token": 3},

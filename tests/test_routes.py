@@ -13,6 +13,7 @@ from flask_socketio_guard import SocketIOGuard
 from flask_socketio_guard.app_guard import all_guards
 from flask_socketio_guard.errors import ConfigError
 from tests.support import unit_support
+from tests.support.cases import in_turn
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -97,7 +98,7 @@ def test_an_own_health_check_that_comes_later_is_not_hidden(
             app.test_client().get(path)
 
 
-@pytest.mark.parametrize(
+@in_turn(
     ("text", "options", "setting"),
     [
         ("/readyz", {"methods": ["POST"]}, "READYZ_PATH"),
@@ -118,7 +119,7 @@ def test_every_rule_that_means_a_path_counts(
         SocketIOGuard(app, socketio)
 
 
-@pytest.mark.parametrize(
+@in_turn(
     "text",
     [
         *("/<path:page>", "/<page>", "/<string(length=7):page>", "/<lower:page>", "/<int:number>"),

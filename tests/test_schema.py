@@ -36,6 +36,7 @@ from typing_extensions import TypedDict
 
 from flask_socketio_guard.errors import ConfigError, EventInvalid
 from flask_socketio_guard.events.schema import validator
+from tests.support.cases import in_turn
 from tests.support.scale import examples
 
 SECRET = "s3cret"
@@ -156,7 +157,7 @@ def refusal(schema: object, *args: object, of: Any = handler) -> str:
 # What passes
 
 
-@pytest.mark.parametrize(
+@in_turn(
     ("schema", "value", "converted"),
     [
         (Chat, {"text": "hi"}, Chat(text="hi")),
@@ -185,7 +186,7 @@ def test_a_tuple_is_a_schema_for_each_argument() -> None:
     assert validator((), handler)(()) == ()
 
 
-@pytest.mark.parametrize(
+@in_turn(
     ("schema", "count", "told"),
     [
         (int, 0, "expected arguments: 1, received: 0"),
@@ -292,7 +293,7 @@ def test_annotations_are_resolved_in_the_module_of_the_handler() -> None:
 # What a client is told
 
 
-@pytest.mark.parametrize(
+@in_turn(
     ("schema", "value", "told"),
     [
         (Chat, {}, "0.text: Field required"),
@@ -341,7 +342,7 @@ def test_every_argument_is_looked_at() -> None:
     )
 
 
-@pytest.mark.parametrize(
+@in_turn(
     ("schema", "value", "told"),
     [
         (Strict, {"number of items": 1, SECRET: 1}, "0.*: Extra inputs are not permitted"),
@@ -543,7 +544,7 @@ def test_no_value_leads_to_another_exception(value: object) -> None:
 # Schemas that cannot be used
 
 
-@pytest.mark.parametrize(
+@in_turn(
     ("schema", "reason"),
     [
         (5, "Unable to generate pydantic-core schema for 5."),

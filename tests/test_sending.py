@@ -22,6 +22,7 @@ from flask_socketio_guard.core.runtime import GeventRuntime, Runtime
 from flask_socketio_guard.errors import ConfigError
 from flask_socketio_guard.upstream.engineio.outgoing import ClientMessage
 from tests.support import unit_support
+from tests.support.cases import in_turn
 from tests.support.scale import examples
 from tests.support.unit_support import wait_for
 
@@ -171,7 +172,7 @@ def test_a_client_that_reads_a_large_message_is_not_slow() -> None:
     assert queue.is_full
 
 
-@pytest.mark.parametrize(
+@in_turn(
     ("count", "size", "is_filling"),
     [(4, 1, False), (5, 1, True), (1, 49, False), (1, 50, True), (1, 1000, True)],
 )

@@ -28,6 +28,7 @@ from flask_socketio_guard.telemetry.records import (
     Sweep,
     Violation,
 )
+from tests.support.cases import in_turn
 
 CONNECTING = ConnectionState.CONNECTING
 
@@ -145,7 +146,7 @@ def test_a_record_cannot_be_changed_by_a_subscriber() -> None:
         record.event = "other"  # type: ignore[misc]
 
 
-@pytest.mark.parametrize(
+@in_turn(
     ("signal", "record"),
     [
         (signals.connection_changed, ConnectionChange("sid", "/", None, CONNECTING)),

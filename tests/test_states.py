@@ -23,6 +23,7 @@ from flask_socketio_guard.states import (
     TaskEvent,
     TaskState,
 )
+from tests.support.cases import in_turn
 from tests.support.scale import examples
 
 Table = Mapping[tuple[Any, Any], Any]
@@ -103,7 +104,7 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("table", "expected", "state", "events"), CASES)
+@in_turn(("table", "expected", "state", "events"), CASES)
 def test_every_event_in_every_state_moves_or_is_refused(
     table: Table, expected: dict[str, dict[str, str]], state: Any, events: Iterable[Any]
 ) -> None:

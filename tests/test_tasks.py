@@ -17,6 +17,7 @@ from flask_socketio_guard.core.tasks import Tasks, TaskSpec, restart_policy, tas
 from flask_socketio_guard.errors import ConfigError, DuplicateTask
 from flask_socketio_guard.states import TaskState
 from tests.support import unit_support
+from tests.support.cases import in_turn
 from tests.support.unit_support import FakeClock, wait_for
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def named() -> None:
     """A task."""
 
 
-@pytest.mark.parametrize(
+@in_turn(
     ("options", "text"),
     [
         ({"every": 0}, "every must be a number of seconds > 0, not 0"),

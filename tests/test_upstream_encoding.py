@@ -28,6 +28,7 @@ from flask_socketio_guard.upstream.socketio.encoding import (
     encoded_event,
 )
 from tests.support import unit_support
+from tests.support.cases import in_turn
 from tests.support.scale import examples
 
 if TYPE_CHECKING:
@@ -64,8 +65,8 @@ def test_it_reads_what_upstream_reads(value: Any) -> None:
             assert repr(kept.loads(form)) == repr(upstream_json.loads(form))
 
 
-@pytest.mark.parametrize("before", range(0, 60, 7))
-@pytest.mark.parametrize("filling", ["x", "9"])
+@in_turn("before", range(0, 60, 7))
+@in_turn("filling", ["x", "9"])
 def test_a_long_integer_is_found_wherever_it_is(before: int, filling: str) -> None:
     """Upstream takes integers of a hundred characters, however many there are, and no longer."""
     for digits in ("1" * 100, "-" + "1" * 99, "1" * 101, "-" + "1" * 100):
@@ -98,9 +99,7 @@ def test_it_reads_every_unicode_that_json_may_come_in(value: Any, encoding: str)
     assert repr(QueueJSON.loads(text)) == repr(upstream_json.loads(text))
 
 
-@pytest.mark.parametrize(
-    "text", ["", "{", "[1,]", "1" * 101, "nul", "[1] 2", "\ufeff[]", '"\x00"', "[" * 100_000]
-)
+@in_turn("text", ["", "{", "[1,]", "1" * 101, "nul", "[1] 2", "\ufeff[]", '"\x00"', "[" * 100_000])
 def test_it_refuses_what_upstream_refuses(text: str) -> None:
     """A number of a thousand digits would cost seconds."""
     with pytest.raises((ValueError, RecursionError)):
@@ -175,7 +174,7 @@ def test_without_the_part_in_c_it_writes_the_same(monkeypatch: pytest.MonkeyPatc
         assert _kept_encoder(encoder) == encoder.encode
 
 
-@pytest.mark.parametrize(
+@in_turn(
     "text", ["", "{", "[1,]", f"[{10**100}{5000 * ' '}]", "[1] 2", '"\x00"', "\x00", "[" * 100_000]
 )
 def test_what_other_processes_say_is_refused_as_upstream_refuses_it(text: str) -> None:

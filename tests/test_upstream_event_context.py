@@ -20,6 +20,7 @@ from flask_socketio_guard import SocketIOGuard
 from flask_socketio_guard.upstream.flask import event_context
 from flask_socketio_guard.upstream.flask.event_context import RequestContext
 from tests.support import unit_support
+from tests.support.cases import in_turn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -313,7 +314,7 @@ def ask_about_it() -> object:
     )
 
 
-@pytest.mark.parametrize(
+@in_turn(
     "use",
     [
         copy_and_run,
@@ -325,7 +326,7 @@ def ask_about_it() -> object:
         ask_about_it,
     ],
 )
-@pytest.mark.parametrize("is_managed", [True, False])
+@in_turn("is_managed", [True, False])
 def test_what_is_done_with_a_context_can_be_done_with_that_of_any_event(
     use: Callable[[], object], is_managed: bool
 ) -> None:

@@ -18,6 +18,7 @@ from websockets.protocol import CLIENT, Protocol
 
 from flask_socketio_guard.upstream.engineio.outgoing import ClientMessage
 from tests.support import unit_support, unit_websocket
+from tests.support.cases import in_turn
 from tests.support.scale import examples
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ def test_every_transport_carries_what_upstream_would(data: Any) -> None:
     assert polled(message) == Payload(packets=stock()).encode()
 
 
-@pytest.mark.parametrize("size", [0, 1, 124, 125, 126, 65_534, 65_535, 65_536, 100_000])
+@in_turn("size", [0, 1, 124, 125, 126, 65_534, 65_535, 65_536, 100_000])
 def test_frames_of_every_size_are_whole(size: int) -> None:
     assert decoded(ClientMessage.of_socketio("x" * size).frames) == ["4" + "x" * size]
     assert decoded(ClientMessage.of_socketio(b"x" * size).frames) == [b"x" * size]

@@ -19,6 +19,7 @@ from flask_socketio_guard.events.shape import MAX_DEPTH, Places, TooDeep, TooMan
 from flask_socketio_guard.upstream.engineio.socket import ProtocolViolation, TooLarge
 from flask_socketio_guard.upstream.socketio import decoding, encoding
 from flask_socketio_guard.upstream.socketio.encoding import KeptPacket
+from tests.support.cases import in_turn
 from tests.support.scale import examples
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ class TestSameResult:
         text = text[:at] + put + text[at + gone :]
         assert outcome(decoded, text) == outcome(upstream_json.loads, text)
 
-    @pytest.mark.parametrize(
+    @in_turn(
         "text",
         [
             *(
@@ -146,7 +147,7 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@in_turn("kind", KINDS)
 def test_no_step_is_large_and_little_is_done_twice(kind: str) -> None:
     """Whatever a text looks like; between two steps it is looked whether others have waited."""
     text = KINDS[kind]
@@ -205,8 +206,8 @@ def test_lists_and_objects_are_counted_over_all_pieces() -> None:
         decoded(text, max_containers=count - 1)
 
 
-@pytest.mark.parametrize("filling", ["", "1," * 400, "1," * 40_000])
-@pytest.mark.parametrize("outer", [1, 50, MAX_DEPTH - 1])
+@in_turn("filling", ["", "1," * 400, "1," * 40_000])
+@in_turn("outer", [1, 50, MAX_DEPTH - 1])
 def test_depth_is_known_to_the_level_over_all_pieces(outer: int, filling: str) -> None:
     """However much is beside it in each list."""
     inner = MAX_DEPTH - outer

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import secrets
 
-import pytest
-
 from flask_socketio_guard.upstream.engineio.session_ids import is_session_id, new_session_id
+from tests.support.cases import in_turn
 
 
 def test_session_ids_are_known_and_differ() -> None:
@@ -19,7 +18,7 @@ def test_session_ids_are_known_and_differ() -> None:
 OTHERS = [None, 5, "", "room", b"x" * 20, "x" * 20, "\N{KELVIN SIGN}" * 20]
 
 
-@pytest.mark.parametrize("text", OTHERS, ids=range(len(OTHERS)))
+@in_turn("text", OTHERS, ids=range(len(OTHERS)))
 def test_anything_else_is_none(text: object) -> None:
     assert not is_session_id(text)
     assert not is_session_id(new_session_id() + "\n")

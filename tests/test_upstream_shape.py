@@ -18,6 +18,7 @@ from flask_socketio_guard.events.shape import (
     TooManyContainers,
     require_shape,
 )
+from tests.support.cases import in_turn
 from tests.support.scale import examples
 
 texts = st.text(alphabet='"\\[]{}a,:ä', max_size=8)
@@ -58,8 +59,8 @@ def test_it_counts_what_a_decoder_would_make(value: Any, is_ascii: bool, depth: 
     assert not is_taken(text, max_containers=count - 1)
 
 
-@pytest.mark.parametrize("name", ['/"', '/a"b"c"', '/\\"', '/?"', '/["{'])
-@pytest.mark.parametrize("head", ["2", "51-", "3"])
+@in_turn("name", ['/"', '/a"b"c"', '/\\"', '/?"', '/["{'])
+@in_turn("head", ["2", "51-", "3"])
 def test_quotes_in_the_name_of_a_namespace_hide_nothing(head: str, name: str) -> None:
     """What is behind the name is decoded before anybody asks whether it is served."""
     many = json.dumps(["e", *[[]] * 200])
@@ -70,8 +71,8 @@ def test_quotes_in_the_name_of_a_namespace_hide_nothing(head: str, name: str) ->
     assert is_taken(f"{head}{name},7{many}", max_containers=201)
 
 
-@pytest.mark.parametrize("height", [1, 3, 4, 5, 6, 50])
-@pytest.mark.parametrize("brackets", ["[]", "{}"])
+@in_turn("height", [1, 3, 4, 5, 6, 50])
+@in_turn("brackets", ["[]", "{}"])
 def test_depth_is_known_to_the_level(height: int, brackets: str) -> None:
     """However many there are beside the deepest, and however deep these are."""
     opening, closing = ("[", "]") if brackets == "[]" else ('{"a":', "}")
@@ -140,7 +141,7 @@ def test_each_attachment_goes_where_upstream_puts_it(
     assert Places(packet, count).fill(attachments) == wanted
 
 
-@pytest.mark.parametrize(
+@in_turn(
     ("numbers", "count", "text"),
     [
         ([0, 0], 1, "attachment 0 has two places"),
@@ -156,7 +157,7 @@ def test_each_attachment_goes_where_upstream_puts_it(
         ([[0]], 1, "no number of an attachment"),
     ],
 )
-@pytest.mark.parametrize("is_spread", [False, True])
+@in_turn("is_spread", [False, True])
 def test_each_attachment_has_one_place(
     numbers: list[Any], count: int, text: str, is_spread: bool
 ) -> None:

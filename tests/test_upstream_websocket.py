@@ -32,6 +32,7 @@ from flask_socketio_guard.upstream.engineio.websocket import (
     wants_websocket,
 )
 from tests.support import unit_support, unit_websocket
+from tests.support.cases import in_turn
 from tests.support.scale import examples
 from tests.support.unit_websocket import Answer, Peer, read_answer
 
@@ -57,7 +58,7 @@ NOT_BASE64 = "Sec-WebSocket-Key is not base64"
 # What is wrong with a request
 
 
-@pytest.mark.parametrize(
+@in_turn(
     "changes",
     [
         {},
@@ -73,7 +74,7 @@ def test_a_request_that_follows_the_rules_has_no_problem(changes: dict[str, str]
     assert upgrade_problem({**GOOD, **changes}) is None
 
 
-@pytest.mark.parametrize(
+@in_turn(
     ("changes", "problem"),
     [
         ({"REQUEST_METHOD": "POST"}, "the method is not GET"),
@@ -141,7 +142,7 @@ def test_no_header_raises(changes: dict[str, str]) -> None:
     wants_websocket(changes)
 
 
-@pytest.mark.parametrize(
+@in_turn(
     ("header", "is_wanted"),
     [
         (None, False),
@@ -170,7 +171,7 @@ def offer(header: str | None, *, is_compressing: bool = True) -> tuple[str | Non
     return answer, len(extensions)
 
 
-@pytest.mark.parametrize(
+@in_turn(
     ("header", "answer"),
     [
         ("permessage-deflate", "permessage-deflate"),
@@ -194,7 +195,7 @@ def test_the_first_offer_that_is_acceptable_is_taken(header: str, answer: str) -
     assert offer(header) == (answer, 1)
 
 
-@pytest.mark.parametrize(
+@in_turn(
     "header",
     [
         None,
@@ -226,7 +227,7 @@ def closed_with(data: bytes) -> tuple[int, str]:
     return protocol.close_rcvd.code, protocol.close_rcvd.reason
 
 
-@pytest.mark.parametrize(
+@in_turn(
     ("reason", "received"),
     [
         ("", ""),

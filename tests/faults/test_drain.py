@@ -45,6 +45,8 @@ def server(make_fleet: Callable[..., Fleet], worker: str, is_stock: bool) -> Gun
     """One process that serves a thousand clients, deployed as the project deploys it."""
     options = worker_options(worker, is_stock=is_stock)
     config = () if is_stock else ("--config", str(PROJECT_ROOT / "gunicorn.conf.py"))
+    # The configuration of gunicorn admits exactly a thousand.
+    options["config"]["SOCKETIO_GUARD_MAX_CONNECTIONS"] = 1200
     options["arguments"] = (
         *config,
         *("--graceful-timeout", str(_GRACEFUL_TIMEOUT)),
