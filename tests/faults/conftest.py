@@ -76,11 +76,28 @@ class FleetPool:
             self.discard(fleet)
 
 
+_pool_key = pytest.StashKey[FleetPool]()
+
+
 @pytest.fixture(scope="session")
-def _fleet_pool() -> Iterator[FleetPool]:
-    pool = FleetPool()
+def _fleet_pool(pytestconfig: pytest.Config) -> Iterator[FleetPool]:
+    pool = pytestconfig.stash.setdefault(_pool_key, FleetPool())
     yield pool
     pool.close()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
+    """Stop what no test of another group would use: an idle server looks around all the time."""
+    yield
+    pool = item.config.stash.get(_pool_key, None)
+    if pool is not None and _group(item) != _group(nextitem):
+        pool.close()
+
+
+def _group(item: pytest.Item | None) -> object:
+    marker = None if item is None else item.get_closest_marker("xdist_group")
+    return item and (marker.args[0] if marker else item.path)
 
 
 @pytest.fixture

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     Measured = Callable[[str, object], None]
 
 _ROUND_TRIPS = 4_000 if IS_WHOLE else 2_000
+_WARM_UP = 800
 _ROUND = 50
 _GROWTH_LIMIT = 8 * 1024
 """KiB."""
@@ -75,13 +76,13 @@ def test_thousands_of_connections_leave_nothing_behind(
         descriptors = min(at_times(process.num_fds, times=20, interval=0.01))
         return greenlets, process.memory_info().rss // 1024, descriptors
 
-    come_and_go(_ROUND_TRIPS // 5)
+    come_and_go(_WARM_UP)
     greenlets_before, memory_before, descriptors_before = settle()
     began_at, used_before = time.monotonic(), sum(process.cpu_times()[:2])
-    come_and_go(_ROUND_TRIPS - _ROUND_TRIPS // 5)
+    come_and_go(_ROUND_TRIPS - _WARM_UP)
     took, used = time.monotonic() - began_at, sum(process.cpu_times()[:2]) - used_before
     greenlets, memory, descriptors = settle()
-    counted = _ROUND_TRIPS - _ROUND_TRIPS // 5
+    counted = _ROUND_TRIPS - _WARM_UP
     measured("connections per second", round(counted / took))
     measured("CPU per connection", f"{1000 * used / counted:.2f} ms")
     left = (
