@@ -500,6 +500,7 @@ def test_a_poll_that_nothing_comes_for_ends(make_served: Callable[..., Served], 
     served = make_served(kind, options={"ping_interval": 0.1, "ping_timeout": 20})
     client = served.polling()
     client.join()
+    client.post("3")  # should a ping have come on the way
     began_at = time.monotonic()
     assert client.get().text == "2"
     assert time.monotonic() - began_at < 10.0
