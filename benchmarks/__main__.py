@@ -10,10 +10,11 @@ import os
 import resource
 import sys
 import time
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from benchmarks import nodejs, report
+from benchmarks import nodejs, page, report
 from benchmarks.attacks import ATTACKS
 from benchmarks.bench import QUICK, Bench, Plan
 from benchmarks.client import WrongAnswerError
@@ -23,6 +24,8 @@ from benchmarks.servers import Redis, StartError, choose_cores
 from benchmarks.targets import verdicts, verdicts_text
 
 SPARE_FILES = 500  # beside those of the clients
+PART = "benchmarks"
+"""What the report is called in docs/benchmarks.md."""
 
 
 def main() -> None:
@@ -63,9 +66,12 @@ def main() -> None:
                 _say(f"round {results.round + 1} of {plan.rounds}: {name} ({taken:.0f} s)")
                 gc.collect()
 
-    _print(plan, names, columns, results, facts)
     plural = "s" if plan.rounds > 1 else ""
-    sys.stdout.write(f"{plan.rounds} round{plural}, {time.monotonic() - started_at:.0f} s.\n")
+    text = _report(plan, names, columns, results, facts)
+    text += f"{plan.rounds} round{plural}, {time.monotonic() - started_at:.0f} s.\n"
+    sys.stdout.write(text)
+    if options.write is not None:
+        page.write_part(options.write, PART, text)
     if options.json is not None:
         answer = {
             "machine": facts,
@@ -86,14 +92,14 @@ def _node_column(facts: dict[str, Any], results: report.Results) -> list[report.
     return [NODE]
 
 
-def _print(
+def _report(
     plan: Plan,
     names: list[str],
     columns: list[report.Column],
     results: report.Results,
     facts: dict[str, Any],
-) -> None:
-    out = sys.stdout
+) -> str:
+    out = StringIO()
     out.write(report.header(facts))
     rows = _metrics(plan, names)
     if rows:
@@ -122,6 +128,7 @@ def _print(
         found = verdicts(results, [*rows, *others])
         if found:
             out.write(f"{verdicts_text(found)}\n")
+    return out.getvalue()
 
 
 def _metrics(plan: Plan, names: list[str]) -> list[report.Metric]:
@@ -150,9 +157,17 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, metavar="N", help="default: 3, or 1 with --quick")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every sample there")
     parser.add_argument(
+        "--write",
+        type=Path,
+        metavar="PAGE",
+        help="write the report into docs/benchmarks.md as well",
+    )
+    parser.add_argument(
         "--stock-only", action="store_true", help="stock and stock again: shows the noise alone"
     )
     options = parser.parse_args()
+    if options.write is not None:
+        page.read_part(options.write, PART)  # raises now, and not after ten minutes
     if options.rounds is not None and options.rounds < 1:
         parser.error("--rounds must be at least 1")
     if options.attack and options.only != ["abuse"]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
 from hypothesis import settings
 
+from tests import fault_page
 from tests.support import GunicornServer, RawClient, RedisServer, SocketIOClient, wait_until
 from tests.support.processes import reaper_pid
 from tests.support.scale import examples
@@ -54,7 +56,7 @@ _turns = pytest.StashKey[Turns]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add ``--stock``, ``--long`` and ``--guard-config``."""
+    """Add the options of this project."""
     parser.addoption(
         "--stock",
         action="store_true",
@@ -62,6 +64,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     parser.addoption(
         "--long", action="store_true", help="run only what takes long, and is left out otherwise"
+    )
+    parser.addoption(
+        "--write-faults",
+        type=Path,
+        metavar="PAGE",
+        help="write what the fault tests measured into that page: docs/faults.md",
     )
     parser.addoption(
         "--guard-config",
@@ -203,6 +211,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """Print fault, test and measured figures."""
     rows = []
+    measured: dict[tuple[str, str], list[str]] = {}
     for outcome in ("passed", "failed", "xfailed", "xpassed"):
         for report in terminalreporter.stats.get(outcome, []):
             properties = getattr(report, "user_properties", [])
@@ -211,12 +220,16 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
             if (fault is not None or figures) and getattr(report, "when", "") == "call":
                 test = _GROUP.sub("", report.nodeid.rsplit("::", 1)[-1])
                 rows.append((fault or "all at once", test, outcome, "; ".join(figures)))
+                if fault is not None and outcome == "passed":
+                    measured.setdefault((fault, test.partition("[")[0]), []).extend(figures)
     if not rows:
         return
     is_stock = terminalreporter.config.getoption("--stock")
     terminalreporter.section(f"faults, {'without' if is_stock else 'with'} the guard")
     for fault, test, outcome, figures in sorted(rows):
         terminalreporter.write_line(f"{fault} | {test} | {outcome} | {figures}")
+    if (page := terminalreporter.config.getoption("--write-faults")) and not is_stock:
+        fault_page.write(measured, page)
 
 
 @pytest.fixture(scope="session")
