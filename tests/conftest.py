@@ -12,11 +12,11 @@ import psutil
 import pytest
 from hypothesis import settings
 
-from tests import fault_page
 from tests.support import GunicornServer, RawClient, RedisServer, SocketIOClient, wait_until
 from tests.support.processes import reaper_pid
 from tests.support.scale import examples
 from tests.support.turns import Turns
+from tests.tools import fault_page
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

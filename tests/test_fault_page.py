@@ -9,8 +9,17 @@ import pytest
 
 from benchmarks.__main__ import PART
 from benchmarks.page import read_part, write_part
-from tests import fault_page
-from tests.fault_page import PAGE, TABLE, VERSIONS, measured_before, rows, summary, table, write
+from tests.tools import fault_page
+from tests.tools.fault_page import (
+    PAGE,
+    TABLE,
+    VERSIONS,
+    measured_before,
+    rows,
+    summary,
+    table,
+    write,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,7 +32,7 @@ def page(tmp_path: Path) -> Path:
 
 
 def test_page_has_the_row_of_each_marked_test() -> None:
-    """After a change of a marker: ``python -m tests.fault_page``."""
+    """After a change of a marker: ``python -m tests.tools.fault_page``."""
     assert read_part(PAGE, TABLE) == table(measured_before())
 
 

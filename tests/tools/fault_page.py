@@ -1,7 +1,7 @@
 """The table of docs/faults.md: its rows are the markers of the tests, its figures those of runs.
 
-``python -m tests.fault_page`` writes the rows anew and keeps the figures; a run of the tests with
-``--write-faults`` writes the figures of what it ran as well.
+``python -m tests.tools.fault_page`` writes the rows anew and keeps the figures; a run of the tests
+with ``--write-faults`` writes the figures of what it ran as well.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from types import ModuleType
 
-FOLDER = Path(__file__).parent / "faults"
+FOLDER = Path(__file__).parents[1] / "faults"
 PAGE = FOLDER.parent.parent / "docs" / "faults.md"
 TABLE, VERSIONS = "table of faults", "versions"
 HEADING = "| fault | stock | with the guard | measured | test |\n|---|---|---|---|---|"
