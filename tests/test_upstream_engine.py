@@ -29,6 +29,7 @@ from flask_socketio_guard.clients import send_queue as sending
 from flask_socketio_guard.clients.send_queue import SendOutcome, SendQueue
 from flask_socketio_guard.events import pieces
 from flask_socketio_guard.telemetry import records as signals
+from flask_socketio_guard.upstream.engineio import receiving, violations
 from flask_socketio_guard.upstream.engineio import socket as engine_socket
 from flask_socketio_guard.upstream.engineio.outgoing import ClientMessage
 from tests.support import unit_support, unit_websocket
@@ -599,7 +600,7 @@ def test_a_content_length_that_is_none_costs_the_session(served: Served, length:
     watch = Watch(served)
     client = served.polling()
     client.join()
-    with pytest.raises(engine_socket.ProtocolViolation):
+    with pytest.raises(violations.ProtocolViolation):
         only_socket(served).handle_post_request({"CONTENT_LENGTH": length})
     watch.expect("transport error")
 
@@ -1871,7 +1872,7 @@ def test_what_is_no_message_is_not_decoded(
             sizes.append(len(text))
             return json.loads(text)
 
-    monkeypatch.setattr(engine_socket.Packet, "json", Json)
+    monkeypatch.setattr(receiving.Packet, "json", Json)
     served = make_served()
     peer = served.joined()
     table = f"[{'1,' * 400_000}1]"
@@ -1891,13 +1892,13 @@ def test_what_is_no_message_is_not_decoded(
 )
 def test_forms_are_read_as_upstream_reads_them(text: str, size: int) -> None:
     if text.startswith("&") or not text or text.count("&") > 15:
-        with pytest.raises(engine_socket.ProtocolViolation):
-            engine_socket._form_value(f"d={text}", lambda: None)
+        with pytest.raises(violations.ProtocolViolation):
+            receiving._form_value(f"d={text}", lambda: None)
         return
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine_socket, "_ESCAPED", size)
+        patch.setattr(receiving, "_ESCAPED", size)
         turns: list[int] = []
-        found = engine_socket._form_value(f"d={text}", lambda: turns.append(1))
+        found = receiving._form_value(f"d={text}", lambda: turns.append(1))
     assert found == parse_qs(f"d={text}")["d"][0]
     assert len(turns) >= len(text.partition("&")[0]) / size
 

@@ -16,7 +16,7 @@ from flask_socketio_guard.core.runtime import GeventRuntime
 from flask_socketio_guard.events import pieces
 from flask_socketio_guard.events.pieces import Line, PieceDecoder, TimeSlice
 from flask_socketio_guard.events.shape import MAX_DEPTH, Places, TooDeep, TooManyContainers
-from flask_socketio_guard.upstream.engineio.socket import ProtocolViolation, TooLarge
+from flask_socketio_guard.upstream.engineio.violations import ProtocolViolation, TooLarge
 from flask_socketio_guard.upstream.socketio import decoding, encoding
 from flask_socketio_guard.upstream.socketio.encoding import KeptPacket
 from tests.support.cases import in_turn

@@ -17,7 +17,7 @@ from socketio.packet import Packet
 
 from flask_socketio_guard.errors import ConnectionClosed
 from flask_socketio_guard.telemetry import records as signals
-from flask_socketio_guard.upstream.engineio.socket import ProtocolViolation
+from flask_socketio_guard.upstream.engineio.violations import ProtocolViolation
 from flask_socketio_guard.upstream.socketio.server import CallRecipientGone
 from tests.support import unit_support, wait_until
 from tests.support.scale import examples

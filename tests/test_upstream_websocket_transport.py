@@ -28,13 +28,11 @@ from websockets.frames import Opcode
 from flask_socketio_guard.clients import send_queue as sending
 from flask_socketio_guard.clients.send_queue import SendQueue, SlowConsumer
 from flask_socketio_guard.telemetry import records as signals
+from flask_socketio_guard.upstream.engineio.keepalive import keep_alive
+from flask_socketio_guard.upstream.engineio.library_transport import LibraryTransport
 from flask_socketio_guard.upstream.engineio.outgoing import ClientMessage
 from flask_socketio_guard.upstream.engineio.websocket import RawSocket
-from flask_socketio_guard.upstream.engineio.websocket_transport import (
-    LibraryTransport,
-    ProtocolTransport,
-    keep_alive,
-)
+from flask_socketio_guard.upstream.engineio.websocket_transport import ProtocolTransport
 from tests.support import unit_support, unit_websocket
 from tests.support.raw_websocket import BINARY, CLOSE, CONTINUATION, PING, TEXT, encode_frame
 from tests.support.scale import examples

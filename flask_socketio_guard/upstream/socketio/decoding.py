@@ -10,7 +10,7 @@ from socketio import packet as packets
 from ...errors import EventInvalid
 from ...events.pieces import TimeSlice
 from ...events.shape import Places, TooDeep, TooManyContainers, require_shape
-from ..engineio.socket import ProtocolViolation, TooLarge
+from ..engineio.violations import ProtocolViolation, TooLarge
 from .encoding import IN_PIECES, KeptJSON, decoding_in_pieces, is_quick
 
 if TYPE_CHECKING:

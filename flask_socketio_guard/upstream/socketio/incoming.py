@@ -14,7 +14,7 @@ from ...errors import EventRejected, OutputTooLarge
 from ...events.dispatch import Arrival, arriving
 from ...events.signatures import fit
 from ...ports import Connection, Ports, Refusal
-from ..engineio.socket import ProtocolViolation
+from ..engineio.violations import ProtocolViolation
 from ..overrides import overrides
 from .decoding import attach, decode, invalid_event, name_of, nothing
 

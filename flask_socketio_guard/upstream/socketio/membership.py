@@ -10,7 +10,7 @@ from socketio.exceptions import ConnectionRefusedError as ConnectionRefused
 
 from ...errors import RateLimited
 from ...telemetry.records import HandshakeRefusal, logger
-from ..engineio.socket import TooManyJoins
+from ..engineio.violations import TooManyJoins
 from .incoming import Incoming
 
 if TYPE_CHECKING:
