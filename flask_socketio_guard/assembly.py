@@ -245,8 +245,8 @@ class Assembly:
         self.spawn = self.jobs.spawn
         self.flag = self.runtime.flag
         self.take_broadcast_call = self.broadcast_acks.take
-        self.has_departed = self.delivery.dispatcher.has_departed
-        self.identity_of = self.delivery.dispatcher.identity_of
+        self.has_departed = self.delivery.dispatcher.presence.has_departed
+        self.identity_of = self.delivery.dispatcher.presence.identity_of
         self.transport_session = self.connections.transport_session
         self.ack_callback = partial(ack_callback, self.socketio.in_present_request)
         self.listen: Callable[[], None] = lambda: None

@@ -174,6 +174,37 @@ class DeliveryEvent(_Named):
     REPLACE = "replace"
 
 
+class SendingState(_Named):
+    """Where a message is on its way to the connections of one process."""
+
+    QUEUED = "queued"
+    """It waits for its turn."""
+    AWAITING = "awaiting"
+    """It was sent; until it is acknowledged, it takes one of the places in flight."""
+    SCHEDULED = "scheduled"
+    """A timer will queue it again."""
+    IDLE = "idle"
+    """Nobody who is here has to get it: it is about to end, or others lack it."""
+    PARKED = "parked"
+    """It has made room for others, and is left to the store for a while."""
+    DROPPED = "dropped"
+    """It has ended, or was returned to the store."""
+
+
+class SendingEvent(_Named):
+    """What can happen to a message on that way."""
+
+    QUEUE = "queue"
+    SEND = "send"
+    SKIP = "skip"
+    """Its turn came, and there was nobody to send it to."""
+    SCHEDULE = "schedule"
+    SETTLED = "settled"
+    """All who have it acknowledged it, or one answer was enough."""
+    PARK = "park"
+    DROP = "drop"
+
+
 PHASE_TRANSITIONS: Mapping[tuple[Phase, PhaseEvent], Phase] = {
     (Phase.NEW, PhaseEvent.EMIT): Phase.EMITTING,
     (Phase.NEW, PhaseEvent.DRAIN): Phase.DRAINING,
@@ -264,6 +295,36 @@ DELIVERY_TRANSITIONS: Mapping[tuple[DeliveryState, DeliveryEvent], DeliveryState
         (DeliveryEvent.CANCEL, DeliveryState.CANCELLED),
         (DeliveryEvent.REPLACE, DeliveryState.REPLACED),
     )
+}
+
+SENDING_TRANSITIONS: Mapping[tuple[SendingState, SendingEvent], SendingState] = {
+    (SendingState.QUEUED, SendingEvent.SEND): SendingState.AWAITING,
+    (SendingState.QUEUED, SendingEvent.SKIP): SendingState.IDLE,
+    (SendingState.QUEUED, SendingEvent.SCHEDULE): SendingState.SCHEDULED,
+    (SendingState.QUEUED, SendingEvent.DROP): SendingState.DROPPED,
+    (SendingState.AWAITING, SendingEvent.SCHEDULE): SendingState.SCHEDULED,
+    (SendingState.AWAITING, SendingEvent.SETTLED): SendingState.IDLE,
+    (SendingState.AWAITING, SendingEvent.PARK): SendingState.PARKED,
+    (SendingState.AWAITING, SendingEvent.DROP): SendingState.DROPPED,
+    (SendingState.SCHEDULED, SendingEvent.QUEUE): SendingState.QUEUED,
+    # A connection has come that lacks it.
+    (SendingState.SCHEDULED, SendingEvent.SEND): SendingState.AWAITING,
+    (SendingState.SCHEDULED, SendingEvent.SKIP): SendingState.IDLE,
+    (SendingState.SCHEDULED, SendingEvent.SCHEDULE): SendingState.SCHEDULED,
+    (SendingState.SCHEDULED, SendingEvent.SETTLED): SendingState.IDLE,
+    (SendingState.SCHEDULED, SendingEvent.DROP): SendingState.DROPPED,
+    (SendingState.IDLE, SendingEvent.QUEUE): SendingState.QUEUED,
+    (SendingState.IDLE, SendingEvent.SEND): SendingState.AWAITING,
+    (SendingState.IDLE, SendingEvent.SKIP): SendingState.IDLE,
+    (SendingState.IDLE, SendingEvent.SCHEDULE): SendingState.SCHEDULED,
+    (SendingState.IDLE, SendingEvent.DROP): SendingState.DROPPED,
+    (SendingState.PARKED, SendingEvent.QUEUE): SendingState.QUEUED,
+    (SendingState.PARKED, SendingEvent.DROP): SendingState.DROPPED,
+    # An answer may come late; it counts, and the message stays where it is.
+    (SendingState.QUEUED, SendingEvent.SETTLED): SendingState.QUEUED,
+    (SendingState.IDLE, SendingEvent.SETTLED): SendingState.IDLE,
+    (SendingState.PARKED, SendingEvent.SETTLED): SendingState.PARKED,
+    (SendingState.DROPPED, SendingEvent.SETTLED): SendingState.DROPPED,
 }
 
 S = TypeVar("S", bound=Enum)

@@ -13,12 +13,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flask_socketio_guard.delivery import dispatcher as courier_module
+from flask_socketio_guard.delivery import dispatcher as dispatcher_module
+from flask_socketio_guard.delivery import mailboxes as mailboxes_module
+from flask_socketio_guard.delivery import presence as presence_module
 from flask_socketio_guard.delivery.dispatcher import Dispatcher, is_refusal
 from flask_socketio_guard.delivery.memory import MemoryStore
 from flask_socketio_guard.delivery.records import Delivery, Retry
 from flask_socketio_guard.delivery.store_client import DirectStoreClient
-from flask_socketio_guard.states import DeliveryState
+from flask_socketio_guard.errors import InvalidTransition
+from flask_socketio_guard.states import DeliveryState, SendingEvent, SendingState
 from tests.support.scale import examples
 from tests.support.unit_support import FakeClock
 
@@ -250,7 +253,8 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
 
 def new_world(monkeypatch: pytest.MonkeyPatch) -> World:
     world = World()
-    monkeypatch.setattr(courier_module, "clock", world.clock)
+    for module in (dispatcher_module, mailboxes_module, presence_module):
+        monkeypatch.setattr(module, "clock", world.clock)
     return world
 
 
@@ -262,7 +266,7 @@ def test_who_is_here_gets_it_at_once_and_the_acknowledgement_ends_it(world: Worl
     assert world.state(1) is DeliveryState.DELIVERED
     assert world.sent() == [("a", 1)]
     assert world.dispatcher.in_flight == 0
-    assert not world.dispatcher._mailboxes
+    assert not [*world.dispatcher._mailboxes]
 
 
 @pytest.mark.parametrize("way", ["identity", "room"])
@@ -367,6 +371,33 @@ def test_a_client_that_is_not_let_in_yet_gets_it_when_it_is(world: World) -> Non
     world.here.add("a")
     world.dispatcher.session_opened("a", "/")
     assert world.sent() == [("a", 1)]
+    assert not world.dispatcher.presence._awaited
+
+
+def test_a_timer_that_is_cancelled_too_late_sends_nothing(world: World) -> None:
+    """In another thread it may have begun, and wait for the lock."""
+    world.connect("a", identity="ann")
+    world.deliver(1, to="ann")
+    world.pass_time(1.0)
+    (retry,) = [entry.target for _, _, entry in world.due if entry.target is not None]
+    world.connect("b", identity="ann")
+    assert world.sent() == [("a", 1), ("b", 1)]
+    assert retry is not None
+    retry()
+    assert world.sent() == [("a", 1), ("b", 1)]
+    assert world.dispatcher.in_flight == 1
+
+
+def test_a_message_that_has_ended_is_never_sent_again(world: World) -> None:
+    world.connect("a")
+    world.deliver(1, to="a")
+    mailboxes = world.dispatcher._mailboxes
+    (mailbox,) = mailboxes
+    (pending,) = mailbox.pending_messages.values()
+    world.acknowledge("a", 1)
+    with pytest.raises(InvalidTransition, match=r"^send is not allowed in state dropped$"):
+        mailboxes.move(mailbox, pending, SendingEvent.SEND)
+    assert (pending.state, mailboxes.in_flight) == (SendingState.DROPPED, 0)
 
 
 def test_a_recipient_may_refuse(world: World) -> None:
@@ -398,7 +429,7 @@ def test_no_more_are_in_flight_than_the_bound(world: World) -> None:
 def test_what_is_beyond_the_window_comes_from_the_store(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(courier_module, "_WINDOW", 4)
+    monkeypatch.setattr(mailboxes_module, "_WINDOW", 4)
     for number in range(1, 21):
         world.deliver(number, to="ann")
     world.connect("a", identity="ann")
@@ -409,14 +440,14 @@ def test_what_is_beyond_the_window_comes_from_the_store(
             max(
                 map(
                     len,
-                    (mailbox.pending_messages for mailbox in world.dispatcher._mailboxes.values()),
+                    (mailbox.pending_messages for mailbox in world.dispatcher._mailboxes),
                 )
             )
             <= 6
         )
         world.acknowledge("a", number)
     assert [number for _, number in world.sent()] == list(range(1, 31))
-    assert not world.dispatcher._mailboxes
+    assert not [*world.dispatcher._mailboxes]
 
 
 def test_ordered_ones_come_one_after_the_other(world: World) -> None:
@@ -483,6 +514,19 @@ def test_what_is_stored_while_others_are_loaded_is_not_forgotten(world: World) -
     assert world.sent() == [("a", 1), ("a", 2)]
 
 
+def test_what_comes_for_a_mailbox_that_is_gone_is_not_sent_from_there(world: World) -> None:
+    world.connect("a", identity="ann")
+    world.deliver(1, to="ann")
+    world.store_client.is_slow = True
+    world.dispatcher.look_again()
+    world.leave("a")
+    world.pass_time(0.1)
+    world.connect("b", identity="ann")
+    for _ in range(4):
+        world.store_client.answer()
+    assert world.sent() == [("a", 1), ("b", 1)]
+
+
 def test_what_ended_unheard_is_forgotten_after_a_look(world: World) -> None:
     world.connect("a", identity="ann")
     ids = [world.deliver(number, to="ann", is_ordered=True) for number in (1, 2)]
@@ -505,7 +549,7 @@ def test_what_comes_while_a_look_is_under_way_is_no_leftover(world: World) -> No
     world.store_client.answer()
     assert world.state(1) is DeliveryState.DELIVERED
     assert world.sent() == [("a", 1)]
-    assert not world.dispatcher._mailboxes
+    assert not [*world.dispatcher._mailboxes]
 
 
 def test_what_others_ended_first_is_forgotten_too(world: World) -> None:
@@ -570,7 +614,7 @@ def test_what_nobody_acknowledges_does_not_hold_up_the_rest(world: World) -> Non
             world.asked.pop(next(iter(world.asked))).answer()
         world.pass_time(1.0)
     assert [delivery.state for delivery in world.ended] == [DeliveryState.DELIVERED] * 299
-    assert not world.dispatcher._mailboxes, "those that were set parked have come back"
+    assert not [*world.dispatcher._mailboxes], "those that were set parked have come back"
 
 
 def test_a_device_more_gets_it_and_the_others_not_again(world: World) -> None:
@@ -602,8 +646,8 @@ def test_who_has_left_is_no_device_any_more(world: World) -> None:
     world.connect("a", identity="ann")
     world.leave("a")
     world.dispatcher.identify("a", "/", "ann")
-    assert not world.dispatcher._identities
-    assert not world.dispatcher._addresses
+    assert not world.dispatcher.presence._identities
+    assert not world.dispatcher.presence._addresses
 
 
 @pytest.mark.parametrize("name", ["\ud800", "a\udfff"])
@@ -633,7 +677,7 @@ def test_what_the_store_said_before_a_look_does_not_count(world: World) -> None:
     for _ in range(3):
         world.store_client.answer()
     assert world.sent() == []
-    assert not world.dispatcher._mailboxes
+    assert not [*world.dispatcher._mailboxes]
 
 
 def test_what_ended_while_it_was_loaded_is_not_sent(world: World) -> None:
@@ -668,7 +712,7 @@ def test_a_client_that_is_leaving_takes_what_is_for_it_along(world: World) -> No
     world.here.discard("a")
     world.coming.add("a")  # neither open nor gone
     world.pass_time(4.0)
-    assert not world.dispatcher._mailboxes
+    assert not [*world.dispatcher._mailboxes]
     world.coming.discard("a")
     world.leave("a")
     assert world.state(1) is DeliveryState.GONE
@@ -713,14 +757,14 @@ def test_late_acknowledgements_count_however_many_wait(world: World) -> None:
 
 
 def test_a_look_does_not_load_all_there_is(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(courier_module, "_WINDOW", 4)
+    monkeypatch.setattr(mailboxes_module, "_WINDOW", 4)
     world.connect("a", identity="ann")
     for number in range(1, 101):
         world.deliver(number, to="ann")
     for number in range(1, 50):
         world.acknowledge("a", number)
     world.dispatcher.look_again()
-    (mailbox,) = world.dispatcher._mailboxes.values()
+    (mailbox,) = world.dispatcher._mailboxes
     assert len(mailbox.pending_messages) <= 8
     for number in range(50, 101):
         world.acknowledge("a", number)
@@ -775,11 +819,11 @@ def test_who_comes_early_puts_off_when_the_others_are_asked_again(world: World) 
 def test_a_look_past_many_that_are_set_aside_does_not_load_them(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(courier_module, "_WINDOW", 4)
+    monkeypatch.setattr(mailboxes_module, "_WINDOW", 4)
     world.connect("a", identity="ann")
     for number in range(1, 61):
         world.deliver(number, to="ann")
-    (mailbox,) = world.dispatcher._mailboxes.values()
+    (mailbox,) = world.dispatcher._mailboxes
     while mailbox.last < 40:
         world.pass_time(0.5)
     world.dispatcher.look_again()
@@ -804,10 +848,10 @@ def test_each_is_overdue_at_its_own_time(world: World) -> None:
 def test_what_is_cancelled_while_it_is_set_aside_is_forgotten(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(courier_module, "_WINDOW", 4)
+    monkeypatch.setattr(mailboxes_module, "_WINDOW", 4)
     world.connect("a", identity="ann")
     ids = [world.deliver(number, to="ann") for number in range(1, 21)]
-    (mailbox,) = world.dispatcher._mailboxes.values()
+    (mailbox,) = world.dispatcher._mailboxes
     while len(mailbox.parked) < 5:
         world.pass_time(0.5)
     parked = list(mailbox.parked)
@@ -819,7 +863,7 @@ def test_what_is_cancelled_while_it_is_set_aside_is_forgotten(
     for id in ids:
         world.store_client.end(id, DeliveryState.CANCELLED)
     world.pass_time(50.0)
-    assert not world.dispatcher._mailboxes
+    assert not [*world.dispatcher._mailboxes]
 
 
 _SIDS = "abc"
@@ -843,7 +887,7 @@ _steps = st.one_of(
 def test_whatever_happens_each_arrives_in_the_end(steps: list[Any], window: int) -> None:
     """Never concurrently twice to one connection; ordered ones in order; within the bound."""
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(courier_module, "_WINDOW", window)
+        monkeypatch.setattr(mailboxes_module, "_WINDOW", window)
         world = new_world(monkeypatch)
         names = (f"{letter}{count}" for count in itertools.count() for letter in _SIDS)
         present: dict[str, str] = {}
@@ -858,10 +902,21 @@ def test_whatever_happens_each_arrives_in_the_end(steps: list[Any], window: int)
                 waiting = (
                     []
                     if mailbox is None
-                    else [p for p in mailbox.pending_messages.values() if p.is_waiting]
+                    else [
+                        p
+                        for p in mailbox.pending_messages.values()
+                        if p.state is SendingState.AWAITING
+                    ]
                 )
                 assert len(waiting) <= MAX_IN_FLIGHT
                 assert mailbox is None or mailbox.in_flight == len(waiting)
+            mailboxes = [*world.dispatcher._mailboxes]
+            assert world.dispatcher.in_flight == sum(mailbox.in_flight for mailbox in mailboxes)
+            for mailbox in mailboxes:
+                for pending in mailbox.pending_messages.values():
+                    assert pending.state not in (SendingState.PARKED, SendingState.DROPPED)
+                    is_scheduled = pending.state is SendingState.SCHEDULED
+                    assert is_scheduled is (pending.timer is not None)
 
         for kind, *rest in steps:
             if kind == "connect":
@@ -906,7 +961,7 @@ def test_whatever_happens_each_arrives_in_the_end(steps: list[Any], window: int)
         assert len(ends) == len(set(ends)) == count
         for numbers in ordered.values():
             assert [number for number in ends if number in numbers] == numbers
-        assert not world.dispatcher._mailboxes
+        assert not [*world.dispatcher._mailboxes]
 
 
 def test_who_comes_back_over_the_same_transport_gets_it_again_when_it_is_overdue(
@@ -955,15 +1010,15 @@ def test_what_one_transport_is_sent_does_not_grow_with_how_often_its_client_ente
             world.acknowledge(entry.sid, entry.number)
     assert {number for sid, number in world.sent() if sid == "last"} == set(range(100))
     world.pass_time(100.0)
-    assert world.dispatcher._owed == {}, "nothing is remembered for ever"
+    assert world.dispatcher.presence.owed == {}, "nothing is remembered for ever"
 
 
 def test_windows_are_bounded_in_bytes(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(courier_module, "_WINDOW_SIZE", 8)
+    monkeypatch.setattr(mailboxes_module, "_WINDOW_SIZE", 8)
     for number in range(1000, 1020):
         world.deliver(number, to="ann")  # "[1000]" has six characters
     world.connect("a", "ann")
-    mailbox = world.dispatcher._mailboxes["/,ann"]
+    (mailbox,) = world.dispatcher._mailboxes
     assert (len(world.asked), len(mailbox.pending_messages), mailbox.size) == (1, 1, 6)
     for number in range(1000, 1020):
         world.acknowledge("a", number)
@@ -992,7 +1047,7 @@ def test_who_enters_again_and_again_does_not_have_the_store_asked_each_time(
 def test_what_is_in_flight_is_bounded_in_bytes(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(courier_module, "_WINDOW_SIZE", 15)
+    monkeypatch.setattr(mailboxes_module, "_WINDOW_SIZE", 15)
     world.connect("a", "ann")
     for number in range(1000, 1003):
         world.deliver(number, to="ann")

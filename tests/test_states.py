@@ -14,11 +14,14 @@ from flask_socketio_guard.errors import InvalidTransition
 from flask_socketio_guard.states import (
     CONNECTION_TRANSITIONS,
     LISTENER_TRANSITIONS,
+    SENDING_TRANSITIONS,
     TASK_TRANSITIONS,
     ConnectionEvent,
     ConnectionState,
     ListenerEvent,
     ListenerState,
+    SendingEvent,
+    SendingState,
     StateMachine,
     TaskEvent,
     TaskState,
@@ -93,12 +96,47 @@ CONNECTION = {
     "closed": {"close": "closed"},
 }
 
+SENDING: dict[str, dict[str, str]] = {
+    "queued": {
+        "send": "awaiting",
+        "skip": "idle",
+        "schedule": "scheduled",
+        "settled": "queued",
+        "drop": "dropped",
+    },
+    "awaiting": {
+        "schedule": "scheduled",
+        "settled": "idle",
+        "park": "parked",
+        "drop": "dropped",
+    },
+    "scheduled": {
+        "queue": "queued",
+        "send": "awaiting",
+        "skip": "idle",
+        "schedule": "scheduled",
+        "settled": "idle",
+        "drop": "dropped",
+    },
+    "idle": {
+        "queue": "queued",
+        "send": "awaiting",
+        "skip": "idle",
+        "schedule": "scheduled",
+        "settled": "idle",
+        "drop": "dropped",
+    },
+    "parked": {"queue": "queued", "settled": "parked", "drop": "dropped"},
+    "dropped": {"settled": "dropped"},
+}
+
 CASES = [
     pytest.param(table, expected, state, events, id=f"{events.__name__}-{state}")
     for table, expected, states, events in (
         (LISTENER_TRANSITIONS, LISTENER, ListenerState, ListenerEvent),
         (TASK_TRANSITIONS, TASK, TaskState, TaskEvent),
         (CONNECTION_TRANSITIONS, CONNECTION, ConnectionState, ConnectionEvent),
+        (SENDING_TRANSITIONS, SENDING, SendingState, SendingEvent),
     )
     for state in states
 ]
@@ -131,6 +169,7 @@ def test_every_state_is_described() -> None:
     assert set(LISTENER) == {str(state) for state in ListenerState}
     assert set(TASK) == {str(state) for state in TaskState}
     assert set(CONNECTION) == {str(state) for state in ConnectionState}
+    assert set(SENDING) == {str(state) for state in SendingState}
 
 
 def test_every_event_is_described() -> None:
@@ -139,6 +178,7 @@ def test_every_event_is_described() -> None:
         (LISTENER, ListenerEvent),
         (TASK, TaskEvent),
         (CONNECTION, ConnectionEvent),
+        (SENDING, SendingEvent),
     ):
         taken = {event for moves in table.values() for event in moves}
         assert taken == {str(event) for event in events}
