@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -72,6 +72,25 @@ class Awaiting(Protocol):
     def on_lost(self) -> Callable[[str], object] | None: ...
     @property
     def is_inline(self) -> bool: ...
+
+
+class Question(NamedTuple):
+    """An event that a client is to acknowledge.
+
+    Attributes:
+        namespace: Socket.IO namespace.
+        event: Its name.
+        arguments: JSON text of a list.
+        callback: Called with the acknowledgement.
+        ack_id: What it was known by when the same client was asked before, whose callback gets
+            the answer instead; ``None`` the first time.
+    """
+
+    namespace: str
+    event: str
+    arguments: str
+    callback: Awaiting
+    ack_id: int | None = None
 
 
 class Timer(Protocol):

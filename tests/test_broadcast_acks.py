@@ -16,7 +16,7 @@ from tests.support.unit_support import wait_for
 
 if TYPE_CHECKING:
     from flask_socketio_guard.core.runtime import Runtime
-    from flask_socketio_guard.ports import AckCallback
+    from flask_socketio_guard.ports import Awaiting, Question
 
 nothing_left_behind = unit_support.nothing_left_behind
 runtime = unit_support.runtime
@@ -34,7 +34,7 @@ class Process:
         """What clients answer while others are still being asked."""
         self.others = others
         self.peers: list[Process] = []
-        self.asked: dict[str, AckCallback] = {}
+        self.asked: dict[str, Awaiting] = {}
         self.told: list[dict[str, Any]] = []
         self.broadcast_acks = BroadcastAcks(
             runtime,
@@ -56,10 +56,10 @@ class Process:
         assert (recipient, namespace) == ("hall", "/")
         return self.sids
 
-    def ask(
-        self, sid: str, namespace: str, event: str, arguments: str, callback: AckCallback
-    ) -> int | None:
+    def ask(self, sid: str, question: Question) -> int | None:
+        namespace, event, arguments, callback, ack_id = question
         assert (namespace, event, json.loads(arguments)) == ("/", "ready?", [1])
+        assert ack_id is None
         if sid in self.gone:
             return None
         self.asked[sid] = callback

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from flask_socketio_guard.delivery.store import Page
-    from flask_socketio_guard.ports import AckCallback
+    from flask_socketio_guard.ports import Awaiting, Question
 
 RETRY = Retry(ack_timeout=1.0, first_delay=2.0, max_delay=8.0)
 MAX_IN_FLIGHT = 3
@@ -41,7 +41,7 @@ class Asked:
 
     sid: str
     arguments: list[Any]
-    callback: AckCallback
+    callback: Awaiting
 
     @property
     def number(self) -> int:
@@ -146,15 +146,8 @@ class World:
     def transport_of(self, sid: str) -> str | None:
         return self.transports.get(sid)
 
-    def ask(
-        self,
-        sid: str,
-        namespace: str,
-        event: str,
-        arguments: str,
-        callback: AckCallback,
-        ack_id: int | None = None,
-    ) -> int | None:
+    def ask(self, sid: str, question: Question) -> int | None:
+        namespace, event, arguments, callback, ack_id = question
         assert (namespace, event) == ("/", "news")
         self.questions += 1
         if sid not in self.here or sid in self.deaf:

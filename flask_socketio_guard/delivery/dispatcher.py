@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from ..backoff import backoff_delay
 from ..checks import is_text
 from ..core.runtime import clock
+from ..ports import Question
 from ..states import DeliveryState, SendingEvent, SendingState
 from .mailboxes import Mailboxes
 from .presence import Members, Presence
@@ -22,7 +23,7 @@ from .records import address_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterable
 
-    from ..ports import Awaiting, Deadlines
+    from ..ports import Deadlines
     from .mailboxes import Mailbox, PendingMessage
     from .records import Delivery
     from .store_client import StoreClient
@@ -37,24 +38,8 @@ _NOT_LACKED: Final = (SendingState.QUEUED, SendingState.DROPPED)
 class Connections(Members, Protocol):
     """The clients of this process, and how to reach them."""
 
-    def ask(
-        self,
-        sid: str,
-        namespace: str,
-        event: str,
-        arguments: str,
-        callback: Awaiting,
-        ack_id: int | None = None,
-    ) -> int | None:
+    def ask(self, sid: str, question: Question) -> int | None:
         """Send an event to one client that is to acknowledge it.
-
-        Args:
-            sid: Of the client.
-            namespace: Socket.IO namespace.
-            event: Its name.
-            arguments: JSON text of a list.
-            callback: Called with the acknowledgement.
-            ack_id: What an earlier one returned, whose callback shall have the answer instead.
 
         Returns:
             What :meth:`forget` takes; ``None`` if the client is gone.
@@ -339,9 +324,9 @@ class Dispatcher:
             arguments = f"{arguments[:-1]}{comma}{known_by}]"
         callback = _Attempt(self, mailbox, pending, sid)
         # Whichever of several attempts is answered, it is the same answer.
-        ack_id = self._connections.ask(
-            sid, mailbox.namespace, delivery.event, arguments, callback, pending.holders.get(sid)
-        )
+        before = pending.holders.get(sid)
+        question = Question(mailbox.namespace, delivery.event, arguments, callback, before)
+        ack_id = self._connections.ask(sid, question)
         if ack_id is None:
             pending.holders.pop(sid, None)
         else:

@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..core.runtime import Flag, Runtime, clock
-from ..ports import BROADCAST_ANSWER, BROADCAST_CALL, BROADCAST_PARTICIPANTS, AckCallback, Awaiting
+from ..ports import BROADCAST_ANSWER, BROADCAST_CALL, BROADCAST_PARTICIPANTS, AckCallback, Question
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -21,9 +21,7 @@ class Recipients(Protocol):
     """The clients of a room in this process."""
 
     def find(self, recipient: str, namespace: str) -> Iterable[str]: ...
-    def ask(
-        self, sid: str, namespace: str, event: str, arguments: str, callback: Awaiting
-    ) -> int | None: ...
+    def ask(self, sid: str, question: Question) -> int | None: ...
 
 
 @dataclass(frozen=True)
@@ -236,7 +234,8 @@ class BroadcastAcks:
         # is full, or an answer that JSON cannot hold, must not end that.
         recording = self._recording
         callback = AckCallback(recording(answered), timeout, recording(lost), is_inline=True)
-        if self._recipients.ask(sid, namespace, event, arguments, callback) is None:
+        question = Question(namespace, event, arguments, callback)
+        if self._recipients.ask(sid, question) is None:
             take(sid, None)
 
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from ...clients.connections import Connections
-    from ...ports import Awaiting, Callbacks
+    from ...ports import Callbacks, Question
 
 
 class LocalClients:
@@ -61,22 +61,12 @@ class LocalClients:
         connection = self._find(sid)
         return None if connection is None else transport_of(connection)
 
-    def ask(
-        self,
-        sid: str,
-        namespace: str,
-        event: str,
-        arguments: str,
-        callback: Awaiting,
-        ack_id: int | None = None,
-    ) -> int | None:
+    def ask(self, sid: str, question: Question) -> int | None:
         """Send an event to a client that is to acknowledge it; see the manager's ``ask``."""
         connection = self._find(sid)
         if connection is None:
             return None
-        asked: int | None = self._manager.ask(
-            sid, connection.eio_sid, namespace, event, arguments, callback, ack_id
-        )
+        asked: int | None = self._manager.ask(sid, connection.eio_sid, question)
         return asked
 
     def forget(self, ack_id: int, sid: str) -> None:

@@ -10,7 +10,7 @@ from socketio import packet as packets
 from ...clients.fan_out import LEAST_RECIPIENTS
 from ...clients.send_queue import SendOutcome
 from ...events.dispatch import CHARGED_BYTES
-from ...ports import AckCallback, Awaiting
+from ...ports import AckCallback
 from ...telemetry.records import SendLoss
 from ..engineio.outgoing import ClientMessage
 from ..engineio.server import put_as
@@ -21,6 +21,8 @@ from .rooms import Held, Rooms
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from ...ports import Question
 
 _MAX_HELD_BYTES = 64 * 1024 * 1024
 
@@ -270,31 +272,19 @@ class GuardedManager(Rooms):
         if socket is not None:
             socket.look_for_answer()
 
-    def ask(
-        self,
-        sid: str,
-        eio_sid: str,
-        namespace: str,
-        event: str,
-        arguments: str,
-        callback: Awaiting,
-        ack_id: int | None = None,
-    ) -> int | None:
+    def ask(self, sid: str, eio_sid: str, question: Question) -> int | None:
         """Send an event to one client of this process that is to acknowledge it; at home only.
 
         Args:
             sid: Session id in the namespace.
             eio_sid: Session id of its transport.
-            namespace: Socket.IO namespace.
-            event: Its name.
-            arguments: JSON text of a list.
-            callback: Called with the answer.
-            ack_id: What was returned before, if the callback is that one's.
+            question: The event.
 
         Returns:
             What the table of callbacks knows it by; ``None`` if the client is gone.
         """
         server: Any = self.server
+        namespace, event, arguments, callback, ack_id = question
         if ack_id is None:
             ack_id = self.guard.callbacks.add(sid, callback)
         if server.is_logged:
