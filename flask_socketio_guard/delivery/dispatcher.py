@@ -31,7 +31,13 @@ if TYPE_CHECKING:
 _REGROUPING_TIME: Final = 0.02  # seconds until those that remain get what others left behind
 _LONGEST_REGROUPING_TIME: Final = 1.0  # seconds
 
-_NOT_LACKED: Final = (SendingState.QUEUED, SendingState.DROPPED)
+# Each message needs these several times, and a member of an enum is slow to look up.
+_QUEUED: Final = SendingState.QUEUED
+_AWAITING: Final = SendingState.AWAITING
+_SEND: Final = SendingEvent.SEND
+_SETTLED: Final = SendingEvent.SETTLED
+
+_NOT_LACKED: Final = (_QUEUED, SendingState.DROPPED)
 """A new connection need not be sent these: it will be in turn, or elsewhere."""
 
 
@@ -228,11 +234,7 @@ class Dispatcher:
         while ready and (not mailbox.in_flight or self._mailboxes.has_room(mailbox, ready[0])):
             if not self._send(mailbox, ready.popleft()):
                 return
-        has_turn = (
-            line
-            and line[0].state is SendingState.QUEUED
-            and self._mailboxes.has_room(mailbox, line[0])
-        )
+        has_turn = line and line[0].state is _QUEUED and self._mailboxes.has_room(mailbox, line[0])
         if has_turn and not self._send(mailbox, line[0]):
             return
         is_idle = not mailbox.is_loading and not mailbox.has_more and mailbox.restart is None
@@ -261,7 +263,7 @@ class Dispatcher:
                 self._send_later(mailbox, pending, delay)
                 return True
         pending.attempts += 1
-        self._move(mailbox, pending, SendingEvent.SEND)
+        self._move(mailbox, pending, _SEND)
         pending.due_at = due_at = now + pending.delivery.retry.ack_timeout
         if due_at < mailbox.looks_at:
             self._look_at(mailbox, due_at)
@@ -306,13 +308,13 @@ class Dispatcher:
             waiting = [
                 pending
                 for pending in mailbox.pending_messages.values()
-                if pending.state is SendingState.AWAITING
+                if pending.state is _AWAITING
             ]
             later = [pending.due_at for pending in waiting if pending.due_at > now]
             if later:
                 self._look_at(mailbox, min(later))
             for pending in waiting:
-                if pending.state is SendingState.AWAITING and pending.due_at <= now:
+                if pending.state is _AWAITING and pending.due_at <= now:
                     self._unanswered(mailbox, pending)
 
     def _hand(self, mailbox: Mailbox, pending: PendingMessage, sid: str) -> None:
@@ -345,7 +347,7 @@ class Dispatcher:
                 pending.acknowledged |= {sid}
             if not pending.holders or pending.is_answered:
                 # What is missing is for others to say.
-                self._move(mailbox, pending, SendingEvent.SETTLED)
+                self._move(mailbox, pending, _SETTLED)
         if is_refused:
             self._store_client.give_up(pending.delivery, DeliveryState.REFUSED)
         else:
@@ -357,14 +359,14 @@ class Dispatcher:
             if reason != "gone" or pending.holders.pop(sid, None) is None:
                 return
             self._owe_for(pending, sid)
-            if pending.state is SendingState.AWAITING and not pending.holders:
+            if pending.state is _AWAITING and not pending.holders:
                 # Not now: whoever loses its clients one after the other comes by here for each.
                 self._store_client.returned(pending.delivery.id)
                 self._send_later(mailbox, pending, _REGROUPING_TIME)
 
     def _owe_for(self, pending: PendingMessage, sid: str) -> None:
         """Note that a client has left with a message that it has not acknowledged."""
-        is_awaited = pending.state is SendingState.AWAITING and not pending.is_answered
+        is_awaited = pending.state is _AWAITING and not pending.is_answered
         if is_awaited and sid not in pending.acknowledged:
             self.presence.owe(sid, pending.delivery.id, pending.due_at)
 
@@ -394,7 +396,7 @@ class Dispatcher:
                 for sid in present
                 if sid not in pending.holders and sid not in pending.acknowledged
             ]
-            if pending.state is SendingState.AWAITING:
+            if pending.state is _AWAITING:
                 for sid in lacking:
                     if not self._is_barred(sid, pending):
                         self._hand(mailbox, pending, sid)
@@ -411,7 +413,7 @@ class Dispatcher:
     def _close(self, mailbox: Mailbox) -> None:
         """Return the messages of a recipient that is not here to the store."""
         for pending in mailbox.pending_messages.values():
-            if pending.state is SendingState.AWAITING:
+            if pending.state is _AWAITING:
                 for sid in pending.holders:
                     self._owe_for(pending, sid)
                 self._store_client.returned(pending.delivery.id)

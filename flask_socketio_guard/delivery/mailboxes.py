@@ -33,6 +33,11 @@ _WINDOW_SIZE: Final = 1024 * 1024
 _MAX_PARKED: Final = 512  # messages to one recipient whose late acknowledgement still counts
 _MIN_RESTART_DELAY: Final = 0.02  # seconds
 
+# Each message needs these several times, and a member of an enum is slow to look up.
+_QUEUED: Final = SendingState.QUEUED
+_AWAITING: Final = SendingState.AWAITING
+_DROP: Final = SendingEvent.DROP
+
 
 @dataclass(slots=True, eq=False)
 class PendingMessage:
@@ -205,14 +210,14 @@ class Mailboxes:
         except KeyError:
             raise InvalidTransition(old, event) from None
         pending.state = new
-        if old is SendingState.AWAITING:
+        if old is _AWAITING:
             mailbox.in_flight -= 1
             mailbox.in_flight_size -= pending.size
             self.in_flight -= 1
         elif pending.timer is not None:
             pending.timer.cancel()
             pending.timer = None
-        if new is SendingState.AWAITING:
+        if new is _AWAITING:
             mailbox.in_flight += 1
             mailbox.in_flight_size += pending.size
             self.in_flight += 1
@@ -306,12 +311,12 @@ class Mailboxes:
         del mailbox.pending_messages[pending.delivery.id]
         mailbox.size -= pending.size
         is_ordered = pending.delivery.is_ordered
-        if is_ordered or pending.state is SendingState.QUEUED:
+        if is_ordered or pending.state is _QUEUED:
             _discard(mailbox.line if is_ordered else mailbox.ready, pending)
         self._let_go(mailbox, pending)
 
     def _let_go(self, mailbox: Mailbox, pending: PendingMessage) -> None:
-        self.move(mailbox, pending, SendingEvent.DROP)
+        self.move(mailbox, pending, _DROP)
         if pending.holders:
             for sid, ack_id in pending.holders.items():
                 self._forget(ack_id, sid)
