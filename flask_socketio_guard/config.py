@@ -65,63 +65,70 @@ class GuardConfig(Settings):
     """
 
     callback_timeout: float = setting(
-        60.0, SECONDS, "how long an acknowledgement callback waits for its client"
+        60.0, SECONDS, "how long an acknowledgement callback waits for its client's answer"
     )
-    probe_interval: float = setting(1.0, SECONDS, "time between two probes of the listener")
-    probe_timeout: float = setting(2.0, SECONDS, "a probe not back after this time is overdue")
+    probe_interval: float = setting(1.0, SECONDS, "interval between two probes of the listener")
+    probe_timeout: float = setting(
+        2.0, SECONDS, "a probe that has not come back after this time is overdue"
+    )
     broker_timeout: float = setting(
-        1.0, SECONDS, "longest wait for Redis before it is asked anew over a fresh connection"
+        1.0,
+        SECONDS,
+        "how long to wait for a reply of Redis before checking it over a fresh connection",
     )
     reconnect_max_delay: float = setting(
-        0.3, SECONDS, "cap of the delay between two attempts to reach a broker that is away"
+        0.3, SECONDS, "maximum backoff between two attempts to reach an unreachable broker"
     )
     resubscribe_timeout: float = setting(
         2.0,
         SECONDS_OR_ZERO,
-        "after an outage, longest wait for the usual subscribers before the outbox empties itself",
+        "after an outage, how long the outbox waits for the usual number of subscribers before it publishes its backlog",
     )
     restart_max_delay: float = setting(
-        5.0, SECONDS, "cap of the delay between two restarts of a task"
+        5.0, SECONDS, "maximum backoff between two restarts of a task"
     )
-    outbox_max_messages: int = setting(10_000, COUNT, "messages that may wait for the broker")
-    outbox_max_bytes: int = setting(64 * 1024 * 1024, COUNT, "bytes that may wait for the broker")
+    outbox_max_messages: int = setting(10_000, COUNT, "messages that may wait in the outbox")
+    outbox_max_bytes: int = setting(64 * 1024 * 1024, COUNT, "bytes that may wait in the outbox")
     outbox_overflow: str = setting(
         "raise",
         one_of("raise", "drop_oldest"),
-        'at the bound: `"raise"` `OutboxFull` to the caller, or `"drop_oldest"`, as '
-        "always while Redis refuses what is published; counted either way",
+        'when the outbox is full: `"raise"` `OutboxFull` to the caller, or `"drop_oldest"`, which '
+        "always applies while Redis refuses to publish; counted either way",
     )
     exit_flush_timeout: float = setting(
         5.0,
         SECONDS_OR_ZERO,
-        "how long a process that exits waits for its outbox; a test or a command that "
-        "has never reached Redis does not wait",
+        "how long an exiting process waits for its outbox to be published; a test or a command "
+        "that has never reached Redis does not wait",
     )
-    stop_timeout: float = setting(5.0, SECONDS_OR_ZERO, "how long tasks may take to end")
+    stop_timeout: float = setting(
+        5.0, SECONDS_OR_ZERO, "how long tasks may take to end when the process stops"
+    )
     broker_down: str = setting(
         "warn",
         one_of("warn", "fail"),
-        'what it means for `/readyz` that a broker which was reached is away: `"warn"` '
+        'what `/readyz` says while a broker that was reached before is unreachable: `"warn"` '
         'is 200, `"fail"` is 503',
     )
     health_details: str | Callable[[Any], bool] | None = setting(
         None,
         _DETAILS,
-        "who sees names, counts and ages: a token (`Authorization: Bearer ...`), a "
-        "callable that takes a `werkzeug.Request`, or nobody; in debug mode everybody",
+        "who may see names, counts and ages: holders of a token (`Authorization: Bearer ...`), "
+        "requests for which a callable that takes a `werkzeug.Request` returns true, or "
+        "nobody; everybody in debug mode",
         is_secret=True,
     )
     healthz_path: str | None = setting(
         "/healthz",
         or_none(PATH),
-        "path of the full health answer; `None` switches it off. A route of the "
-        "application at it is a `ConfigError`, for it would be hidden",
+        "path of the full health answer; `None` switches it off. An application's own route "
+        "at this path is a `ConfigError`, because it would be hidden",
     )
     livez_path: str | None = setting(
-        "/livez", or_none(PATH), "path of the liveness answer, the same"
+        "/livez", or_none(PATH), "path of the liveness answer; otherwise like `HEALTHZ_PATH`"
     )
     readyz_path: str | None = setting(
-        "/readyz", or_none(PATH), "path of the readiness answer, the same"
+        "/readyz", or_none(PATH), "path of the readiness answer; otherwise like `HEALTHZ_PATH`"
     )
     health_in_front: bool = setting(
         True,
@@ -134,219 +141,227 @@ class GuardConfig(Settings):
         or_none(COUNT),
         "Socket.IO connections that this process accepts; `None`: as many as it can hold "
         "([gunicorn's `worker_connections` and open files](deployment.md), less some for "
-        "other requests). Further handshakes get 503 with `Retry-After`, also in place "
-        "of a WebSocket. When it is full, the oldest client goes that has joined nothing "
-        "for 3 s",
+        "other requests). Further handshakes get 503 with `Retry-After`, also when they ask for "
+        "a WebSocket. When the process is full, the oldest client that has joined no namespace "
+        "for 3 s makes room",
     )
     max_connections_per_address: int | None = setting(
         None,
         or_none(COUNT),
-        "the same for one client address, as the application sees it: behind a proxy use "
+        "connections of one client address, as the application sees it: behind a proxy use "
         "Werkzeug's `ProxyFix`. An IPv6 client counts as its /64 network, in which it "
-        "may take any address",
+        "may use any address",
     )
     connection_rate: str | None = setting(
         None,
         or_none(RATE),
-        'new connections that this process accepts, such as `"100/second"`; further '
-        "handshakes are refused in the same way. CORS preflights and invalid handshakes "
+        'rate of new connections that this process accepts, such as `"100/second"`; further '
+        "handshakes get 503, too. CORS preflights and invalid handshakes "
         "do not count",
     )
     connection_rate_per_address: str | None = setting(
         None,
         or_none(RATE),
-        'the same for one client address, such as `"10/second"`. Off unless you set it: '
+        'rate of new connections of one client address, such as `"10/second"`. Off by default: '
         "behind a proxy without `ProxyFix` all clients share one address",
     )
     max_joins_per_minute: int = setting(
         300,
         COUNT,
-        "CONNECT packets that one client may send within a minute, whatever becomes of "
-        "them; with more it is told `rate_limited` and closed with 1008",
+        "CONNECT packets that one client may send per minute, accepted or not; beyond that it is "
+        "refused with `rate_limited` and closed with 1008",
     )
     join_rate_per_address: str | None = setting(
         None,
         or_none(RATE),
-        'CONNECT packets from one client address, such as `"30/minute"`; further ones '
+        'rate of CONNECT packets from one client address, such as `"30/minute"`; further ones '
         "are refused with `rate_limited`. Behind a proxy use `ProxyFix`",
     )
     connect_timeout: float = setting(
-        20.0, SECONDS, "longest run of a connect handler; then the client is refused"
+        20.0, SECONDS, "how long a connect handler may run before its client is refused"
     )
     http_timeout: float = setting(
         75.0,
         SECONDS,
-        "how long a client may send nothing within an HTTP request, its body included, "
-        "and between two on one connection, under gevent's WSGI server "
-        "(`geventwebsocket` workers). Longer than proxies keep idle connections, 60 s "
-        "for most. gunicorn's own workers have `keepalive`",
+        "how long a client may be silent within an HTTP request, its body included, "
+        "or between two requests on one connection, under gevent's WSGI server "
+        "(`geventwebsocket` workers). Longer than the 60 s for which most proxies keep idle "
+        "connections. gunicorn's own workers have `keepalive`",
     )
     join_timeout: float = setting(
         45.0, SECONDS, "a client that has joined no namespace after this time is closed"
     )
     max_in_flight: int = setting(
-        64, COUNT, "events of one client that run at a time; further ones wait"
+        64, COUNT, "events of one client that may run concurrently; further ones wait"
     )
     max_in_flight_bytes: int = setting(
         64 * 1024 * 1024,
         COUNT,
-        "memory that these may take, counted as below: 64 plain messages of 1 MB run at "
-        "a time, but of such that are lists and objects all over only a few. One alone "
-        "always runs",
+        "memory that these running events may take, estimated as for `MAX_WAITING_BYTES`: 64 "
+        "plain messages of 1 MB run concurrently, but only a few that consist of many small "
+        "lists and objects. A single event always runs",
     )
     max_waiting_bytes: int = setting(
         4 * 1024 * 1024,
         COUNT,
-        "memory that one client's waiting events may take, 1 kB for each and what its "
-        "payload takes when it is decoded. Beyond it the client is not read until some "
-        "of them have begun, so that TCP slows it down; over polling its request waits. "
+        "memory that one client's waiting events may take: 1 kB for each event plus its "
+        "decoded payload. Beyond it the guard stops reading from the client until some "
+        "events have begun (backpressure by TCP; over polling the request waits). "
         "Nothing is lost or refused. While the client owes an answer (`call()`, a "
-        "callback) it is read on up to eight times as much, since the answer may be "
-        "behind its events",
+        "callback) up to eight times as much is read, since the answer may be "
+        "queued behind its events",
     )
     max_containers: int = setting(
         100_000,
         COUNT,
-        "lists and objects that one packet may hold: an empty list is two characters, "
-        "and costs more than 80 bytes and 0.05 µs. A client that sends more is closed "
-        "with 1009, over polling its request is answered with 400. A table of 50,000 "
-        "rows passes, and whatever has more than ten characters for each list or object; "
-        "raise it where packets are larger than 1 MB",
+        "lists and objects that one packet may contain: an empty list is two characters, "
+        "but costs more than 80 bytes and 0.05 µs. A client that sends more is closed "
+        "with 1009; over polling its request is answered with 400. A table of 50,000 "
+        "rows is accepted, and any packet of 1 MB with more than ten characters per list or "
+        "object; raise it where packets are larger than 1 MB",
     )
     event_output_max_bytes: int = setting(
         64 * 1024 * 1024,
         COUNT,
-        "bytes of answer and emits of one event that may wait at a time, messages from "
-        "16 KiB on; a broadcast counts once. Beyond it `emit` waits as long as some of "
-        "that leaves, and then raises `OutputTooLarge`; the client gets the code "
-        "`output_too_large`. What has been sent counts no more, so a handler may stream "
-        "as much as it likes",
+        "bytes of one event's answer and emits that may wait to be sent; only messages of "
+        "16 KiB and more count, a broadcast once. Beyond it `emit` waits while some of "
+        "these bytes are being sent, and otherwise raises `OutputTooLarge`; the client gets "
+        "the code `output_too_large`. Sent bytes no longer count, so a handler may stream "
+        "any amount",
     )
     departure_timeout: float = setting(
         30.0,
         SECONDS,
-        "events that a client sent before it left begin before its disconnect handler "
-        "runs; if none can begin for this time, because its handlers do not end, the "
-        "rest is lost and counted",
+        "events that a client sent before it disconnected begin before its disconnect handler "
+        "runs; if none can begin for this long, because its handlers do not end, the "
+        "rest is dropped and counted",
     )
     event_rate: str | None = setting(
         None,
         or_none(RATE),
-        'events of one client, such as `"20/second"`; those beyond are answered with '
+        'rate of events of one client, such as `"20/second"`; further ones are answered with '
         "`rate_limited`",
     )
     rate_storage: str = setting(
         "memory://",
         URL,
         'where rates are counted: in this process, or `"redis://..."` for all processes '
-        "together; or a function that returns a store of your own",
+        "together; or a function that returns a custom store",
         is_secret=True,
     )
     send_queue_max_packets: int = setting(
         5000,
         COUNT,
-        "messages that may wait for one client before emitters wait, too: see "
+        "messages that may wait for one client before `emit` blocks: see "
         "[backpressure](how-it-works.md#what-one-client-may-cost)",
     )
     send_queue_max_bytes: int = setting(
         1024 * 1024,
         COUNT,
-        "bytes that may wait for one client; a larger message passes when nothing else waits",
+        "bytes that may wait for one client; a larger message is accepted when nothing else waits",
     )
     slow_consumer_timeout: float = setting(
-        10.0, SECONDS, "a client whose queue is full is slow once it has taken nothing for so long"
+        10.0, SECONDS, "a client with a full queue is slow once it has taken nothing for this long"
     )
     slow_consumer: str = setting(
         "disconnect",
         one_of("disconnect", "drop_oldest", "drop_volatile"),
         'what happens to a slow client: `"disconnect"` (close code 1008, `slow '
-        'consumer`), `"drop_oldest"` of its events, or `"drop_volatile"` ones and '
-        "disconnect when there are none",
+        'consumer`), `"drop_oldest"` drops its oldest events, `"drop_volatile"` drops volatile '
+        "ones and disconnects if there are none",
     )
-    close_timeout: float = setting(2.0, SECONDS, "how long a client may take to answer a close")
+    close_timeout: float = setting(
+        2.0, SECONDS, "how long a client may take to answer a close frame"
+    )
     websocket_compression: bool = setting(
         False,
         FLAG,
-        "whether to agree to permessage-deflate when a client offers it; costs memory "
+        "whether to accept permessage-deflate when a client offers it; costs memory "
         "for each connection",
     )
     drain_delay: float = setting(
         0.0,
         SECONDS_OR_ZERO,
-        "time between turning unready and closing the first client, for the load "
-        "balancer to notice",
+        "time between answering unready and closing the first client, so that the load "
+        "balancer notices",
     )
     drain_window: float = setting(
         1.0,
         SECONDS_OR_ZERO,
         "time over which clients are closed when the process stops, so that they do not "
-        "all come back at once",
+        "all reconnect at once",
     )
     delivery_store: str | Callable[[], Any] | None = setting(
         None,
         _STORE,
-        "where [messages that must arrive](delivery.md) are kept: in this process, or "
+        "where messages of [acknowledged delivery](delivery.md) are stored: in this process, or "
         '`"redis://..."` for all processes together; Sentinel, Unix sockets and Valkey '
-        "as for the message queue, no cluster",
+        "as for the message queue; no Redis Cluster",
         is_secret=True,
     )
     delivery_lease: float = setting(
-        5.0, SECONDS, "time after which others take over what a dead process did for such messages"
+        5.0,
+        SECONDS,
+        "time after which another process takes over from a dead one that expired such messages",
     )
     delivery_ack_timeout: float = setting(
-        10.0, SECONDS, "how long a client may take to acknowledge one before it is sent again"
+        10.0, SECONDS, "how long a client may take to acknowledge one before it is redelivered"
     )
     delivery_ttl: float = setting(
-        3600.0, SECONDS, "how long one is kept for its recipient, unless `deliver` says otherwise"
+        3600.0, SECONDS, "time to live of such a message, unless `deliver` sets another"
     )
     delivery_max_in_flight: int = setting(
-        16, COUNT, "such messages to one recipient that may be unacknowledged at a time"
+        16, COUNT, "such messages that one recipient may have unacknowledged at a time"
     )
     delivery_max_messages: int = setting(
-        100_000, COUNT, "such messages that may wait; `deliver` raises `DeliveryStoreFull` then"
+        100_000,
+        COUNT,
+        "such messages that may wait; beyond it `deliver` raises `DeliveryStoreFull`",
     )
     delivery_max_bytes: int = setting(
         128 * 1024 * 1024,
         COUNT,
-        "bytes that they may take in the store, [with all that is kept about "
-        "them](delivery.md#what-it-takes)",
+        "bytes that they may take in the store, [everything stored with them "
+        "included](delivery.md#storage-costs)",
     )
     delivery_max_message_bytes: int = setting(
-        256 * 1024, COUNT, "bytes of JSON that the arguments of one may take"
+        256 * 1024, COUNT, "bytes of JSON that the arguments of one such message may take"
     )
     delivery_retention: float = setting(
-        600.0, SECONDS_OR_ZERO, "how long receipts are good for after the message has ended"
+        600.0, SECONDS_OR_ZERO, "how long a receipt can be looked up after its message has ended"
     )
     delivery_max_receipt_bytes: int = setting(
-        32 * 1024 * 1024, COUNT, "bytes that the receipts of those may take; the oldest go first"
+        32 * 1024 * 1024, COUNT, "bytes that these receipts may take; the oldest are removed first"
     )
     delivery_dead_letter_retention: float = setting(
         7 * 24 * 3600.0, SECONDS, "how long dead letters are kept"
     )
     delivery_max_dead_letter_bytes: int = setting(
-        16 * 1024 * 1024, COUNT, "bytes that they may take; the oldest go first"
+        16 * 1024 * 1024, COUNT, "bytes that dead letters may take; the oldest are removed first"
     )
     scripts_path: str | None = setting(
         "/socketio-guard",
         or_none(PATH),
-        "below it `deliveries.js` is served to browsers, so a proxy has to pass it, too; "
-        "`None`: nowhere",
+        "path below which `deliveries.js` is served to browsers; a proxy has to forward it, too. "
+        "`None` switches it off",
     )
     blocking_timeout: float | None = setting(
         0.4,
         or_none(SECONDS),
-        "an event loop that is blocked for longer is reported with the stack that blocks "
-        "it; `None`: never",
+        "an event loop that is blocked for longer is reported with the blocking stack; "
+        "`None` switches this off",
     )
     log_fold_interval: float = setting(
-        60.0, SECONDS, "repeats of one warning are counted for so long and then told in one line"
+        60.0,
+        SECONDS,
+        "interval for which repeats of a warning are counted before one line reports them",
     )
     fast: bool = setting(
         True,
         FLAG,
-        "for diagnosis: `False` does everything as upstream does it, one by one. `True` "
-        "works out route and session of a connection once, keeps JSON encoders, and "
-        "writes and publishes many messages in one go",
+        "for diagnosis: `False` handles events and messages one by one, as upstream does. `True` "
+        "determines the route and session of a connection once, reuses JSON encoders, and "
+        "writes and publishes messages in batches",
     )
 
     _of_components: ClassVar[Mapping[type[Settings], Settings]] = {}
