@@ -82,7 +82,8 @@ class GuardConfig(Settings):
     resubscribe_timeout: float = setting(
         2.0,
         SECONDS_OR_ZERO,
-        "after an outage, how long the outbox waits for the usual number of subscribers before it publishes its backlog",
+        "after an outage, how long the outbox waits for the usual number of subscribers before it "
+        "publishes its backlog",
     )
     restart_max_delay: float = setting(
         5.0, SECONDS, "maximum backoff between two restarts of a task"
