@@ -61,7 +61,7 @@ class Backoff:
 
 
 DELIVERY_STORE: Final = Backoff(max_delay=0.5)
-"""For the store of messages that must arrive: tasks of the guard wait for it."""
+"""For the store of acknowledged delivery; only the guard's own tasks wait."""
 
 RATE_STORAGE: Final = Backoff(max_delay=5.0, first_delay=5.0)
 """For the store of rates: an event waits for each attempt, so there are few."""

@@ -303,7 +303,8 @@ class GuardConfig(Settings):
     delivery_lease: float = setting(
         5.0,
         SECONDS,
-        "time after which another process takes over from a dead one that expired such messages",
+        "time after which other processes take over the work of a dead one; one that is silent for "
+        "twice as long counts as dead",
     )
     delivery_ack_timeout: float = setting(
         10.0, SECONDS, "how long a client may take to acknowledge one before it is redelivered"

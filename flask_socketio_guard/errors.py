@@ -204,7 +204,7 @@ class OutboxFull(BrokerError):
 
 
 class DeliveryError(GuardError):
-    """Something is wrong with a message that must arrive."""
+    """The base of errors of acknowledged delivery."""
 
 
 class DeliveryInvalid(DeliveryError, ValueError):

@@ -211,11 +211,15 @@ def _limit_connections(worker: Any, guard: AppGuard) -> None:
 
     Source:
         ``GeventWorker.run`` and ``ThreadWorker.run``: they read ``worker_connections`` after
-        ``post_worker_init``, and accept no more than that at a time.
+        ``post_worker_init``, and accept no more than that at a time. ``TConn.wait_for_data``:
+        a thread that waits for a request does so with a selector of its own.
     """
     if not hasattr(worker, "worker_connections"):
         return  # the sync worker has one at a time
-    most = fit_to_files(worker.worker_connections)
+    is_threaded = _kind_of(worker) == "gthread"
+    most = fit_to_files(
+        worker.worker_connections, selectors=worker.cfg.threads if is_threaded else 0
+    )
     if most < worker.worker_connections:
         logger.warning(
             "this process may open so few files that it takes %d connections instead of %d: "
@@ -226,7 +230,7 @@ def _limit_connections(worker: Any, guard: AppGuard) -> None:
         worker.worker_connections = most
     if guard.config.max_connections is None:
         guard.admission.limit_to(capacity(most))
-    if _kind_of(worker) == "gthread" and guard.server.async_mode == "threading":
+    if is_threaded and guard.server.async_mode == "threading":
         # Beyond it requests wait for a thread, without an answer, until a client leaves.
         guard.admission.max_websockets = websockets_of(worker.cfg.threads)
 

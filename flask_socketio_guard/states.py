@@ -135,7 +135,7 @@ class ConnectionEvent(_Named):
 
 
 class DeliveryState(str, Enum):
-    """Where a message that must arrive is in its life. Equal to its value, a string."""
+    """The state of a message of acknowledged delivery. Equal to its value, a string."""
 
     PENDING = "pending"
     """Nobody has it: the recipient is away, or its turn has not come."""

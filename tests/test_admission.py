@@ -12,6 +12,7 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from flask_socketio_guard.clients import admission
 from flask_socketio_guard.clients.admission import Admission
 from flask_socketio_guard.errors import RateLimited
 from flask_socketio_guard.events.rates import RateLimiter
@@ -235,3 +236,13 @@ class Addresses(RuleBasedStateMachine):
 
 
 TestAddresses = Addresses.TestCase
+
+
+def test_connections_with_a_selector_each_take_two_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gunicorn's threads wait for a request with a selector of their own."""
+    monkeypatch.setattr(admission.resource, "getrlimit", lambda _: (200, 200))
+    monkeypatch.setattr(admission, "_open_files", lambda: 26)
+    assert admission.fit_to_files(1000) == 150
+    assert admission.fit_to_files(1000, selectors=40) == 110
+    assert admission.fit_to_files(1000, selectors=200) == 75
+    assert admission.fit_to_files(60, selectors=200) == 60

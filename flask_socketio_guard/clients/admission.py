@@ -27,8 +27,12 @@ _SPARE_THREADS: Final = 4  # for requests and refusals, which are short
 _MOST_OTHERS: Final = 16  # connections that are left for health checks, pages and refusals
 
 
-def fit_to_files(connections: int) -> int:
+def fit_to_files(connections: int, *, selectors: int = 0) -> int:
     """Return how many of so many *connections* this process may hold open at a time.
+
+    Args:
+        connections: Wanted, >= 1.
+        selectors: How many of them may have a selector of their own, which is a file, too.
 
     Source:
         getrlimit(2), RLIMIT_NOFILE: beyond it ``accept`` fails with EMFILE.
@@ -38,7 +42,8 @@ def fit_to_files(connections: int) -> int:
     most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if most == resource.RLIM_INFINITY or most >= 2 * connections + 1024:
         return connections
-    return max(1, min(connections, most - _open_files() - _SPARE_FILES))
+    free = most - _open_files() - _SPARE_FILES
+    return max(1, min(connections, max(free - selectors, free // 2)))
 
 
 def capacity(connections: int) -> int:

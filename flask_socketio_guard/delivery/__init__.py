@@ -1,1 +1,1 @@
-"""Messages that must arrive: kept until they are acknowledged, at least once."""
+"""Acknowledged delivery: messages are kept until a client acknowledges them, at least once."""

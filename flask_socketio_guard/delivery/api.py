@@ -32,7 +32,7 @@ class _Watch(NamedTuple):
 
 
 class DeliveryApi:
-    """Where an application hands in messages that must arrive; from any task or thread.
+    """Accepts messages for acknowledged delivery; from any task or thread.
 
     Args:
         runtime: For events.

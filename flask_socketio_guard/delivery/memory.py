@@ -1,4 +1,4 @@
-"""Messages that must arrive, kept in the memory of one process."""
+"""The store of acknowledged delivery in the memory of one process."""
 
 from __future__ import annotations
 

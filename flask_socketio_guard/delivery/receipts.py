@@ -21,7 +21,7 @@ class ReceiptSource(Protocol):
 
 
 class Receipt:
-    """Tells what becomes of one message that must arrive.
+    """The state of one message of acknowledged delivery, for its sender.
 
     Attributes:
         id: Of the message; :meth:`SocketIOGuard.receipt` makes a receipt of it again.

@@ -1,4 +1,4 @@
-"""What is known of one message that must arrive."""
+"""One message of acknowledged delivery, and how it is retried."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def address_of(namespace: str, recipient: str) -> str:
 
 
 class Delivery(NamedTuple):
-    """One message that must arrive, as it is at an instant.
+    """A snapshot of one message of acknowledged delivery.
 
     Attributes:
         id: Unique; made of 32 hexadecimal digits.

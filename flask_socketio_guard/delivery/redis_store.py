@@ -1,4 +1,4 @@
-"""Messages that must arrive, kept in Redis for all processes of an application."""
+"""The store of acknowledged delivery in Redis, shared by all processes of an application."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a store of messages that must arrive has to do."""
+"""The interface of a store of acknowledged delivery."""
 
 from __future__ import annotations
 

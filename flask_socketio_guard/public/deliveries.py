@@ -1,4 +1,4 @@
-"""Acknowledged delivery: what must arrive, at least once."""
+"""Acknowledged delivery: at least once."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DeadLetterT = TypeVar("DeadLetterT", bound=Callable[[DeadLetter], object])
 
 
 class Deliveries(Capability):
-    """Sends events that must arrive."""
+    """Sends events with acknowledged delivery."""
 
     def deliver(
         self,
@@ -36,7 +36,7 @@ class Deliveries(Capability):
         on_delivered: Callable[[Receipt], object] | None = None,
         on_expired: Callable[[Receipt], object] | None = None,
     ) -> Receipt:
-        """Send an event that must arrive: at least once, until it is acknowledged.
+        """Send an event at least once, until it is acknowledged.
 
         It is kept while its recipient is away, and sent again where no acknowledgement
         comes. The client acknowledges as any event: a handler in JavaScript calls its last
