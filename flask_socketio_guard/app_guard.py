@@ -29,13 +29,8 @@ _SUPERSEDED_STOP_TIMEOUT = 1.0  # holds up the start of the application that tak
 class AppGuard(Assembly):
     """The guard of one application, or of a write-only ``SocketIO`` without one.
 
-    To the adopted upstream objects it is :class:`~flask_socketio_guard.ports.Ports`.
-
-    Args:
-        app: The application, or ``None`` in a write-only process.
-        socketio: Initialised already.
-        config: Its settings.
-        registry: What was registered so far; its hooks are those of later, too.
+    It takes what :class:`.Assembly` takes. To the adopted upstream objects it is
+    :class:`~flask_socketio_guard.ports.Ports`.
     """
 
     def __init__(

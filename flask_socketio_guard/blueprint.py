@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from flask import Blueprint, Flask, has_request_context, request, send_from_directory
 
 from .errors import ConfigError
-from .routes import BLUEPRINT, SCRIPT_FILE
+from .routes import BLUEPRINT, SCRIPT_FILE, health_paths
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,7 +41,7 @@ class GuardBlueprint(Blueprint):
         super().__init__(BLUEPRINT, __name__)
         self.health: Callable[[str, WSGIEnvironment], Answer]
         """Answers a request by the name of an endpoint; another guard brings another one."""
-        for name, path in _health_paths(config):
+        for name, path in health_paths(config).items():
             # It answers each method alike, in front of the application and here.
             self._add(app, path, name, self._answering(name), provide_automatic_options=False)
         if config.scripts_path is not None:
@@ -82,7 +82,7 @@ def add_routes(
         ConfigError: The application has a blueprint of the same name.
         AssertionError: It has handled a request, and takes no routes that are needed.
     """
-    if config.scripts_path is None and not _health_paths(config):
+    if config.scripts_path is None and not health_paths(config):
         return
     known = app.blueprints.get(BLUEPRINT)
     if known is not None and not isinstance(known, GuardBlueprint):
@@ -98,15 +98,6 @@ def add_routes(
             if config.scripts_path is not None or not config.health_in_front:
                 raise
     known.health = health
-
-
-def _health_paths(config: GuardConfig) -> list[tuple[str, str]]:
-    paths = {
-        "healthz": config.healthz_path,
-        "readyz": config.readyz_path,
-        "livez": config.livez_path,
-    }
-    return [(name, path) for name, path in paths.items() if path is not None]
 
 
 def _host(app: Flask) -> str:

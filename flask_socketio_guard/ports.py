@@ -93,6 +93,20 @@ class Question(NamedTuple):
     ack_id: int | None = None
 
 
+class Recipients(Protocol):
+    """The clients of this process, as those who ask them see them."""
+
+    def find(self, recipient: str, namespace: str) -> list[str]:
+        """Return those who have that session id, or are in that room; in a list of one's own."""
+
+    def ask(self, sid: str, question: Question) -> int | None:
+        """Send an event to one client that is to acknowledge it.
+
+        Returns:
+            What its callback is known by; ``None`` if the client is gone.
+        """
+
+
 class Timer(Protocol):
     """A call that is due later."""
 

@@ -50,12 +50,16 @@ def require_free_paths(app: Flask, config: GuardConfig) -> None:
                 )
 
 
+def health_paths(config: GuardConfig) -> dict[str, str]:
+    """Return the paths of health that are switched on, by the names of their endpoints."""
+    paths = {name: getattr(config, f"{name}_path") for name in ("healthz", "readyz", "livez")}
+    return {name: path for name, path in paths.items() if path is not None}
+
+
 def _paths(config: GuardConfig) -> Iterator[tuple[str, str]]:
     """Yield settings and the paths that the guard answers because of them."""
-    for setting in ("livez_path", "readyz_path", "healthz_path"):
-        path = getattr(config, setting)
-        if path is not None:
-            yield setting, path
+    for name, path in reversed(health_paths(config).items()):
+        yield f"{name}_path", path
     if config.scripts_path is not None:
         yield "scripts_path", f"{config.scripts_path}/{SCRIPT_FILE}"
 

@@ -347,7 +347,14 @@ def test_a_long_text_waits_for_nobody() -> None:
         )
         assert packet.data == ["event", large]
     assert turns == []
-    for values in (["x" * 300_000], list(range(20_000)), [[]] * 12_000, [{"a": 1}] * 4000):
+    few_commas = [["x" * 30]] * 4000
+    for values in (
+        ["x" * 300_000],
+        list(range(20_000)),
+        [[]] * 12_000,
+        [{"a": 1}] * 4000,
+        few_commas,
+    ):
         before = len(turns)
         text = f'21["event",{json.dumps(values)}]'
         decoding.decode(KeptPacket, text, max_containers=10**6, pause=lambda: turns.append(1))

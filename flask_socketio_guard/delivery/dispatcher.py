@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from ..backoff import backoff_delay
 from ..checks import is_text
 from ..core.runtime import clock
-from ..ports import Question
+from ..ports import Question, Recipients
 from ..states import DeliveryState, SendingEvent, SendingState
 from .mailboxes import Mailboxes
 from .presence import Members, Presence
@@ -41,18 +41,11 @@ _NOT_LACKED: Final = (_QUEUED, SendingState.DROPPED)
 """A new connection need not be sent these: it will be in turn, or elsewhere."""
 
 
-class Connections(Members, Protocol):
+class Connections(Members, Recipients, Protocol):
     """The clients of this process, and how to reach them."""
 
-    def ask(self, sid: str, question: Question) -> int | None:
-        """Send an event to one client that is to acknowledge it.
-
-        Returns:
-            What :meth:`forget` takes; ``None`` if the client is gone.
-        """
-
     def forget(self, ack_id: int, sid: str) -> None:
-        """Wait for that acknowledgement no longer."""
+        """Wait for that acknowledgement, of :meth:`ask`, no longer."""
 
 
 class _Attempt:

@@ -6,7 +6,7 @@ import json
 import secrets
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from ..core.runtime import Flag, Runtime, clock
 from ..ports import BROADCAST_ANSWER, BROADCAST_CALL, BROADCAST_PARTICIPANTS, AckCallback, Question
@@ -14,14 +14,9 @@ from ..ports import BROADCAST_ANSWER, BROADCAST_CALL, BROADCAST_PARTICIPANTS, Ac
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from ..ports import Recipients
+
 _TURN = 50  # clients that are asked before others have their turn
-
-
-class Recipients(Protocol):
-    """The clients of a room in this process."""
-
-    def find(self, recipient: str, namespace: str) -> Iterable[str]: ...
-    def ask(self, sid: str, question: Question) -> int | None: ...
 
 
 @dataclass(frozen=True)

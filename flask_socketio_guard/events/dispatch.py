@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 from ..core.forks import renew_after_fork
 from ..core.jobs import start_or_call
 from ..errors import OutputTooLarge
+from .shape import HEAD, is_flat
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
@@ -28,7 +29,6 @@ CHARGED_BYTES: Final = 16 * 1024
 _EVENT_BYTES: Final = 1024
 _VALUE_BYTES: Final = 80
 _SMALL: Final = 16 * 1024  # characters: of such so many run that their memory matters little
-_HEAD: Final = 64  # characters in which an event that is one long text has its brackets
 _NO_MARKS: Final = bytes(each for each in range(256) if each not in b",[{:")
 _NO_TASK: Final = "no task could be started for an event, which runs here"
 _BYTES_PER_BYTE: Final = 8  # of a packet that is not JSON: there a byte may be a value
@@ -161,10 +161,10 @@ def memory_of(message: str | bytes) -> int:
         return _EVENT_BYTES + _BYTES_PER_BYTE * len(message)
     if len(message) <= _SMALL:
         values = message.count(",") + message.count("[") + message.count("{") + message.count(":")
-    elif any(message.find(mark, _HEAD) >= 0 for mark in ",[{:"):
+    elif not is_flat(message) or any(message.find(mark, HEAD) >= 0 for mark in ",:"):
         values = len(message.encode("utf-8", "surrogatepass").translate(None, _NO_MARKS))
     else:  # one long text
-        values = _HEAD
+        values = HEAD
     width = 1 if message.isascii() else 4
     return _EVENT_BYTES + width * len(message) + _VALUE_BYTES * values
 

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 MAX_DEPTH: Final = 100
 
 _MANY: Final = 4096  # values that are looked at in one go
-_HEAD: Final = 64  # characters in which an event has the brackets that all events have
+HEAD: Final = 64
+"""Characters in which an event has the brackets that all events have."""
+
 _LONG: Final = 1024  # characters
 _FLATTENINGS: Final = 4
 _MARKS: Final = b'"[]{}'
@@ -31,6 +33,14 @@ class TooManyContainers(ValueError):
 
 class TooDeep(ValueError):
     """A packet is nested deeper than handlers and encoders bear."""
+
+
+def is_flat(text: str) -> bool:
+    """Say whether a packet has no brackets behind its head, as one that is a long text has none.
+
+    To find that out is ten times as fast as to count them.
+    """
+    return text.find("[", HEAD) < 0 and text.find("{", HEAD) < 0
 
 
 def require_shape(text: str, *, max_containers: int) -> None:
@@ -48,8 +58,8 @@ def require_shape(text: str, *, max_containers: int) -> None:
         TooDeep: It is nested deeper than :data:`MAX_DEPTH`.
     """
     few = min(MAX_DEPTH, max_containers)
-    if len(text) > _LONG and few > _HEAD and max(text.find("[", _HEAD), text.find("{", _HEAD)) < 0:
-        return  # found out ten times as fast as by counting
+    if len(text) > _LONG and few > HEAD and is_flat(text):
+        return
     if text.count("[") + text.count("{") <= few:
         return
     namespace = _NAMESPACE.match(text)

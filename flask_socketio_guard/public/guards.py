@@ -61,8 +61,7 @@ class Guards:
         if has_app_context():
             # A weak key has to be the application itself, not the proxy of it.
             app = current_app._get_current_object()  # type: ignore[attr-defined]  # noqa: SLF001
-            reference = self._by_app.get(app)
-            guard = None if reference is None else reference()
+            guard = self.of(app)
             if guard is not None:
                 return guard
         guards = self.all()

@@ -13,6 +13,7 @@ from werkzeug.wrappers import Request, Response
 from ..core.component import Check, Component, Status
 from ..core.lifecycle import TICK_INTERVAL
 from ..core.runtime import clock
+from ..routes import health_paths
 from ..states import ListenerState, TaskState
 from . import records
 from .records import logger
@@ -185,12 +186,8 @@ class HealthEndpoints:
         self._health = health
         self._details = config.health_details
         self._is_debug = is_debug
-        self._names: dict[str | None, str] = {
-            config.livez_path: "livez",
-            config.readyz_path: "readyz",
-            config.healthz_path: "healthz",
-        }
-        self._names.pop(None, None)
+        # Where two have one path, the first answers, as Flask's first route does.
+        self._names = {path: name for name, path in reversed(health_paths(config).items())}
 
     def handles(self, path: str) -> bool:
         """Say whether *path* is one of the health paths."""

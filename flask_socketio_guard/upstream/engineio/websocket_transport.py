@@ -186,7 +186,7 @@ class ProtocolTransport:
         return self.is_leaving or protocol.eof_sent
 
     def _recv(self) -> bytes:
-        self._give_way(_RECV_WEIGHT)
+        self._yield_if_due(_RECV_WEIGHT)
         try:
             data = self._read(_BUFFER)
         except (OSError, ValueError):  # the latter from a buffered file that is closed
@@ -197,9 +197,9 @@ class ProtocolTransport:
     def pay(self, size: int) -> None:
         """Note that a message was acted upon; see :class:`WebSocketTransport`."""
         if size >= _BYTES_PER_FRAME or clock() >= self._turn_ends_at:
-            self._give_way(size // _BYTES_PER_FRAME)
+            self._yield_if_due(size // _BYTES_PER_FRAME)
 
-    def _give_way(self, weight: int) -> None:
+    def _yield_if_due(self, weight: int) -> None:
         """Let others have their turn, now and then: a client may always have something to say."""
         turn = self._guard.runtime.loop_iteration()
         if turn != self._turn:
@@ -212,7 +212,7 @@ class ProtocolTransport:
 
     def _messages(self, frames: list[Any]) -> list[str | bytes]:
         messages: list[str | bytes] = []
-        self._give_way(len(frames))
+        self._yield_if_due(len(frames))
         try:
             for frame in frames:
                 opcode = frame.opcode
@@ -266,7 +266,7 @@ class ProtocolTransport:
         with contextlib.suppress(OSError):
             self._sock.shutdown(sockets.SHUT_WR)
             while self._sock.recv(_BUFFER):
-                self._give_way(_RECV_WEIGHT)
+                self._yield_if_due(_RECV_WEIGHT)
         deadline.cancel()
 
     # Writing

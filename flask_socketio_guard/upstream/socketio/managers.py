@@ -85,17 +85,18 @@ class GuardedManager(Rooms):
         ready_only: bool = False,
         **kwargs: Any,
     ) -> SendOutcome:
-        """Emit to clients of this process; as upstream's ``emit``.
+        """Emit to clients, of all processes where there are several; as upstream's ``emit``.
 
         Returns:
-            What became of it: ``queued`` if it waits for at least one client.
+            What became of it here: ``queued`` if it waits for at least one client of this
+            process. Where it may have others, that the other processes were told.
 
         Raises:
             TypeError: JSON cannot hold the message; nothing was sent.
             ValueError: It holds a NaN or an infinity, which JSON has not, or bytes and the
                 placeholder of other bytes; nothing was sent.
+            OutboxFull: The outbox refused the message; nothing was sent.
         """
-        del kwargs
         if to is not None:
             room = to
         if not room and is_nobody(room):
@@ -103,11 +104,26 @@ class GuardedManager(Rooms):
         emission = Emission(
             event, data, namespace or "/", room, skip_sid, callback, volatile, ready_only
         )
+        is_local = kwargs.get("ignore_queue")
         if self.guard.runtime.on_loop():
-            return self.emit_here(emission, may_wait=True)
+            emit = self.emit_here if is_local else self.emit_everywhere
+            return emit(emission, may_wait=True)
+        hand_over = self._hand_over_here if is_local else self._hand_over
+        return hand_over(emission.as_it_is())
+
+    def _hand_over_here(self, emission: Emission) -> SendOutcome:
+        """Have *emission*, of another thread, queued by the event loop."""
         encoded(self.server.packet_class, packets.EVENT, emission.body, "/", None)
-        self.guard.hand_over(partial(self.emit_here, emission.as_it_is()))
+        self.guard.hand_over(partial(self.emit_here, emission))
         return SendOutcome.QUEUED
+
+    def _hand_over(self, emission: Emission) -> SendOutcome:
+        """Do so for all processes."""
+        return self._hand_over_here(emission)
+
+    def emit_everywhere(self, emission: Emission, *, may_wait: bool = False) -> SendOutcome:
+        """Emit to clients of all processes."""
+        return self.emit_here(emission, may_wait=may_wait)
 
     def emit_here(self, emission: Emission, *, may_wait: bool = False) -> SendOutcome:
         """Queue an event for those clients of this process that are in its room."""

@@ -24,7 +24,7 @@ from ..engineio.watched_socket import is_logged
 from .emission import Emission, as_returned, is_several
 from .encoding import KeptPacket, encoded_for_queue, without_attachments
 from .managers import GuardedManager
-from .recipients import check_room, is_nobody
+from .recipients import check_room
 from .rooms import OF_ANOTHER
 
 if TYPE_CHECKING:
@@ -69,55 +69,11 @@ class GuardedPubSubManager(GuardedManager, _PubSubManager):
         """See who wants to know of each message; to be called now and then."""
         self.is_logged = is_logged(self._get_logger(), logging.DEBUG)
 
-    def emit(
-        self,
-        event: str,
-        data: Any,
-        namespace: str | None = None,
-        room: Any = None,
-        skip_sid: Any = None,
-        callback: Callable[..., object] | None = None,
-        to: Any = None,
-        *,
-        volatile: bool = False,
-        ready_only: bool = False,
-        **kwargs: Any,
-    ) -> SendOutcome:
-        """Emit to clients of all processes; as upstream's ``emit``.
-
-        Returns:
-            What became of it here, for a client of this process; else that the
-            other processes were told.
-
-        Raises:
-            TypeError: JSON cannot hold the message; nothing was sent.
-            ValueError: It holds a NaN or an infinity, which JSON has not, or bytes and the
-                placeholder of other bytes; nothing was sent.
-            OutboxFull: The outbox refused the message; nothing was sent.
-        """
-        if to is not None:
-            room = to
-        if not room and is_nobody(room):
-            return SendOutcome.DROPPED_CLOSED
-        namespace = namespace or "/"
-        if kwargs.get("ignore_queue"):
-            return super().emit(
-                event,
-                data,
-                namespace,
-                room,
-                skip_sid,
-                callback,
-                volatile=volatile,
-                ready_only=ready_only,
-            )
-        emission = Emission(event, data, namespace, room, skip_sid, callback, volatile, ready_only)
-        if self.guard.runtime.on_loop():
-            return self._emit_everywhere(emission, self._message(emission), may_wait=True)
-        emission = emission.as_it_is()
+    def _hand_over(self, emission: Emission) -> SendOutcome:
+        """Have *emission*, of another thread, sent to all processes by the event loop."""
         message = self._message(emission)
         encoded_for_queue(self.json, self.server.packet_class, message)
-        self.guard.hand_over(partial(self._emit_everywhere, emission, message))
+        self.guard.hand_over(partial(self.emit_everywhere, emission, message))
         return SendOutcome.HANDED_TO_QUEUE
 
     def _message(self, emission: Emission) -> dict[str, Any]:
@@ -145,9 +101,17 @@ class GuardedPubSubManager(GuardedManager, _PubSubManager):
         message["host_id"] = self.host_id
         return message
 
-    def _emit_everywhere(
-        self, emission: Emission, message: dict[str, Any], *, may_wait: bool = False
+    def emit_everywhere(
+        self, emission: Emission, message: dict[str, Any] | None = None, *, may_wait: bool = False
     ) -> SendOutcome:
+        """Tell the other processes of *emission*, and queue it for clients of this one.
+
+        Args:
+            emission: What is emitted.
+            message: What they are told, if that is made already.
+            may_wait: Whether to wait for room at a client, see :meth:`.GuardedSocket.put`.
+        """
+        message = self._message(emission) if message is None else message
         if emission.callback is None:
             self._publish(message)
         else:
