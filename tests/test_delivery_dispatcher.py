@@ -1047,3 +1047,47 @@ def test_what_is_in_flight_is_bounded_in_bytes(
     assert world.sent() == [("a", 1000), ("a", 1001)]
     world.acknowledge("a", 1000)
     assert world.sent()[2:] == [("a", 1002)]
+
+
+def test_what_is_lost_after_its_client_has_left_is_not_sent_over_its_transport_at_once(
+    world: World,
+) -> None:
+    """With threads a client may be gone before its callbacks are."""
+    world.transports = {"a": "one", "b": "one"}
+    world.deliver(1, to="ann")
+    world.connect("a", "ann")
+    world.here.discard("a")
+    del world.transports["a"]
+    world.dispatcher.session_closed("a", "/", "one")
+    ((ack_id, entry),) = world.asked.items()
+    del world.asked[ack_id]
+    entry.callback.on_lost("gone")
+    world.connect("b", "ann")
+    assert world.sent() == [("a", 1)]
+    world.pass_time(1.5)
+    assert world.sent()[1:] == [("b", 1)]
+
+
+def test_what_a_member_had_who_leaves_a_room_is_not_sent_again_when_it_enters_at_once(
+    world: World,
+) -> None:
+    world.transports = {"a": "one"}
+    world.connect("a", room="hall")
+    world.deliver(1, to="hall")
+    world.rooms["hall"].remove("a")
+    world.deliver(2, to="hall")
+    assert world.state(1) is DeliveryState.PENDING, "nobody is in the room who has it"
+    world.connect("a", room="hall")
+    assert world.sent() == [("a", 1), ("a", 2)]
+    world.pass_time(1.5)
+    assert world.sent()[2:] == [("a", 1)]
+
+
+def test_what_is_not_answered_keeps_its_place_where_there_are_few(world: World) -> None:
+    """There is more in the store, which takes its time, and room enough here."""
+    world.connect("a", "ann")
+    world.deliver(1, to="ann")
+    world.store_client.is_slow = True
+    world.dispatcher.stored("/,ann")
+    world.pass_time(3.5)
+    assert world.sent() == [("a", 1), ("a", 1)]
