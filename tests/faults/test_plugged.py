@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
 import threading
@@ -15,6 +14,7 @@ from socketio.packet import DISCONNECT, Packet
 
 from tests.faults.plugged_app import PLUGGED_APP
 from tests.support import wait_until
+from tests.support.clients import disconnect
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -56,11 +56,7 @@ class Client:
         self.client._send_packet(Packet(DISCONNECT, namespace="/"))
 
     def close(self) -> None:
-        with contextlib.suppress(Exception):
-            self.client.disconnect()
-        # Where the server went first, the client forgets its socket without closing it.
-        if self.client.eio.ws is not None:
-            self.client.eio.ws.shutdown()
+        disconnect(self.client)
 
 
 POLLING, WEBSOCKET, BOTH = ("polling",), ("websocket",), ("polling", "websocket")

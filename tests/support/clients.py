@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import websocket
+from socketio.packet import DISCONNECT, Packet
 
 from demo.clients import OrderedClient
 from tests.support.waiting import wait_until
@@ -20,10 +21,35 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
+    import socketio
     from typing_extensions import Self
 
 _CONNECT_TIMEOUT = 5.0
 _EVENT_FRAME = re.compile(r"^42(?P<namespace>/[^,]*,)?(?P<id>\d+)?(?P<payload>\[.*\])$", re.DOTALL)
+
+
+def disconnect(client: socketio.Client) -> None:
+    """Say goodbye in each namespace, and close the connection once that has been sent.
+
+    ``socketio.Client.disconnect`` does both at once: whatever a client that polls has not sent by
+    then, because an earlier request is still being answered, it never sends, its goodbye included.
+    The server learns that it is gone at the ping timeout.
+    """
+    engine = client.eio
+    with contextlib.suppress(Exception):
+        for namespace in list(client.namespaces):
+            client._send_packet(Packet(DISCONNECT, namespace=namespace))
+        wait_until(
+            lambda: (
+                not engine.queue.unfinished_tasks
+                or engine.state != "connected"
+                or engine.write_loop_task is None
+            )
+        )
+        engine.disconnect()
+    # Where the server went first, the client forgets its socket without closing it.
+    if engine.ws is not None:
+        engine.ws.shutdown()
 
 
 @dataclass(frozen=True)
@@ -110,11 +136,7 @@ class SocketIOClient:
 
     def close(self) -> None:
         """Disconnect; calling it again does nothing."""
-        with contextlib.suppress(Exception):
-            self._client.disconnect()
-        # Where the server went first, the client forgets its socket without closing it.
-        if self._client.eio.ws is not None:
-            self._client.eio.ws.shutdown()
+        disconnect(self._client)
 
     def __enter__(self) -> Self:
         """Connect."""
