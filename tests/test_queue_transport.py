@@ -128,8 +128,22 @@ def test_a_listening_generator_that_returns_is_an_error() -> None:
         subscription.read(1.0)
 
 
-def test_there_is_no_way_to_ask_whether_the_queue_is_there() -> None:
-    assert transport_of(ListManager([])).check() is None
+def test_the_queue_answers_as_long_as_publishing_does_not_fail() -> None:
+    """There is no way to ask, and a guess must not contradict what has been seen."""
+    manager = ListManager([])
+    transport = transport_of(manager)
+    assert transport.check() is None
+    publisher = transport.publisher(lambda: True)
+    manager.fails_at = 0
+    with pytest.raises(PublishError):
+        publisher.publish([QueueMessage(1, b"{}")], None)
+    failure = transport.check()
+    assert failure is not None
+    assert str(failure) == "ConnectionError: reset by peer"
+    assert failure.__traceback__ is None  # it is kept, and would keep frames
+    manager.fails_at = None
+    publisher.publish([QueueMessage(1, b"{}")], None)
+    assert transport.check() is None
 
 
 def test_a_transport_is_named_after_its_queue(bus: Bus) -> None:

@@ -78,6 +78,8 @@ class QueueTransport:
         self._answer_timeout = answer_timeout
         self.publishing_since: float | None = None
         """When the call that publishes now began; ``None`` if there is none."""
+        self.failure: BrokerError | None = None
+        """Why the last message could not be published; ``None`` if it could."""
         self._id = uuid.uuid4().hex
         # The guarded class has a _publish of its own, in front of the queue's.
         self._queue_class = next(
@@ -96,15 +98,15 @@ class QueueTransport:
         return _QueueSubscription(self._manager, self._id)
 
     def check(self) -> BrokerError | None:
-        """Assume that the broker answers, unless publishing waits for it: there is no way to ask.
+        """Conclude from what was published last whether the broker answers: it cannot be asked.
 
         Returns:
-            ``None``, or why it does not.
+            ``None`` if it answers as far as is known, else why not.
         """
         since = self.publishing_since
         waited = 0.0 if since is None else clock() - since
         if waited < self._answer_timeout:
-            return None
+            return self.failure
         return BrokerError(f"a message has been waiting to be published for {waited:.1f} s")
 
 
@@ -130,7 +132,11 @@ class _QueuePublisher:
         try:
             self._queue_class._publish(self._manager, data)
         except Exception as exc:
-            raise PublishError(f"{type(exc).__name__}: {exc}", published=published) from exc
+            reason = f"{type(exc).__name__}: {exc}"
+            self._transport.failure = BrokerError(reason)
+            raise PublishError(reason, published=published) from exc
+        else:
+            self._transport.failure = None
         finally:
             self._transport.publishing_since = None
 
