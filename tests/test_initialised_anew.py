@@ -40,7 +40,8 @@ def assert_protected(app: Flask) -> None:
     (error,) = ask(app, "bad")
     assert error["error"]["code"] == "internal_error"
     http = app.test_client()
-    assert http.get("/readyz").status_code == 200
+    # Its tasks may not have begun yet.
+    wait_until(lambda: http.get("/readyz").status_code == 200)
     assert "Connection" not in http.get("/").headers
 
 

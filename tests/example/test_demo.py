@@ -285,6 +285,7 @@ def test_demo_refuses_a_redis_that_does_not_answer(start_demo: StartDemo, url: s
     _assert_refusal(command, "REDIS_URL")
 
 
+@pytest.mark.long
 @pytest.mark.timeout(CHECK_TIMEOUT + 2 * STOP_TIMEOUT)
 def test_check_passes_for_every_fault(start_demo: StartDemo) -> None:
     """What `make demo CHECK=1` is for: events flow again after each fault."""

@@ -145,7 +145,12 @@ def wait_until_departed(server: GunicornServer, sids: set[str]) -> dict[str, dic
     because=r"(descriptors|greenlets) are kept",
 )
 @pytest.mark.parametrize(
-    ("worker", "count"), [("gevent-websocket", 1), ("gevent-websocket", 20), ("gevent", 20)]
+    ("worker", "count"),
+    [
+        ("gevent-websocket", 1),
+        ("gevent", 20),
+        pytest.param("gevent-websocket", 20, marks=pytest.mark.long),
+    ],
 )
 def test_client_that_vanishes_leaves_nothing_behind(
     count: int, server: GunicornServer, proxy: TcpProxy, clients: RawClients, measured: Measured
