@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from tests.support.unit_websocket import Served
 
 nothing_left_behind = unit_support.nothing_left_behind
+stop_guards = unit_support.stop_guards
 make_served = unit_websocket.make_served
 
 both_modes = pytest.mark.parametrize("kind", ["gevent-websocket", "threads"])
@@ -202,7 +203,7 @@ def test_a_connect_handler_that_takes_too_long_is_told_so(
 @pytest.mark.parametrize("is_guarded", [False, True], ids=["stock", "guarded"])
 @both_modes
 def test_a_connect_handler_runs_in_the_thread_of_the_test_client(
-    kind: str, is_guarded: bool
+    kind: str, is_guarded: bool, stop_guards: None
 ) -> None:
     """What belongs to a thread, such as a connection of sqlite3, can be had in both."""
     app = Flask("tested")
