@@ -10,7 +10,19 @@ from socketio import RedisManager
 
 from flask_socketio_guard.delivery.records import Delivery
 from flask_socketio_guard.delivery.redis_store import RedisStore
-from flask_socketio_guard.delivery.store import Step
+from flask_socketio_guard.delivery.steps import (
+    Acknowledge,
+    DeadLetters,
+    Expire,
+    FailAll,
+    Find,
+    Finish,
+    Join,
+    Leave,
+    Mark,
+    Put,
+    Waiting,
+)
 from flask_socketio_guard.queue.transport import Probe, QueueMessage
 from flask_socketio_guard.states import DeliveryState
 from flask_socketio_guard.upstream.redis.transport import RedisTransport
@@ -81,17 +93,17 @@ def test_the_rights_for_messages_that_must_arrive_are_enough(
         dead_retention=60.0,
     )
     everything = [
-        Step("join", ("/,ann", "device")),
-        *(Step("put", (Delivery(f"{n:032x}", "ann", "news", "[]", 60.0),)) for n in range(6)),
-        Step("mark", (f"{0:032x}", 1, True)),
-        Step("acknowledge", (f"{0:032x}", "device", 1)),
-        Step("finish", (f"{1:032x}", DeliveryState.REFUSED)),
-        Step("finish", (f"{2:032x}", DeliveryState.CANCELLED)),
-        Step("leave", ("/,ann", "device")),
-        Step("waiting", ("/,ann", 0, 10, 10**6)),
-        Step("expire", (10,)),
-        Step("fail_all", ("/,ann", DeliveryState.GONE, 10)),
-        Step("dead_letters", (10,)),
+        Join("/,ann", "device"),
+        *(Put(Delivery(f"{n:032x}", "ann", "news", "[]", 60.0)) for n in range(6)),
+        Mark(f"{0:032x}", 1, True),
+        Acknowledge(f"{0:032x}", "device", 1),
+        Finish(f"{1:032x}", DeliveryState.REFUSED),
+        Finish(f"{2:032x}", DeliveryState.CANCELLED),
+        Leave("/,ann", "device"),
+        Waiting("/,ann", 0, 10, 10**6),
+        Expire(10),
+        FailAll("/,ann", DeliveryState.GONE, 10),
+        DeadLetters(10),
     ]
     try:
         assert store.lead()
@@ -101,7 +113,7 @@ def test_the_rights_for_messages_that_must_arrive_are_enough(
         store.apply(everything)
         assert store.changes(0.1) is not None
         assert store.reap_dead_processes() == []
-        assert store.do("find", f"{0:032x}").state is DeliveryState.DELIVERED
+        assert store.do(Find(f"{0:032x}")).state is DeliveryState.DELIVERED
     finally:
         store.close()
     assert refused(redis_server) == []

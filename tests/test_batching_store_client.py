@@ -13,7 +13,17 @@ from flask_socketio_guard.delivery import batching_store_client as shared_desk
 from flask_socketio_guard.delivery.batching_store_client import BatchingStoreClient
 from flask_socketio_guard.delivery.memory import MemoryStore
 from flask_socketio_guard.delivery.records import Delivery
-from flask_socketio_guard.delivery.store import Page, Step
+from flask_socketio_guard.delivery.steps import (
+    Acknowledge,
+    Find,
+    Finish,
+    Join,
+    Leave,
+    Mark,
+    Page,
+    Put,
+    Waiting,
+)
 from flask_socketio_guard.errors import DeliveryFormatError, DeliveryStoreError
 from flask_socketio_guard.queue.reachability import Reachability
 from flask_socketio_guard.states import DeliveryState
@@ -24,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from flask_socketio_guard.core.runtime import Runtime
+    from flask_socketio_guard.delivery.steps import Step
 
 nothing_left_behind = unit_support.nothing_left_behind
 runtime = unit_support.runtime
@@ -44,13 +55,13 @@ class FarStore(MemoryStore):
         )
         self.is_up = True
         self.lost = 0  # answers that get lost
-        self.batches: list[list[str]] = []
+        self.batches: list[list[type]] = []
         self.threads: set[int] = set()
 
-    def apply(self, steps: Sequence[Step]) -> list[Any]:
+    def apply(self, steps: Sequence[Step[Any]]) -> list[Any]:
         if not self.is_up:
             raise DeliveryStoreError("away")
-        self.batches.append([step.kind for step in steps])
+        self.batches.append([type(step) for step in steps])
         self.threads.add(threading.get_ident())
         results = super().apply(steps)
         if self.lost:
@@ -114,7 +125,7 @@ def test_what_is_stored_is_stored_when_put_returns(running: Running) -> None:
     running.start()
     put = running.store_client.put(message(1))
     assert put.delivery is not None
-    found = running.store.do("find", message(1).id)
+    found = running.store.do(Find(message(1).id))
     assert found is not None
     assert (found.id, found.number) == (put.delivery.id, put.delivery.number)
 
@@ -127,7 +138,7 @@ def test_steps_are_done_in_order_and_many_at_a_time(running: Running) -> None:
     running.store_client.leave("/,ann", "desk")
     running.start()
     wait_for(running.runtime, lambda: not len(running.store_client))
-    assert ["mark", "join", "leave"] in running.store.batches
+    assert [Mark, Join, Leave] in running.store.batches
 
 
 def test_while_the_store_is_away_who_stores_is_told_and_the_rest_is_kept(running: Running) -> None:
@@ -144,7 +155,7 @@ def test_while_the_store_is_away_who_stores_is_told_and_the_rest_is_kept(running
     assert [(each.id, each.attempts, each.state) for each in running.ended] == [
         (message(1).id, 1, DeliveryState.DELIVERED)
     ]
-    assert running.store.do("find", message(2).id) is None
+    assert running.store.do(Find(message(2).id)) is None
     assert running.changes == [False, True]
     assert not running.store_client.is_refused
 
@@ -173,7 +184,7 @@ def test_giving_up_and_leaving_tell_of_what_has_ended(running: Running) -> None:
 
 
 def test_what_was_sent_and_acknowledged_meanwhile_is_one_step(running: Running) -> None:
-    running.store.do("put", message(1))
+    running.store.do(Put(message(1)))
     running.store_client.sent(message(1).id)
     running.store_client.returned(message(1).id)
     running.store_client.sent(message(1).id)
@@ -181,13 +192,13 @@ def test_what_was_sent_and_acknowledged_meanwhile_is_one_step(running: Running) 
     running.store.batches.clear()
     running.start()
     wait_for(running.runtime, lambda: bool(running.ended))
-    assert running.store.batches == [["acknowledge"]]
+    assert running.store.batches == [[Acknowledge]]
     assert running.ended[0].attempts == 2
 
 
 def test_what_several_lack_is_noted_as_sent_all_the_same(running: Running) -> None:
     delivery = message(1)._replace(requires_all=True)
-    running.store.apply([Step("put", (delivery,)), Step("join", ("/,ann", "desk"))])
+    running.store.apply([Put(delivery), Join("/,ann", "desk")])
     running.store_client.sent(delivery.id)
     running.store_client.acknowledged(delivery, "phone")
     running.start()
@@ -205,17 +216,17 @@ def test_marks_of_one_message_do_not_pile_up_while_the_store_is_away(running: Ru
 
 
 def test_one_step_that_cannot_be_done_keeps_no_other_from_it(running: Running) -> None:
-    running.store.do("put", message(1))
+    running.store.do(Put(message(1)))
     loaded: list[object] = []
     running.store_client.load("/,bob", 0, 10, 10**6, loaded.append)
     running.store_client.leave("/,ann", "phone")
-    running.store_client._note("no such step")
+    running.store_client._add(shared_desk._Task(object()))  # type: ignore[arg-type]
     running.store_client.load("/,ann", 0, 10, 10**6, loaded.append)
     running.store_client.acknowledged(message(1), "phone")
     running.start()
     wait_for(running.runtime, lambda: bool(running.ended))
     assert len(loaded) == 2
-    assert [type(failure) for failure in running.failures] == [KeyError]
+    assert [type(failure) for failure in running.failures] == [TypeError]
     running.store_client.sent(message(1).id)
     running.store_client.join("/,ann", "phone")
     wait_for(running.runtime, lambda: not len(running.store_client))
@@ -243,7 +254,7 @@ def test_who_was_told_that_it_is_not_stored_is_not_told_wrong(running: Running) 
         running.store_client.put(message(1))
     running.store.is_up = True
     wait_for(running.runtime, lambda: not len(running.store_client))
-    assert running.store.do("find", message(1).id) is None
+    assert running.store.do(Find(message(1).id)) is None
 
 
 def test_who_waits_too_long_is_told_and_it_is_not_stored_later(
@@ -255,11 +266,11 @@ def test_who_waits_too_long_is_told_and_it_is_not_stored_later(
     running.store_client.join("/,ann", "phone")
     running.start()
     wait_for(running.runtime, lambda: not len(running.store_client))
-    assert running.store.do("find", message(1).id) is None
+    assert running.store.do(Find(message(1).id)) is None
 
 
 def test_at_the_end_what_is_noted_is_taken_to_the_store(running: Running) -> None:
-    running.store.do("put", message(1))
+    running.store.do(Put(message(1)))
     running.store_client.acknowledged(message(1), "phone")
     running.store_client.flush(5.0)
     assert [each.state for each in running.ended] == [DeliveryState.DELIVERED]
@@ -274,7 +285,7 @@ def test_all_that_waits_is_given_up_however_much_that_is(
 ) -> None:
     monkeypatch.setattr(shared_desk, "AT_A_TIME", 2)
     for number in range(5):
-        running.store.do("put", message(number))
+        running.store.do(Put(message(number)))
     running.store_client.fail_all("/,ann", DeliveryState.GONE)
     running.start()
     wait_for(running.runtime, lambda: len(running.ended) == 5)
@@ -282,8 +293,8 @@ def test_all_that_waits_is_given_up_however_much_that_is(
 
 
 def test_what_others_ended_first_is_told_as_that(running: Running) -> None:
-    running.store.do("put", message(1))
-    running.store.do("finish", message(1).id, DeliveryState.CANCELLED)
+    running.store.do(Put(message(1)))
+    running.store.do(Finish(message(1).id, DeliveryState.CANCELLED))
     running.store_client.acknowledged(message(1), "phone")
     running.store_client.acknowledged(message(2), "phone")
     running.start()
@@ -350,10 +361,10 @@ def test_a_put_that_is_stored_too_late_is_looked_for(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shared_desk, "_LONGEST_WAIT", 0.05)
-    running.store.do("put", message(1)._replace(key="price"))
+    running.store.do(Put(message(1)._replace(key="price")))
     apply = running.store.apply
 
-    def apply_slowly(steps: Sequence[Step]) -> list[Any]:
+    def apply_slowly(steps: Sequence[Step[Any]]) -> list[Any]:
         running.runtime.sleep(0.3)
         return apply(steps)
 
@@ -404,8 +415,8 @@ def test_a_step_that_raises_is_told_to_who_asked_and_nobody_else(
     def fail(*_: object) -> None:
         raise DeliveryFormatError("cannot be read")
 
-    monkeypatch.setitem(running.store._steps, "find", fail)
-    monkeypatch.setitem(running.store._steps, "waiting", fail)
+    monkeypatch.setitem(running.store._steps, Find, fail)
+    monkeypatch.setitem(running.store._steps, Waiting, fail)
     told: list[BaseException] = []
     loaded: list[Page] = []
 

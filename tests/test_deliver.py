@@ -12,6 +12,7 @@ from flask_socketio import SocketIO, join_room
 
 from flask_socketio_guard import DeadLetter, DeliveryState, Receipt, Retry, SocketIOGuard
 from flask_socketio_guard.delivery.memory import MemoryStore
+from flask_socketio_guard.delivery.steps import Find
 from flask_socketio_guard.errors import (
     ConfigError,
     DeliveryInvalid,
@@ -221,7 +222,7 @@ def test_a_store_of_ones_own_is_used(make_guarded: Callable[..., Guarded]) -> No
     guarded = make_guarded(delivery_store=make_store)
     receipt = guarded.guard.deliver("news", 1, to="ann")
     (store,) = stores
-    assert store.do("find", receipt.id) is not None
+    assert store.do(Find(receipt.id)) is not None
 
 
 def test_a_store_of_ones_own_that_is_none_is_an_error(make_guarded: Callable[..., Guarded]) -> None:

@@ -11,6 +11,7 @@ from flask_socketio_guard.delivery.api import DeliveryApi
 from flask_socketio_guard.delivery.memory import MemoryStore
 from flask_socketio_guard.delivery.records import Retry
 from flask_socketio_guard.delivery.request import delivery_request
+from flask_socketio_guard.delivery.steps import Finish
 from flask_socketio_guard.delivery.store_client import DirectStoreClient
 from flask_socketio_guard.states import DeliveryState
 from tests.support import unit_support
@@ -85,7 +86,7 @@ def test_each_end_calls_the_hook_for_it_once(
     sending: Sending, state: DeliveryState, hook: str | None
 ) -> None:
     receipt = sending.put()
-    end = sending.store.do("finish", receipt.id, state)
+    end = sending.store.do(Finish(receipt.id, state))
     assert end.delivery is not None
     for _ in range(2):
         sending.api.ended(end.delivery)
@@ -95,11 +96,11 @@ def test_each_end_calls_the_hook_for_it_once(
 
 def test_what_ended_unheard_is_found_when_looked_for(sending: Sending) -> None:
     receipts = [sending.put() for _ in range(3)]
-    sending.store.do("finish", receipts[0].id, DeliveryState.DELIVERED)
+    sending.store.do(Finish(receipts[0].id, DeliveryState.DELIVERED))
     waited: list[DeliveryState] = []
     job = sending.runtime.spawn(lambda: waited.append(receipts[1].wait(30.0)), name="waiting")
     wait_for(sending.runtime, lambda: bool(sending.api._waiting))
-    sending.store.do("finish", receipts[1].id, DeliveryState.EXPIRED)
+    sending.store.do(Finish(receipts[1].id, DeliveryState.EXPIRED))
     sending.api.look_again()
     assert job.join(5.0)
     assert waited == [DeliveryState.EXPIRED]

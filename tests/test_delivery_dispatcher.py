@@ -19,6 +19,7 @@ from flask_socketio_guard.delivery import presence as presence_module
 from flask_socketio_guard.delivery.dispatcher import Dispatcher, is_refusal
 from flask_socketio_guard.delivery.memory import MemoryStore
 from flask_socketio_guard.delivery.records import Delivery, Retry
+from flask_socketio_guard.delivery.steps import Finish, Put
 from flask_socketio_guard.delivery.store_client import DirectStoreClient
 from flask_socketio_guard.errors import InvalidTransition
 from flask_socketio_guard.states import DeliveryState, SendingEvent, SendingState
@@ -523,7 +524,7 @@ def test_what_comes_for_a_mailbox_that_is_gone_is_not_sent_from_there(world: Wor
 def test_what_ended_unheard_is_forgotten_after_a_look(world: World) -> None:
     world.connect("a", identity="ann")
     ids = [world.deliver(number, to="ann", is_ordered=True) for number in (1, 2)]
-    world.store.do("finish", ids[0], DeliveryState.CANCELLED)
+    world.store.do(Finish(ids[0], DeliveryState.CANCELLED))
     world.dispatcher.look_again()
     assert world.sent() == [("a", 1), ("a", 2)]
     world.pass_time(3.5)
@@ -549,7 +550,7 @@ def test_what_others_ended_first_is_forgotten_too(world: World) -> None:
     """As when the answer of the store was lost, and the acknowledgement is told again."""
     world.connect("a", identity="ann")
     ids = [world.deliver(number, to="ann", is_ordered=True) for number in (1, 2)]
-    world.store.do("finish", ids[0], DeliveryState.DELIVERED)
+    world.store.do(Finish(ids[0], DeliveryState.DELIVERED))
     world.acknowledge("a", 1)
     assert world.sent() == [("a", 1), ("a", 2)]
     assert world.ended == [], "it was told of where it ended"
@@ -654,7 +655,7 @@ def test_ordered_ones_of_other_senders_keep_their_place(world: World) -> None:
     """What another process has stored before may be heard of later."""
     world.connect("a", identity="ann")
     first = Delivery(f"{1:032x}", "ann", "news", "[1]", 1000.0, retry=RETRY, is_ordered=True)
-    world.store.do("put", first)
+    world.store.do(Put(first))
     world.deliver(2, to="ann", is_ordered=True)
     world.dispatcher.stored("/,ann")
     world.acknowledge("a", 1)
@@ -665,7 +666,7 @@ def test_what_the_store_said_before_a_look_does_not_count(world: World) -> None:
     world.deliver(1, to="ann")
     world.store_client.is_slow = True
     world.connect("a", identity="ann")
-    world.store.do("finish", f"{1:032x}", DeliveryState.CANCELLED)  # after the store was asked
+    world.store.do(Finish(f"{1:032x}", DeliveryState.CANCELLED))  # after the store was asked
     world.dispatcher.look_again()
     for _ in range(3):
         world.store_client.answer()
@@ -725,7 +726,7 @@ def test_what_one_device_had_alone_goes_to_the_other_when_it_leaves(world: World
 def test_a_look_finds_what_waits_for_the_identities_of_clients(world: World) -> None:
     world.connect("a", identity="ann")
     delivery = Delivery(f"{1:032x}", "ann", "news", "[1]", 1000.0, retry=RETRY)
-    world.store.do("put", delivery)  # by another process, and nobody was told
+    world.store.do(Put(delivery))  # by another process, and nobody was told
     world.dispatcher.look_again([("a", "/")])
     assert world.sent() == [("a", 1)]
 

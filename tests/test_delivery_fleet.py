@@ -8,6 +8,7 @@ import pytest
 
 from flask_socketio_guard.core.supervisor import Restart, RestartPolicy, Supervisor
 from flask_socketio_guard.delivery.records import Delivery
+from flask_socketio_guard.delivery.steps import Expire
 from flask_socketio_guard.delivery.store import Changes
 from flask_socketio_guard.delivery.sync import StoreSync
 from flask_socketio_guard.errors import DeliveryStoreError
@@ -54,8 +55,8 @@ class FakeStore:
         dead, self.dead = self.dead, []
         return dead
 
-    def do(self, kind: str, limit: int) -> list[Delivery]:
-        assert kind == "expire"
+    def do(self, step: Expire) -> list[Delivery]:
+        assert isinstance(step, Expire)
         return self.expired.pop(0) if self.expired else []
 
 
@@ -161,7 +162,7 @@ def test_what_was_given_up_unheard_is_looked_up(
     """The answer of the store was lost."""
     failures = iter([DeliveryStoreError("lost")])
 
-    def give_up(kind: str, limit: int) -> list[Delivery]:
+    def give_up(step: Expire) -> list[Delivery]:
         for failure in failures:
             raise failure
         return []

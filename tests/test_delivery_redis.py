@@ -9,7 +9,23 @@ import pytest
 from flask_socketio_guard.delivery import redis_store
 from flask_socketio_guard.delivery.records import Delivery
 from flask_socketio_guard.delivery.redis_store import RedisStore
-from flask_socketio_guard.delivery.store import Changes, End, Put, Step
+from flask_socketio_guard.delivery.steps import (
+    Acknowledge,
+    DeadLetters,
+    End,
+    Expire,
+    FailAll,
+    Find,
+    Finish,
+    Join,
+    Leave,
+    Mark,
+    Put,
+    Reap,
+    Stored,
+    Waiting,
+)
+from flask_socketio_guard.delivery.store import Changes
 from flask_socketio_guard.errors import DeliveryFormatError, DeliveryStoreError
 from flask_socketio_guard.states import DeliveryState
 from tests.support import TcpProxy, wait_until
@@ -60,19 +76,19 @@ def message(number: int, **options: Any) -> Delivery:
 
 
 def put(store: RedisStore, *numbers: int, **options: Any) -> None:
-    store.apply([Step("put", (message(number, **options),)) for number in numbers])
+    store.apply([Put(message(number, **options)) for number in numbers])
 
 
 def waiting(store: RedisStore) -> list[str]:
-    return [each.body for each in store.do("waiting", "/,ann", 0, 10, 10**6).deliveries]
+    return [each.body for each in store.do(Waiting("/,ann", 0, 10, 10**6)).deliveries]
 
 
 def test_processes_share_what_there_is(stores: Callable[[str], RedisStore]) -> None:
     one, two = stores("one"), stores("two")
     put(one, 1, 2)
     assert waiting(two) == ["[1]", "[2]"]
-    assert two.do("finish", message(1).id, DeliveryState.CANCELLED).is_new
-    assert not one.do("finish", message(1).id, DeliveryState.CANCELLED).is_new
+    assert two.do(Finish(message(1).id, DeliveryState.CANCELLED)).is_new
+    assert not one.do(Finish(message(1).id, DeliveryState.CANCELLED)).is_new
 
 
 def test_each_hears_what_the_others_do(stores: Callable[[str], RedisStore]) -> None:
@@ -80,7 +96,7 @@ def test_each_hears_what_the_others_do(stores: Callable[[str], RedisStore]) -> N
     assert one.changes(0.1) is None, "who begins to follow has missed all before"
     assert two.changes(0.1) is None
     put(one, 1)
-    one.do("acknowledge", message(1).id, "phone", 1)
+    one.do(Acknowledge(message(1).id, "phone", 1))
     assert one.changes(0.1) == NOTHING
     changes = two.changes(5.0)
     assert changes is not None
@@ -123,9 +139,9 @@ def test_devices_of_a_process_that_died_count_no_more(
     one, two = stores("one"), stores("two")
     for store, device in ((one, "store_client"), (two, "phone")):
         store.heartbeat()
-        store.do("join", "/,ann", device)
+        store.do(Join("/,ann", device))
     put(one, 1, requires_all=True)
-    assert two.do("acknowledge", message(1).id, "phone", 1) is None
+    assert two.do(Acknowledge(message(1).id, "phone", 1)) is None
     ended: list[Delivery] = []
 
     def has_ended() -> bool:
@@ -231,17 +247,17 @@ def test_what_redis_has_thrown_out_keeps_nobody_from_the_rest(
     store = stores("one")
     put(store, 1, 2, requires_all=is_all)
     put(store, 3, key="price")
-    store.do("join", "/,ann", "phone")
-    store.do("join", "/,ann", "store_client")
+    store.do(Join("/,ann", "phone"))
+    store.do(Join("/,ann", "store_client"))
     for number in (1, 3):
         redis_server.command("DEL", f"test:m:{message(number).id}")
-    assert store.do("leave", "/,ann", "store_client") == []
+    assert store.do(Leave("/,ann", "store_client")) == []
     assert waiting(store) == ["[2]"]
     put(store, 4, key="price")
-    assert store.do("finish", message(1).id, DeliveryState.GONE) == End(None, is_new=False)
+    assert store.do(Finish(message(1).id, DeliveryState.GONE)) == End(None, is_new=False)
     store._redis.incrbyfloat("test:jumped", -1000)
-    assert [each.id for each in store.do("expire", 10)] == [message(2).id, message(4).id]
-    assert store.do("expire", 10) == []
+    assert [each.id for each in store.do(Expire(10))] == [message(2).id, message(4).id]
+    assert store.do(Expire(10)) == []
     assert redis_server.command("ZCARD", "test:deadlines") == 0
 
 
@@ -251,10 +267,10 @@ def test_a_page_of_what_cannot_be_read_is_not_the_last(
     store = stores("one")
     put(store, 1, 2, 3)
     redis_server.command("SET", f"test:b:{message(1).id}", "rubbish")
-    page = store.do("waiting", "/,ann", 0, 2, 10**6)
+    page = store.do(Waiting("/,ann", 0, 2, 10**6))
     assert [each.body for each in page.deliveries] == ["[2]"]
     assert (page.last, page.has_more) == (2, True)
-    assert store.do("waiting", "/,ann", 0, 4, 10**6).has_more is False
+    assert store.do(Waiting("/,ann", 0, 4, 10**6)).has_more is False
 
 
 def test_an_end_whose_answer_was_lost_is_told_when_asked_again(
@@ -262,16 +278,16 @@ def test_an_end_whose_answer_was_lost_is_told_when_asked_again(
 ) -> None:
     store = stores("one")
     put(store, 1)
-    ends = [store.do("acknowledge", message(1).id, "phone", 1) for _ in range(2)]
+    ends = [store.do(Acknowledge(message(1).id, "phone", 1)) for _ in range(2)]
     assert [end.is_new for end in ends] == [True, False]
     assert ends[0].delivery == ends[1].delivery
-    assert store.do("acknowledge", "0" * 32, "phone", 1) == End(None, is_new=False)
+    assert store.do(Acknowledge("0" * 32, "phone", 1)) == End(None, is_new=False)
 
 
 def test_who_was_taken_for_dead_is_told(stores: Callable[[str], RedisStore]) -> None:
     one, two = stores("one"), stores("two")
     assert one.heartbeat(), "nobody knows who has just come"
-    one.do("join", "/,ann", "phone")
+    one.do(Join("/,ann", "phone"))
     assert not one.heartbeat()
     assert two.reap_dead_processes() == []
     assert two._redis.scard("test:devices:/,ann") == 1
@@ -331,10 +347,10 @@ def test_a_clock_that_was_read_too_slowly_says_nothing(
 def test_a_dead_letter_says_what_was_in_it(stores: Callable[[str], RedisStore]) -> None:
     store = stores("one")
     put(store, 1, 2)
-    store.do("mark", message(1).id, 2, True)
-    gone = store.do("fail_all", "/,ann", DeliveryState.GONE, 1)
-    (refused,) = [store.do("finish", message(2).id, DeliveryState.REFUSED).delivery]
-    letters = store.do("dead_letters", 9)
+    store.do(Mark(message(1).id, 2, True))
+    gone = store.do(FailAll("/,ann", DeliveryState.GONE, 1))
+    (refused,) = [store.do(Finish(message(2).id, DeliveryState.REFUSED)).delivery]
+    letters = store.do(DeadLetters(9))
     assert [letter.delivery.arguments for letter in letters] == [[2], [1]]
     assert [each.arguments for each in (*gone, refused)] == [[1], [2]]
     assert [letter.delivery.state for letter in letters] == [
@@ -351,18 +367,18 @@ def test_a_redis_whose_memory_is_full_hears_what_has_ended(make_redis: Any) -> N
     store.heartbeat()
     server.command("CONFIG", "SET", "maxmemory", "1")
     try:
-        (refused,) = store.apply([Step("put", (message(4),))])
-        assert refused == Put(None)
-        store.do("mark", message(1).id, 1, True)
-        store.do("join", "/,ann", "phone")
+        (refused,) = store.apply([Put(message(4))])
+        assert refused == Stored(None)
+        store.do(Mark(message(1).id, 1, True))
+        store.do(Join("/,ann", "phone"))
         assert not store.heartbeat()
         steps = [
-            Step("put", (message(5),)),
-            Step("acknowledge", (message(1).id, "phone", 1)),
-            Step("finish", (message(2).id, DeliveryState.REFUSED)),
+            Put(message(5)),
+            Acknowledge(message(1).id, "phone", 1),
+            Finish(message(2).id, DeliveryState.REFUSED),
         ]
         refused, *ends = store.apply(steps)
-        assert refused == Put(None)
+        assert refused == Stored(None)
         assert [end.is_new for end in ends] == [True, True]
     finally:
         server.command("CONFIG", "SET", "maxmemory", "0")
@@ -377,7 +393,7 @@ def test_what_redis_has_thrown_out_does_not_expire_for_ever(
     put(store, 1, 2)
     redis_server.command("DEL", f"test:m:{message(1).id}")
     store._redis.incrbyfloat("test:jumped", -1000)
-    assert [each.id for each in store.do("expire", 10)] == [message(2).id]
+    assert [each.id for each in store.do(Expire(10))] == [message(2).id]
     assert redis_server.command("ZCARD", "test:deadlines") == 0
 
 
@@ -396,15 +412,15 @@ def test_what_has_ended_leaves_only_what_is_to_be_found(
 ) -> None:
     store = stores("one")
     store.heartbeat()
-    store.do("join", "/,ann", "phone")
+    store.do(Join("/,ann", "phone"))
     put(store, 1, requires_all=True)
     put(store, 2, key="price")
     put(store, 3)
-    store.do("acknowledge", message(1).id, "other", 1)
-    store.do("acknowledge", message(1).id, "phone", 1)
-    store.do("leave", "/,ann", "phone")
+    store.do(Acknowledge(message(1).id, "other", 1))
+    store.do(Acknowledge(message(1).id, "phone", 1))
+    store.do(Leave("/,ann", "phone"))
     for number in (2, 3):
-        store.do("finish", message(number).id, DeliveryState.REFUSED)
+        store.do(Finish(message(number).id, DeliveryState.REFUSED))
     assert redis_server.command("GET", "test:size") == b"0"
     messages = {f"test:{kind}:{message(n).id}".encode() for kind in "mb" for n in (2, 3)}
     kept = {"alive:one", "dead", "hosts", "changes", "changes-count", "changes-sizes", "numbers"}
@@ -420,9 +436,9 @@ def test_a_message_that_replaces_another_needs_no_room_of_its_own(
     stores("one")
     store = make_store(redis_server.url, "two", max_size=1200)
     put(store, 1, key="price")
-    (full,) = store.apply([Step("put", (message(2),))])
-    assert full == Put(None)
-    (newer,) = store.apply([Step("put", (message(3, key="price"),))])
+    (full,) = store.apply([Put(message(2))])
+    assert full == Stored(None)
+    (newer,) = store.apply([Put(message(3, key="price"))])
     assert newer.delivery is not None
     assert newer.replaced.id == message(1).id
     store.close()
@@ -432,8 +448,8 @@ def test_who_comes_back_in_time_is_not_buried(stores: Callable[[str], RedisStore
     """After the leader has seen that it says nothing."""
     one, two = stores("one"), stores("two")
     one.heartbeat()
-    one.do("join", "/,ann", "phone")
-    assert two.do("reap", "one", 10) == ([], 0)
+    one.do(Join("/,ann", "phone"))
+    assert two.do(Reap("one", 10)) == ([], 0)
     assert two._redis.scard("test:devices:/,ann") == 1
 
 
@@ -445,9 +461,9 @@ def test_what_was_done_before_a_step_that_fails_is_told_to_the_others(
     two.changes(0.1)
     redis_server.command("SET", "test:mailbox:/,bob", "somebody else's")
     to_bob = message(2)._replace(recipient="bob")
-    steps = [Step("finish", (message(1).id, DeliveryState.CANCELLED)), Step("put", (to_bob,))]
+    steps = [Finish(message(1).id, DeliveryState.CANCELLED), Put(to_bob)]
     with pytest.raises(DeliveryStoreError):
-        one.do("put", to_bob)
+        one.do(Put(to_bob))
     is_over, failure = one.apply(steps)
     assert is_over.is_new
     assert isinstance(failure, DeliveryStoreError)
@@ -482,14 +498,14 @@ def test_what_is_counted_is_what_redis_needs(
     options |= {"body": "x" * size}
     to = [message(n)._replace(recipient=f"user-{n}", **options) for n in range(500)]
     put(store, 999)
-    store.do("finish", message(999).id, DeliveryState.CANCELLED)
+    store.do(Finish(message(999).id, DeliveryState.CANCELLED))
     before, news_before = memory(), int(server.command("GET", "guard:chat:changes-size"))
-    store.apply([Step("put", (each,)) for each in to])
+    store.apply([Put(each) for each in to])
     changes = int(server.command("GET", "guard:chat:changes-size")) - news_before
     counted, needed = int(server.command("GET", "guard:chat:size")), memory() - before
     assert counted > 0.9 * (needed - changes), f"{counted} counted, {needed - changes} needed"
     assert counted < 1.4 * (needed - changes), f"{counted} counted, {needed - changes} needed"
-    store.apply([Step("acknowledge", (each.id, "phone", 1)) for each in to])
+    store.apply([Acknowledge(each.id, "phone", 1) for each in to])
     assert server.command("GET", "guard:chat:size") == b"0"
     kept = sum(
         int(server.command("GET", f"guard:chat:{name}-size")) for name in ("ended", "changes")
@@ -512,30 +528,30 @@ def test_all_that_is_kept_is_bounded_in_bytes(
     def send(count: int, size: int, **options: Any) -> list[str]:
         given = [message(next(numbers), **options)._replace(body="x" * size) for _ in range(count)]
         for each in given:
-            store.apply([Step("put", (each,))])
+            store.apply([Put(each)])
         return [each.id for each in given]
 
     for id in send(60, 10_000, key="k" * 500):
-        store.do("finish", id, DeliveryState.CANCELLED)
+        store.do(Finish(id, DeliveryState.CANCELLED))
     assert redis_server.command("GET", "test:size") == b"0"
     assert used(redis_server) < 70_000
     ids = send(60, 10_000)
     for id in ids:
-        store.do("finish", id, DeliveryState.REFUSED)
+        store.do(Finish(id, DeliveryState.REFUSED))
     assert used(redis_server) < 120_000, "before anybody looks at them"
-    letters = store.do("dead_letters", 1000)
+    letters = store.do(DeadLetters(1000))
     assert [letter.delivery.id for letter in letters] == ids[:-5:-1]
     ids = send(300, 1)
     for id in ids:
-        store.do("acknowledge", id, "phone", 1)
-    found = [store.do("find", id) for id in ids]
+        store.do(Acknowledge(id, "phone", 1))
+    found = [store.do(Find(id)) for id in ids]
     assert found[0] is None, "the oldest receipts have gone"
     assert found[-1].state is DeliveryState.DELIVERED
     assert used(redis_server) < 120_000
     store._redis.incrbyfloat("test:jumped", -2000)
-    assert store.do("expire", 10) == []
-    assert store.do("dead_letters", 9) == []
-    assert [store.do("find", id) for id in ids] == [None] * 300
+    assert store.do(Expire(10)) == []
+    assert store.do(DeadLetters(9)) == []
+    assert [store.do(Find(id)) for id in ids] == [None] * 300
     for name in ("ended-size", "dead-size", "size"):
         assert redis_server.command("GET", f"test:{name}") == b"0"
     store.close()
@@ -545,21 +561,21 @@ def test_a_device_that_comes_and_goes_is_not_remembered_for_ever(
     stores: Callable[[str], RedisStore], redis_server: RedisServer
 ) -> None:
     store = stores("one")
-    store.do("join", "/,ann", "store_client")
+    store.do(Join("/,ann", "store_client"))
     put(store, 1, requires_all=True)
     for number in range(200):
-        assert store.do("acknowledge", message(1).id, f"phone-{number}", 1) is None
+        assert store.do(Acknowledge(message(1).id, f"phone-{number}", 1)) is None
     assert int(redis_server.command("SCARD", f"test:acks:{message(1).id}")) <= 64
-    assert store.do("acknowledge", message(1).id, "store_client", 1).is_new
+    assert store.do(Acknowledge(message(1).id, "store_client", 1)).is_new
 
 
 def test_a_page_is_bounded_in_bytes(stores: Callable[[str], RedisStore]) -> None:
     store = stores("one")
     put(store, *range(1, 6))
-    page = store.do("waiting", "/,ann", 0, 10, int(2.5 * len(message(1).to_json())))
+    page = store.do(Waiting("/,ann", 0, 10, int(2.5 * len(message(1).to_json()))))
     assert [each.body for each in page.deliveries] == ["[1]", "[2]"]
     assert page.has_more
-    page = store.do("waiting", "/,ann", page.last, 10, 1)
+    page = store.do(Waiting("/,ann", page.last, 10, 1))
     assert [each.body for each in page.deliveries] == ["[3]"], "one of any size"
 
 
@@ -571,25 +587,27 @@ def test_an_error_belongs_to_its_own_step(
     redis_server.command("SET", f"test:b:{message(1).id}", "rubbish")
     found = store.apply(
         [
-            Step("put", (message(3),)),
-            Step("find", (message(1).id,)),
-            Step("find", ("\ud800",)),
-            Step("put", (message(1),)),
-            Step("no such step", ()),
-            Step("put", (message(4),)),
+            Put(message(3)),
+            Find(message(1).id),
+            Find("\ud800"),
+            Put(message(1)),
+            object(),
+            Finish(message(2).id, "cancelled"),  # type: ignore[arg-type]
+            Put(message(4)),
         ]
     )
     assert [type(each) for each in found] == [
-        Put,
+        Stored,
         DeliveryFormatError,
         UnicodeEncodeError,
         DeliveryFormatError,
-        DeliveryStoreError,
-        Put,
+        TypeError,
+        AttributeError,
+        Stored,
     ]
     assert waiting(store) == ["[2]", "[3]", "[4]"]
     with pytest.raises(DeliveryFormatError):
-        store.do("find", message(1).id)
+        store.do(Find(message(1).id))
 
 
 def test_what_others_have_put_there_does_not_keep_the_rest_from_expiring(
@@ -600,7 +618,7 @@ def test_what_others_have_put_there_does_not_keep_the_rest_from_expiring(
     redis_server.command("SET", f"test:m:{message(1).id}", "somebody else's")
     redis_server.command("HDEL", f"test:m:{message(2).id}", "size")
     store._redis.incrbyfloat("test:jumped", -1000)
-    assert [each.id for each in store.do("expire", 10)] == [message(3).id]
+    assert [each.id for each in store.do(Expire(10))] == [message(3).id]
     assert redis_server.command("GET", f"test:m:{message(1).id}") == b"somebody else's"
 
 
@@ -610,7 +628,7 @@ def test_a_message_that_cannot_be_stored_leaves_nothing_behind(
     store = stores("one")
     redis_server.command("SET", "test:all:/,ann", "somebody else's")
     with pytest.raises(DeliveryStoreError):
-        store.do("put", message(1, requires_all=True, key="price"))
+        store.do(Put(message(1, requires_all=True, key="price")))
     assert waiting(store) == []
-    assert store.do("find", message(1).id) is None
+    assert store.do(Find(message(1).id)) is None
     assert redis_server.command("HLEN", "test:keys") == 0

@@ -15,6 +15,7 @@ from flask_socketio import SocketIO
 from flask_socketio_guard import SocketIOGuard
 from flask_socketio_guard.delivery.records import Delivery
 from flask_socketio_guard.delivery.redis_client import Driver
+from flask_socketio_guard.delivery.steps import Put, Waiting
 from flask_socketio_guard.errors import ConfigError, DeliveryStoreError
 from tests.support import RedisServer, Sentinel, free_port, unit_support, wait_until
 from tests.support.cases import in_turn
@@ -35,10 +36,10 @@ def store_and_hear(url: str, **options: Any) -> None:
     try:
         assert store.lead()
         store.changes(0.1)
-        stored = store.do("put", Delivery("0" * 32, "ann", "news", "[]", 60.0)).delivery
+        stored = store.do(Put(Delivery("0" * 32, "ann", "news", "[]", 60.0))).delivery
         assert stored is not None
         assert store.changes(1.0) is not None
-        assert len(store.do("waiting", "/,ann", 0, 10, 10**6).deliveries) == 1
+        assert len(store.do(Waiting("/,ann", 0, 10, 10**6)).deliveries) == 1
     finally:
         store.close()
 
@@ -81,7 +82,7 @@ def test_messages_are_found_again_after_a_failover() -> None:
             store = make_store(sentinel.url(), "here")
             try:
                 stored = Delivery("0" * 32, "ann", "news", "[]", 60.0)
-                store.do("put", stored)
+                store.do(Put(stored))
                 wait_until(lambda: replica.command("DBSIZE") == master.command("DBSIZE"))
                 wait_until(lambda: sentinel.command("SENTINEL", "REPLICAS", "main"), timeout=20)
                 master.kill()
@@ -95,12 +96,12 @@ def test_messages_are_found_again_after_a_failover() -> None:
 
                 def is_kept() -> bool:
                     with contextlib.suppress(DeliveryStoreError, redis.ConnectionError):
-                        store.do("put", Delivery("1" * 32, "ann", "news", "[]", 60.0))
+                        store.do(Put(Delivery("1" * 32, "ann", "news", "[]", 60.0)))
                         return replica.command("EXISTS", "test:m:" + "1" * 32) == 1
                     return False
 
                 wait_until(is_kept, timeout=20, message="the new master is not used")
-                assert len(store.do("waiting", "/,ann", 0, 10, 10**6).deliveries) == 2
+                assert len(store.do(Waiting("/,ann", 0, 10, 10**6)).deliveries) == 2
             finally:
                 store.close()
 
@@ -136,7 +137,7 @@ def test_a_cluster_that_was_away_at_start_is_refused_later(cluster: RedisServer)
     store = make_store(cluster.url, "here")
     try:
         with pytest.raises(DeliveryStoreError, match="is a Redis Cluster"):
-            store.do("put", Delivery("0" * 32, "ann", "news", "[]", 60.0))
+            store.do(Put(Delivery("0" * 32, "ann", "news", "[]", 60.0)))
     finally:
         store.close()
 

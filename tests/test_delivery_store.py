@@ -21,7 +21,21 @@ from hypothesis.stateful import (
 from flask_socketio_guard.delivery.memory import MemoryStore
 from flask_socketio_guard.delivery.records import DEAD, ENDED, Delivery
 from flask_socketio_guard.delivery.redis_store import RedisStore
-from flask_socketio_guard.delivery.store import End, Put, Step
+from flask_socketio_guard.delivery.steps import (
+    STEPS,
+    Acknowledge,
+    DeadLetters,
+    Expire,
+    FailAll,
+    Find,
+    Finish,
+    Heartbeat,
+    Join,
+    Leave,
+    Mark,
+    Put,
+    Waiting,
+)
 from flask_socketio_guard.states import DeliveryState
 from tests.support.scale import examples
 from tests.support.unit_support import FakeClock
@@ -29,6 +43,7 @@ from tests.support.unit_support import FakeClock
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from flask_socketio_guard.delivery.steps import End, Step, Stored
     from tests.support.redis_server import RedisServer
 
 MAX_MESSAGES = 8
@@ -71,8 +86,8 @@ class StoreMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         self.store.close()
 
-    def do(self, kind: str, *arguments: Any) -> Any:
-        return self.store.apply([Step(kind, arguments)])[0]
+    def do(self, step: Step[Any]) -> Any:
+        return self.store.apply([step])[0]
 
     # The model
 
@@ -117,7 +132,7 @@ class StoreMachine(RuleBasedStateMachine):
             and known.delivery.key == delivery.key
             and known.delivery.recipient == delivery.recipient
         ]
-        put = self.do("put", delivery)
+        put = self.do(Put(delivery))
         if len(self.open()) - len(older) >= MAX_MESSAGES:
             assert put.delivery is None
             return id
@@ -138,12 +153,12 @@ class StoreMachine(RuleBasedStateMachine):
         """As a sender does that has no answer from the store."""
         if id in self.known:
             known = self.known[id]
-            put = self.do("put", known.delivery)
+            put = self.do(Put(known.delivery))
             self.same(put.delivery, known)
 
     @rule(ids=st.lists(messages, max_size=3), attempts=st.integers(0, 2), is_sent=st.booleans())
     def mark(self, ids: list[str], attempts: int, *, is_sent: bool) -> None:
-        self.store.apply([Step("mark", (id, attempts, is_sent)) for id in ids])
+        self.store.apply([Mark(id, attempts, is_sent) for id in ids])
         for id in ids:
             if id in self.known and not self.known[id].has_ended:
                 self.known[id].attempts += attempts
@@ -152,7 +167,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(id=messages, device=_DEVICES, attempts=st.integers(0, 2))
     def acknowledge(self, id: str, device: str, attempts: int) -> None:
-        end = self.do("acknowledge", id, device, attempts)
+        end = self.do(Acknowledge(id, device, attempts))
         known = self.known.get(id)
         if known is None or known.has_ended:
             self.had_ended(end, known)
@@ -178,7 +193,7 @@ class StoreMachine(RuleBasedStateMachine):
         state=st.sampled_from([DeliveryState.CANCELLED, DeliveryState.GONE, DeliveryState.REFUSED]),
     )
     def give_up(self, ids: list[str], state: DeliveryState) -> None:
-        ends = self.store.apply([Step("finish", (id, state)) for id in ids])
+        ends = self.store.apply([Finish(id, state) for id in ids])
         for id, end in zip(ids, ends, strict=True):
             known = self.known.get(id)
             if known is None or known.has_ended:
@@ -191,7 +206,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(recipient=_NAMES, limit=st.integers(1, 3))
     def fail_all(self, recipient: str, limit: int) -> None:
-        ended = self.do("fail_all", f"/,{recipient}", DeliveryState.GONE, limit)
+        ended = self.do(FailAll(f"/,{recipient}", DeliveryState.GONE, limit))
         wanted = sorted(
             (known for known in self.open() if known.delivery.recipient == recipient),
             key=lambda known: known.delivery.number,
@@ -204,12 +219,12 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(identity=_NAMES, device=_DEVICES)
     def join(self, identity: str, device: str) -> None:
-        self.do("join", f"/,{identity}", device)
+        self.do(Join(f"/,{identity}", device))
         self.devices.setdefault(identity, set()).add(device)
 
     @rule(identity=_NAMES, device=_DEVICES)
     def leave(self, identity: str, device: str) -> None:
-        ended = self.do("leave", f"/,{identity}", device)
+        ended = self.do(Leave(f"/,{identity}", device))
         was_here = device in self.devices.get(identity, set())
         self.devices.get(identity, set()).discard(device)
         wanted = [
@@ -236,7 +251,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(limit=st.integers(1, 4))
     def expire(self, limit: int) -> None:
-        ended = self.store.do("expire", limit)
+        ended = self.store.do(Expire(limit))
         due = sorted(
             (known for known in self.open() if known.deadline <= self.clock.now),
             key=lambda known: (known.deadline, known.delivery.number),
@@ -247,7 +262,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(recipient=_NAMES, after=st.integers(0, 6), limit=st.integers(1, 5))
     def look_at_what_waits(self, recipient: str, after: int, limit: int) -> None:
-        page = self.do("waiting", f"/,{recipient}", after, limit, 10**6)
+        page = self.do(Waiting(f"/,{recipient}", after, limit, 10**6))
         wanted = sorted(
             known.delivery.number
             for known in self.open()
@@ -266,14 +281,14 @@ class StoreMachine(RuleBasedStateMachine):
     @invariant()
     def everything_is_found(self) -> None:
         ids = [*self.known, "0" * 32]
-        *found, nothing = self.store.apply([Step("find", (id,)) for id in ids])
+        *found, nothing = self.store.apply([Find(id) for id in ids])
         assert nothing is None
         for delivery, known in zip(found, self.known.values(), strict=True):
             self.same(delivery, known)
 
     @invariant()
     def the_dead_are_listed(self) -> None:
-        letters = self.store.do("dead_letters", 5)
+        letters = self.store.do(DeadLetters(5))
         assert [letter.delivery.id for letter in letters] == self.dead[::-1][:5]
 
 
@@ -360,15 +375,15 @@ def message(number: int, **options: Any) -> Delivery:
     return Delivery(f"{number:032x}", "ann", "news", "[]", 60.0, **options)
 
 
-def put(store: MemoryStore, *numbers: int, **options: Any) -> list[Put]:
-    return store.apply([Step("put", (message(number, **options),)) for number in numbers])
+def put(store: MemoryStore, *numbers: int, **options: Any) -> list[Stored]:
+    return store.apply([Put(message(number, **options)) for number in numbers])
 
 
 def test_no_more_than_the_bound_is_kept() -> None:
     store = small_store(FakeClock())
     stored = [each.delivery is not None for each in put(store, *range(10))]
     assert stored == [True] * 4 + [False] * 6
-    store.do("finish", message(0).id, DeliveryState.CANCELLED)
+    store.do(Finish(message(0).id, DeliveryState.CANCELLED))
     assert put(store, 10)[0].delivery is not None
 
 
@@ -388,18 +403,18 @@ def test_what_has_ended_is_forgotten_in_time_and_when_it_gets_too_much() -> None
     put(store, 0, 1, 2)
     ids = [message(number).id for number in range(3)]
     for id in ids:
-        store.do("finish", id, DeliveryState.EXPIRED)
-    assert [store.do("find", id) is not None for id in ids] == [False, True, True]
-    assert [letter.delivery.id for letter in store.do("dead_letters", 9)] == [ids[2], ids[1]]
+        store.do(Finish(id, DeliveryState.EXPIRED))
+    assert [store.do(Find(id)) is not None for id in ids] == [False, True, True]
+    assert [letter.delivery.id for letter in store.do(DeadLetters(9))] == [ids[2], ids[1]]
     clock.now += 11.0
-    assert [store.do("find", id) for id in ids] == [None, None, None]
+    assert [store.do(Find(id)) for id in ids] == [None, None, None]
 
 
 def test_deadlines_of_what_has_ended_do_not_pile_up() -> None:
     store = small_store(FakeClock(), max_size=10**9)
     for number in range(5000):
         put(store, number)
-        store.do("finish", message(number).id, DeliveryState.CANCELLED)
+        store.do(Finish(message(number).id, DeliveryState.CANCELLED))
     assert len(store._deadlines) < 1200
 
 
@@ -407,16 +422,28 @@ def test_dead_letters_and_receipts_are_bounded_in_bytes_and_in_time() -> None:
     clock = FakeClock()
     store = small_store(clock, max_size=10**6, max_dead_letters=100, max_ended_size=4000)
     for number in range(30):
-        store.do("put", message(number)._replace(body="x" * 2000))
-        store.do("finish", message(number).id, DeliveryState.REFUSED)
-    letters = store.do("dead_letters", 100)
+        store.do(Put(message(number)._replace(body="x" * 2000)))
+        store.do(Finish(message(number).id, DeliveryState.REFUSED))
+    letters = store.do(DeadLetters(100))
     assert [letter.delivery.id for letter in letters] == [message(n).id for n in (29, 28, 27)]
-    assert sum(store.do("find", message(n).id) is not None for n in range(30)) == 9
+    assert sum(store.do(Find(message(n).id)) is not None for n in range(30)) == 9
     clock.now += 11.0
-    assert store.do("dead_letters", 100) == []
-    assert (store._size, store._ended_size, store._dead_size) == (0, 0, 0) or store.do(
-        "find", message(29).id
-    ) is None
+    assert store.do(DeadLetters(100)) == []
+    sizes = (store._size, store._ended_size, store._dead_size)
+    assert sizes == (0, 0, 0) or store.do(Find(message(29).id)) is None
+
+
+def test_an_object_that_is_not_a_step_is_an_error_of_its_own() -> None:
+    store = small_store(FakeClock())
+    stored, failure, found = store.apply([Put(message(1)), Heartbeat(1), Find(message(1).id)])
+    assert stored.delivery == found._replace(ttl=stored.delivery.ttl)
+    assert str(failure) == "an object of type Heartbeat is not a step of this store"
+    with pytest.raises(TypeError, match="of type str is not a step"):
+        store.do("find")  # type: ignore[arg-type]
+
+
+def test_a_store_in_memory_has_every_step() -> None:
+    assert set(small_store(FakeClock())._steps) == STEPS
 
 
 def test_what_is_counted_is_what_a_process_needs() -> None:
@@ -430,7 +457,7 @@ def test_what_is_counted_is_what_a_process_needs() -> None:
     tracemalloc.start()
     try:
         for each in given:
-            store.do("put", each)
+            store.do(Put(each))
         needed = tracemalloc.get_traced_memory()[0] + bodies + 300 * len(given)
     finally:
         tracemalloc.stop()

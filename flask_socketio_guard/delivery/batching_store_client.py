@@ -6,13 +6,13 @@ from _thread import RLock
 from collections import deque
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
 from ..backoff import DELIVERY_STORE
 from ..core.runtime import clock
 from ..core.supervisor import is_stopping, sleep
 from ..errors import DeliveryStoreError
-from .store import Page, Step
+from .steps import Acknowledge, FailAll, Finish, Join, Leave, Mark, Page, Put, Waiting
 from .store_client import AT_A_TIME, StoreClient
 
 if TYPE_CHECKING:
@@ -22,7 +22,11 @@ if TYPE_CHECKING:
     from ..queue.reachability import Reachability
     from ..states import DeliveryState
     from .records import Delivery
-    from .store import Put, SharedStore
+    from .steps import End, Step, Stored
+    from .store import SharedStore
+
+_T = TypeVar("_T")
+_Key: TypeAlias = tuple[object, ...]
 
 _BATCH: Final = 200  # steps
 _LONGEST_SLEEP: Final = 5.0  # seconds
@@ -34,13 +38,12 @@ _PATIENCE: Final = 3  # failures in a row until callers that wait get the error
 class _Task:
     """A step, and how its result is reported."""
 
-    kind: str
-    arguments: tuple[Any, ...]
+    step: Step[Any]
     then: Callable[[Any], object] | None = None
     event: Flag | None = None  # set for a caller that waits for the result
     result: Any = None
     is_void: bool = False
-    key: tuple[str, str] | None = None
+    key: _Key | None = None
 
 
 class BatchingStoreClient(StoreClient):
@@ -78,7 +81,7 @@ class BatchingStoreClient(StoreClient):
         self.is_refused = False
         """Whether the last steps could not be done."""
         self._tasks: deque[_Task] = deque()
-        self._pending: dict[tuple[str, str], _Task] = {}  # what may be changed, while it waits
+        self._pending: dict[_Key, _Task] = {}  # what may be changed, while it waits
         self._is_closed = False
         self._one_by_one = 0
         self._lock = RLock()  # nobody waits while holding it
@@ -87,11 +90,11 @@ class BatchingStoreClient(StoreClient):
     def __len__(self) -> int:
         return len(self._tasks)
 
-    def _ask(self, kind: str, *arguments: Any) -> Any:
+    def _ask(self, step: Step[_T]) -> _T:
         """Have a step done, and wait for what it returns; from any native thread."""
         if self._is_closed:
             raise DeliveryStoreError("the process is stopping")
-        task = _Task(kind, arguments, event=self._runtime.flag())
+        task = _Task(step, event=self._runtime.flag())
         self._add(task)
         assert task.event is not None
         if not task.event.wait(_LONGEST_WAIT):
@@ -102,11 +105,12 @@ class BatchingStoreClient(StoreClient):
             if isinstance(task.result, DeliveryStoreError):
                 error = type(task.result)
             raise error(str(task.result)) from task.result
-        return task.result
+        result: _T = task.result
+        return result
 
     def give_up(self, delivery: Delivery, state: DeliveryState) -> None:
         """Give a message up, without waiting for the store."""
-        self._note("finish", delivery.id, state, then=partial(self._over, delivery))
+        self._add(_Task(Finish(delivery.id, state), partial(self._over, delivery)))
 
     def fail_all(self, address: str, state: DeliveryState) -> None:
         """Give up all that waits for a recipient."""
@@ -116,7 +120,7 @@ class BatchingStoreClient(StoreClient):
             if len(ended) == AT_A_TIME:
                 self.fail_all(address, state)
 
-        self._note("fail_all", address, state, AT_A_TIME, then=then)
+        self._add(_Task(FailAll(address, state, AT_A_TIME), then))
 
     def sent(self, id: str) -> None:
         """Note that a message was sent."""
@@ -130,35 +134,36 @@ class BatchingStoreClient(StoreClient):
         """Note that a device has acknowledged a message."""
         attempts = 0
         with self._lock:
-            key = ("mark", delivery.id)
+            key = (Mark, delivery.id)
             mark = None if delivery.requires_all else self._pending.pop(key, None)
             if mark is not None:  # nobody needs to know any more that it was sent
-                attempts = mark.arguments[1]
+                assert isinstance(mark.step, Mark)
+                attempts = mark.step.attempts
                 mark.is_void = True
         then = partial(self._over, delivery)
-        self._note("acknowledge", delivery.id, device, attempts, then=then)
+        self._add(_Task(Acknowledge(delivery.id, device, attempts), then))
 
     def load(
         self, address: str, after: int, limit: int, max_size: int, then: Callable[[Page], None]
     ) -> None:
         """Call *then* with messages that wait for a recipient, later; of several, the last."""
         with self._lock:
-            older = self._pending.get(("waiting", address))
+            older = self._pending.get((Waiting, address))
             if older is not None:
                 older.is_void = True
-        key = ("waiting", address)
-        self._note_once(key, "waiting", address, after, limit, max_size, then=then)
+        step = Waiting(address, after, limit, max_size)
+        self._add(_Task(step, then, key=(Waiting, address)))
 
     def join(self, address: str, device: str) -> None:
         """Note that an identity has a device."""
-        self._note_once((address, device), "join", address, device)
+        self._add(_Task(Join(address, device), key=(Join, address, device)))
 
     def leave(self, address: str, device: str) -> None:
         """Note that a device is gone."""
         with self._lock:
-            joining = self._pending.pop((address, device), None)
+            joining = self._pending.pop((Join, address, device), None)
         if joining is None:
-            self._note("leave", address, device, then=self._tell)
+            self._add(_Task(Leave(address, device), self._tell))
         else:  # the store has not heard of it yet
             joining.is_void = True
 
@@ -202,33 +207,19 @@ class BatchingStoreClient(StoreClient):
 
     def _mark(self, id: str, *, attempts: int) -> None:
         with self._lock:
-            mark = self._pending.get(("mark", id))
+            mark = self._pending.get((Mark, id))
             if mark is not None:
-                mark.arguments = (id, mark.arguments[1] + attempts, attempts > 0)
+                assert isinstance(mark.step, Mark)
+                mark.step = Mark(id, mark.step.attempts + attempts, is_in_flight=attempts > 0)
                 return
-        self._note_once(("mark", id), "mark", id, attempts, attempts > 0)
-
-    def _note(
-        self, kind: str, *arguments: Any, then: Callable[[Any], object] | None = None
-    ) -> None:
-        self._add(_Task(kind, arguments, then))
-
-    def _note_once(
-        self,
-        key: tuple[str, str],
-        kind: str,
-        *arguments: Any,
-        then: Callable[[Any], object] | None = None,
-    ) -> None:
-        """Note a step that may be changed, under *key*, until it is taken to the store."""
-        task = _Task(kind, arguments, then, key=key)
-        with self._lock:
-            self._pending[key] = task
-        self._add(task)
+        step = Mark(id, attempts, is_in_flight=attempts > 0)
+        self._add(_Task(step, key=(Mark, id)))
 
     def _add(self, task: _Task) -> None:
         with self._lock:
             self._tasks.append(task)
+            if task.key is not None:
+                self._pending[task.key] = task
         if not self._work.is_set():
             self._work.set()
 
@@ -238,7 +229,7 @@ class BatchingStoreClient(StoreClient):
         if not tasks:
             return False
         try:
-            results = self._store.apply([Step(task.kind, task.arguments) for task in tasks])
+            results = self._store.apply([task.step for task in tasks])
         except DeliveryStoreError:
             self._put_back(tasks)
             raise
@@ -279,23 +270,27 @@ class BatchingStoreClient(StoreClient):
         is_failure = isinstance(result, BaseException)
         if is_failure and task.event is None:
             self._on_failure(result)
-        if is_failure and task.kind == "waiting":  # the next load tries again
+        if is_failure and isinstance(task.step, Waiting):  # the next load tries again
             is_failure, result = False, Page([], 0, has_more=False)
         try:
             if task.event is not None:
                 task.result = result
                 task.event.set()
-                if task.is_void and task.kind == "put" and not is_failure:
+                if task.is_void and isinstance(task.step, Put) and not is_failure:
                     self._stored_late(result)
             elif task.then is not None and not is_failure:
                 task.then(result)
         except BaseException as exc:  # noqa: BLE001 - the others are told all the same
             self._on_failure(exc)
 
-    def _stored_late(self, put: Put) -> None:
+    def _over(self, delivery: Delivery, end: End | None) -> None:
+        if end is not None:
+            self._on_end(end.delivery or delivery, end.is_new)
+
+    def _stored_late(self, stored: Stored) -> None:
         """See to a message whose sender was told that nobody knows whether it is stored."""
-        if put.replaced is not None:
-            self._on_end(put.replaced, True)
+        if stored.replaced is not None:
+            self._on_end(stored.replaced, True)
         self._on_unsure()
 
     def _clear_up(self, exc: DeliveryStoreError | None) -> None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ..ports import Deadlines, Timer
     from .presence import Presence
     from .records import Delivery
-    from .store import Page
+    from .steps import Page
 
     Load = Callable[[str, int, int, int, Callable[[Page], None]], None]
 

@@ -7,17 +7,37 @@ import itertools
 import time
 from _thread import RLock
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from ..core.runtime import clock as monotonic
 from ..states import DELIVERY_TRANSITIONS, DeliveryEvent, DeliveryState
 from .records import DEAD, DeadLetter, Delivery
-from .store import DeliveryStore, End, Page, Put, Step
+from .steps import (
+    Acknowledge,
+    DeadLetters,
+    End,
+    Expire,
+    FailAll,
+    Find,
+    Finish,
+    Join,
+    Leave,
+    Mark,
+    Page,
+    Put,
+    Stored,
+    Waiting,
+    not_a_step,
+)
+from .store import DeliveryStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Any
 
+    from .steps import Step
+
+_T = TypeVar("_T")
 _SENT = DELIVERY_TRANSITIONS[DeliveryState.PENDING, DeliveryEvent.SENT]
 _MANY = 64  # devices
 _RECEIPT_SIZE = 400  # bytes of one in this process, beside its address
@@ -83,48 +103,54 @@ class MemoryStore(DeliveryStore):
         self._ended_size = 0
         self._dead: dict[str, tuple[float, int, DeadLetter]] = {}  # until when, how large
         self._dead_size = 0
-        self._steps: dict[str, Callable[..., Any]] = {
-            "put": self._put,
-            "mark": self._mark,
-            "acknowledge": self._acknowledge,
-            "finish": self._finish,
-            "fail_all": self._fail_all,
-            "waiting": self._waiting,
-            "find": self._find,
-            "dead_letters": self._dead_letters,
-            "expire": self._expire,
-            "join": self._join,
-            "leave": self._leave,
+        self._steps: dict[type, Callable[..., Any]] = {
+            Put: self._put,
+            Mark: self._mark,
+            Acknowledge: self._acknowledge,
+            Finish: self._finish,
+            FailAll: self._fail_all,
+            Waiting: self._waiting,
+            Find: self._find,
+            DeadLetters: self._dead_letters,
+            Expire: self._expire,
+            Join: self._join,
+            Leave: self._leave,
         }
 
     def __len__(self) -> int:
         return len(self._open)
 
-    def apply(self, steps: Sequence[Step]) -> list[Any]:
-        """Do *steps*; see :class:`~.store.Step`."""
+    def apply(self, steps: Sequence[Step[Any]]) -> list[Any]:
+        """Do *steps*; see :class:`~.store.DeliveryStore`."""
         results: list[Any] = []
         with self._lock:
             for step in steps:
                 try:
-                    results.append(self._steps[step.kind](*step.arguments))
+                    results.append(self.do(step))
                 except Exception as exc:  # noqa: BLE001 - it belongs to its own step
                     results.append(exc)
         return results
 
-    def do(self, kind: str, *arguments: Any) -> Any:
-        """Do one step; see :class:`~.store.Step`."""
+    def do(self, step: Step[_T]) -> _T:
+        """Do one step; return what it returns."""
+        try:
+            method = self._steps[type(step)]
+        except KeyError:
+            raise not_a_step(step) from None
         with self._lock:
-            return self._steps[kind](*arguments)
+            result: _T = method(step)
+            return result
 
     def close(self) -> None:
         """Do nothing: there is nothing to let go of."""
 
     # The steps
 
-    def _put(self, delivery: Delivery) -> Put:
+    def _put(self, step: Put) -> Stored:
+        delivery = step.delivery
         id = delivery.id
         if id in self._open or id in self._ended or id in self._dead:
-            return Put(self._find(delivery.id))
+            return Stored(self._known(id))
         address, size = delivery.address, delivery.size
         key = None if delivery.key is None else (address, delivery.key)
         older = None if key is None else self._by_key.get(key)
@@ -132,7 +158,7 @@ class MemoryStore(DeliveryStore):
         if older is not None:
             count, used = count - 1, used - self._open[older].size
         if count > self._max_messages or used > self._max_size:
-            return Put(None)
+            return Stored(None)
         replaced = None if older is None else self._end(older, DeliveryState.REPLACED)
         delivery = delivery.numbered(next(self._numbers))
         entry = _Entry(delivery, address, size, self._clock() + delivery.ttl)
@@ -142,18 +168,19 @@ class MemoryStore(DeliveryStore):
         if key is not None:
             self._by_key[key] = delivery.id
         heapq.heappush(self._deadlines, (entry.deadline, delivery.number, delivery.id))
-        return Put(delivery, replaced)
+        return Stored(delivery, replaced)
 
-    def _mark(self, id: str, attempts: int, is_in_flight: bool) -> None:
-        entry = self._open.get(id)
+    def _mark(self, step: Mark) -> None:
+        entry = self._open.get(step.id)
         if entry is not None:
-            entry.attempts += attempts
-            entry.state = _SENT if is_in_flight else _RETURNED
+            entry.attempts += step.attempts
+            entry.state = _SENT if step.is_in_flight else _RETURNED
 
-    def _acknowledge(self, id: str, device: str, attempts: int) -> End | None:
+    def _acknowledge(self, step: Acknowledge) -> End | None:
+        id, device, attempts = step
         entry = self._open.get(id)
         if entry is None:
-            return End(self._find(id), is_new=False)
+            return End(self._known(id), is_new=False)
         entry.attempts += attempts
         if entry.delivery.requires_all:
             if len(entry.acknowledged) >= _MANY:  # those that have left do not count
@@ -163,15 +190,18 @@ class MemoryStore(DeliveryStore):
                 return None
         return End(self._end(id, DeliveryState.DELIVERED), is_new=True)
 
-    def _finish(self, id: str, state: DeliveryState) -> End:
+    def _finish(self, step: Finish) -> End:
+        id, state = step
         if id not in self._open:
-            return End(self._find(id), is_new=False)
+            return End(self._known(id), is_new=False)
         return End(self._end(id, state), is_new=True)
 
-    def _fail_all(self, address: str, state: DeliveryState, limit: int) -> list[Delivery]:
-        return [self._end(id, state) for id in list(self._mailboxes.get(address, ()))[:limit]]
+    def _fail_all(self, step: FailAll) -> list[Delivery]:
+        ids = list(self._mailboxes.get(step.address, ()))[: step.limit]
+        return [self._end(id, step.state) for id in ids]
 
-    def _waiting(self, address: str, after: int, limit: int, max_size: int) -> Page:
+    def _waiting(self, step: Waiting) -> Page:
+        address, after, limit, max_size = step
         entries = self._mailboxes.get(address, {}).values()
         behind = (entry for entry in entries if entry.delivery.number > after)
         found: list[Delivery] = []
@@ -183,29 +213,18 @@ class MemoryStore(DeliveryStore):
             found.append(self._snapshot(entry))
         return Page(found, found[-1].number if found else 0, len(found) == limit)
 
-    def _find(self, id: str) -> Delivery | None:
-        entry = self._open.get(id)
-        if entry is not None:
-            return self._snapshot(entry)
-        now = self._clock()
-        self._forget_ended(now)
-        self._forget_dead(now)
-        ended = self._ended.get(id)
-        if ended is not None:
-            return Delivery.ended(id, *ended[1:5], DeliveryState(ended[5]))
-        if id not in self._dead:
-            return None
-        dead = self._dead[id][2].delivery
-        return Delivery.ended(id, dead.address, dead.event, dead.number, dead.attempts, dead.state)
+    def _find(self, step: Find) -> Delivery | None:
+        return self._known(step.id)
 
-    def _dead_letters(self, limit: int) -> list[DeadLetter]:
+    def _dead_letters(self, step: DeadLetters) -> list[DeadLetter]:
         self._forget_dead(self._clock())
-        return [letter for *_, letter in itertools.islice(reversed(self._dead.values()), limit)]
+        newest_first = reversed(self._dead.values())
+        return [letter for *_, letter in itertools.islice(newest_first, step.limit)]
 
-    def _expire(self, limit: int) -> list[Delivery]:
+    def _expire(self, step: Expire) -> list[Delivery]:
         expired: list[Delivery] = []
         now = self._clock()
-        while self._deadlines and self._deadlines[0][0] <= now and len(expired) < limit:
+        while self._deadlines and self._deadlines[0][0] <= now and len(expired) < step.limit:
             id = heapq.heappop(self._deadlines)[2]
             if id in self._open:
                 expired.append(self._end(id, DeliveryState.EXPIRED))
@@ -213,10 +232,11 @@ class MemoryStore(DeliveryStore):
         self._forget_dead(now)
         return expired
 
-    def _join(self, address: str, device: str) -> None:
-        self._devices.setdefault(address, set()).add(device)
+    def _join(self, step: Join) -> None:
+        self._devices.setdefault(step.address, set()).add(step.device)
 
-    def _leave(self, address: str, device: str) -> list[Delivery]:
+    def _leave(self, step: Leave) -> list[Delivery]:
+        address, device = step
         devices = self._devices.get(address)
         if devices is None or device not in devices:
             return []
@@ -231,6 +251,22 @@ class MemoryStore(DeliveryStore):
         return [self._end(id, DeliveryState.DELIVERED) for id in complete]
 
     # What they have in common
+
+    def _known(self, id: str) -> Delivery | None:
+        """Return a message as it is now; ``None`` if it ended too long ago."""
+        entry = self._open.get(id)
+        if entry is not None:
+            return self._snapshot(entry)
+        now = self._clock()
+        self._forget_ended(now)
+        self._forget_dead(now)
+        ended = self._ended.get(id)
+        if ended is not None:
+            return Delivery.ended(id, *ended[1:5], DeliveryState(ended[5]))
+        if id not in self._dead:
+            return None
+        dead = self._dead[id][2].delivery
+        return Delivery.ended(id, dead.address, dead.event, dead.number, dead.attempts, dead.state)
 
     def _have_all(self, entry: _Entry) -> bool:
         devices = self._devices.get(entry.address, set())

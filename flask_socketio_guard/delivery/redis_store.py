@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import contextmanager
-from functools import partial
-from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final
 
 from ..core.runtime import clock
 from ..errors import ConfigError, DeliveryFormatError, DeliveryStoreError
-from ..states import DeliveryState
-from ..telemetry.records import logger
-from .records import DEAD, DeadLetter, Delivery
 from .redis_client import Driver, describe
+from .redis_format import read_change
 from .redis_script import SCRIPT
-from .store import Changes, End, Page, Put, SharedStore
+from .steps import SHARED_STEPS, Heartbeat, Put, Reap, not_a_step
+from .store import Changes, SharedStore
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
-    from .store import Step
-
-_PENDING, _IN_FLIGHT = DeliveryState.PENDING, DeliveryState.IN_FLIGHT
-
-_T = TypeVar("_T")
+    from .records import Delivery
+    from .steps import Step
 
 VERSION: Final = b"2"
 """Of how messages are kept in Redis."""
@@ -38,11 +32,7 @@ _MAX_UNCERTAINTY = 0.2  # seconds; a reading that took longer is discarded
 _PATIENCE = 2  # leases after which a process that says nothing is taken for dead
 _BATCH = 200  # steps in one go: a script keeps everybody else waiting
 
-# Bytes that Redis 6 needs for a message and for a receipt, beside the texts in them.
-_MESSAGE_SIZE = 750
-_SIZE_OF_KEY = 100
-_SIZE_OF_ALL = 400  # of what tells whether all devices have it
-_RECEIPT_SIZE = 150
+_RECEIPT_SIZE = 150  # bytes that Redis 6 needs for one, beside the texts in it
 
 
 class RedisStore(SharedStore):
@@ -111,8 +101,8 @@ class RedisStore(SharedStore):
         self._news_count = 0
         self._clocks: tuple[float, float] | None = None
 
-    def apply(self, steps: Sequence[Step]) -> list[Any]:
-        """Do *steps*; see :class:`~.store.Step`."""
+    def apply(self, steps: Sequence[Step[Any]]) -> list[Any]:
+        """Do *steps*; see :class:`~.store.DeliveryStore`."""
         results: list[Any] = []
         with self._translated():
             self._check_version()
@@ -120,18 +110,21 @@ class RedisStore(SharedStore):
                 results += self._apply(steps[start : start + _BATCH])
         return results
 
-    def _apply(self, steps: Sequence[Step]) -> list[Any]:
+    def _apply(self, steps: Sequence[Step[Any]]) -> list[Any]:
         results: list[Any] = []
-        words: list[str | bytes] = []
+        words: list[bytes] = []
         has_put = False
         for step in steps:
+            if type(step) not in SHARED_STEPS:
+                results.append(not_a_step(step))
+                continue
             try:
-                words += self._words(step)
-            except ValueError as exc:  # UTF-8 cannot hold it
+                words += step.words()
+            except Exception as exc:  # noqa: BLE001 - it belongs to its own step
                 results.append(exc)
             else:
                 results.append(None)
-                has_put = has_put or step.kind == "put"
+                has_put = has_put or isinstance(step, Put)
         if not words:
             return results
         arguments = [*self._head, str(int(has_put)), *words]
@@ -139,43 +132,19 @@ class RedisStore(SharedStore):
         errors = dict(zip(failures[::2], failures[1::2], strict=True))
         answers = iter(enumerate(found))
         for place, step in enumerate(steps):
-            if results[place] is None:
-                number, answer = next(answers)
-                error = errors.get(number)
-                results[place] = _result(step, answer) if error is None else _failure(error)
+            if results[place] is not None:
+                continue
+            number, answer = next(answers)
+            if number in errors:
+                results[place] = _failure(errors[number])
+                continue
+            try:
+                results[place] = step.read(answer)
+            except DeliveryFormatError as exc:
+                results[place] = exc
+            except (ValueError, TypeError, AttributeError, IndexError):
+                results[place] = DeliveryFormatError("what is in the store cannot be read")
         return results
-
-    def _words(self, step: Step) -> list[bytes]:
-        """Return what the script is told for a step: its kind, how many words follow, and these.
-
-        Raises:
-            UnicodeEncodeError: UTF-8 cannot hold it.
-        """
-        kind, arguments = step
-        words: tuple[object, ...] = arguments
-        if kind == "put":
-            delivery: Delivery = arguments[0]
-            address, text = delivery.address, delivery.to_json()
-            key = "" if delivery.key is None else json.dumps([address, delivery.key])
-            words = (
-                delivery.id,
-                text,
-                address,
-                delivery.event,
-                key,
-                int(delivery.requires_all),
-                delivery.ttl,
-                _size(delivery, text, address, key),
-            )
-        elif kind == "mark":
-            id, attempts, is_in_flight = arguments
-            words = (id, attempts, (_IN_FLIGHT if is_in_flight else _PENDING).value)
-        elif kind in ("finish", "fail_all"):
-            what, state, *limit = arguments
-            words = (what, state.value, int(state in DEAD), *limit)
-        elif kind in ("join", "leave"):
-            words = (*arguments, json.dumps(arguments))
-        return [str(word).encode() for word in (kind, len(words), *words)]
 
     def _check_version(self) -> None:
         if self._is_checked:
@@ -214,8 +183,14 @@ class RedisStore(SharedStore):
             count = _count(fields)
             is_complete = is_complete and count == self._news_count + 1
             self._news_at, self._news_count = entry_id, count
-            if fields.get(b"host") != self._own_host:
-                is_complete = _add_changes(changes, fields.get(b"what", b"")) and is_complete
+            if fields.get(b"host") == self._own_host:
+                continue
+            change = read_change(fields.get(b"what", b""))
+            if change is None:
+                is_complete = False
+            else:
+                changes.stored.extend(change[0])
+                changes.ended.extend(change[1])
         return changes if is_complete else None
 
     def _has_been_emptied(self, stream: str) -> bool:
@@ -225,7 +200,7 @@ class RedisStore(SharedStore):
 
     def heartbeat(self) -> bool:
         """Say that this process lives; see :class:`~.store.SharedStore`."""
-        return not self.do("heartbeat", _ms(_PATIENCE * self._lease))
+        return not self.do(Heartbeat(_ms(_PATIENCE * self._lease)))
 
     def lead(self) -> bool:
         """Say whether this process leads; see :class:`~.store.SharedStore`."""
@@ -269,7 +244,7 @@ class RedisStore(SharedStore):
         with self._translated():
             for name in self._redis.smembers(self._prefix + "hosts"):
                 while True:
-                    ended, count = self.do("reap", name.decode(), _BATCH)
+                    ended, count = self.do(Reap(name.decode(), _BATCH))
                     forgotten += ended
                     if not count:
                         break
@@ -315,122 +290,6 @@ def _order(entry_id: Any) -> tuple[int, ...]:
     return tuple(int(part) for part in entry_id.split(b"-"))
 
 
-def _size(delivery: Delivery, text: str, address: str, key: str) -> int:
-    """Return about how many bytes of Redis a message takes; rather too many than too few."""
-    size = _MESSAGE_SIZE + len(text)  # which is ASCII
-    size += 3 * len(address.encode()) + len(delivery.event.encode()) + 2 * len(key)
-    return size + _SIZE_OF_KEY * bool(key) + _SIZE_OF_ALL * delivery.requires_all
-
-
 def _failure(error: bytes) -> DeliveryStoreError:
     """Return what a step raises that Redis could not do."""
     return DeliveryStoreError(error.decode(errors="replace").splitlines()[0][:200])
-
-
-def _read(snapshot: Any) -> Delivery:
-    body, number, attempts, state, left = snapshot[:5]
-    try:
-        return Delivery.from_json(
-            body,
-            ttl=max(0.0, float(left)),
-            number=int(number),
-            attempts=int(attempts),
-            state=DeliveryState(cast("bytes", state).decode()),
-        )
-    except (ValueError, TypeError) as exc:
-        raise DeliveryFormatError("a message in the store cannot be read") from exc
-
-
-def _result(step: Step, found: Any) -> Any:
-    """Return what a step returns, as the script says it; an error, if that cannot be read."""
-    try:
-        return _read_result(step, found)
-    except DeliveryFormatError as exc:
-        return exc
-    except (ValueError, TypeError, AttributeError, IndexError):
-        return DeliveryFormatError("what is in the store cannot be read")
-
-
-def _read_result(step: Step, found: Any) -> Any:
-    kind = step.kind
-    if kind == "put":
-        is_open, stored, replaced = found
-        if isinstance(stored, int):
-            stored = step.arguments[0].numbered(stored)
-        elif stored:
-            stored = _read(stored) if is_open else _ended(stored)
-        return Put(stored or None, _ended(replaced) if replaced else None)
-    if kind in ("acknowledge", "finish"):
-        if found is None:  # others lack it
-            return None
-        is_new, ended = found
-        return End(_ended(ended) if ended else None, is_new=bool(is_new))
-    if kind in ("expire", "leave", "fail_all"):
-        return _all_ended(found)
-    if kind == "reap":
-        return _all_ended(found[0]), found[1]
-    if kind == "waiting":
-        read = (_readable(partial(_read, snapshot)) for snapshot in found[0])
-        deliveries = [delivery for delivery in read if delivery is not None]
-        return Page(deliveries, int(found[1]), bool(found[2]))
-    if kind == "find":
-        is_open, one = found
-        if not one:
-            return None
-        return _read(one) if is_open else _ended(one)
-    if kind == "dead_letters":
-        letters = (_readable(partial(_letter, snapshot)) for snapshot in found)
-        return [letter for letter in letters if letter is not None]
-    return found if kind == "heartbeat" else None
-
-
-def _letter(snapshot: Any) -> DeadLetter:
-    return DeadLetter(_read([*snapshot[:4], b"0"]), float(snapshot[5]))
-
-
-def _all_ended(found: Any) -> list[Delivery]:
-    read = (_readable(partial(_ended, each)) for each in found)
-    return [ended for ended in read if ended is not None]
-
-
-def _readable(read: Callable[[], _T]) -> _T | None:
-    """Return what *read* does; ``None`` for what this version did not write, which stays."""
-    try:
-        return read()
-    except (DeliveryFormatError, ValueError, TypeError) as exc:
-        logger.error("a record in the delivery store was skipped: %s", exc)
-        return None
-
-
-def _ended(found: Any) -> Delivery:
-    """Return a message that has ended, with a body only if it is dead."""
-    id, address, event, number, attempts, state, *body = (
-        each.decode() if isinstance(each, bytes) else str(each) for each in found
-    )
-    ended = Delivery.ended(id, address, event, int(number), int(attempts), DeliveryState(state))
-    if body:
-        known = _readable(partial(_body_of, body[0], ended))
-        return ended if known is None else known
-    return ended
-
-
-def _body_of(text: str, ended: Delivery) -> Delivery:
-    return Delivery.from_json(
-        text, ttl=0.0, number=ended.number, attempts=ended.attempts, state=ended.state
-    )
-
-
-def _add_changes(changes: Changes, what: bytes) -> bool:
-    """Add what one entry of the change feed says; say whether it can be read."""
-    try:
-        stored, ended = json.loads(what)
-        deliveries = [_ended(words) for words in ended]
-        changes.stored.extend(address for address in stored if isinstance(address, str))
-        changes.ended.extend(deliveries)
-    except (ValueError, TypeError, RecursionError) as exc:
-        logger.error(
-            "an unreadable entry of the change feed in the delivery store was skipped (%s)",
-            type(exc).__name__,
-        )
-        return False
-    return True

@@ -3,50 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from .records import Delivery
+    from .steps import Step
 
-
-class Put(NamedTuple):
-    """What became of a message that was to be stored.
-
-    Attributes:
-        delivery: It, with its number; ``None`` if the store is full.
-        replaced: The message whose place it took, if any.
-    """
-
-    delivery: Delivery | None
-    replaced: Delivery | None = None
-
-
-class End(NamedTuple):
-    """That a message has ended.
-
-    Attributes:
-        delivery: It, as it ended; ``None`` if nothing is known of it any more.
-        is_new: Whether it ended by this step.
-    """
-
-    delivery: Delivery | None
-    is_new: bool
-
-
-class Page(NamedTuple):
-    """Some of the messages that wait for a recipient.
-
-    Attributes:
-        deliveries: By number; without those that this version cannot read.
-        last: Number of the last one that was looked at; 0 if there was none.
-        has_more: Whether there may be others behind it.
-    """
-
-    deliveries: list[Delivery]
-    last: int
-    has_more: bool
+_T = TypeVar("_T")
 
 
 class Changes(NamedTuple):
@@ -61,44 +26,6 @@ class Changes(NamedTuple):
     ended: list[Delivery]
 
 
-class Step(NamedTuple):
-    """One thing to be done by a store, wholly or not at all.
-
-    An *address* is that of a recipient in a namespace, :func:`~.records.address_of`.
-
-    ====================================== ============================================
-    kind and arguments                     what it does and returns
-    ====================================== ============================================
-    ``put``, delivery                      Stores it, unless it is stored: :class:`Put`.
-    ``mark``, id, attempts, is_in_flight   Notes that it was sent so many times more, and
-                                           whether somebody has it now: ``None``.
-    ``acknowledge``, id, device, attempts  Adds to the attempts, notes that a device has
-                                           it: :class:`End`; ``None`` if others lack it.
-    ``finish``, id, state                  Ends it, unless it had ended: :class:`End`.
-    ``fail_all``, address, state, limit     Ends those that wait there: a list of them.
-    ``waiting``, address, after, limit,    Those that have not ended, by number, from
-    max_size                               the first above *after* on, of *max_size*
-                                           bytes, about, or one of any: :class:`Page`.
-    ``find``, id                           Returns the message, an ended one too, for
-                                           as long as it is kept.
-    ``dead_letters``, limit                Returns the newest :class:`~.records.DeadLetter`,
-                                           newest first: a list.
-    ``expire``, limit                      Ends those whose deadline has passed, the
-                                           earliest first: a list of them.
-    ``join``, address, device              Notes that an identity has a device: ``None``.
-    ``leave``, address, device             Notes that a device is gone; returns a list of
-                                           the messages that all others have acknowledged.
-    ====================================== ============================================
-
-    A message that requires all is acknowledged once at least one device has done so, and
-    every device that its recipient has by then. What ends as one of
-    :data:`~.records.DEAD` becomes a dead letter, and is returned with its body.
-    """
-
-    kind: str
-    arguments: tuple[Any, ...]
-
-
 class DeliveryStore(ABC):
     """Keeps messages until they are acknowledged or given up.
 
@@ -107,23 +34,25 @@ class DeliveryStore(ABC):
 
     Every method may raise :class:`~flask_socketio_guard.errors.DeliveryStoreError` if the store
     does not answer; then it is not known which steps were done, and all of them may be tried
-    again. A method does not do
-    so by itself: what ends by a step whose answer is lost has to be looked up.
+    again. A method does not retry by itself: the end of a message by a step whose answer is lost
+    has to be looked up.
     """
 
     is_shared: bool = False
     """Whether other processes use it too; then it is a :class:`SharedStore`."""
 
     @abstractmethod
-    def apply(self, steps: Sequence[Step]) -> list[Any]:
+    def apply(self, steps: Sequence[Step[Any]]) -> list[Any]:
         """Do *steps* in order; return what each returns, or the exception that it raises.
 
-        An error belongs to its own step: the others are done all the same.
+        An error belongs to its own step, the others are done all the same: a
+        ``UnicodeEncodeError`` to one with a text that the store cannot represent, a ``TypeError``
+        to an object that is not one of :data:`~.steps.STEPS`.
         """
 
-    def do(self, kind: str, *arguments: Any) -> Any:
+    def do(self, step: Step[_T]) -> _T:
         """Do one step; return what it returns."""
-        result = self.apply([Step(kind, arguments)])[0]
+        result: _T = self.apply([step])[0]
         if isinstance(result, Exception):
             raise result
         return result

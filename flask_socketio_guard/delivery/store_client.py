@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from .steps import (
+    Acknowledge,
+    DeadLetters,
+    Expire,
+    FailAll,
+    Find,
+    Finish,
+    Join,
+    Leave,
+    Mark,
+    Put,
+    Waiting,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ..states import DeliveryState
     from .records import DeadLetter, Delivery
-    from .store import DeliveryStore, End, Page, Put
+    from .steps import Page, Step, Stored
+    from .store import DeliveryStore
 
+_T = TypeVar("_T")
 
 AT_A_TIME: Final = 1000
 """Messages that are given up in one go."""
@@ -32,7 +48,7 @@ class StoreClient(ABC):
         self._on_end = on_end
 
     @abstractmethod
-    def _ask(self, kind: str, *arguments: Any) -> Any:
+    def _ask(self, step: Step[_T]) -> _T:
         """Have a step done, and return what it returns."""
 
     @abstractmethod
@@ -59,7 +75,7 @@ class StoreClient(ABC):
     def load(
         self, address: str, after: int, limit: int, max_size: int, then: Callable[[Page], None]
     ) -> None:
-        """Call *then* with messages that wait for a recipient; see :class:`~.store.Step`."""
+        """Call *then* with messages that wait for a recipient; see :class:`~.steps.Waiting`."""
 
     @abstractmethod
     def join(self, address: str, device: str) -> None:
@@ -69,33 +85,27 @@ class StoreClient(ABC):
     def leave(self, address: str, device: str) -> None:
         """Note that a device is gone."""
 
-    def put(self, delivery: Delivery) -> Put:
-        """Store a message, and wait until it is; see :class:`~.store.Put`."""
-        put: Put = self._ask("put", delivery)
-        if put.replaced is not None:
-            self._on_end(put.replaced, True)
-        return put
+    def put(self, delivery: Delivery) -> Stored:
+        """Store a message, and wait until it is stored."""
+        stored = self._ask(Put(delivery))
+        if stored.replaced is not None:
+            self._on_end(stored.replaced, True)
+        return stored
 
     def find(self, id: str) -> Delivery | None:
         """Return a message by its id."""
-        found: Delivery | None = self._ask("find", id)
-        return found
+        return self._ask(Find(id))
 
     def dead_letters(self, limit: int) -> list[DeadLetter]:
         """Return the newest dead letters, newest first."""
-        letters: list[DeadLetter] = self._ask("dead_letters", limit)
-        return letters
+        return self._ask(DeadLetters(limit))
 
     def end(self, id: str, state: DeliveryState) -> bool:
         """Give a message up; say whether it had not ended before."""
-        end: End = self._ask("finish", id, state)
+        end = self._ask(Finish(id, state))
         if end.delivery is not None:
             self._on_end(end.delivery, end.is_new)
         return end.is_new
-
-    def _over(self, delivery: Delivery, end: End | None) -> None:
-        if end is not None:
-            self._on_end(end.delivery or delivery, end.is_new)
 
     def _tell(self, ended: list[Delivery]) -> None:
         for delivery in ended:
@@ -112,16 +122,23 @@ class DirectStoreClient(StoreClient):
 
     def __init__(self, store: DeliveryStore, *, on_end: Callable[[Delivery, bool], None]) -> None:
         super().__init__(on_end)
-        self._do: Callable[..., Any] = store.do
-        self._sent: dict[str, int] = {}  # attempts that the store has not been told of
+        self._do = store.do
+        self._sent: dict[str, int] = {}  # attempts that the store does not know of
 
-    def _ask(self, kind: str, *arguments: Any) -> Any:
-        if kind != "put" and self._sent:
+    def _ask(self, step: Step[_T]) -> _T:
+        if self._sent:
             for id in list(self._sent):
                 attempts = self._sent.pop(id, 0)
                 if attempts:
-                    self._do("mark", id, attempts, True)
-        return self._do(kind, *arguments)
+                    self._do(Mark(id, attempts, is_in_flight=True))
+        return self._do(step)
+
+    def put(self, delivery: Delivery) -> Stored:
+        """Store a message."""
+        stored = self._do(Put(delivery))  # which shows the attempts of no other message
+        if stored.replaced is not None:
+            self._on_end(stored.replaced, True)
+        return stored
 
     def give_up(self, delivery: Delivery, state: DeliveryState) -> None:
         """Give a message up, without waiting for the store."""
@@ -129,7 +146,7 @@ class DirectStoreClient(StoreClient):
 
     def fail_all(self, address: str, state: DeliveryState) -> None:
         """Give up all that waits for a recipient."""
-        while ended := self._ask("fail_all", address, state, AT_A_TIME):
+        while ended := self._ask(FailAll(address, state, AT_A_TIME)):
             self._tell(ended)
 
     def sent(self, id: str) -> None:
@@ -139,32 +156,33 @@ class DirectStoreClient(StoreClient):
 
     def returned(self, id: str) -> None:
         """Note that nobody has a message at present."""
-        self._do("mark", id, self._sent.pop(id, 0), False)
+        self._do(Mark(id, self._sent.pop(id, 0), is_in_flight=False))
 
     def acknowledged(self, delivery: Delivery, device: str) -> None:
         """Note that a device has acknowledged a message."""
         attempts = self._sent.pop(delivery.id, 0)
         if attempts and delivery.requires_all:
-            self._do("mark", delivery.id, attempts, True)
+            self._do(Mark(delivery.id, attempts, is_in_flight=True))
             attempts = 0
-        end: End | None = self._do("acknowledge", delivery.id, device, attempts)
-        self._over(delivery, end)
+        end = self._do(Acknowledge(delivery.id, device, attempts))
+        if end is not None:
+            self._on_end(end.delivery or delivery, end.is_new)
 
     def load(
         self, address: str, after: int, limit: int, max_size: int, then: Callable[[Page], None]
     ) -> None:
         """Call *then* with messages that wait for a recipient."""
-        then(self._ask("waiting", address, after, limit, max_size))
+        then(self._ask(Waiting(address, after, limit, max_size)))
 
     def join(self, address: str, device: str) -> None:
         """Note that an identity has a device."""
-        self._ask("join", address, device)
+        self._ask(Join(address, device))
 
     def leave(self, address: str, device: str) -> None:
         """Note that a device is gone."""
-        self._tell(self._ask("leave", address, device))
+        self._tell(self._ask(Leave(address, device)))
 
     def expire(self) -> None:
         """Give up what has expired."""
-        while expired := self._ask("expire", AT_A_TIME):
+        while expired := self._ask(Expire(AT_A_TIME)):
             self._tell(expired)

@@ -8,6 +8,7 @@ from ..backoff import DELIVERY_STORE
 from ..core.runtime import clock
 from ..core.supervisor import is_stopping, sleep
 from ..errors import DeliveryStoreError
+from .steps import Expire
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -122,6 +123,6 @@ class StoreSync:
             for delivery in self._store.reap_dead_processes():
                 self._on_end(delivery, True)
             self._next_reap_at = clock() + self._lease
-        while expired := self._store.do("expire", _EXPIRED_AT_A_TIME):
+        while expired := self._store.do(Expire(_EXPIRED_AT_A_TIME)):
             for delivery in expired:
                 self._on_end(delivery, True)

@@ -29,7 +29,23 @@ if TYPE_CHECKING:
 
     from typing_extensions import assert_type
 
+    from flask_socketio_guard.delivery.records import Delivery
+    from flask_socketio_guard.delivery.steps import (
+        Acknowledge,
+        DeadLetters,
+        End,
+        Expire,
+        Find,
+        Finish,
+        Mark,
+        Page,
+        Put,
+        Stored,
+        Waiting,
+    )
+    from flask_socketio_guard.delivery.store import DeliveryStore
     from flask_socketio_guard.signals import Failure
+    from flask_socketio_guard.states import DeliveryState
 
 app = Flask(__name__)
 socketio = SocketIO(app)
@@ -143,6 +159,20 @@ if TYPE_CHECKING:
         assert_type(guard.drain(), bool)
         assert_type(guard.listener_state, ListenerState)
         assert_type(guard.counters, dict[str, int])
+
+    def steps(store: DeliveryStore, delivery: Delivery) -> None:
+        """A step of a delivery store says what it returns."""
+        assert_type(store.do(Put(delivery)), Stored)
+        assert_type(store.do(Acknowledge(delivery.id, "sid", 1)), End | None)
+        assert_type(store.do(Finish(delivery.id, DeliveryState.CANCELLED)), End)
+        assert_type(store.do(Waiting("/,ann", after=0, limit=10, max_size=1000)), Page)
+        assert_type(store.do(Find(delivery.id)), Delivery | None)
+        assert_type(store.do(DeadLetters(10)), list[DeadLetter])
+        assert_type(store.do(Expire(limit=10)), list[Delivery])
+        assert_type(store.apply([Find(delivery.id), Expire(10)]), list[Any])
+        Mark(delivery.id, 1)  # type: ignore[call-arg]
+        Finish(delivery.id, "cancelled")  # type: ignore[arg-type]
+        store.do("find", delivery.id)  # type: ignore[call-arg, arg-type]
 
     def mistakes() -> None:
         """Each of these would fail when the application runs."""

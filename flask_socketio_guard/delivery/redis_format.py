@@ -1,0 +1,113 @@
+"""Messages in Redis: how those that the store's script returns are read, and what they take."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
+
+from ..errors import DeliveryFormatError
+from ..states import DeliveryState
+from ..telemetry.records import logger
+from .records import DeadLetter, Delivery
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+T = TypeVar("T")
+
+# Bytes that Redis 6 needs for a message, beside the texts in it.
+_MESSAGE_SIZE: Final = 750
+_SIZE_OF_KEY: Final = 100
+_SIZE_OF_ALL: Final = 400  # of the set of devices that have acknowledged it
+
+
+def size_in_redis(delivery: Delivery, text: str, address: str, key: str) -> int:
+    """Return about how many bytes of Redis a message takes; rather too many than too few."""
+    size = _MESSAGE_SIZE + len(text)  # which is ASCII
+    size += 3 * len(address.encode()) + len(delivery.event.encode()) + 2 * len(key)
+    return size + _SIZE_OF_KEY * bool(key) + _SIZE_OF_ALL * delivery.requires_all
+
+
+def read_message(snapshot: Any) -> Delivery:
+    """Return a message with its body.
+
+    Args:
+        snapshot: Its text, number, attempts, state and the seconds until it expires.
+
+    Raises:
+        DeliveryFormatError: It is of another version, or somebody else's.
+    """
+    text, number, attempts, state, left = snapshot[:5]
+    try:
+        return Delivery.from_json(
+            text,
+            ttl=max(0.0, float(left)),
+            number=int(number),
+            attempts=int(attempts),
+            state=DeliveryState(cast("bytes", state).decode()),
+        )
+    except (ValueError, TypeError) as exc:
+        raise DeliveryFormatError("a message in the store cannot be read") from exc
+
+
+def read_letter(snapshot: Any) -> DeadLetter:
+    """Return a dead letter; *snapshot* is as in :func:`read_message`, and when it died."""
+    return DeadLetter(read_message([*snapshot[:4], b"0"]), float(snapshot[5]))
+
+
+def read_ended(receipt: Any) -> Delivery:
+    """Return a message that has ended, with a body only if it is a dead letter.
+
+    Args:
+        receipt: Its id, address, event, number, attempts, state, and its text if it has one.
+    """
+    id, address, event, number, attempts, state, *text = (
+        each.decode() if isinstance(each, bytes) else str(each) for each in receipt
+    )
+    ended = Delivery.ended(id, address, event, int(number), int(attempts), DeliveryState(state))
+    if not text:
+        return ended
+    whole = readable(partial(_with_body, ended), text)
+    return whole[0] if whole else ended
+
+
+def read_all_ended(receipts: Any) -> list[Delivery]:
+    """Return the messages that have ended, without those that this version cannot read."""
+    return readable(read_ended, receipts)
+
+
+def read_change(text: bytes) -> tuple[list[str], list[Delivery]] | None:
+    """Read one entry of the change feed.
+
+    Returns:
+        The addresses for which messages were stored, and the messages that have ended; ``None``
+        if it cannot be read, which is logged.
+    """
+    try:
+        stored, ended = json.loads(text)
+        deliveries = [read_ended(receipt) for receipt in ended]
+        return [address for address in stored if isinstance(address, str)], deliveries
+    except (ValueError, TypeError, RecursionError) as exc:
+        logger.error(
+            "an unreadable entry of the change feed in the delivery store was skipped (%s)",
+            type(exc).__name__,
+        )
+        return None
+
+
+def readable(read: Callable[[Any], T], records: Iterable[Any]) -> list[T]:
+    """Return what *read* makes of *records*, without those that this version did not write."""
+    found: list[T] = []
+    for record in records:
+        try:
+            found.append(read(record))
+        except (DeliveryFormatError, ValueError, TypeError) as exc:
+            logger.error("a record in the delivery store was skipped: %s", exc)
+    return found
+
+
+def _with_body(ended: Delivery, text: str) -> Delivery:
+    return Delivery.from_json(
+        text, ttl=0.0, number=ended.number, attempts=ended.attempts, state=ended.state
+    )
