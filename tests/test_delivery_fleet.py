@@ -10,7 +10,7 @@ from flask_socketio_guard.core.supervisor import Restart, RestartPolicy, Supervi
 from flask_socketio_guard.delivery.records import Delivery
 from flask_socketio_guard.delivery.steps import Expire
 from flask_socketio_guard.delivery.store import Changes
-from flask_socketio_guard.delivery.sync import StoreSync
+from flask_socketio_guard.delivery.sync import ChangeFeed, ExpiryLeader, Gap
 from flask_socketio_guard.errors import DeliveryStoreError
 from tests.support import unit_support
 from tests.support.unit_support import wait_for
@@ -61,7 +61,7 @@ class FakeStore:
 
 
 class Running:
-    """A fleet whose tasks run."""
+    """A feed and a leader whose tasks run."""
 
     def __init__(self, runtime: Runtime) -> None:
         self.runtime = runtime
@@ -69,20 +69,30 @@ class Running:
         self.told: list[Any] = []
         self.gap_failures = 0
         self.answers: list[bool] = []
-        self.fleet = StoreSync(
+        self.gap = Gap(self._look_again)
+        self.feed = ChangeFeed(
             runtime,
             self.store,  # type: ignore[arg-type]
-            lease=0.0,
+            self.gap,
             on_stored=self.told.append,
-            on_gap=self._gap,
-            on_forgotten=lambda: self.told.append("forgotten"),
-            on_end=lambda delivery, is_new: self.told.append((delivery, is_new)),
+            on_end=self._ended,
             on_answer=lambda: self.answers.append(True),
             on_lost=lambda _: self.answers.append(False),
         )
+        self.leader = ExpiryLeader(
+            runtime,
+            self.store,  # type: ignore[arg-type]
+            self.gap,
+            lease=0.0,
+            on_forgotten=lambda: self.told.append("forgotten"),
+            on_end=self._ended,
+        )
         self.supervisor = Supervisor(runtime, on_failure=lambda *_: None, on_change=lambda *_: None)
 
-    def _gap(self) -> None:
+    def _ended(self, delivery: Delivery, is_new: bool) -> None:
+        self.told.append((delivery, is_new))
+
+    def _look_again(self) -> None:
         if self.gap_failures:
             self.gap_failures -= 1
             raise DeliveryStoreError("away")
@@ -93,7 +103,7 @@ class Running:
             restart=Restart.ALWAYS, first_delay=0.0, max_delay=1.0, max_restarts=None
         )
         for name in names:
-            target = getattr(self.fleet, name)
+            target = {"follow": self.feed.follow, "lead": self.leader.lead}[name]
             self.supervisor.watch(name, target, policy=policy, is_internal=True)
 
 
@@ -150,7 +160,7 @@ def test_one_who_fails_to_listen_does_not_miss_the_rest(
     def fail(address: str) -> None:
         raise RuntimeError("mine")
 
-    monkeypatch.setattr(running.fleet, "_on_stored", fail)
+    monkeypatch.setattr(running.feed, "_on_stored", fail)
     running.store.answers = [Changes(["/,ann"], [])]
     running.start("follow")
     wait_for(running.runtime, lambda: running.told == ["gap"])
@@ -170,3 +180,40 @@ def test_what_was_given_up_unheard_is_looked_up(
     monkeypatch.setattr(running.store, "do", give_up)
     running.start("lead", "follow")
     wait_for(running.runtime, lambda: "gap" in running.told)
+
+
+def test_what_is_missed_while_a_gap_is_looked_up_is_looked_up_too() -> None:
+    looks: list[int] = []
+
+    def look() -> None:
+        looks.append(len(looks))
+        if len(looks) == 1:
+            gap.open()
+
+    gap = Gap(look)
+    gap.close()
+    assert looks == [], "nothing was missed"
+    gap.open()
+    for _ in range(3):
+        gap.close()
+    assert looks == [0, 1]
+
+
+def test_a_look_that_is_cut_short_is_done_again() -> None:
+    """Whatever ends it, the stop of its task included."""
+    failures: list[BaseException] = [DeliveryStoreError("away"), SystemExit()]
+    looks: list[bool] = []
+
+    def look() -> None:
+        looks.append(not failures)
+        if failures:
+            raise failures.pop()
+
+    gap = Gap(look)
+    gap.open()
+    for failure in (SystemExit, DeliveryStoreError):
+        with pytest.raises(failure):
+            gap.close()
+    for _ in range(2):
+        gap.close()
+    assert looks == [False, False, True]

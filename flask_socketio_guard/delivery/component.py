@@ -22,7 +22,7 @@ from .redis_store import RedisStore
 from .request import require_limit
 from .store import DeliveryStore, SharedStore
 from .store_client import DirectStoreClient
-from .sync import StoreSync
+from .sync import ChangeFeed, ExpiryLeader, Gap
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -93,7 +93,7 @@ class Deliveries(Component):
         self._is_told_of_memory = False
         self._retry = Retry(config.delivery_ack_timeout)
         self.store = _store(config, channel)
-        self._fleet: StoreSync | None = None
+        self._gap = Gap(self._look_again)
         self._server = Reachability(
             lambda: None, on_change=lambda *change: telemetry.send(StoreChange(*change))
         )
@@ -106,7 +106,7 @@ class Deliveries(Component):
                 self.store,
                 on_end=self._ended,
                 on_failure=lambda exc: telemetry.send(Failure("hook", exc, "deadline")),
-                on_unsure=self._note_gap,
+                on_unsure=self._gap.open,
                 server=self._server,
             )
         else:
@@ -129,27 +129,34 @@ class Deliveries(Component):
         if self._shared is None:
             return
         assert isinstance(self.store, SharedStore)
-        fleet = self._fleet = StoreSync(
+        feed = ChangeFeed(
             self._runtime,
             self.store,
-            lease=self._config.delivery_lease,
+            self._gap,
             on_stored=self.dispatcher.stored,
-            on_gap=self._look_again,
-            on_forgotten=self.dispatcher.join_again,
             on_end=self._ended,
             on_answer=self._answered,
             on_lost=self._server.report_lost,
         )
         watch("socketio-guard:deliveries", self._shared.run, self._shared.wake)
-        watch("socketio-guard:delivery-changes", fleet.follow, None)
+        watch("socketio-guard:delivery-changes", feed.follow, None)
 
     def serve(self, watch: Watch) -> None:
         """Start to give up what has expired, if no other process does.
 
         One that only emits does not: it may end at any time.
         """
-        if self._fleet is not None and not self._is_write_only:
-            watch("socketio-guard:delivery-leader", self._fleet.lead, None)
+        if not isinstance(self.store, SharedStore) or self._is_write_only:
+            return
+        leader = ExpiryLeader(
+            self._runtime,
+            self.store,
+            self._gap,
+            lease=self._config.delivery_lease,
+            on_forgotten=self.dispatcher.join_again,
+            on_end=self._ended,
+        )
+        watch("socketio-guard:delivery-leader", leader.lead, None)
 
     def require_usable_store(self) -> None:
         """Make sure that the store can do what is asked of it, as far as it answers now.
@@ -257,10 +264,6 @@ class Deliveries(Component):
                 "messages that must arrive stay in the memory of this process, although there is "
                 "a message queue: set SOCKETIO_GUARD_DELIVERY_STORE"
             )
-
-    def _note_gap(self) -> None:
-        if self._fleet is not None:
-            self._fleet.has_gap = True
 
     def _answered(self) -> None:
         assert self._shared is not None

@@ -1,4 +1,4 @@
-"""What a process does for messages that all processes of an application share."""
+"""Keeps a process in step with the others that share a store: a feed of changes, and a leader."""
 
 from __future__ import annotations
 
@@ -15,26 +15,52 @@ if TYPE_CHECKING:
 
     from ..core.runtime import Runtime
     from .records import Delivery
-    from .store import SharedStore
+    from .store import Changes, SharedStore
 
-_CHANGES_TIMEOUT: Final = 0.5  # seconds; so long a stop may have to wait
+_CHANGES_TIMEOUT: Final = 0.5  # seconds; a stop may have to wait for so long
 _PAUSE: Final = 0.003  # seconds
 _EXPIRED_AT_A_TIME: Final = 200
-_LOOK_INTERVAL: Final = 0.2  # seconds between two looks at what has expired
+_EXPIRY_INTERVAL: Final = 0.2  # seconds
 
 
-class StoreSync:
-    """Two tasks: one hears what others do, the other gives up what has expired.
+class Gap:
+    """Whether a change of another process, or an answer of the store, may have been missed.
+
+    Safe for threads and greenlets.
+
+    Args:
+        on_gap: Looks everything up. If it raises, it is called again.
+    """
+
+    def __init__(self, on_gap: Callable[[], None]) -> None:
+        self._on_gap = on_gap
+        self._is_open = False
+
+    def open(self) -> None:
+        """Note that something may have been missed."""
+        self._is_open = True
+
+    def close(self) -> None:
+        """Look everything up, if something may have been missed."""
+        if not self._is_open:
+            return
+        self._is_open = False  # before: what is missed meanwhile has to be looked up, too
+        try:
+            self._on_gap()
+        except BaseException:
+            self._is_open = True
+            raise
+
+
+class ChangeFeed:
+    """Hears what other processes do.
 
     Args:
         runtime: For sleep.
         store: Shared.
-        lease: Seconds after which others take over what a dead process did, > 0.
+        gap: Opened when a change has been missed; closed as soon as the store answers.
         on_stored: Called with each address for which others have stored messages.
-        on_gap: Called when a change has been missed; again if it raises that the store does
-            not answer.
-        on_forgotten: Called when others may have taken this process for dead.
-        on_end: Called with each message that has ended, and whether by this process, just now.
+        on_end: Called with each message that others have ended, and ``False``.
         on_answer: Called when the store answers.
         on_lost: Called with the reason when it does not.
     """
@@ -43,27 +69,20 @@ class StoreSync:
         self,
         runtime: Runtime,
         store: SharedStore,
+        gap: Gap,
         *,
-        lease: float,
         on_stored: Callable[[str], None],
-        on_gap: Callable[[], None],
-        on_forgotten: Callable[[], None],
         on_end: Callable[[Delivery, bool], None],
         on_answer: Callable[[], None],
         on_lost: Callable[[str], None],
     ) -> None:
         self._runtime = runtime
         self._store = store
-        self._lease = lease
+        self._gap = gap
         self._on_stored = on_stored
-        self._on_gap = on_gap
-        self._on_forgotten = on_forgotten
         self._on_end = on_end
         self._on_answer = on_answer
         self._on_lost = on_lost
-        self.has_gap = False
-        """Whether a change has been missed, or some answer, and is not looked up yet."""
-        self._next_reap_at = 0.0
 
     def follow(self) -> None:
         """Hear what others do, until the task is asked to stop."""
@@ -79,31 +98,59 @@ class StoreSync:
                 failures += 1
 
     def _follow_some(self) -> None:
-        if self.has_gap:
-            self.has_gap = False
-            try:
-                self._on_gap()
-            except BaseException:
-                self.has_gap = True
-                raise
+        self._gap.close()
         changes = self._store.changes(_CHANGES_TIMEOUT)
         if changes is None:
-            self.has_gap = True
+            self._gap.open()
             return
         try:
-            for delivery in changes.ended:
-                self._on_end(delivery, False)
-            for address in changes.stored:
-                self._on_stored(address)
-        except BaseException:  # the rest has not been heard
-            self.has_gap = True
+            self._report(changes)
+        except BaseException:  # the rest of them is lost
+            self._gap.open()
             raise
         if changes.ended or changes.stored:
-            # Each look costs much more than each change.
+            # To ask the store costs much more than each change.
             self._runtime.sleep(_PAUSE)
 
+    def _report(self, changes: Changes) -> None:
+        for delivery in changes.ended:
+            self._on_end(delivery, False)
+        for address in changes.stored:
+            self._on_stored(address)
+
+
+class ExpiryLeader:
+    """Sends the heartbeat of this process; gives up what has expired, while it leads.
+
+    Args:
+        runtime: For sleep.
+        store: Shared.
+        gap: Opened when the store does not answer: it may have ended messages all the same.
+        lease: Seconds after which others take over what a dead process did, > 0.
+        on_forgotten: Called when others may have taken this process for dead.
+        on_end: Called with each message that has ended, and ``True``.
+    """
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        store: SharedStore,
+        gap: Gap,
+        *,
+        lease: float,
+        on_forgotten: Callable[[], None],
+        on_end: Callable[[Delivery, bool], None],
+    ) -> None:
+        self._runtime = runtime
+        self._store = store
+        self._gap = gap
+        self._lease = lease
+        self._on_forgotten = on_forgotten
+        self._on_end = on_end
+        self._next_reap_at = 0.0
+
     def lead(self) -> None:
-        """Give up what has expired, while this process leads, until it is asked to stop."""
+        """Give up what has expired, while this process leads, until the task is asked to stop."""
         failures = 0
         while not is_stopping():
             try:
@@ -112,9 +159,9 @@ class StoreSync:
                 if self._store.lead():
                     self._give_up()
                 failures = 0
-                sleep(self._runtime, _LOOK_INTERVAL)
+                sleep(self._runtime, _EXPIRY_INTERVAL)
             except DeliveryStoreError:
-                self.has_gap = True  # what was given up may have been, unheard
+                self._gap.open()
                 sleep(self._runtime, DELIVERY_STORE.delay(failures))
                 failures += 1
 
