@@ -145,14 +145,14 @@ class GreenletPool:
 
     def _run(self) -> None:
         """Run one task of each owner, then those of owners who have more."""
-        until = clock() + TIME_SLICE
-        self._run_some(until, len(self._tasks))
+        self._run_some(clock() + TIME_SLICE, len(self._tasks))
 
     def _run_some(self, until: float, count: int) -> None:
         # In the loop itself: a greenlet that waits or ends comes back here.
         tasks = self._tasks
+        is_time_left = True
         try:
-            while tasks and count and clock() < until:
+            while tasks and count and is_time_left:
                 count -= 1
                 owner, own = tasks.popitem(last=False)
                 target = own.popleft()
@@ -161,6 +161,7 @@ class GreenletPool:
                 greenlet = self._make(target)
                 self._has_started(greenlet)
                 greenlet.switch()
+                is_time_left = not tasks or clock() < until
         finally:
             self._is_due = bool(tasks)
             if self._is_due and not count:  # what the first have answered is sent before

@@ -202,12 +202,13 @@ class ProtocolTransport:
     def _yield_if_due(self, weight: int) -> None:
         """Let others have their turn, now and then: a client may always have something to say."""
         turn = self._guard.runtime.loop_iteration()
+        now = clock()
         if turn != self._turn:
             self._turn = turn
-            self._turn_ends_at = clock() + TIME_SLICE
+            self._turn_ends_at = now + TIME_SLICE
             self._weight = 0
         self._weight += weight
-        if self._weight >= _TURN or clock() >= self._turn_ends_at:
+        if self._weight >= _TURN or now >= self._turn_ends_at:
             self._guard.runtime.yield_control()
 
     def _messages(self, frames: list[Any]) -> list[str | bytes]:
