@@ -385,14 +385,20 @@ def test_an_odd_upgrade_request_is_answered_with_400(
     ids=["one", "long and usual", "many", "upgrade"],
 )
 def test_long_headers_are_refused_before_anything_takes_them_apart(
-    server: GeventWebSocketServer, monkeypatch: pytest.MonkeyPatch, headers: str
+    server: GeventWebSocketServer,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    headers: str,
 ) -> None:
     """Of any request: the application and Flask's routing would take as long as the server."""
+    caplog.set_level("DEBUG", "flask_socketio_guard")
     environs: list[Any] = []
     make = WSGIHandler.get_environ
     monkeypatch.setattr(WSGIHandler, "get_environ", lambda self: environs.append(1) or make(self))
     assert server.ask(f"GET / HTTP/1.1\nHost: test\n{headers}").status == 400
     assert environs == []
+    said = "a request was refused: its Connection or Upgrade header is too long"
+    assert [(record.levelname, record.message) for record in caplog.records] == [("DEBUG", said)]
     usual = "GET / HTTP/1.1\nHost: test\nConnection: keep-alive, close"
     assert server.ask(usual).status == 200
     assert environs == [1]

@@ -136,9 +136,13 @@ def _read_request(handler: Any, requestline: Any) -> Any:
         raise _Reset from exc  # gevent prints any Exception, and then answers nobody
     # Before anything takes them apart, which all that serve a request do: a connection is
     # closed after a request that is refused here.
-    return is_valid and not is_too_long(
+    if is_valid and is_too_long(
         *handler.headers.get_all("Connection", ()), *handler.headers.get_all("Upgrade", ())
-    )
+    ):
+        # Nobody knows yet which application it is for, so that none counts it.
+        logger.debug("a request was refused: its Connection or Upgrade header is too long")
+        return False
+    return is_valid
 
 
 def _handle(handler: Any) -> None:
