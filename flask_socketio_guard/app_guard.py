@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from flask import Flask
     from flask_socketio import SocketIO
 
+    from .clients.connections import Connection
     from .config import GuardConfig
-    from .ports import Connection
     from .registry import Registry
 
 _SUPERSEDED_STOP_TIMEOUT = 1.0  # holds up the start of the application that takes over, in seconds

@@ -54,8 +54,9 @@ if TYPE_CHECKING:
     from flask import Flask
     from flask_socketio import SocketIO
 
+    from .clients.connections import Connection
     from .config import GuardConfig
-    from .ports import Connection, Ports
+    from .ports import Ports
     from .queue.transport import Arrival
     from .registry import Registry
 

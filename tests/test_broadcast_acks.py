@@ -9,14 +9,18 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from flask_socketio_guard.core.runtime import clock
+from flask_socketio_guard.events.acknowledgements import (
+    BROADCAST_ANSWER,
+    BROADCAST_CALL,
+    BROADCAST_PARTICIPANTS,
+)
 from flask_socketio_guard.events.broadcast_ack import BroadcastAcks, BroadcastAnswers
-from flask_socketio_guard.ports import BROADCAST_ANSWER, BROADCAST_CALL, BROADCAST_PARTICIPANTS
 from tests.support import unit_support
 from tests.support.unit_support import wait_for
 
 if TYPE_CHECKING:
     from flask_socketio_guard.core.runtime import Runtime
-    from flask_socketio_guard.ports import Awaiting, Question
+    from flask_socketio_guard.events.acknowledgements import Awaiting, Question
 
 nothing_left_behind = unit_support.nothing_left_behind
 runtime = unit_support.runtime

@@ -15,8 +15,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from flask_socketio_guard.core.runtime import GeventRuntime, Runtime, clock
 from flask_socketio_guard.core.supervisor import Restart, RestartPolicy, Supervisor, TaskHandle
 from flask_socketio_guard.events import callbacks as callbacks_module
+from flask_socketio_guard.events.acknowledgements import AckCallback
 from flask_socketio_guard.events.callbacks import CallbackTable
-from flask_socketio_guard.ports import AckCallback
 from tests.support import unit_support
 from tests.support.scale import examples
 from tests.support.unit_support import FakeClock, wait_for

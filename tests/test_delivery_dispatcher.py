@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from flask_socketio_guard.delivery.store import Page
-    from flask_socketio_guard.ports import Awaiting, Question
+    from flask_socketio_guard.events.acknowledgements import Awaiting, Question
 
 RETRY = Retry(ack_timeout=1.0, first_delay=2.0, max_delay=8.0)
 MAX_IN_FLIGHT = 3

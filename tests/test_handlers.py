@@ -18,9 +18,9 @@ from flask_socketio import Namespace, SocketIO
 
 from flask_socketio_guard import HandlerCall, SocketIOGuard
 from flask_socketio_guard.errors import ConfigError, EventRejected, HandlerTimeout
+from flask_socketio_guard.events.acknowledgements import Refusal
 from flask_socketio_guard.events.handlers import HandlerGuard
 from flask_socketio_guard.events.signatures import fit
-from flask_socketio_guard.ports import Refusal
 from flask_socketio_guard.telemetry import records as signals
 from flask_socketio_guard.telemetry.records import Telemetry
 from tests.support import unit_support

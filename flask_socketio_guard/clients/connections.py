@@ -17,7 +17,7 @@ from ..states import CONNECTION_TRANSITIONS, ConnectionEvent, ConnectionState, S
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ..ports import Timer
+    from ..core.deadlines import Deadline
 
 _LIVING = (ConnectionState.OPEN, ConnectionState.READY)
 _ENDING = (ConnectionState.CLOSING, ConnectionState.CLOSED)
@@ -87,7 +87,7 @@ class Connection:
             ConnectionState.CONNECTING, CONNECTION_TRANSITIONS
         )
         self._cleanups: list[Callable[[], object]] | None = None
-        self._handshake: Timer | None = None
+        self._handshake: Deadline | None = None
         self._on_change = on_change
         self._on_failure = on_failure
         self._call_apart = call_apart
@@ -99,6 +99,11 @@ class Connection:
     def state(self) -> ConnectionState:
         """Where it is in its life."""
         return self._machine.state
+
+    def surviving_transport(self) -> str | None:
+        """Return the id of its transport session; ``None`` if that ended with the connection."""
+        is_alone = self.reason in ("", "client disconnect", "server disconnect")
+        return self.eio_sid if is_alone else None
 
     @property
     def is_open(self) -> bool:
@@ -147,7 +152,7 @@ class Connection:
         """Note that the connect handler did not let it in."""
         self._end(ConnectionEvent.REFUSED)
 
-    def expect_handshake(self, timer: Timer) -> None:
+    def expect_handshake(self, timer: Deadline) -> None:
         """Keep *timer*, which closes it, until its handshake or its end."""
         with self._lock:
             if self._machine.state in (ConnectionState.CONNECTING, ConnectionState.OPEN):

@@ -13,7 +13,8 @@ from ..errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ..ports import Connection, Deadlines
+    from ..clients.connections import Connection
+    from ..core.deadlines import Deadlines
 
 
 def completing(

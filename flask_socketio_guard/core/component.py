@@ -95,7 +95,7 @@ class Component:
         """Do what is due ten times a second."""
 
     def connected(self, client: Any) -> None:
-        """A connect handler has let a client in, a :class:`~..ports.Connection`."""
+        """A connect handler has let a client in, a :class:`~..clients.connections.Connection`."""
 
     def entered(self, client: Any, room: str) -> None:
         """A client that was let in has entered a room."""

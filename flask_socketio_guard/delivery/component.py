@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from ..core.component import Check, Component, Status, Watch
 from ..errors import ConfigError, DeliveryStoreError
-from ..ports import transport_of
 from ..queue.reachability import Reachability
 from ..telemetry.records import DeliveryEnd, DeliveryLoss, Failure, StoreChange, logger
 from .api import DeliveryApi
@@ -27,9 +26,10 @@ from .sync import ChangeFeed, ExpiryLeader, Gap
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from ..clients.connections import Connection
     from ..config import GuardConfig
+    from ..core.deadlines import Deadlines
     from ..core.runtime import Runtime
-    from ..ports import Connection, Deadlines
     from ..telemetry.records import Telemetry
     from .receipts import Receipt
     from .records import Delivery
@@ -219,7 +219,10 @@ class Deliveries(Component):
     def disconnected(self, client: Connection) -> None:
         """Wait for the client no longer."""
         left = partial(
-            self.dispatcher.session_closed, client.sid, client.namespace, transport_of(client)
+            self.dispatcher.session_closed,
+            client.sid,
+            client.namespace,
+            client.surviving_transport(),
         )
         if self._runtime.can_kill:
             left()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from ..backoff import backoff_delay
 from ..checks import is_text
 from ..core.runtime import clock
-from ..ports import Question, Recipients
+from ..events.acknowledgements import Question, Recipients
 from ..states import DeliveryState, SendingEvent, SendingState
 from .mailboxes import Mailboxes
 from .presence import Members, Presence
@@ -23,7 +23,7 @@ from .records import address_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterable
 
-    from ..ports import Deadlines
+    from ..core.deadlines import Deadlines
     from .mailboxes import Mailbox, PendingMessage
     from .records import Delivery
     from .store_client import StoreClient

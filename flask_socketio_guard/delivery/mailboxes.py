@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from _thread import RLock
     from collections.abc import Callable, Iterator
 
-    from ..ports import Deadlines, Timer
+    from ..core.deadlines import Deadline, Deadlines
     from .presence import Presence
     from .records import Delivery
     from .steps import Page
@@ -67,7 +67,7 @@ class PendingMessage:
     holders: dict[str, int] = field(default_factory=dict)
     acknowledged: frozenset[str] = frozenset()
     is_refused: bool = False
-    timer: Timer | None = None
+    timer: Deadline | None = None
     due_at: float = 0.0
     misses: int = 0
 
@@ -97,7 +97,7 @@ class Mailbox:
     in_flight: int = 0
     in_flight_size: int = 0  # of their bodies
     looks_at: float = math.inf  # when some of them are overdue
-    look: Timer | None = None
+    look: Deadline | None = None
     last: int = 0  # the number of the newest message that came from the store
     round: int = 0  # how often the store was looked through from the beginning
     is_loading: bool = False
@@ -107,7 +107,7 @@ class Mailbox:
         default_factory=dict
     )  # out of the way of others, for a while
     revisit_after: float = 0.0  # seconds until parked messages are looked for; 0: there are none
-    restart: Timer | None = None
+    restart: Deadline | None = None
 
     def __post_init__(self) -> None:
         self.namespace, _, self.recipient = self.address.partition(",")

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from _thread import RLock
     from collections.abc import Iterable, Iterator
 
-    from ..ports import Deadlines
+    from ..core.deadlines import Deadlines
 
 _MIN_OWED: Final = 16  # what a transport may owe at least
 _VISIT_TIME: Final = 10.0  # seconds for which it counts that somebody has left and may be back

@@ -9,12 +9,18 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ..core.runtime import Flag, Runtime, clock
-from ..ports import BROADCAST_ANSWER, BROADCAST_CALL, BROADCAST_PARTICIPANTS, AckCallback, Question
+from ..events.acknowledgements import (
+    BROADCAST_ANSWER,
+    BROADCAST_CALL,
+    BROADCAST_PARTICIPANTS,
+    AckCallback,
+    Question,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from ..ports import Recipients
+    from ..events.acknowledgements import Recipients
 
 _TURN = 50  # clients that are asked before others have their turn
 

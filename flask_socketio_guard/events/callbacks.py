@@ -14,14 +14,14 @@ from ..checks import require_plain, require_seconds
 from ..core.component import Component, Watch
 from ..core.runtime import Flag, Runtime, clock
 from ..core.supervisor import is_stopping
-from ..ports import AckCallback
+from ..events.acknowledgements import AckCallback
 from .dispatch import arriving
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AbstractContextManager
 
-    from ..ports import Awaiting
+    from ..events.acknowledgements import Awaiting
     from .handlers import HandlerGuard
 
 

@@ -23,7 +23,7 @@ from werkzeug.wrappers import Response
 from ..core.component import Component
 from ..core.forks import renew_after_fork
 from ..errors import EventInvalid, EventRejected
-from ..ports import Refusal
+from ..events.acknowledgements import Refusal
 from ..telemetry.records import Failure, Rejection
 from .dispatch import Arrival, arriving
 from .signatures import accepts, fit
@@ -124,7 +124,7 @@ class HandlerGuard(Component):
         """Call *call*, which leads to the handler of an event.
 
         Returns:
-            What the handler returned, or a :class:`~flask_socketio_guard.ports.Refusal`.
+            What the handler returned, or a :class:`.Refusal`.
 
         Raises:
             socketio.exceptions.ConnectionRefusedError: A connect handler refuses

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
     from engineio.socket import Socket as _Socket
 
+    from ...clients.connections import Connection
     from ...core.runtime import Flag
     from ...events.dispatch import Work
-    from ...ports import Connection
     from .websocket_transport import WebSocketTransport
 else:
     from engineio.socket import Socket as _Socket

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
-    from ...ports import Ports, Timer
+    from ...core.deadlines import Deadline
+    from ...ports import Ports
 else:
     pass
 
@@ -101,8 +102,10 @@ class GuardedSocket(Sending, Receiving):
         self._transport: WebSocketTransport | None = None
         self._candidate: WebSocketTransport | None = None  # while the client changes over to it
         self._poll = None
-        self._heartbeat: Timer | None = None
-        self._join: Timer | None = guard.deadlines.call_later(config.join_timeout, self._not_joined)
+        self._heartbeat: Deadline | None = None
+        self._join: Deadline | None = guard.deadlines.call_later(
+            config.join_timeout, self._not_joined
+        )
 
     def forsake(self) -> None:
         """Have no part of it, in a forked child: its client is the parent's."""

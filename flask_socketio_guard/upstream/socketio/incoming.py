@@ -11,9 +11,9 @@ from socketio import packet as packets
 from socketio.exceptions import ConnectionRefusedError as ConnectionRefused
 
 from ...errors import EventRejected, OutputTooLarge
+from ...events.acknowledgements import Refusal
 from ...events.dispatch import Arrival, arriving
 from ...events.signatures import fit
-from ...ports import Connection, Ports, Refusal
 from ..engineio.violations import ProtocolViolation
 from ..overrides import overrides
 from .decoding import attach, decode, invalid_event, name_of, nothing
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from socketio import Server as _Server
+
+    from ...clients.connections import Connection
+    from ...ports import Ports
 
 else:
     _Server = object

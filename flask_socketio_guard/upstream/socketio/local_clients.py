@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ...ports import transport_of
 from ...states import ConnectionState
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from ...clients.connections import Connections
-    from ...ports import Callbacks, Question
+    from ...events.acknowledgements import Question
+    from ...events.callbacks import CallbackTable
 
 
 class LocalClients:
@@ -23,7 +23,7 @@ class LocalClients:
         callbacks: Where answers are waited for.
     """
 
-    def __init__(self, connections: Connections, manager: Any, callbacks: Callbacks) -> None:
+    def __init__(self, connections: Connections, manager: Any, callbacks: CallbackTable) -> None:
         self._connections = connections
         self._find = connections.find
         self._manager = manager
@@ -59,7 +59,7 @@ class LocalClients:
     def transport_of(self, sid: str) -> str | None:
         """Return what the transport of a client is known by, unless that has ended."""
         connection = self._find(sid)
-        return None if connection is None else transport_of(connection)
+        return None if connection is None else connection.surviving_transport()
 
     def ask(self, sid: str, question: Question) -> int | None:
         """Send an event to a client that is to acknowledge it; see the manager's ``ask``."""

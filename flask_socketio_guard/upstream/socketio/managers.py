@@ -9,8 +9,8 @@ from socketio import packet as packets
 
 from ...clients.fan_out import LEAST_RECIPIENTS
 from ...clients.send_queue import SendOutcome
+from ...events.acknowledgements import AckCallback
 from ...events.dispatch import CHARGED_BYTES
-from ...ports import AckCallback
 from ...telemetry.records import SendLoss
 from ..engineio.outgoing import ClientMessage
 from ..engineio.server import put_as
@@ -22,7 +22,7 @@ from .rooms import Held, Rooms
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from ...ports import Question
+    from ...events.acknowledgements import Question
 
 _MAX_HELD_BYTES = 64 * 1024 * 1024
 

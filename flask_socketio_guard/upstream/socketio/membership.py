@@ -14,7 +14,7 @@ from ..engineio.violations import TooManyJoins
 from .incoming import Incoming
 
 if TYPE_CHECKING:
-    from ...ports import Connection
+    from ...clients.connections import Connection
 
 _MAX_NAMESPACES = 100  # of one client at a time
 

@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from ...clients.send_queue import SendOutcome
 from ...errors import EventInvalid, RoomInvalid
-from ...events.shape import Places
-from ...ports import (
+from ...events.acknowledgements import (
     BROADCAST_ANSWER,
     BROADCAST_CALL,
     BROADCAST_PARTICIPANTS,
     AckCallback,
-    Ports,
 )
+from ...events.shape import Places
 from ...queue.transport import SEQUENCE_KEY, SEQUENCE_MARK
 from ...telemetry.records import Repetition
 from ..engineio.session_ids import is_session_id
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
 
     from socketio import PubSubManager as _PubSubManager
 
+    from ...ports import Ports
     from ...queue.duplicates import Duplicates
     from ...queue.transport import Arrival
 else:

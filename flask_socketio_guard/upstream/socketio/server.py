@@ -13,8 +13,8 @@ from ...checks import require_plain
 from ...clients.send_queue import SendOutcome
 from ...core.runtime import clock
 from ...errors import ConnectionClosed
+from ...events.acknowledgements import AckCallback
 from ...events.dispatch import CHARGED_BYTES, Charge, arriving
-from ...ports import AckCallback
 from ..engineio.outgoing import ClientMessage
 from ..engineio.server import put_as, putting
 from ..engineio.watched_socket import is_logged
