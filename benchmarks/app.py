@@ -5,7 +5,7 @@ Environment variables:
     BENCH_LIMITS: ``1`` gives the echo a rate, an order and a schema; needs the guard.
     BENCH_REDIS_URL: The message queue.
     BENCH_CHANNEL: Channel on that queue; each column has its own.
-    BENCH_STORE: ``redis`` keeps messages that must arrive there.
+    BENCH_STORE: ``redis`` keeps acknowledged messages there.
 """
 
 from __future__ import annotations

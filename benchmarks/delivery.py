@@ -1,4 +1,4 @@
-"""Messages that must arrive, beside events that are merely acknowledged."""
+"""Acknowledged delivery, beside events that are merely acknowledged."""
 
 from __future__ import annotations
 

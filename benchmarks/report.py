@@ -42,7 +42,7 @@ class Column:
         is_guarded: Whether the application has the guard.
         is_limited: Whether its echo also has a rate, an order and a schema.
         is_node: Whether it is Node's Socket.IO instead of Flask-SocketIO.
-        store: Where messages that must arrive are kept, ``"memory"`` or ``"redis"``; empty if
+        store: Where acknowledged messages are kept, ``"memory"`` or ``"redis"``; empty if
             events are merely emitted.
         is_alone: Whether it has no message queue.
     """

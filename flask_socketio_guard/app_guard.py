@@ -158,7 +158,7 @@ class AppGuard(Assembly):
             return
         if self.queue is not None:
             self.queue.flush_last()
-        self.delivery.tell_of_abandoned()
+        self.delivery.record_loss()
 
     def after_fork(self) -> None:
         """Start afresh in a child process: tasks, connections and queue are the parent's."""

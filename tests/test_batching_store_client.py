@@ -1,4 +1,4 @@
-"""The desk in front of a store that is far away: nothing is lost while it does not answer."""
+"""The client of a remote store: nothing is lost while the store does not answer."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from flask_socketio_guard.core.supervisor import Restart, RestartPolicy, Supervisor
-from flask_socketio_guard.delivery import batching_store_client as shared_desk
+from flask_socketio_guard.delivery import batching_store_client as client_module
 from flask_socketio_guard.delivery.batching_store_client import BatchingStoreClient
 from flask_socketio_guard.delivery.memory import MemoryStore
 from flask_socketio_guard.delivery.records import Delivery
@@ -41,7 +41,7 @@ runtime = unit_support.runtime
 
 
 class FarStore(MemoryStore):
-    """Answers when it is up, and remembers what it was asked in one go."""
+    """Answers when it is up, and remembers its batches."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -71,7 +71,7 @@ class FarStore(MemoryStore):
 
 
 class Running:
-    """A desk whose task runs."""
+    """A store client whose task runs."""
 
     def __init__(self, runtime: Runtime) -> None:
         self.runtime = runtime
@@ -102,7 +102,7 @@ class Running:
             restart=Restart.ALWAYS, first_delay=0.0, max_delay=1.0, max_restarts=None
         )
         self.supervisor.watch(
-            "desk",
+            "store-client",
             self.store_client.run,
             policy=policy,
             is_internal=True,
@@ -121,7 +121,7 @@ def message(number: int) -> Delivery:
     return Delivery(f"{number:032x}", "ann", "news", "[]", 60.0)
 
 
-def test_what_is_stored_is_stored_when_put_returns(running: Running) -> None:
+def test_a_message_is_stored_when_put_returns(running: Running) -> None:
     running.start()
     put = running.store_client.put(message(1))
     assert put.delivery is not None
@@ -135,13 +135,13 @@ def test_steps_are_done_in_order_and_many_at_a_time(running: Running) -> None:
     running.store_client.sent(message(1).id)
     running.store_client.returned(message(1).id)
     running.store_client.join("/,ann", "phone")
-    running.store_client.leave("/,ann", "desk")
+    running.store_client.leave("/,ann", "laptop")
     running.start()
     wait_for(running.runtime, lambda: not len(running.store_client))
     assert [Mark, Join, Leave] in running.store.batches
 
 
-def test_while_the_store_is_away_who_stores_is_told_and_the_rest_is_kept(running: Running) -> None:
+def test_while_the_store_is_away_put_raises_and_other_steps_are_kept(running: Running) -> None:
     running.start()
     running.store_client.put(message(1))
     running.store.is_up = False
@@ -160,7 +160,7 @@ def test_while_the_store_is_away_who_stores_is_told_and_the_rest_is_kept(running
     assert not running.store_client.is_refused
 
 
-def test_what_waits_is_loaded_later(running: Running) -> None:
+def test_messages_are_loaded_later(running: Running) -> None:
     running.start()
     running.store_client.put(message(1))
     found: list[Delivery] = []
@@ -169,21 +169,21 @@ def test_what_waits_is_loaded_later(running: Running) -> None:
     assert [each.id for each in found] == [message(1).id]
 
 
-def test_giving_up_and_leaving_tell_of_what_has_ended(running: Running) -> None:
+def test_giving_up_and_leaving_report_what_has_ended(running: Running) -> None:
     running.start()
     running.store_client.put(message(1))
     running.store_client.put(message(2)._replace(requires_all=True))
     running.store_client.join("/,ann", "phone")
-    running.store_client.join("/,ann", "desk")
+    running.store_client.join("/,ann", "laptop")
     running.store_client.acknowledged(message(2)._replace(requires_all=True), "phone")
-    running.store_client.leave("/,ann", "desk")
+    running.store_client.leave("/,ann", "laptop")
     running.store_client.give_up(message(1), DeliveryState.GONE)
     wait_for(running.runtime, lambda: len(running.ended) == 2)
     assert [each.state for each in running.ended] == [DeliveryState.DELIVERED, DeliveryState.GONE]
     assert running.store_client.end(message(1).id, DeliveryState.CANCELLED) is False
 
 
-def test_what_was_sent_and_acknowledged_meanwhile_is_one_step(running: Running) -> None:
+def test_a_message_that_is_sent_and_acknowledged_meanwhile_is_one_step(running: Running) -> None:
     running.store.do(Put(message(1)))
     running.store_client.sent(message(1).id)
     running.store_client.returned(message(1).id)
@@ -196,9 +196,9 @@ def test_what_was_sent_and_acknowledged_meanwhile_is_one_step(running: Running) 
     assert running.ended[0].attempts == 2
 
 
-def test_what_several_lack_is_noted_as_sent_all_the_same(running: Running) -> None:
+def test_a_message_that_other_devices_lack_is_still_marked_as_sent(running: Running) -> None:
     delivery = message(1)._replace(requires_all=True)
-    running.store.apply([Put(delivery), Join("/,ann", "desk")])
+    running.store.apply([Put(delivery), Join("/,ann", "laptop")])
     running.store_client.sent(delivery.id)
     running.store_client.acknowledged(delivery, "phone")
     running.start()
@@ -215,12 +215,12 @@ def test_marks_of_one_message_do_not_pile_up_while_the_store_is_away(running: Ru
     assert len(running.store_client) == 1
 
 
-def test_one_step_that_cannot_be_done_keeps_no_other_from_it(running: Running) -> None:
+def test_a_step_that_cannot_be_done_affects_no_other(running: Running) -> None:
     running.store.do(Put(message(1)))
     loaded: list[object] = []
     running.store_client.load("/,bob", 0, 10, 10**6, loaded.append)
     running.store_client.leave("/,ann", "phone")
-    running.store_client._add(shared_desk._Task(object()))  # type: ignore[arg-type]
+    running.store_client._add(client_module._Task(object()))  # type: ignore[arg-type]
     running.store_client.load("/,ann", 0, 10, 10**6, loaded.append)
     running.store_client.acknowledged(message(1), "phone")
     running.start()
@@ -232,7 +232,7 @@ def test_one_step_that_cannot_be_done_keeps_no_other_from_it(running: Running) -
     wait_for(running.runtime, lambda: not len(running.store_client))
 
 
-def test_what_somebody_makes_of_an_answer_is_their_own_affair(running: Running) -> None:
+def test_a_callback_that_raises_affects_no_other(running: Running) -> None:
     def fail(page: object) -> None:
         raise RuntimeError("mine")
 
@@ -244,8 +244,8 @@ def test_what_somebody_makes_of_an_answer_is_their_own_affair(running: Running) 
     assert [str(failure) for failure in running.failures] == ["mine"]
 
 
-def test_who_was_told_that_it_is_not_stored_is_not_told_wrong(running: Running) -> None:
-    """Nobody waits behind others that wait for a store that is away; nothing is stored later."""
+def test_a_message_whose_sender_got_an_error_is_not_stored_later(running: Running) -> None:
+    """Callers do not queue up behind a store that is away."""
     running.store.is_up = False
     for number in range(300):
         running.store_client.join("/,ann", str(number))
@@ -257,10 +257,10 @@ def test_who_was_told_that_it_is_not_stored_is_not_told_wrong(running: Running) 
     assert running.store.do(Find(message(1).id)) is None
 
 
-def test_who_waits_too_long_is_told_and_it_is_not_stored_later(
+def test_a_message_whose_sender_got_a_timeout_is_not_stored_later(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shared_desk, "_LONGEST_WAIT", 0.05)
+    monkeypatch.setattr(client_module, "_LONGEST_WAIT", 0.05)
     with pytest.raises(DeliveryStoreError, match="in time"):
         running.store_client.put(message(1))
     running.store_client.join("/,ann", "phone")
@@ -269,7 +269,7 @@ def test_who_waits_too_long_is_told_and_it_is_not_stored_later(
     assert running.store.do(Find(message(1).id)) is None
 
 
-def test_at_the_end_what_is_noted_is_taken_to_the_store(running: Running) -> None:
+def test_queued_steps_are_flushed_at_the_end(running: Running) -> None:
     running.store.do(Put(message(1)))
     running.store_client.acknowledged(message(1), "phone")
     running.store_client.flush(5.0)
@@ -280,10 +280,10 @@ def test_at_the_end_what_is_noted_is_taken_to_the_store(running: Running) -> Non
     assert len(running.store_client) == 1, "it was tried once"
 
 
-def test_all_that_waits_is_given_up_however_much_that_is(
+def test_all_messages_of_a_recipient_are_given_up_however_many(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shared_desk, "AT_A_TIME", 2)
+    monkeypatch.setattr(client_module, "AT_A_TIME", 2)
     for number in range(5):
         running.store.do(Put(message(number)))
     running.store_client.fail_all("/,ann", DeliveryState.GONE)
@@ -292,7 +292,7 @@ def test_all_that_waits_is_given_up_however_much_that_is(
     assert {each.state for each in running.ended} == {DeliveryState.GONE}
 
 
-def test_what_others_ended_first_is_told_as_that(running: Running) -> None:
+def test_a_message_that_others_ended_first_is_reported_as_such(running: Running) -> None:
     running.store.do(Put(message(1)))
     running.store.do(Finish(message(1).id, DeliveryState.CANCELLED))
     running.store_client.acknowledged(message(1), "phone")
@@ -301,12 +301,12 @@ def test_what_others_ended_first_is_told_as_that(running: Running) -> None:
     wait_for(running.runtime, lambda: len(running.ended) == 2)
     assert [(each.id, each.state) for each in running.ended] == [
         (message(1).id, DeliveryState.CANCELLED),
-        (message(2).id, DeliveryState.PENDING),  # nobody knows what became of it
+        (message(2).id, DeliveryState.PENDING),  # its end is not known
     ]
     assert running.are_new == [False, False]
 
 
-def test_that_nobody_waits_any_more_is_no_answer_of_the_store(running: Running) -> None:
+def test_abandoned_steps_are_not_an_answer_of_the_store(running: Running) -> None:
     running.start()
     running.store.is_up = False
     for number in range(3):
@@ -317,7 +317,7 @@ def test_that_nobody_waits_any_more_is_no_answer_of_the_store(running: Running) 
     assert running.store_client.is_refused
 
 
-def test_an_answer_that_gets_lost_is_not_told_as_a_failure(running: Running) -> None:
+def test_a_lost_answer_is_not_reported_as_a_failure(running: Running) -> None:
     """A message that is stored already is not stored again."""
     running.start()
     running.store.lost = 1
@@ -327,8 +327,8 @@ def test_an_answer_that_gets_lost_is_not_told_as_a_failure(running: Running) -> 
     assert running.unsure, "what ended by the steps whose answers were lost has to be looked up"
 
 
-def test_whatever_is_asked_is_asked_by_one_task(running: Running) -> None:
-    """A socket of gevent belongs to one native thread, and others ask, too."""
+def test_the_store_is_asked_by_one_task_only(running: Running) -> None:
+    """A socket of gevent belongs to one native thread, and calls come from others, too."""
     running.start()
     running.store_client.put(message(1))
     found: list[Any] = []
@@ -347,7 +347,7 @@ def test_whatever_is_asked_is_asked_by_one_task(running: Running) -> None:
     assert len(running.store.threads) == 1
 
 
-def test_who_comes_and_goes_while_the_store_is_away_is_no_step(running: Running) -> None:
+def test_joining_and_leaving_while_the_store_is_away_is_no_step(running: Running) -> None:
     for _ in range(50):
         running.store_client.join("/,ann", "phone")
         running.store_client.load("/,ann", 0, 10, 10**6, lambda _: None)
@@ -357,10 +357,10 @@ def test_who_comes_and_goes_while_the_store_is_away_is_no_step(running: Running)
     wait_for(running.runtime, lambda: len(running.store_client) == 1)
 
 
-def test_a_put_that_is_stored_too_late_is_looked_for(
+def test_a_put_that_is_applied_too_late_is_looked_up(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shared_desk, "_LONGEST_WAIT", 0.05)
+    monkeypatch.setattr(client_module, "_LONGEST_WAIT", 0.05)
     running.store.do(Put(message(1)._replace(key="price")))
     apply = running.store.apply
 
@@ -376,13 +376,13 @@ def test_a_put_that_is_stored_too_late_is_looked_for(
     assert [each.id for each in running.ended] == [message(1).id]
 
 
-def test_nobody_waits_for_a_desk_that_is_closed(running: Running) -> None:
+def test_a_closed_client_raises_at_once(running: Running) -> None:
     running.store_client.flush(1.0)
     with pytest.raises(DeliveryStoreError, match="stopping"):
         running.store_client.find(message(1).id)
 
 
-def test_what_is_sent_again_is_noted_again(running: Running) -> None:
+def test_each_attempt_is_marked(running: Running) -> None:
     running.start()
     running.store_client.put(message(1))
     for attempts in (1, 2):
@@ -393,11 +393,11 @@ def test_what_is_sent_again_is_noted_again(running: Running) -> None:
         assert found.attempts == attempts
 
 
-def test_a_wait_that_is_over_is_no_answer_of_the_store(
+def test_a_wait_that_timed_out_is_not_an_answer_of_the_store(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shared_desk, "_LONGEST_WAIT", 0.05)
-    monkeypatch.setattr(shared_desk, "_PATIENCE", 1000)
+    monkeypatch.setattr(client_module, "_LONGEST_WAIT", 0.05)
+    monkeypatch.setattr(client_module, "_PATIENCE", 1000)
     running.store.is_up = False
     running.start()
     with pytest.raises(DeliveryStoreError, match="in time"):
@@ -407,10 +407,10 @@ def test_a_wait_that_is_over_is_no_answer_of_the_store(
     assert running.changes == [False]
 
 
-def test_a_step_that_raises_is_told_to_who_asked_and_nobody_else(
+def test_an_error_of_a_step_is_raised_only_in_its_caller(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In one go with the others, which are not done again."""
+    """In a batch with the others, which are not done again."""
 
     def fail(*_: object) -> None:
         raise DeliveryFormatError("cannot be read")

@@ -107,7 +107,7 @@ def test_delays_that_make_no_sense_are_an_error(delays: tuple[Any, ...]) -> None
         Retry(*delays)
 
 
-def test_a_receipt_tells_and_cancels(guarded: Guarded) -> None:
+def test_a_receipt_has_the_state_and_cancels(guarded: Guarded) -> None:
     receipt = guarded.guard.deliver("news", ("a", {"b": 1}), to="ann")
     assert repr(receipt) == f"<Receipt {receipt.id}>"
     again = guarded.guard.receipt(receipt.id)
@@ -143,7 +143,7 @@ def test_what_is_delivered_is_not_shown_in_logs(guarded: Guarded) -> None:
     assert receipt.id in repr(letter)
 
 
-def test_a_hook_that_is_none_is_refused(guarded: Guarded) -> None:
+def test_a_hook_that_is_not_callable_is_refused(guarded: Guarded) -> None:
     with pytest.raises(TypeError):
         guarded.guard.on_dead_letter(5)  # type: ignore[arg-type]
 
@@ -154,7 +154,7 @@ def test_a_room_is_asked_by_its_name(guarded: Guarded) -> None:
             guarded.guard.broadcast_call("ready?", room=room)  # type: ignore[arg-type]
 
 
-def test_too_many_are_refused(make_guarded: Callable[..., Guarded]) -> None:
+def test_messages_beyond_the_bound_are_refused(make_guarded: Callable[..., Guarded]) -> None:
     guarded = make_guarded(delivery_max_messages=2)
     for _ in range(2):
         guarded.guard.deliver("news", to="ann", on_delivered=print)
@@ -163,7 +163,7 @@ def test_too_many_are_refused(make_guarded: Callable[..., Guarded]) -> None:
     assert len(guarded.inner.delivery.api._watches) == 2, "nobody waits for what is not stored"
 
 
-def test_the_dead_are_told_with_what_was_in_them(guarded: Guarded) -> None:
+def test_a_hook_gets_dead_letters_with_their_arguments(guarded: Guarded) -> None:
     told: list[DeadLetter] = []
     expired: list[Receipt] = []
     assert guarded.guard.on_dead_letter(told.append) is not None
@@ -203,7 +203,7 @@ def test_a_message_of_a_native_thread_that_cannot_be_handed_over_is_sent_all_the
     wait_until(lambda: receipt.state is DeliveryState.IN_FLIGHT)
 
 
-def test_a_store_of_ones_own_is_used(make_guarded: Callable[..., Guarded]) -> None:
+def test_a_custom_store_is_used(make_guarded: Callable[..., Guarded]) -> None:
     stores: list[MemoryStore] = []
 
     def make_store() -> MemoryStore:
@@ -225,23 +225,23 @@ def test_a_store_of_ones_own_is_used(make_guarded: Callable[..., Guarded]) -> No
     assert store.do(Find(receipt.id)) is not None
 
 
-def test_a_store_of_ones_own_that_is_none_is_an_error(make_guarded: Callable[..., Guarded]) -> None:
+def test_a_custom_store_of_the_wrong_type_is_an_error(make_guarded: Callable[..., Guarded]) -> None:
     with pytest.raises(ConfigError, match="must return a DeliveryStore, not 5"):
         make_guarded(delivery_store=lambda: 5)
 
 
-def test_who_has_a_queue_and_no_store_for_all_is_warned_once(
+def test_a_queue_without_a_shared_store_is_warned_of_once(
     make_process: Callable[..., Guarded], caplog: pytest.LogCaptureFixture
 ) -> None:
     process = make_process()
     for _ in range(3):
         process.guard.deliver("news", 1, to="ann").cancel()
-    warnings = [line for line in caplog.messages if "stay in the memory" in line]
+    warnings = [line for line in caplog.messages if "in the memory of this process" in line]
     assert len(warnings) == 1
     assert "SOCKETIO_GUARD_DELIVERY_STORE" in warnings[0]
 
 
-def test_a_process_that_only_emits_needs_a_store_that_others_see(
+def test_a_process_that_only_emits_needs_a_shared_store(
     nothing_left_behind: None, bus: Bus
 ) -> None:
     socketio = SocketIO(client_manager=BusManager(bus, write_only=True), async_mode="threading")
@@ -257,14 +257,14 @@ def test_a_process_that_only_emits_needs_a_store_that_others_see(
     guard.stop(2.0)
 
 
-def test_what_is_in_memory_when_the_process_stops_is_told(
+def test_messages_lost_with_the_memory_of_a_process_are_counted(
     make_guarded: Callable[..., Guarded], caplog: pytest.LogCaptureFixture
 ) -> None:
     guarded = make_guarded()
     for _ in range(3):
         guarded.guard.deliver("news", 1, to="ann")
     guarded.guard.stop(2.0)
-    assert "3 messages that must arrive were still in the memory" in caplog.text
+    assert "3 unacknowledged messages are lost" in caplog.text
     assert guarded.guard.counters["deliveries_abandoned"] == 3
 
 

@@ -1,4 +1,4 @@
-"""The source: senders are told what became of theirs, whoever ended it and however."""
+"""The delivery API: senders learn how their messages ended, in whichever process."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ runtime = unit_support.runtime
 
 
 class Sending:
-    """A source, and what senders are told."""
+    """A delivery API, and the calls of its hooks."""
 
     def __init__(self, runtime: Runtime) -> None:
         self.runtime = runtime
@@ -94,7 +94,7 @@ def test_each_end_calls_the_hook_for_it_once(
     assert not sending.api._watches
 
 
-def test_what_ended_unheard_is_found_when_looked_for(sending: Sending) -> None:
+def test_an_end_that_was_missed_is_found_by_a_lookup(sending: Sending) -> None:
     receipts = [sending.put() for _ in range(3)]
     sending.store.do(Finish(receipts[0].id, DeliveryState.DELIVERED))
     waited: list[DeliveryState] = []
@@ -108,7 +108,7 @@ def test_what_ended_unheard_is_found_when_looked_for(sending: Sending) -> None:
     assert list(sending.api._watches) == [receipts[2].id]
 
 
-def test_what_is_known_no_more_is_waited_for_no_longer(sending: Sending) -> None:
+def test_a_wait_ends_when_the_message_is_unknown(sending: Sending) -> None:
     """The store was emptied."""
     receipt = sending.put()
     failures: list[BaseException] = []
@@ -129,7 +129,7 @@ def test_what_is_known_no_more_is_waited_for_no_longer(sending: Sending) -> None
     assert not sending.api._waiting
 
 
-def test_a_wait_for_what_has_ended_is_none(sending: Sending) -> None:
+def test_a_wait_for_an_ended_message_returns_at_once(sending: Sending) -> None:
     receipt = sending.put()
     assert receipt.cancel()
     assert receipt.wait() is DeliveryState.CANCELLED

@@ -1,4 +1,4 @@
-"""The dispatcher: who gets what, how often, and in which order."""
+"""The dispatcher: recipients, redelivery, order and bounds."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ class Asked:
         self.callback.function(*arguments)
 
 
-class SlowDesk(DirectStoreClient):
-    """Answers when it is told to, if it is slow."""
+class SlowStoreClient(DirectStoreClient):
+    """Answers when the test says so, if it is slow."""
 
     def __init__(self, store: MemoryStore, *, on_end: Callable[[Delivery, bool], None]) -> None:
         super().__init__(store, on_end=on_end)
@@ -114,7 +114,7 @@ class World:
             dead_retention=10**6,
             clock=self.clock,
         )
-        self.store_client = SlowDesk(self.store, on_end=self._ended)
+        self.store_client = SlowStoreClient(self.store, on_end=self._ended)
         self.dispatcher = Dispatcher(
             self.store_client,
             self,
@@ -130,7 +130,7 @@ class World:
             self.ended.append(delivery)
         self.dispatcher.ended(delivery)
 
-    # What the dispatcher asks for
+    # The ports of the dispatcher
 
     def find(self, recipient: str, namespace: str) -> list[str]:
         if namespace != "/":
@@ -169,7 +169,7 @@ class World:
         heapq.heappush(self.due, (self.clock.now + delay, next(self.numbers), entry))
         return entry
 
-    # What happens
+    # Events
 
     def connect(self, sid: str, identity: str | None = None, room: str | None = None) -> None:
         self.here.add(sid)
@@ -252,7 +252,9 @@ def new_world(monkeypatch: pytest.MonkeyPatch) -> World:
     return world
 
 
-def test_who_is_here_gets_it_at_once_and_the_acknowledgement_ends_it(world: World) -> None:
+def test_a_connected_recipient_gets_it_at_once_and_its_acknowledgement_ends_it(
+    world: World,
+) -> None:
     world.connect("a")
     world.deliver(1, to="a")
     assert world.state(1) is DeliveryState.IN_FLIGHT
@@ -264,7 +266,7 @@ def test_who_is_here_gets_it_at_once_and_the_acknowledgement_ends_it(world: Worl
 
 
 @pytest.mark.parametrize("way", ["identity", "room"])
-def test_who_is_away_gets_it_when_it_comes(world: World, way: str) -> None:
+def test_an_absent_recipient_gets_it_when_it_connects(world: World, way: str) -> None:
     world.deliver(1, to="ann")
     assert world.state(1) is DeliveryState.PENDING
     world.connect("a", **{way: "ann"})
@@ -272,7 +274,7 @@ def test_who_is_away_gets_it_when_it_comes(world: World, way: str) -> None:
     assert [delivery.state for delivery in world.ended] == [DeliveryState.DELIVERED]
 
 
-def test_without_an_acknowledgement_it_comes_again_ever_less_often(world: World) -> None:
+def test_redelivery_backs_off_without_an_acknowledgement(world: World) -> None:
     world.connect("a", identity="ann")
     world.deliver(1, to="ann")
     instants = [world.clock.now]
@@ -285,7 +287,7 @@ def test_without_an_acknowledgement_it_comes_again_ever_less_often(world: World)
     assert waits == [3.0, 5.0, 9.0, 9.0, 9.0]
 
 
-def test_a_late_acknowledgement_counts_and_ends_what_was_sent_again(world: World) -> None:
+def test_a_late_acknowledgement_counts_and_ends_redelivery(world: World) -> None:
     world.connect("a", identity="ann")
     world.deliver(1, to="ann")
     world.pass_time(3.5)
@@ -298,7 +300,7 @@ def test_a_late_acknowledgement_counts_and_ends_what_was_sent_again(world: World
     assert len(world.history) == 2
 
 
-def test_it_is_sent_again_at_once_when_the_recipient_comes_back(world: World) -> None:
+def test_redelivery_is_immediate_when_the_recipient_reconnects(world: World) -> None:
     world.connect("a", identity="ann")
     world.deliver(1, to="ann")
     world.pass_time(1.5)  # it has been given up for now
@@ -420,7 +422,7 @@ def test_no_more_are_in_flight_than_the_bound(world: World) -> None:
     assert {number for _, number in world.sent()[4:]} == {5, 6, 7}
 
 
-def test_what_is_beyond_the_window_comes_from_the_store(
+def test_messages_beyond_the_window_come_from_the_store(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(mailboxes_module, "_WINDOW", 4)
@@ -444,7 +446,7 @@ def test_what_is_beyond_the_window_comes_from_the_store(
     assert not [*world.dispatcher._mailboxes]
 
 
-def test_ordered_ones_come_one_after_the_other(world: World) -> None:
+def test_ordered_messages_are_sent_one_after_the_other(world: World) -> None:
     world.connect("a", identity="ann")
     for number in (1, 2, 3):
         world.deliver(number, to="ann", is_ordered=True)
@@ -462,7 +464,7 @@ def test_ordered_ones_come_one_after_the_other(world: World) -> None:
     assert world.state(3) is DeliveryState.DELIVERED
 
 
-def test_what_has_expired_is_not_sent(world: World) -> None:
+def test_an_expired_message_is_not_sent(world: World) -> None:
     world.deliver(1, to="ann", ttl=5.0)
     world.clock.now += 6.0
     world.connect("a", identity="ann")
@@ -498,7 +500,7 @@ def test_a_message_for_a_namespace_without_the_recipient_holds_nobody_up(world: 
     ]
 
 
-def test_what_is_stored_while_others_are_loaded_is_not_forgotten(world: World) -> None:
+def test_a_message_that_is_stored_during_a_load_is_not_forgotten(world: World) -> None:
     world.store_client.is_slow = True
     world.deliver(1, to="ann")
     world.connect("a", identity="ann")
@@ -508,7 +510,7 @@ def test_what_is_stored_while_others_are_loaded_is_not_forgotten(world: World) -
     assert world.sent() == [("a", 1), ("a", 2)]
 
 
-def test_what_comes_for_a_mailbox_that_is_gone_is_not_sent_from_there(world: World) -> None:
+def test_a_page_for_a_removed_mailbox_is_not_sent_from_it(world: World) -> None:
     world.connect("a", identity="ann")
     world.deliver(1, to="ann")
     world.store_client.is_slow = True
@@ -521,7 +523,7 @@ def test_what_comes_for_a_mailbox_that_is_gone_is_not_sent_from_there(world: Wor
     assert world.sent() == [("a", 1), ("b", 1)]
 
 
-def test_what_ended_unheard_is_forgotten_after_a_look(world: World) -> None:
+def test_an_end_that_was_missed_is_found_by_a_lookup(world: World) -> None:
     world.connect("a", identity="ann")
     ids = [world.deliver(number, to="ann", is_ordered=True) for number in (1, 2)]
     world.store.do(Finish(ids[0], DeliveryState.CANCELLED))
@@ -531,7 +533,7 @@ def test_what_ended_unheard_is_forgotten_after_a_look(world: World) -> None:
     assert world.sent()[2:] == [("a", 2)]
 
 
-def test_what_comes_while_a_look_is_under_way_is_no_leftover(world: World) -> None:
+def test_a_message_that_is_stored_during_a_lookup_is_kept(world: World) -> None:
     world.connect("a", identity="ann")
     world.store_client.is_slow = True
     world.dispatcher.look_again([("ann", "/")])
@@ -546,8 +548,8 @@ def test_what_comes_while_a_look_is_under_way_is_no_leftover(world: World) -> No
     assert not [*world.dispatcher._mailboxes]
 
 
-def test_what_others_ended_first_is_forgotten_too(world: World) -> None:
-    """As when the answer of the store was lost, and the acknowledgement is told again."""
+def test_a_message_that_others_ended_first_is_forgotten_too(world: World) -> None:
+    """As when the answer of the store was lost, and the acknowledgement is repeated."""
     world.connect("a", identity="ann")
     ids = [world.deliver(number, to="ann", is_ordered=True) for number in (1, 2)]
     world.store.do(Finish(ids[0], DeliveryState.DELIVERED))
@@ -556,7 +558,7 @@ def test_what_others_ended_first_is_forgotten_too(world: World) -> None:
     assert world.ended == [], "it was told of where it ended"
 
 
-def test_who_has_acknowledged_does_not_get_it_again_while_the_store_is_told(world: World) -> None:
+def test_an_acknowledged_message_is_not_sent_again_before_the_store_knows(world: World) -> None:
     world.connect("a", identity="ann")
     world.deliver(1, to="ann")
     world.store_client.is_slow = True
@@ -577,7 +579,7 @@ def test_all_that_waits_for_a_connection_is_gone_with_it(world: World) -> None:
 
 
 @pytest.mark.parametrize("is_let_in", [False, True])
-def test_what_comes_for_a_client_that_then_leaves_is_gone(world: World, is_let_in: bool) -> None:
+def test_a_message_for_a_client_that_then_leaves_is_gone(world: World, is_let_in: bool) -> None:
     world.coming.add("a")
     world.deliver(1, to="a")
     if is_let_in:
@@ -588,7 +590,7 @@ def test_what_comes_for_a_client_that_then_leaves_is_gone(world: World, is_let_i
     assert world.state(1) is DeliveryState.GONE
 
 
-def test_what_nobody_acknowledges_does_not_hold_up_the_rest(world: World) -> None:
+def test_messages_without_acknowledgement_are_parked_in_favor_of_the_rest(world: World) -> None:
     world.connect("a", identity="ann")
     for number in range(1, 300):
         world.deliver(number, to="ann", ttl=10**6)
@@ -611,7 +613,7 @@ def test_what_nobody_acknowledges_does_not_hold_up_the_rest(world: World) -> Non
     assert not [*world.dispatcher._mailboxes], "those that were set parked have come back"
 
 
-def test_a_device_more_gets_it_and_the_others_not_again(world: World) -> None:
+def test_a_new_device_gets_it_and_the_others_do_not_get_it_again(world: World) -> None:
     world.connect("a", identity="ann")
     world.deliver(1, to="ann")
     world.pass_time(1.5)  # taken for lost, and not due yet
@@ -636,7 +638,7 @@ def test_a_client_that_is_about_to_leave_is_not_asked_all_the_time(world: World)
     assert world.history[0].arguments[-1]["attempt"] == 1
 
 
-def test_who_has_left_is_no_device_any_more(world: World) -> None:
+def test_a_client_that_has_left_is_not_a_device(world: World) -> None:
     world.connect("a", identity="ann")
     world.leave("a")
     world.dispatcher.identify("a", "/", "ann")
@@ -651,8 +653,8 @@ def test_a_room_that_no_sender_can_name_is_ignored(world: World, name: str) -> N
     assert world.store_client.answers == []
 
 
-def test_ordered_ones_of_other_senders_keep_their_place(world: World) -> None:
-    """What another process has stored before may be heard of later."""
+def test_ordered_messages_of_other_senders_keep_their_place(world: World) -> None:
+    """The notice of a message that another process stored earlier may come later."""
     world.connect("a", identity="ann")
     first = Delivery(f"{1:032x}", "ann", "news", "[1]", 1000.0, retry=RETRY, is_ordered=True)
     world.store.do(Put(first))
@@ -662,7 +664,7 @@ def test_ordered_ones_of_other_senders_keep_their_place(world: World) -> None:
     assert world.sent() == [("a", 1), ("a", 2)]
 
 
-def test_what_the_store_said_before_a_look_does_not_count(world: World) -> None:
+def test_a_page_that_was_asked_for_before_a_lookup_does_not_count(world: World) -> None:
     world.deliver(1, to="ann")
     world.store_client.is_slow = True
     world.connect("a", identity="ann")
@@ -674,7 +676,7 @@ def test_what_the_store_said_before_a_look_does_not_count(world: World) -> None:
     assert not [*world.dispatcher._mailboxes]
 
 
-def test_what_ended_while_it_was_loaded_is_not_sent(world: World) -> None:
+def test_a_message_that_ends_while_it_is_loaded_is_not_sent(world: World) -> None:
     world.deliver(1, to="ann")
     world.store_client.is_slow = True
     world.connect("a", identity="ann")
@@ -700,7 +702,7 @@ def test_a_late_acknowledgement_takes_it_out_of_the_queue(world: World) -> None:
     assert ("a", 1) not in world.sent()[before:]
 
 
-def test_a_client_that_is_leaving_takes_what_is_for_it_along(world: World) -> None:
+def test_messages_for_a_session_that_is_leaving_are_gone_with_it(world: World) -> None:
     world.connect("a")
     world.deliver(1, to="a")
     world.here.discard("a")
@@ -712,7 +714,7 @@ def test_a_client_that_is_leaving_takes_what_is_for_it_along(world: World) -> No
     assert world.state(1) is DeliveryState.GONE
 
 
-def test_what_one_device_had_alone_goes_to_the_other_when_it_leaves(world: World) -> None:
+def test_a_message_that_a_leaving_device_had_goes_to_another(world: World) -> None:
     world.connect("a", identity="ann")
     world.connect("b", identity="ann")
     world.deaf.add("b")
@@ -723,10 +725,10 @@ def test_what_one_device_had_alone_goes_to_the_other_when_it_leaves(world: World
     assert world.sent() == [("a", 1), ("b", 1)]
 
 
-def test_a_look_finds_what_waits_for_the_identities_of_clients(world: World) -> None:
+def test_a_lookup_finds_messages_for_the_identities_of_clients(world: World) -> None:
     world.connect("a", identity="ann")
     delivery = Delivery(f"{1:032x}", "ann", "news", "[1]", 1000.0, retry=RETRY)
-    world.store.do(Put(delivery))  # by another process, and nobody was told
+    world.store.do(Put(delivery))  # by another process, without a notice
     world.dispatcher.look_again([("a", "/")])
     assert world.sent() == [("a", 1)]
 
@@ -750,7 +752,7 @@ def test_late_acknowledgements_count_however_many_wait(world: World) -> None:
     assert given < 300, "most came once"
 
 
-def test_a_look_does_not_load_all_there_is(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lookup_does_not_load_everything(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mailboxes_module, "_WINDOW", 4)
     world.connect("a", identity="ann")
     for number in range(1, 101):
@@ -765,7 +767,7 @@ def test_a_look_does_not_load_all_there_is(world: World, monkeypatch: pytest.Mon
     assert len(world.sent()) == 100
 
 
-def test_one_that_is_about_to_leave_for_ever_is_asked_for_ever(world: World) -> None:
+def test_a_client_that_is_leaving_for_ever_is_asked_for_ever(world: World) -> None:
     world.connect("a", identity="ann")
     world.deaf.add("a")
     world.deliver(1, to="ann", ttl=10**6)
@@ -775,7 +777,7 @@ def test_one_that_is_about_to_leave_for_ever_is_asked_for_ever(world: World) -> 
     assert world.sent() == [("a", 1)]
 
 
-def test_who_enters_and_leaves_a_room_leaves_no_callbacks_behind(world: World) -> None:
+def test_entering_and_leaving_a_room_leaves_no_callbacks_behind(world: World) -> None:
     world.connect("a", room="hall")
     for number in (1, 2, 3):
         world.deliver(number, to="hall")
@@ -787,7 +789,7 @@ def test_who_enters_and_leaves_a_room_leaves_no_callbacks_behind(world: World) -
     assert len(world.asked) <= 3
 
 
-def test_what_was_refused_is_not_sent_again_while_the_store_is_told(world: World) -> None:
+def test_a_refused_message_is_not_sent_again_before_the_store_knows(world: World) -> None:
     world.connect("a", identity="ann")
     world.deliver(1, to="ann")
     world.store_client.is_slow = True
@@ -799,7 +801,7 @@ def test_what_was_refused_is_not_sent_again_while_the_store_is_told(world: World
     assert world.state(1) is DeliveryState.REFUSED
 
 
-def test_who_comes_early_puts_off_when_the_others_are_asked_again(world: World) -> None:
+def test_a_new_connection_postpones_redelivery_to_the_others(world: World) -> None:
     world.connect("a", identity="ann")
     world.deliver(1, to="ann")
     world.pass_time(1.5)  # due again after 3 s
@@ -810,7 +812,7 @@ def test_who_comes_early_puts_off_when_the_others_are_asked_again(world: World) 
     assert sorted(world.sent()[2:]) == [("a", 1), ("b", 1)]
 
 
-def test_a_look_past_many_that_are_set_aside_does_not_load_them(
+def test_a_lookup_past_many_parked_messages_does_not_load_them(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(mailboxes_module, "_WINDOW", 4)
@@ -825,7 +827,7 @@ def test_a_look_past_many_that_are_set_aside_does_not_load_them(
     assert not mailbox.suspects
 
 
-def test_each_is_overdue_at_its_own_time(world: World) -> None:
+def test_each_attempt_is_lost_after_its_own_timeout(world: World) -> None:
     world.connect("a", identity="ann")
     world.deliver(1, to="ann")
     world.pass_time(0.5)
@@ -839,7 +841,7 @@ def test_each_is_overdue_at_its_own_time(world: World) -> None:
     assert world.state(2) is DeliveryState.PENDING
 
 
-def test_what_is_cancelled_while_it_is_set_aside_is_forgotten(
+def test_a_parked_message_that_is_cancelled_is_forgotten(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(mailboxes_module, "_WINDOW", 4)
@@ -878,7 +880,7 @@ _steps = st.one_of(
 
 @settings(deadline=None, max_examples=examples(400))
 @given(st.lists(_steps, max_size=60), st.sampled_from([2, 4, 128]))
-def test_whatever_happens_each_arrives_in_the_end(steps: list[Any], window: int) -> None:
+def test_each_message_is_delivered_whatever_happens(steps: list[Any], window: int) -> None:
     """Never concurrently twice to one connection; ordered ones in order; within the bound."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(mailboxes_module, "_WINDOW", window)
@@ -958,7 +960,7 @@ def test_whatever_happens_each_arrives_in_the_end(steps: list[Any], window: int)
         assert not [*world.dispatcher._mailboxes]
 
 
-def test_who_comes_back_over_the_same_transport_gets_it_again_when_it_is_overdue(
+def test_a_client_back_over_the_same_transport_gets_it_again_when_it_is_overdue(
     world: World,
 ) -> None:
     world.transports = {"a": "one", "b": "one", "c": "two"}
@@ -977,7 +979,7 @@ def test_who_comes_back_over_the_same_transport_gets_it_again_when_it_is_overdue
     assert world.sent()[3:] == [("c", 1)], "over another transport it is sent at once"
 
 
-def test_what_one_transport_is_sent_does_not_grow_with_how_often_its_client_enters(
+def test_entering_often_over_one_transport_does_not_multiply_redelivery(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loads: list[str] = []
@@ -1020,7 +1022,7 @@ def test_windows_are_bounded_in_bytes(world: World, monkeypatch: pytest.MonkeyPa
     assert (mailbox.size, mailbox.in_flight_size) == (0, 0)
 
 
-def test_who_enters_again_and_again_does_not_have_the_store_asked_each_time(
+def test_entering_often_over_one_transport_does_not_load_each_time(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing waits, and so nothing is owed but the visits."""
@@ -1038,7 +1040,7 @@ def test_who_enters_again_and_again_does_not_have_the_store_asked_each_time(
     assert len(loads) <= 20
 
 
-def test_what_is_in_flight_is_bounded_in_bytes(
+def test_messages_in_flight_are_bounded_in_bytes(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(mailboxes_module, "_WINDOW_SIZE", 15)
@@ -1050,7 +1052,7 @@ def test_what_is_in_flight_is_bounded_in_bytes(
     assert world.sent()[2:] == [("a", 1002)]
 
 
-def test_what_is_lost_after_its_client_has_left_is_not_sent_over_its_transport_at_once(
+def test_an_attempt_lost_after_a_departure_is_not_repeated_over_its_transport_at_once(
     world: World,
 ) -> None:
     """With threads a client may be gone before its callbacks are."""
@@ -1069,7 +1071,7 @@ def test_what_is_lost_after_its_client_has_left_is_not_sent_over_its_transport_a
     assert world.sent()[1:] == [("b", 1)]
 
 
-def test_what_a_member_had_who_leaves_a_room_is_not_sent_again_when_it_enters_at_once(
+def test_a_member_that_enters_a_room_again_at_once_is_not_sent_its_messages_again(
     world: World,
 ) -> None:
     world.transports = {"a": "one"}
@@ -1084,7 +1086,7 @@ def test_what_a_member_had_who_leaves_a_room_is_not_sent_again_when_it_enters_at
     assert world.sent()[2:] == [("a", 1)]
 
 
-def test_what_is_not_answered_keeps_its_place_where_there_are_few(world: World) -> None:
+def test_a_message_without_acknowledgement_is_not_parked_while_there_is_room(world: World) -> None:
     """There is more in the store, which takes its time, and room enough here."""
     world.connect("a", "ann")
     world.deliver(1, to="ann")

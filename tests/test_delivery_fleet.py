@@ -1,4 +1,4 @@
-"""What a process does for messages that all share: nothing that was missed stays so."""
+"""The change feed, the expiry leader and the gap: nothing stays missed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MESSAGE = Delivery("0" * 32, "ann", "news", "[]", 60.0)
 
 
 class FakeStore:
-    """Answers what it is told to, and nothing after that."""
+    """Answers with what the test has prepared, and then with nothing."""
 
     def __init__(self, runtime: Runtime) -> None:
         self.runtime = runtime
@@ -114,7 +114,7 @@ def running(runtime: Runtime, nothing_left_behind: None) -> Iterator[Running]:
     assert running.supervisor.stop(3.0, is_internal=True) == []
 
 
-def test_what_was_missed_is_looked_up_until_that_succeeds(running: Running) -> None:
+def test_a_gap_is_looked_up_until_that_succeeds(running: Running) -> None:
     running.store.answers = [None, Changes(["/,ann"], [MESSAGE])]
     running.gap_failures = 2
     running.start("follow")
@@ -122,7 +122,7 @@ def test_what_was_missed_is_looked_up_until_that_succeeds(running: Running) -> N
     assert running.told == ["gap", (MESSAGE, False), "/,ann"]
 
 
-def test_a_store_that_is_away_is_asked_again(running: Running) -> None:
+def test_the_feed_asks_a_store_that_is_away_again(running: Running) -> None:
     running.store.answers = [
         DeliveryStoreError("away"),
         DeliveryStoreError("away"),
@@ -134,7 +134,7 @@ def test_a_store_that_is_away_is_asked_again(running: Running) -> None:
     wait_for(running.runtime, lambda: running.answers[:3] == [False, False, True])
 
 
-def test_who_leads_gives_up_what_has_expired_and_what_the_dead_left_behind(
+def test_the_leader_expires_messages_and_reaps_dead_processes(
     running: Running,
 ) -> None:
     running.store.dead = [MESSAGE]
@@ -144,7 +144,7 @@ def test_who_leads_gives_up_what_has_expired_and_what_the_dead_left_behind(
     assert running.told == ["forgotten", *[(MESSAGE, True)] * 4]
 
 
-def test_who_does_not_lead_only_says_that_it_lives(running: Running) -> None:
+def test_a_process_that_does_not_lead_only_sends_its_heartbeat(running: Running) -> None:
     running.store.is_leading = False
     running.store.expired = [[MESSAGE]]
     running.start("lead")
@@ -154,7 +154,7 @@ def test_who_does_not_lead_only_says_that_it_lives(running: Running) -> None:
     assert running.told == ["forgotten"] * 2
 
 
-def test_one_who_fails_to_listen_does_not_miss_the_rest(
+def test_a_callback_that_raises_opens_the_gap(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(address: str) -> None:
@@ -166,7 +166,7 @@ def test_one_who_fails_to_listen_does_not_miss_the_rest(
     wait_for(running.runtime, lambda: running.told == ["gap"])
 
 
-def test_what_was_given_up_unheard_is_looked_up(
+def test_messages_that_expired_without_an_answer_are_looked_up(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The answer of the store was lost."""
@@ -199,7 +199,7 @@ def test_what_is_missed_while_a_gap_is_looked_up_is_looked_up_too() -> None:
     assert looks == [0, 1]
 
 
-def test_a_look_that_is_cut_short_is_done_again() -> None:
+def test_a_lookup_that_is_cut_short_is_done_again() -> None:
     """Whatever ends it, the stop of its task included."""
     failures: list[BaseException] = [DeliveryStoreError("away"), SystemExit()]
     looks: list[bool] = []

@@ -1,4 +1,4 @@
-"""Messages that must arrive in Redis: what no model in memory knows of."""
+"""The delivery store in Redis: what its model in memory does not cover."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def waiting(store: RedisStore) -> list[str]:
     return [each.body for each in store.do(Waiting("/,ann", 0, 10, 10**6)).deliveries]
 
 
-def test_processes_share_what_there_is(stores: Callable[[str], RedisStore]) -> None:
+def test_processes_share_messages(stores: Callable[[str], RedisStore]) -> None:
     one, two = stores("one"), stores("two")
     put(one, 1, 2)
     assert waiting(two) == ["[1]", "[2]"]
@@ -91,9 +91,9 @@ def test_processes_share_what_there_is(stores: Callable[[str], RedisStore]) -> N
     assert not one.do(Finish(message(1).id, DeliveryState.CANCELLED)).is_new
 
 
-def test_each_hears_what_the_others_do(stores: Callable[[str], RedisStore]) -> None:
+def test_each_process_hears_what_the_others_do(stores: Callable[[str], RedisStore]) -> None:
     one, two = stores("one"), stores("two")
-    assert one.changes(0.1) is None, "who begins to follow has missed all before"
+    assert one.changes(0.1) is None, "a new follower has missed everything before"
     assert two.changes(0.1) is None
     put(one, 1)
     one.do(Acknowledge(message(1).id, "phone", 1))
@@ -107,7 +107,7 @@ def test_each_hears_what_the_others_do(stores: Callable[[str], RedisStore]) -> N
     assert two.changes(0.01) == NOTHING
 
 
-def test_news_that_were_missed_are_known_to_be(
+def test_missed_changes_are_noticed(
     stores: Callable[[str], RedisStore], redis_server: RedisServer
 ) -> None:
     one, two = stores("one"), stores("two")
@@ -120,7 +120,7 @@ def test_news_that_were_missed_are_known_to_be(
     assert two.changes(1.0) == STORED
 
 
-def test_one_leads_and_another_takes_over_when_it_dies(
+def test_one_process_leads_and_another_takes_over_when_its_lease_ends(
     stores: Callable[[str], RedisStore],
 ) -> None:
     one, two = stores("one"), stores("two")
@@ -130,14 +130,14 @@ def test_one_leads_and_another_takes_over_when_it_dies(
     wait_until(two.lead, timeout=20.0, message="nobody has taken over")
     assert not one.lead()
     two.close()
-    assert one.lead(), "who goes in an orderly way hands over at once"
+    assert one.lead(), "a process that closes its store hands over at once"
 
 
-def test_devices_of_a_process_that_died_count_no_more(
+def test_devices_of_a_dead_process_do_not_count(
     stores: Callable[[str], RedisStore],
 ) -> None:
     one, two = stores("one"), stores("two")
-    for store, device in ((one, "store_client"), (two, "phone")):
+    for store, device in ((one, "laptop"), (two, "phone")):
         store.heartbeat()
         store.do(Join("/,ann", device))
     put(one, 1, requires_all=True)
@@ -198,7 +198,7 @@ def test_messages_of_another_version_are_left_as_they_are(
         '[2, "1", "ann", "news", "/", [1, 1, 1], 5, 0, 0, 0]\n[]',
     ],
 )
-def test_rubbish_in_redis_keeps_nobody_from_the_rest(
+def test_a_record_that_cannot_be_read_affects_no_other(
     stores: Callable[[str], RedisStore],
     redis_server: RedisServer,
     rubbish: str,
@@ -212,7 +212,7 @@ def test_rubbish_in_redis_keeps_nobody_from_the_rest(
     assert redis_server.command("GET", f"test:b:{message(1).id}") == rubbish.encode()
 
 
-def test_a_redis_that_is_away_is_told_without_its_password(make_redis: Any) -> None:
+def test_the_error_of_a_redis_that_is_away_has_no_password(make_redis: Any) -> None:
     server = make_redis()
     url = server.url.replace("redis://", "redis://:s3cret@")
     store = make_store(url, "one", timeout=0.2)
@@ -224,10 +224,10 @@ def test_a_redis_that_is_away_is_told_without_its_password(make_redis: Any) -> N
     store.close()
 
 
-def test_who_hears_nothing_notices(
+def test_a_half_open_connection_of_the_feed_is_noticed(
     stores: Callable[[str], RedisStore], redis_server: RedisServer
 ) -> None:
-    """The other side of the connection has vanished without a word."""
+    """The peer has vanished without closing the connection."""
     with TcpProxy(redis_server.port) as proxy:
         store = make_store(f"redis://127.0.0.1:{proxy.port}/0", "far", timeout=1.0)
         assert store.changes(0.1) is None
@@ -241,17 +241,17 @@ def test_who_hears_nothing_notices(
 
 
 @pytest.mark.parametrize("is_all", [False, True])
-def test_what_redis_has_thrown_out_keeps_nobody_from_the_rest(
+def test_an_evicted_message_affects_no_other(
     stores: Callable[[str], RedisStore], redis_server: RedisServer, *, is_all: bool
 ) -> None:
     store = stores("one")
     put(store, 1, 2, requires_all=is_all)
     put(store, 3, key="price")
     store.do(Join("/,ann", "phone"))
-    store.do(Join("/,ann", "store_client"))
+    store.do(Join("/,ann", "laptop"))
     for number in (1, 3):
         redis_server.command("DEL", f"test:m:{message(number).id}")
-    assert store.do(Leave("/,ann", "store_client")) == []
+    assert store.do(Leave("/,ann", "laptop")) == []
     assert waiting(store) == ["[2]"]
     put(store, 4, key="price")
     assert store.do(Finish(message(1).id, DeliveryState.GONE)) == End(None, is_new=False)
@@ -261,7 +261,7 @@ def test_what_redis_has_thrown_out_keeps_nobody_from_the_rest(
     assert redis_server.command("ZCARD", "test:deadlines") == 0
 
 
-def test_a_page_of_what_cannot_be_read_is_not_the_last(
+def test_a_page_with_a_record_that_cannot_be_read_is_not_the_last(
     stores: Callable[[str], RedisStore], redis_server: RedisServer
 ) -> None:
     store = stores("one")
@@ -273,7 +273,7 @@ def test_a_page_of_what_cannot_be_read_is_not_the_last(
     assert store.do(Waiting("/,ann", 0, 4, 10**6)).has_more is False
 
 
-def test_an_end_whose_answer_was_lost_is_told_when_asked_again(
+def test_an_end_whose_answer_was_lost_is_returned_again(
     stores: Callable[[str], RedisStore],
 ) -> None:
     store = stores("one")
@@ -284,9 +284,9 @@ def test_an_end_whose_answer_was_lost_is_told_when_asked_again(
     assert store.do(Acknowledge("0" * 32, "phone", 1)) == End(None, is_new=False)
 
 
-def test_who_was_taken_for_dead_is_told(stores: Callable[[str], RedisStore]) -> None:
+def test_a_process_that_was_taken_for_dead_notices(stores: Callable[[str], RedisStore]) -> None:
     one, two = stores("one"), stores("two")
-    assert one.heartbeat(), "nobody knows who has just come"
+    assert one.heartbeat(), "a new process is not known yet"
     one.do(Join("/,ann", "phone"))
     assert not one.heartbeat()
     assert two.reap_dead_processes() == []
@@ -301,7 +301,7 @@ def test_who_was_taken_for_dead_is_told(stores: Callable[[str], RedisStore]) -> 
     assert one.heartbeat(), "its devices have to join again"
 
 
-def test_a_redis_that_was_emptied_is_heard_again(
+def test_the_feed_goes_on_after_redis_was_emptied(
     stores: Callable[[str], RedisStore], redis_server: RedisServer
 ) -> None:
     one, two = stores("one"), stores("two")
@@ -314,7 +314,7 @@ def test_a_redis_that_was_emptied_is_heard_again(
     assert two.changes(1.0) == STORED
 
 
-def test_rubbish_in_the_news_keeps_nobody_from_the_rest(
+def test_an_entry_of_the_feed_that_cannot_be_read_affects_no_other(
     stores: Callable[[str], RedisStore], redis_server: RedisServer
 ) -> None:
     one, two = stores("one"), stores("two")
@@ -333,7 +333,7 @@ def test_rubbish_in_the_news_keeps_nobody_from_the_rest(
     assert two.changes(1.0) == STORED
 
 
-def test_a_clock_that_was_read_too_slowly_says_nothing(
+def test_a_slow_reading_of_the_clock_is_discarded(
     stores: Callable[[str], RedisStore], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = stores("one")
@@ -344,7 +344,7 @@ def test_a_clock_that_was_read_too_slowly_says_nothing(
     assert store._redis.get("test:jumped") is None
 
 
-def test_a_dead_letter_says_what_was_in_it(stores: Callable[[str], RedisStore]) -> None:
+def test_a_dead_letter_has_its_arguments(stores: Callable[[str], RedisStore]) -> None:
     store = stores("one")
     put(store, 1, 2)
     store.do(Mark(message(1).id, 2, True))
@@ -360,7 +360,7 @@ def test_a_dead_letter_says_what_was_in_it(stores: Callable[[str], RedisStore]) 
     assert letters[1].delivery.attempts == gone[0].attempts == 2
 
 
-def test_a_redis_whose_memory_is_full_hears_what_has_ended(make_redis: Any) -> None:
+def test_a_redis_whose_memory_is_full_still_ends_messages(make_redis: Any) -> None:
     server = make_redis()
     store = make_store(server.url, "one")
     put(store, 1, 2, 3)
@@ -386,7 +386,7 @@ def test_a_redis_whose_memory_is_full_hears_what_has_ended(make_redis: Any) -> N
     store.close()
 
 
-def test_what_redis_has_thrown_out_does_not_expire_for_ever(
+def test_an_evicted_message_does_not_expire_again_and_again(
     stores: Callable[[str], RedisStore], redis_server: RedisServer
 ) -> None:
     store = stores("one")
@@ -397,7 +397,7 @@ def test_what_redis_has_thrown_out_does_not_expire_for_ever(
     assert redis_server.command("ZCARD", "test:deadlines") == 0
 
 
-def test_what_redis_has_thrown_out_is_not_looked_for_for_ever(
+def test_an_evicted_message_is_removed_from_its_mailbox(
     stores: Callable[[str], RedisStore], redis_server: RedisServer
 ) -> None:
     store = stores("one")
@@ -407,7 +407,7 @@ def test_what_redis_has_thrown_out_is_not_looked_for_for_ever(
     assert redis_server.command("ZCARD", "test:mailbox:/,ann") == 0
 
 
-def test_what_has_ended_leaves_only_what_is_to_be_found(
+def test_ended_messages_leave_only_receipts_and_dead_letters(
     stores: Callable[[str], RedisStore], redis_server: RedisServer
 ) -> None:
     store = stores("one")
@@ -444,8 +444,10 @@ def test_a_message_that_replaces_another_needs_no_room_of_its_own(
     store.close()
 
 
-def test_who_comes_back_in_time_is_not_buried(stores: Callable[[str], RedisStore]) -> None:
-    """After the leader has seen that it says nothing."""
+def test_a_process_whose_heartbeat_returns_is_not_reaped(
+    stores: Callable[[str], RedisStore],
+) -> None:
+    """After the leader has missed its heartbeat."""
     one, two = stores("one"), stores("two")
     one.heartbeat()
     one.do(Join("/,ann", "phone"))
@@ -453,7 +455,7 @@ def test_who_comes_back_in_time_is_not_buried(stores: Callable[[str], RedisStore
     assert two._redis.scard("test:devices:/,ann") == 1
 
 
-def test_what_was_done_before_a_step_that_fails_is_told_to_the_others(
+def test_changes_before_a_step_that_fails_are_published(
     stores: Callable[[str], RedisStore], redis_server: RedisServer
 ) -> None:
     one, two = stores("one"), stores("two")
@@ -484,7 +486,7 @@ def used(server: RedisServer) -> int:
     ("size", "options"),
     [(5, {}), (3000, {}), (5, {"key": "price"}), (5, {"requires_all": True})],
 )
-def test_what_is_counted_is_what_redis_needs(
+def test_the_counted_size_is_what_redis_needs(
     make_redis: Any, size: int, options: dict[str, Any]
 ) -> None:
     """With all that is kept about a message: keys, deadlines, who has it."""
@@ -515,12 +517,12 @@ def test_what_is_counted_is_what_redis_needs(
     store.close()
 
 
-def test_all_that_is_kept_is_bounded_in_bytes(
+def test_all_records_are_bounded_in_bytes(
     redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Bodies go at the end; receipts, dead letters and changes do when they take too much."""
     redis_server.command("FLUSHALL")
-    monkeypatch.setattr(redis_store, "_MAX_NEWS_SIZE", 20_000)
+    monkeypatch.setattr(redis_store, "_MAX_CHANGES_SIZE", 20_000)
     bounds = {"max_ended_size": 20_000, "max_dead_size": 50_000}
     store = make_store(redis_server.url, "one", max_messages=1000, **bounds)
     numbers = iter(range(10_000))
@@ -561,12 +563,12 @@ def test_a_device_that_comes_and_goes_is_not_remembered_for_ever(
     stores: Callable[[str], RedisStore], redis_server: RedisServer
 ) -> None:
     store = stores("one")
-    store.do(Join("/,ann", "store_client"))
+    store.do(Join("/,ann", "laptop"))
     put(store, 1, requires_all=True)
     for number in range(200):
         assert store.do(Acknowledge(message(1).id, f"phone-{number}", 1)) is None
     assert int(redis_server.command("SCARD", f"test:acks:{message(1).id}")) <= 64
-    assert store.do(Acknowledge(message(1).id, "store_client", 1)).is_new
+    assert store.do(Acknowledge(message(1).id, "laptop", 1)).is_new
 
 
 def test_a_page_is_bounded_in_bytes(stores: Callable[[str], RedisStore]) -> None:
@@ -610,7 +612,7 @@ def test_an_error_belongs_to_its_own_step(
         store.do(Find(message(1).id))
 
 
-def test_what_others_have_put_there_does_not_keep_the_rest_from_expiring(
+def test_foreign_records_do_not_keep_messages_from_expiring(
     stores: Callable[[str], RedisStore], redis_server: RedisServer
 ) -> None:
     store = stores("one")

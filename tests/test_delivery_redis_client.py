@@ -1,4 +1,4 @@
-"""Every kind of Redis that the message queue takes, and the one kind that a store cannot be."""
+"""Every kind of Redis that the message queue takes; of these the store refuses a cluster."""
 
 from __future__ import annotations
 
@@ -88,7 +88,9 @@ def test_messages_are_found_again_after_a_failover() -> None:
                 master.kill()
 
                 def is_master() -> bool:
-                    with contextlib.suppress(redis.ConnectionError):  # who is promoted hangs up
+                    with contextlib.suppress(
+                        redis.ConnectionError
+                    ):  # a promoted replica closes its connections
                         return replica.command("ROLE")[0] == b"master"
                     return False
 
@@ -146,7 +148,7 @@ def test_a_store_that_is_away_does_not_hinder_the_start(nothing_left_behind: Non
     guarded(delivery_store=f"redis://127.0.0.1:{free_port()}/0")
 
 
-def test_who_may_not_ask_whether_it_is_a_cluster_starts(
+def test_a_process_without_the_right_to_ask_for_a_cluster_starts(
     nothing_left_behind: None, redis_server: RedisServer
 ) -> None:
     redis_server.command("ACL", "SETUSER", "app", "on", f">{PASSWORD}", "+@all", "-info", "~*")
@@ -174,7 +176,7 @@ def test_a_url_that_cannot_be_read_is_refused_and_never_shown(url: str) -> None:
     assert PASSWORD not in "".join(traceback.format_exception(caught.value))
 
 
-def test_the_driver_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_driver_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "valkey", None)
     with pytest.raises(ConfigError, match=r"begins with valkey:// .*: pip install valkey"):
         Driver("valkey://h:1/0", service="main", timeout=1.0)

@@ -1,4 +1,4 @@
-"""The steps of the delivery store: what the script of the Redis store is told, word by word."""
+"""The steps of the delivery store, and their words on the wire to Redis."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ KEYED = Delivery(
     ids=lambda value: type(value).__name__,
 )
 def test_a_step_has_these_words(step: Step[Any], words: list[bytes]) -> None:
-    """Processes of other releases share the same Redis: these may change with its version only."""
+    """Other releases share the same Redis: a change needs another version."""
     assert redis_store.VERSION == b"2"
     assert step.words() == words
 

@@ -1,4 +1,4 @@
-"""Stores of messages that must arrive: each keeps what the model of one says."""
+"""The delivery stores: each does what the model of one does."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 MAX_MESSAGES = 8
 RETENTION = 1_000_000.0
 _NAMES = st.sampled_from(["ann", "bob"])
-_DEVICES = st.sampled_from(["phone", "store_client"])
+_DEVICES = st.sampled_from(["phone", "laptop"])
 _KEYS = st.none() | st.sampled_from(["price", "place"])
 
 
@@ -397,7 +397,7 @@ def test_a_message_that_replaces_another_needs_no_room_of_its_own() -> None:
     assert newer.replaced.id == message(1).id
 
 
-def test_what_has_ended_is_forgotten_in_time_and_when_it_gets_too_much() -> None:
+def test_receipts_and_dead_letters_are_forgotten_by_age_and_by_number() -> None:
     clock = FakeClock()
     store = small_store(clock)
     put(store, 0, 1, 2)
@@ -410,7 +410,7 @@ def test_what_has_ended_is_forgotten_in_time_and_when_it_gets_too_much() -> None
     assert [store.do(Find(id)) for id in ids] == [None, None, None]
 
 
-def test_deadlines_of_what_has_ended_do_not_pile_up() -> None:
+def test_deadlines_of_ended_messages_do_not_pile_up() -> None:
     store = small_store(FakeClock(), max_size=10**9)
     for number in range(5000):
         put(store, number)
@@ -446,7 +446,7 @@ def test_a_store_in_memory_has_every_step() -> None:
     assert set(small_store(FakeClock())._steps) == STEPS
 
 
-def test_what_is_counted_is_what_a_process_needs() -> None:
+def test_the_counted_size_is_what_a_process_needs() -> None:
     store = small_store(FakeClock(), max_messages=10**4, max_size=10**9)
     given = [
         Delivery(f"{number:032x}", f"user-{number}", "news", "x" * (number + 1), 60.0)

@@ -32,7 +32,7 @@ class _Watch(NamedTuple):
 
 
 class DeliveryApi:
-    """Accepts messages for acknowledged delivery; from any task or thread.
+    """Accepts messages for acknowledged delivery, from any task or thread.
 
     Args:
         runtime: For events.
@@ -60,8 +60,8 @@ class DeliveryApi:
         self._run = run
         self.dispatcher: Dispatcher | None = None
         self.is_behind = False
-        """Whether the dispatcher was not told of something, and has to look for itself."""
-        self._lock = RLock()  # nobody waits while holding it
+        """Whether a message or an end did not reach the dispatcher, which has to look it up."""
+        self._lock = RLock()  # never held during a wait
         self._ids: deque[str] = deque()
         self._watches: dict[str, _Watch] = {}
         self._waiting: dict[str, list[Flag]] = {}
@@ -72,11 +72,11 @@ class DeliveryApi:
         Args:
             request: What is to be delivered.
             ttl: Time to live in seconds, where the request has none.
-            retry: When it is sent again, where the request does not say it.
+            retry: Retry schedule, where the request has none.
 
         Raises:
-            DeliveryInvalid: JSON or UTF-8 cannot hold it, or it is too large.
-            DeliveryStoreFull: There are too many messages.
+            DeliveryInvalid: JSON or UTF-8 cannot represent it, or it is too large.
+            DeliveryStoreFull: Too many messages wait.
             DeliveryStoreError: The store does not answer.
         """
         delivery = Delivery(
@@ -99,14 +99,14 @@ class DeliveryApi:
         except BaseException:
             self._watches.pop(delivery.id, None)
             raise
-        if stored.has_ended:  # it was stored, and that was not known
+        if stored.has_ended:  # an earlier attempt to store it got no answer
             self.ended(stored)
         elif self.dispatcher is not None:
-            self._at_home(self.dispatcher.offer, stored)
+            self._on_loop(self.dispatcher.offer, stored)
         return Receipt(self, delivery.id)
 
     def _new_id(self) -> str:
-        """Return an id that nobody can guess; made many at a time, which costs a tenth."""
+        """Return an id that cannot be guessed; they are made in batches, at a tenth of the cost."""
         try:
             return self._ids.popleft()
         except IndexError:
@@ -123,7 +123,7 @@ class DeliveryApi:
             )
         return stored
 
-    def _at_home(self, target: Callable[[Delivery], None], delivery: Delivery) -> None:
+    def _on_loop(self, target: Callable[[Delivery], None], delivery: Delivery) -> None:
         try:
             self._runtime.run_on_loop(target, delivery)
         except LoopQueueFull:
@@ -133,7 +133,7 @@ class DeliveryApi:
         try:
             body = self._encode(arguments)
         except (TypeError, ValueError, RecursionError) as exc:
-            raise DeliveryInvalid(f"JSON cannot hold the arguments: {exc}") from exc
+            raise DeliveryInvalid(f"JSON cannot represent the arguments: {exc}") from exc
         if len(body) > self._max_size:
             raise DeliveryInvalid(
                 f"the arguments take {len(body)} bytes of JSON, more than {self._max_size}: see "
@@ -147,7 +147,7 @@ class DeliveryApi:
         Raises:
             UnknownDelivery: There is none, or it ended too long ago.
         """
-        # Ids may come from clients, who may send anything.
+        # Ids may come from clients, which may send anything.
         if not isinstance(id, str) or not is_text(id) or self.find(id) is None:
             raise UnknownDelivery(id)
         return Receipt(self, id)
@@ -157,7 +157,7 @@ class DeliveryApi:
         return self._store_client.find(id)
 
     def cancel(self, id: str) -> bool:
-        """Take a message back; say whether it had not ended before."""
+        """Cancel a message; return whether it had not ended before."""
         return self._store_client.end(id, DeliveryState.CANCELLED)
 
     def wait(self, id: str, timeout: float | None) -> None:
@@ -177,20 +177,20 @@ class DeliveryApi:
                     del self._waiting[id]
 
     def look_again(self) -> None:
-        """Look up what somebody waits for: its end may have been missed."""
+        """Look up every message with a waiter or a callback: its end may have been missed."""
         with self._lock:
             ids = list({*self._waiting, *self._watches})
         for id in ids:
             delivery = self.find(id)
-            if delivery is None:  # it has ended long ago, or the store was emptied
+            if delivery is None:  # it ended long ago, or the store was emptied
                 self._tell(id, None)
             elif delivery.has_ended:
                 self.ended(delivery)
 
     def ended(self, delivery: Delivery) -> None:
-        """Take note that a message has ended, or is known no more, by whomever."""
+        """Pass on that a message has ended, in whichever process."""
         if self.dispatcher is not None:
-            self._at_home(self.dispatcher.ended, delivery)
+            self._on_loop(self.dispatcher.ended, delivery)
         self._tell(delivery.id, delivery)
 
     def _tell(self, id: str, delivery: Delivery | None) -> None:

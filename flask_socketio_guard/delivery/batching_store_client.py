@@ -40,26 +40,26 @@ class _Task:
 
     step: Step[Any]
     then: Callable[[Any], object] | None = None
-    event: Flag | None = None  # set for a caller that waits for the result
+    event: Flag | None = None  # a caller waits for the result
     result: Any = None
     is_void: bool = False
     key: _Key | None = None
 
 
 class BatchingStoreClient(StoreClient):
-    """Takes many steps to the store at a time, in their order, in a task of its own.
+    """Applies steps in batches, in their order, in one task.
 
-    What is only to be noted is kept until the store has it. While it is away that grows with
-    the messages that are on their way here, and with the clients that come and go. A caller that
-    stores a message waits until its batch has been applied.
+    Steps that nobody waits for are kept until the store has done them. While it does not answer,
+    their number grows with the messages in flight here, and with the clients that connect and
+    disconnect. A caller that stores a message waits until its batch has been applied.
 
     Args:
         runtime: For events and sleep.
-        store: Far away.
+        store: Remote; its methods wait.
         on_end: See :class:`~.store_client.StoreClient`.
         on_failure: Called with what a step raised that the store cannot do; it is dropped.
         on_unsure: Called when steps may have been done whose answers were lost.
-        server: Is told whether the store answers.
+        server: Notes whether the store answers.
     """
 
     def __init__(
@@ -79,19 +79,19 @@ class BatchingStoreClient(StoreClient):
         self._on_unsure = on_unsure
         self._server = server
         self.is_refused = False
-        """Whether the last steps could not be done."""
+        """Whether the last batch could not be applied."""
         self._tasks: deque[_Task] = deque()
-        self._pending: dict[_Key, _Task] = {}  # what may be changed, while it waits
+        self._pending: dict[_Key, _Task] = {}  # steps that a later one may change
         self._is_closed = False
         self._one_by_one = 0
-        self._lock = RLock()  # nobody waits while holding it
+        self._lock = RLock()  # never held during a wait
         self._work: Flag = runtime.flag()
 
     def __len__(self) -> int:
         return len(self._tasks)
 
     def _ask(self, step: Step[_T]) -> _T:
-        """Have a step done, and wait for what it returns; from any native thread."""
+        """Queue a step and wait for its result; from any native thread."""
         if self._is_closed:
             raise DeliveryStoreError("the process is stopping")
         task = _Task(step, event=self._runtime.flag())
@@ -109,11 +109,11 @@ class BatchingStoreClient(StoreClient):
         return result
 
     def give_up(self, delivery: Delivery, state: DeliveryState) -> None:
-        """Give a message up, without waiting for the store."""
+        """End a message in *state*, without waiting for the store."""
         self._add(_Task(Finish(delivery.id, state), partial(self._over, delivery)))
 
     def fail_all(self, address: str, state: DeliveryState) -> None:
-        """Give up all that waits for a recipient."""
+        """End all messages that wait for a recipient."""
 
         def then(ended: list[Delivery]) -> None:
             self._tell(ended)
@@ -127,7 +127,7 @@ class BatchingStoreClient(StoreClient):
         self._mark(id, attempts=1)
 
     def returned(self, id: str) -> None:
-        """Note that nobody has a message at present."""
+        """Note that no client has a message at present."""
         self._mark(id, attempts=0)
 
     def acknowledged(self, delivery: Delivery, device: str) -> None:
@@ -136,7 +136,7 @@ class BatchingStoreClient(StoreClient):
         with self._lock:
             key = (Mark, delivery.id)
             mark = None if delivery.requires_all else self._pending.pop(key, None)
-            if mark is not None:  # nobody needs to know any more that it was sent
+            if mark is not None:  # the acknowledgement implies that it was sent
                 assert isinstance(mark.step, Mark)
                 attempts = mark.step.attempts
                 mark.is_void = True
@@ -146,7 +146,7 @@ class BatchingStoreClient(StoreClient):
     def load(
         self, address: str, after: int, limit: int, max_size: int, then: Callable[[Page], None]
     ) -> None:
-        """Call *then* with messages that wait for a recipient, later; of several, the last."""
+        """Call *then* later with messages that wait for a recipient; a newer call replaces it."""
         with self._lock:
             older = self._pending.get((Waiting, address))
             if older is not None:
@@ -164,18 +164,18 @@ class BatchingStoreClient(StoreClient):
             joining = self._pending.pop((Join, address, device), None)
         if joining is None:
             self._add(_Task(Leave(address, device), self._tell))
-        else:  # the store has not heard of it yet
+        else:  # the store does not know of it yet
             joining.is_void = True
 
     def wake(self) -> None:
-        """Let the task look at once whether it shall stop."""
+        """Let the task notice at once that it is to stop."""
         self._work.set()
 
     def flush(self, timeout: float) -> None:
-        """Take what is noted to the store, as far as that is possible; for the end of the process.
+        """Apply what is queued, as far as the store answers; for the end of the process.
 
         Args:
-            timeout: When to stop trying, in seconds.
+            timeout: Seconds after which to stop trying.
         """
         self._is_closed = True
         deadline = clock() + timeout
@@ -186,7 +186,7 @@ class BatchingStoreClient(StoreClient):
                 return
 
     def run(self) -> None:
-        """Take what happens to the store, until the task is asked to stop."""
+        """Apply what is queued, until the task is asked to stop."""
         failures = 0
         while not is_stopping():
             if not self._tasks:
@@ -224,7 +224,7 @@ class BatchingStoreClient(StoreClient):
             self._work.set()
 
     def _do_some(self) -> bool:
-        """Do the oldest steps; those that fail stay. Say whether the store was asked."""
+        """Apply the oldest steps, or leave them queued; return whether the store answered."""
         tasks = self._taken()
         if not tasks:
             return False
@@ -233,8 +233,8 @@ class BatchingStoreClient(StoreClient):
         except DeliveryStoreError:
             self._put_back(tasks)
             raise
-        except BaseException as exc:  # noqa: BLE001 - what one step raises is not for the others
-            if len(tasks) > 1:  # one of them is at fault
+        except BaseException as exc:  # noqa: BLE001 - the other steps must not suffer from it
+            if len(tasks) > 1:  # one of them fails: find out which
                 self._put_back(tasks)
                 self._one_by_one = len(tasks)
             else:
@@ -280,7 +280,7 @@ class BatchingStoreClient(StoreClient):
                     self._stored_late(result)
             elif task.then is not None and not is_failure:
                 task.then(result)
-        except BaseException as exc:  # noqa: BLE001 - the others are told all the same
+        except BaseException as exc:  # noqa: BLE001 - the others get their answers all the same
             self._on_failure(exc)
 
     def _over(self, delivery: Delivery, end: End | None) -> None:
@@ -288,13 +288,13 @@ class BatchingStoreClient(StoreClient):
             self._on_end(end.delivery or delivery, end.is_new)
 
     def _stored_late(self, stored: Stored) -> None:
-        """See to a message whose sender was told that nobody knows whether it is stored."""
+        """Handle a message that was stored after its sender had got a timeout."""
         if stored.replaced is not None:
             self._on_end(stored.replaced, True)
         self._on_unsure()
 
     def _clear_up(self, exc: DeliveryStoreError | None) -> None:
-        """Drop steps whose callers have given up; raise *exc*, if any, in all that still wait."""
+        """Drop steps whose callers have given up; raise *exc*, if any, in the callers that wait."""
         with self._lock:
             tasks, self._tasks = self._tasks, deque()
             for task in tasks:

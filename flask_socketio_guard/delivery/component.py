@@ -50,19 +50,19 @@ class Clients(Connections, Protocol):
 
 
 class Deliveries(Component):
-    """Puts the parts together.
+    """The component that builds and runs the parts.
 
     Args:
         config: Settings.
         runtime: For events and tasks.
-        clients: Those of this process.
+        clients: The clients of this process.
         deadlines: For timeouts.
         channel: Of the message queue; applications with different ones share nothing.
         encode: Returns JSON text without spaces around it.
         run: Runs a function of the application in a task of its own.
-        telemetry: Is told of ends, failures and the store.
-        hooks: Of the application, called with each :class:`.DeadLetter`; kept.
-        has_queue: Whether there are other processes, maybe.
+        telemetry: Receives the records of ends, failures and the store.
+        hooks: Of the application, called with each :class:`.DeadLetter`; the list may grow.
+        has_queue: Whether there is a message queue, and so perhaps other processes.
         is_write_only: Whether this process serves nobody.
     """
 
@@ -90,7 +90,7 @@ class Deliveries(Component):
         self._hooks = hooks
         self._has_queue = has_queue
         self._is_write_only = is_write_only
-        self._is_told_of_memory = False
+        self._has_warned_of_memory = False
         self._retry = Retry(config.delivery_ack_timeout)
         self.store = _store(config, channel)
         self._gap = Gap(self._look_again)
@@ -142,9 +142,9 @@ class Deliveries(Component):
         watch("socketio-guard:delivery-changes", feed.follow, None)
 
     def serve(self, watch: Watch) -> None:
-        """Start to give up what has expired, if no other process does.
+        """Start to expire messages, if no other process does.
 
-        One that only emits does not: it may end at any time.
+        A process that only emits does not: it may end at any time.
         """
         if not isinstance(self.store, SharedStore) or self._is_write_only:
             return
@@ -159,17 +159,17 @@ class Deliveries(Component):
         watch("socketio-guard:delivery-leader", leader.lead, None)
 
     def require_usable_store(self) -> None:
-        """Make sure that the store can do what is asked of it, as far as it answers now.
+        """Make sure that Redis is not a cluster, if it answers now.
 
         Raises:
-            ConfigError: It cannot.
+            ConfigError: It is one.
         """
         if isinstance(self.store, RedisStore):
             with suppress(DeliveryStoreError):
                 self.store.require_no_cluster()
 
     def poll(self) -> None:
-        """Give up what has expired in memory, and catch up with what was not handed over."""
+        """Expire messages in memory, and look up those that did not reach the dispatcher."""
         if self._local is not None:
             self._local.expire()
         if self.api.is_behind:
@@ -177,20 +177,20 @@ class Deliveries(Component):
             self.dispatcher.look_again(self._clients.present())
 
     def stop(self, timeout: float) -> None:
-        """Take to the store what is still noted, within *timeout* seconds."""
+        """Apply the steps that are still queued, within *timeout* seconds."""
         if self._shared is not None:
             self._shared.flush(min(timeout, self._config.exit_flush_timeout))
         self.store.close()
-        self.tell_of_abandoned()
+        self.record_loss()
 
-    def tell_of_abandoned(self) -> None:
-        """Tell how many messages end with this process, because they are in its memory."""
+    def record_loss(self) -> None:
+        """Record how many messages are lost with the memory of this process."""
         count = len(self.store) if isinstance(self.store, MemoryStore) else 0
         if count:
             self._telemetry.send(DeliveryLoss(count))
 
     def checks(self) -> dict[str, Check]:
-        """Return whether the store answers, if it is none of this process."""
+        """Return whether a shared store answers."""
         if self._shared is None:
             return {}
         is_reachable = self._server.is_reachable
@@ -199,13 +199,13 @@ class Deliveries(Component):
         }
 
     def gauges(self) -> dict[str, int]:
-        """Return how many messages are on their way to a client."""
+        """Return how many messages await an acknowledgement."""
         return {"deliveries:inFlight": self.dispatcher.in_flight}
 
     # Clients
 
     def connected(self, client: Connection) -> None:
-        """Send what was waiting for a client; it comes after the packet that lets it in."""
+        """Send what was waiting for a client; sent after its CONNECT packet."""
         dispatcher, namespace = self.dispatcher, client.namespace
         for room in self._clients.rooms_of(client.sid, namespace):
             if room != client.sid:
@@ -213,11 +213,11 @@ class Deliveries(Component):
         dispatcher.session_opened(client.sid, namespace)
 
     def entered(self, client: Connection, room: str) -> None:
-        """Send what was waiting for those in a room."""
+        """Send what was waiting for the members of a room."""
         self.dispatcher.recipient_online(room, client.namespace)
 
     def disconnected(self, client: Connection) -> None:
-        """Wait for the client no longer."""
+        """Hand the messages of a client that has left to others."""
         left = partial(
             self.dispatcher.session_closed,
             client.sid,
@@ -227,7 +227,7 @@ class Deliveries(Component):
         if self._runtime.can_kill:
             left()
         else:
-            # The lock of the connections is held, which a thread in the dispatcher may want.
+            # The lock of the connections is held here; a thread in the dispatcher may wait for it.
             self._deadlines.call_later(0.0, left)
 
     def identify(self, client: Connection, identity: str) -> None:
@@ -239,20 +239,20 @@ class Deliveries(Component):
         return self.api.put(request, ttl=self._config.delivery_ttl, retry=self._retry)
 
     def dead_letters(self, limit: int) -> list[DeadLetter]:
-        """Return the newest messages that did not arrive, newest first, at most *limit*.
+        """Return at most *limit* dead letters, newest first.
 
         Raises:
-            ConfigError: *limit* is no number >= 1.
+            ConfigError: *limit* is not an integer >= 1.
             DeliveryStoreError: The store does not answer.
         """
         require_limit(limit)
         return self.store_client.dead_letters(limit)
 
     def require_store(self) -> None:
-        """See that messages can be stored where their recipients are.
+        """Make sure that the processes of the recipients can read what is stored.
 
         Raises:
-            ConfigError: This process only emits, and its store is its own.
+            ConfigError: This process only emits, and its store is its own memory.
         """
         if self.store.is_shared or not self._has_queue:
             return
@@ -261,16 +261,16 @@ class Deliveries(Component):
                 "a process that only emits needs a store that it shares with others: set "
                 "SOCKETIO_GUARD_DELIVERY_STORE in its environment, or pass delivery_store="
             )
-        if not self._is_told_of_memory:
-            self._is_told_of_memory = True
+        if not self._has_warned_of_memory:
+            self._has_warned_of_memory = True
             logger.warning(
-                "messages that must arrive stay in the memory of this process, although there is "
+                "acknowledged messages are kept in the memory of this process, although there is "
                 "a message queue: set SOCKETIO_GUARD_DELIVERY_STORE"
             )
 
     def _answered(self) -> None:
         assert self._shared is not None
-        if not self._shared.is_refused:  # a store may be heard, and yet take nothing
+        if not self._shared.is_refused:  # a store may send changes, and yet refuse to write
             self._server.report_answer()
 
     def _look_again(self) -> None:

@@ -1,7 +1,8 @@
-"""Brings messages to the connections of this process until they are acknowledged.
+"""Sends messages to the connections of this process until they are acknowledged.
 
-The store knows what there is, :mod:`.presence` who is here, :mod:`.mailboxes` what is known here
-of the store's; the dispatcher sends that, and sends it again. It never waits.
+The store has the messages, :mod:`.presence` knows which recipients are connected here,
+:mod:`.mailboxes` hold the messages that are loaded for them. The dispatcher sends and redelivers
+these. It never waits.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from .records import Delivery
     from .store_client import StoreClient
 
-_REGROUPING_TIME: Final = 0.02  # seconds until those that remain get what others left behind
+_REGROUPING_TIME: Final = 0.02  # seconds until other devices get what one has left behind
 _LONGEST_REGROUPING_TIME: Final = 1.0  # seconds
 
 # Each message needs these several times, and a member of an enum is slow to look up.
@@ -38,22 +39,22 @@ _SEND: Final = SendingEvent.SEND
 _SETTLED: Final = SendingEvent.SETTLED
 
 _NOT_LACKED: Final = (_QUEUED, SendingState.DROPPED)
-"""A new connection need not be sent these: it will be in turn, or elsewhere."""
+"""A new connection need not be sent these: they have yet to be sent, or have been dropped."""
 
 
 class Connections(Members, Recipients, Protocol):
-    """The clients of this process, and how to reach them."""
+    """The clients of this process, and the way to them."""
 
     def forget(self, ack_id: int, sid: str) -> None:
-        """Wait for that acknowledgement, of :meth:`ask`, no longer."""
+        """Stop waiting for an acknowledgement of :meth:`ask`."""
 
 
 class _Attempt:
-    """A message in the hands of one client, whose acknowledgement is awaited."""
+    """One attempt to send a message to one client, whose acknowledgement is awaited."""
 
     __slots__ = ("_dispatcher", "_mailbox", "_pending", "_sid")
 
-    timeout = 1e9  # seconds; a message that ends is forgotten, and so is whom it was for
+    timeout = 1e9  # seconds; attempts are forgotten with their message
     is_inline = True
 
     def __init__(
@@ -72,20 +73,20 @@ class _Attempt:
 
 
 class Dispatcher:
-    """The messages on their way to clients of this process.
+    """Sends and redelivers messages to the clients of this process.
 
-    To be used at home only; there, from any task or thread.
+    To be used on the thread of the event loop, where there is one, and else on any.
 
     Args:
-        store_client: The way to the store. It is never told of an end while the lock is held,
-            because it may tell others of it.
+        store_client: The way to the store. No end is reported to it while the lock is held,
+            because it may call back.
         connections: The clients.
         deadlines: For timeouts.
         max_in_flight: Messages to one recipient that may be unacknowledged at a time, >= 1.
         backoff: Returns a delay, as :func:`~flask_socketio_guard.backoff.backoff_delay`.
 
     Attributes:
-        presence: Who is here and who has left.
+        presence: The recipients that are connected here, and those that have left.
     """
 
     def __init__(
@@ -97,7 +98,7 @@ class Dispatcher:
         max_in_flight: int,
         backoff: Callable[..., float] = backoff_delay,
     ) -> None:
-        self._lock = lock = RLock()  # nobody waits while holding it
+        self._lock = lock = RLock()  # never held during a wait
         self._store_client = store_client
         self._connections = connections
         self._deadlines = deadlines
@@ -116,10 +117,10 @@ class Dispatcher:
 
     @property
     def in_flight(self) -> int:
-        """How many messages wait for an acknowledgement here."""
+        """How many messages await an acknowledgement here."""
         return self._mailboxes.in_flight
 
-    # Who comes and leaves
+    # Recipients that connect and leave
 
     def identify(self, sid: str, namespace: str, identity: str) -> None:
         """Note that a client is a device of *identity*, from now until it leaves."""
@@ -133,13 +134,13 @@ class Dispatcher:
             self.recipient_online(identity, namespace)
 
     def join_again(self) -> None:
-        """Tell the store anew of all devices: it may have forgotten them."""
+        """Announce all devices to the store again: it may have forgotten them."""
         with self._lock:
             for address, sid in self.presence.devices():
                 self._store_client.join(address, sid)
 
     def session_opened(self, sid: str, namespace: str) -> None:
-        """Look for what waits for a client that is let in now."""
+        """Send what waits for a client that has been let in."""
         with self._lock:
             for address in self.presence.addresses_of(sid):
                 self.recipient_online(address.partition(",")[2], namespace)
@@ -147,8 +148,8 @@ class Dispatcher:
                 self.recipient_online(sid, namespace)
 
     def recipient_online(self, recipient: str, namespace: str) -> None:
-        """Look for what waits for a recipient who has one more connection here."""
-        if not is_text(recipient) or not is_text(namespace):  # no sender can name it
+        """Send what waits for a recipient that has one more connection here."""
+        if not is_text(recipient) or not is_text(namespace):  # no message can be for it
             return
         with self._lock:
             mailbox = self._mailboxes.open(address_of(namespace, recipient))
@@ -161,7 +162,7 @@ class Dispatcher:
         Args:
             sid: Of the client.
             namespace: Socket.IO namespace.
-            transport: What its transport is known by, unless that has ended, too.
+            transport: The name of its transport, unless that has ended, too.
         """
         address = address_of(namespace, sid)
         with self._lock:
@@ -173,16 +174,16 @@ class Dispatcher:
         for each in left:
             self._store_client.leave(each, sid)
         if is_awaited:
-            # Nobody else will ever have this session id.
+            # No other client will ever have this session id.
             self._store_client.fail_all(address, DeliveryState.GONE)
 
-    # What there is for them
+    # What the store has for them
 
     def look_again(self, recipients: Iterable[tuple[str, str]] = ()) -> None:
-        """Look up what there is, of which some may have been missed.
+        """Look up all messages for recipients here: some may have been missed.
 
         Args:
-            recipients: Others who are here, with their namespaces.
+            recipients: Session ids and rooms of connected clients, with their namespaces.
         """
         with self._lock:
             for recipient, namespace in recipients:
@@ -193,7 +194,7 @@ class Dispatcher:
             self._mailboxes.look_again()
 
     def offer(self, delivery: Delivery) -> None:
-        """Take a message that was stored just now, if its recipient is here."""
+        """Send a message that was stored just now, if its recipient is connected here."""
         with self._lock:
             if delivery.recipient not in self.presence.departed:
                 mailbox = self._mailboxes.add(delivery)
@@ -203,7 +204,7 @@ class Dispatcher:
         self._store_client.fail_all(delivery.address, DeliveryState.GONE)
 
     def stored(self, address: str) -> None:
-        """Look for messages that were stored just now by others, if their recipient is here."""
+        """Load messages that others have just stored, if their recipient is connected here."""
         with self._lock:
             if address.partition(",")[2] not in self.presence.departed:
                 self._mailboxes.look_for_more(address)
@@ -217,7 +218,7 @@ class Dispatcher:
             if mailbox is not None:
                 self._pump(mailbox)
 
-    # Their way
+    # Sending
 
     def _pump(self, mailbox: Mailbox) -> None:
         """Send what may be sent now."""
@@ -235,7 +236,7 @@ class Dispatcher:
             self._mailboxes.take_away(mailbox)
 
     def _send(self, mailbox: Mailbox, pending: PendingMessage, *, but: Container[str] = ()) -> bool:
-        """Send a message to all that it is for, *but* some; return whether anybody is here."""
+        """Send a message to all its recipients *but* some; return whether any is connected."""
         now = clock()
         if pending.is_answered or now >= pending.deadline:  # it is about to end
             self._move(mailbox, pending, SendingEvent.SKIP)
@@ -245,7 +246,7 @@ class Dispatcher:
             self._close(mailbox)
             return False
         lacking = [sid for sid in present if sid not in pending.acknowledged and sid not in but]
-        if not lacking:  # others have to acknowledge it
+        if not lacking:  # others have yet to acknowledge it
             self._move(mailbox, pending, SendingEvent.SKIP)
             return True
         if self.presence.owed:
@@ -294,7 +295,7 @@ class Dispatcher:
         )
 
     def _overdue(self, mailbox: Mailbox) -> None:
-        """Take for lost what was not acknowledged in time."""
+        """Treat the attempts that were not acknowledged in time as lost."""
         with self._lock:
             mailbox.look, mailbox.looks_at = None, math.inf
             now = clock()
@@ -318,7 +319,7 @@ class Dispatcher:
             known_by = f'{{"delivery_id":"{delivery.id}","attempt":{pending.attempts}}}'
             arguments = f"{arguments[:-1]}{comma}{known_by}]"
         callback = _Attempt(self, mailbox, pending, sid)
-        # Whichever of several attempts is answered, it is the same answer.
+        # An answer to any of several attempts acknowledges the message.
         before = pending.holders.get(sid)
         question = Question(mailbox.namespace, delivery.event, arguments, callback, before)
         ack_id = self._connections.ask(sid, question)
@@ -339,7 +340,7 @@ class Dispatcher:
             else:
                 pending.acknowledged |= {sid}
             if not pending.holders or pending.is_answered:
-                # What is missing is for others to say.
+                # At most acknowledgements of other devices are missing.
                 self._move(mailbox, pending, _SETTLED)
         if is_refused:
             self._store_client.give_up(pending.delivery, DeliveryState.REFUSED)
@@ -353,7 +354,7 @@ class Dispatcher:
                 return
             self._owe_for(pending, sid)
             if pending.state is _AWAITING and not pending.holders:
-                # Not now: whoever loses its clients one after the other comes by here for each.
+                # Not at once: a process that loses its clients one by one gets here for each.
                 self._store_client.returned(pending.delivery.id)
                 self._send_later(mailbox, pending, _REGROUPING_TIME)
 
@@ -377,7 +378,7 @@ class Dispatcher:
         self._pump(mailbox)
 
     def _send_missing(self, mailbox: Mailbox) -> None:
-        """Let a new connection have what others were sent, and what nobody has."""
+        """Send a new connection what others have been sent, and what no client has."""
         present = self.presence.find(mailbox)
         if self.presence.owed:
             present = [sid for sid in present if not self.presence.barred_until(sid)]
@@ -404,7 +405,7 @@ class Dispatcher:
         return bool(presence.owed and presence.barred_until(sid, pending.delivery.id))
 
     def _close(self, mailbox: Mailbox) -> None:
-        """Return the messages of a recipient that is not here to the store."""
+        """Return the messages of a recipient that is no longer connected here to the store."""
         for pending in mailbox.pending_messages.values():
             if pending.state is _AWAITING:
                 for sid in pending.holders:
@@ -414,8 +415,8 @@ class Dispatcher:
 
 
 def is_refusal(answer: tuple[Any, ...]) -> bool:
-    """Say whether an acknowledgement says that the recipient will not have the message.
+    """Return whether an acknowledgement refuses the message.
 
-    It is an object with a key ``error``, as the guard's own error acknowledgements are.
+    Such an acknowledgement is an object with a key ``error``, as the guard's own errors are.
     """
     return len(answer) == 1 and isinstance(answer[0], dict) and bool(answer[0].get("error"))

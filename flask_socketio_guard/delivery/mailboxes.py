@@ -1,4 +1,4 @@
-"""What this process knows of the messages of each recipient: a window on what the store has."""
+"""The mailboxes of connected recipients: each is a window on the messages in the store."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     Load = Callable[[str, int, int, int, Callable[[Page], None]], None]
 
 _WINDOW: Final = 128
-"""Messages to one recipient that are known here; the rest stay in the store until their turn."""
+"""Messages to one recipient that are loaded; the rest stay in the store until their turn."""
 
 _WINDOW_SIZE: Final = 1024 * 1024
-"""Bytes of their bodies, and of those that one recipient has and has not acknowledged."""
+"""Bytes of their bodies; also of those that are in flight to one recipient."""
 
 _MAX_PARKED: Final = 512  # messages to one recipient whose late acknowledgement still counts
 _MIN_RESTART_DELAY: Final = 0.02  # seconds
@@ -48,15 +48,15 @@ class PendingMessage:
         deadline: When it expires, on the clock of this process.
         attempts: How often it was sent.
         size: Bytes of its body.
-        state: Where it is on its way; changed by :meth:`Mailboxes.move` alone.
-        holders: Who has it and has not acknowledged it, and what that acknowledgement is known
-            by. They keep it, whatever the state: one that comes late still counts.
-        acknowledged: Who has acknowledged it.
-        is_refused: Whether a recipient will not have it. No state: the answer may come late, in
+        state: Its state in this process; changed by :meth:`Mailboxes.move` alone.
+        holders: Acknowledgement ids by the session ids of clients that have it and have not
+            acknowledged it. Kept in every state: a late acknowledgement still counts.
+        acknowledged: Session ids of clients that have acknowledged it.
+        is_refused: Whether a recipient has refused it. Not a state: the answer may come late, in
             any of them.
         timer: Until it is queued again, while it is scheduled.
-        due_at: When it counts as unanswered, while acknowledgements are awaited.
-        misses: How often in a row all those present were about to leave.
+        due_at: When the attempt counts as lost, while acknowledgements are awaited.
+        misses: How often in a row all clients present were about to leave.
     """
 
     delivery: Delivery
@@ -73,7 +73,7 @@ class PendingMessage:
 
     @property
     def is_answered(self) -> bool:
-        """Whether there is nothing left but to tell the store."""
+        """Whether only the store has yet to record the answer."""
         if self.is_refused:
             return True
         return bool(self.acknowledged) and not self.delivery.requires_all
@@ -81,32 +81,30 @@ class PendingMessage:
 
 @dataclass(slots=True, eq=False)
 class Mailbox:
-    """What is known here of one recipient's messages."""
+    """The messages of one recipient that are loaded here."""
 
     address: str
-    has_more: bool  # in the store than is known here
+    has_more: bool  # messages in the store that are not loaded here
     namespace: str = ""
     recipient: str = ""
-    is_open: bool = True  # it is the one at its address, and not taken away
+    is_open: bool = True  # not removed
     pending_messages: dict[str, PendingMessage] = field(default_factory=dict)
     ready: deque[PendingMessage] = field(default_factory=deque)
-    line: deque[PendingMessage] = field(
-        default_factory=deque
-    )  # the ordered ones; the first has its turn
-    size: int = 0  # of the bodies of its pending_messages
+    # The ordered messages; the first one has its turn.
+    line: deque[PendingMessage] = field(default_factory=deque)
+    size: int = 0  # bytes of the bodies of its pending messages
     in_flight: int = 0
-    in_flight_size: int = 0  # of their bodies
+    in_flight_size: int = 0  # bytes of their bodies
     looks_at: float = math.inf  # when some of them are overdue
     look: Deadline | None = None
-    last: int = 0  # the number of the newest message that came from the store
-    round: int = 0  # how often the store was looked through from the beginning
+    last: int = 0  # the number of the newest message that was loaded
+    round: int = 0  # how often loading began at the first message
     is_loading: bool = False
-    is_stale: bool = False  # something was stored since what is being loaded was asked for
-    suspects: set[str] = field(default_factory=set)  # may have ended without our hearing of it
-    parked: dict[str, PendingMessage] = field(
-        default_factory=dict
-    )  # out of the way of others, for a while
-    revisit_after: float = 0.0  # seconds until parked messages are looked for; 0: there are none
+    is_stale: bool = False  # a message was stored after the current load was asked for
+    suspects: set[str] = field(default_factory=set)  # ids that may have ended unnoticed
+    # Not acknowledged for long, and out of the way of others for a while.
+    parked: dict[str, PendingMessage] = field(default_factory=dict)
+    revisit_after: float = 0.0  # seconds until parked messages are loaded again; 0: there are none
     restart: Deadline | None = None
 
     def __post_init__(self) -> None:
@@ -114,7 +112,7 @@ class Mailbox:
 
 
 class Mailboxes:
-    """The mailboxes of the recipients who are here, filled from the store as they empty.
+    """The mailboxes of connected recipients, filled from the store as they empty.
 
     To be used while *lock* is held. No method waits.
 
@@ -122,11 +120,11 @@ class Mailboxes:
         load: Asks the store, see :meth:`~.store_client.StoreClient.load`.
         presence: The recipients.
         deadlines: For timeouts.
-        lock: That of the dispatcher.
+        lock: The lock of the dispatcher.
         max_in_flight: Messages to one recipient that may be unacknowledged at a time, >= 1.
-        forget: Called with what an awaited acknowledgement is known by and the session id of
-            the client, if it is awaited no longer.
-        on_loaded: Called with a mailbox that the store has answered for, while *lock* is held.
+        forget: Called with the id of an acknowledgement that is awaited no longer, and the
+            session id of the client.
+        on_loaded: Called with a mailbox after each load, while *lock* is held.
     """
 
     def __init__(
@@ -148,9 +146,9 @@ class Mailboxes:
         self._forget = forget
         self._on_loaded = on_loaded
         self._mailboxes: dict[str, Mailbox] = {}
-        self._done: OrderedDict[str, str | None] = OrderedDict()  # ids of messages that are no more
+        self._done: OrderedDict[str, str | None] = OrderedDict()  # ids of messages that have ended
         self.in_flight = 0
-        """How many messages wait for an acknowledgement."""
+        """How many messages await an acknowledgement."""
 
     def __iter__(self) -> Iterator[Mailbox]:
         return iter(list(self._mailboxes.values()))
@@ -169,7 +167,7 @@ class Mailboxes:
         return mailbox
 
     def take_away(self, mailbox: Mailbox) -> None:
-        """Remove a mailbox, with what is parked there."""
+        """Remove a mailbox with its parked messages."""
         del self._mailboxes[mailbox.address]
         mailbox.is_open = False
         for timer in (mailbox.look, mailbox.restart):
@@ -191,7 +189,7 @@ class Mailboxes:
         mailbox.line.clear()
 
     def look_again(self) -> None:
-        """Look through all that the store has for those who have a mailbox."""
+        """Compare every mailbox with the store: changes may have been missed."""
         for mailbox in self:
             mailbox.suspects = set(mailbox.pending_messages)
             self._start_over(mailbox)
@@ -199,10 +197,10 @@ class Mailboxes:
     # Their messages
 
     def move(self, mailbox: Mailbox, pending: PendingMessage, event: SendingEvent) -> None:
-        """Change the state of a message, and what depends on it: its timer, what is in flight.
+        """Change the state of a message, and what depends on it: its timer, the counts in flight.
 
         Raises:
-            InvalidTransition: The table has no such move; nothing is changed.
+            InvalidTransition: The table has no such transition; nothing is changed.
         """
         old = pending.state
         try:
@@ -230,23 +228,23 @@ class Mailboxes:
         return mailbox.in_flight < self._max_in_flight and size <= _WINDOW_SIZE
 
     def queue(self, mailbox: Mailbox, pending: PendingMessage) -> None:
-        """Let a message wait for its turn once more."""
+        """Let a message wait for its turn again."""
         self.move(mailbox, pending, SendingEvent.QUEUE)
-        if not pending.delivery.is_ordered:  # those keep their place in line
+        if not pending.delivery.is_ordered:  # ordered messages keep their place in line
             mailbox.ready.append(pending)
 
     def add(self, delivery: Delivery) -> Mailbox | None:
         """Take a message that was stored just now.
 
         Returns:
-            Its mailbox; ``None`` if the recipient is not here, or the message comes from the
-            store later.
+            Its mailbox; ``None`` if the recipient is not connected here, or if the message will be
+            loaded from the store.
         """
         mailbox = self._mailboxes.get(delivery.address) or self._of_newcomer(delivery.address)
         if mailbox is None:
             return None
         is_full = len(mailbox.pending_messages) >= _WINDOW or mailbox.size >= _WINDOW_SIZE
-        # Ordered ones come from the store, which knows all that go before it.
+        # Ordered messages come from the store, which knows all earlier ones.
         if mailbox.has_more or is_full or delivery.is_ordered:
             self._load_more(mailbox)
             return None
@@ -254,13 +252,13 @@ class Mailboxes:
         return mailbox
 
     def look_for_more(self, address: str) -> None:
-        """Load what others have stored for a recipient who is here."""
+        """Load what other processes have stored for a recipient, if it is connected here."""
         mailbox = self._mailboxes.get(address) or self._of_newcomer(address)
         if mailbox is not None:
             self._load_more(mailbox)
 
     def end(self, delivery: Delivery) -> Mailbox | None:
-        """Forget a message that has ended; return the mailbox that has room for others now."""
+        """Forget a message that has ended; return its mailbox if that has room for others now."""
         remember(self._done, delivery.id)
         mailbox = self._mailboxes.get(delivery.address)
         if mailbox is None:
@@ -276,23 +274,23 @@ class Mailboxes:
         return mailbox
 
     def has_to_park(self, mailbox: Mailbox, pending: PendingMessage) -> bool:
-        """Return whether others in the store want the place of a message that was not answered."""
+        """Return whether a message without an answer has to make room for others in the store."""
         is_crowded = len(mailbox.pending_messages) > _WINDOW // 2
         return mailbox.has_more and is_crowded and not pending.delivery.is_ordered
 
     def park(self, mailbox: Mailbox, pending: PendingMessage) -> None:
-        """Let others have the place of a message that is not acknowledged, for a while."""
+        """Take a message that is not acknowledged out of the way of others, for a while."""
         self.move(mailbox, pending, SendingEvent.PARK)
         del mailbox.pending_messages[pending.delivery.id]
         mailbox.size -= pending.size
-        pending.delivery = pending.delivery._replace(body="")  # it comes from the store again
+        pending.delivery = pending.delivery._replace(body="")  # it is loaded again
         mailbox.parked[pending.delivery.id] = pending
         mailbox.revisit_after = pending.delivery.retry.max_delay
         if len(mailbox.parked) > _MAX_PARKED:
             self._let_go(mailbox, mailbox.parked.pop(next(iter(mailbox.parked))))
 
     def _take(self, mailbox: Mailbox, delivery: Delivery) -> None:
-        # What is told of it may come later than it came, or ended.
+        # A notice may come after the message itself, or after its end.
         if delivery.id in mailbox.pending_messages or delivery.id in self._done:
             return
         pending = mailbox.parked.pop(delivery.id, None)
@@ -307,7 +305,7 @@ class Mailboxes:
         (mailbox.line if delivery.is_ordered else mailbox.ready).append(pending)
 
     def _drop(self, mailbox: Mailbox, pending: PendingMessage) -> None:
-        """Know no more of a message."""
+        """Forget a message."""
         del mailbox.pending_messages[pending.delivery.id]
         mailbox.size -= pending.size
         is_ordered = pending.delivery.is_ordered
@@ -322,10 +320,10 @@ class Mailboxes:
                 self._forget(ack_id, sid)
             pending.holders.clear()
 
-    # What the store has
+    # Loading from the store
 
     def load(self, mailbox: Mailbox) -> None:
-        """Ask the store for more, if it has any and there is room."""
+        """Load more messages from the store, if it has any and there is room."""
         is_room = (
             len(mailbox.pending_messages) <= _WINDOW // 2 and mailbox.size <= _WINDOW_SIZE // 2
         )
@@ -341,7 +339,7 @@ class Mailboxes:
         self._load_page(mailbox.address, mailbox.last, _WINDOW, _WINDOW_SIZE, then)
 
     def _of_newcomer(self, address: str) -> Mailbox | None:
-        """Return a new mailbox for a recipient who is here."""
+        """Return a new mailbox for a recipient that is connected here but has none."""
         mailbox = Mailbox(address, has_more=False)
         if self._presence.find(mailbox):
             self._mailboxes[address] = mailbox
@@ -366,7 +364,7 @@ class Mailboxes:
     def _read(self, mailbox: Mailbox, page: Page) -> None:
         if mailbox.suspects:
             self._clear(mailbox, page)
-            # Then from the beginning, for those that are not known here.
+            # Then from the first message on, for those that are not loaded.
             mailbox.last = page.last if mailbox.suspects else 0
             return
         mailbox.has_more = page.has_more or mailbox.is_stale
@@ -377,7 +375,7 @@ class Mailboxes:
             self._restart_later(mailbox, mailbox.revisit_after)
 
     def _clear(self, mailbox: Mailbox, page: Page) -> None:
-        """Drop what was here and is not in the store any more."""
+        """Drop messages that are no longer in the store."""
         listed = {delivery.id for delivery in page.deliveries}
         for id in list(mailbox.suspects):
             pending = mailbox.pending_messages.get(id)
@@ -395,7 +393,7 @@ class Mailboxes:
             self._start_over(mailbox)
 
     def _start_over(self, mailbox: Mailbox) -> None:
-        """Look through all that the store has for a recipient."""
+        """Load the messages of a recipient from the first one on."""
         if mailbox.is_open:
             if mailbox.restart is not None:
                 mailbox.restart.cancel()

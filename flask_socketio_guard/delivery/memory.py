@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 _SENT = DELIVERY_TRANSITIONS[DeliveryState.PENDING, DeliveryEvent.SENT]
 _MANY = 64  # devices
-_RECEIPT_SIZE = 400  # bytes of one in this process, beside its address
+_RECEIPT_SIZE = 400  # bytes of a receipt in this process, beside its address
 _RETURNED = DELIVERY_TRANSITIONS[DeliveryState.IN_FLIGHT, DeliveryEvent.RETURNED]
 
 
@@ -61,9 +61,9 @@ class MemoryStore(DeliveryStore):
     Args:
         max_messages: Messages that have not ended, >= 1.
         max_size: Bytes that they may take, >= 1.
-        retention: Seconds for which an ended one is still found, >= 0.
-        max_ended_size: Bytes that the receipts of those may take, >= 1.
-        max_dead_letters: >= 1.
+        retention: Seconds for which the receipt of an ended message is kept, >= 0.
+        max_ended_size: Bytes that receipts may take, >= 1.
+        max_dead_letters: Dead letters that are kept, >= 1.
         max_dead_size: Bytes that dead letters may take, >= 1.
         dead_retention: Seconds for which a dead letter is kept, > 0.
         clock: Monotonic, in seconds.
@@ -89,7 +89,7 @@ class MemoryStore(DeliveryStore):
         self._max_dead_size = max_dead_size
         self._dead_retention = dead_retention
         self._clock = clock
-        self._lock = RLock()  # nobody waits while holding it
+        self._lock = RLock()  # never held during a wait
         self._numbers = itertools.count(1)
         self._size = 0
         self._open: dict[str, _Entry] = {}
@@ -97,11 +97,11 @@ class MemoryStore(DeliveryStore):
         self._by_key: dict[tuple[str, str], str] = {}
         self._deadlines: list[tuple[float, int, str]] = []
         self._devices: dict[str, set[str]] = {}
-        # Until when, address, event, number, attempts, state: nothing in it that the garbage
-        # collector would look at, however many there are.
+        # Expiry, address, event, number, attempts, state: no object that the garbage collector
+        # would have to visit, however many there are.
         self._ended: dict[str, tuple[float, str, str, int, int, str]] = {}
         self._ended_size = 0
-        self._dead: dict[str, tuple[float, int, DeadLetter]] = {}  # until when, how large
+        self._dead: dict[str, tuple[float, int, DeadLetter]] = {}  # expiry, size
         self._dead_size = 0
         self._steps: dict[type, Callable[..., Any]] = {
             Put: self._put,
@@ -142,7 +142,7 @@ class MemoryStore(DeliveryStore):
             return result
 
     def close(self) -> None:
-        """Do nothing: there is nothing to let go of."""
+        """Do nothing: there are no connections."""
 
     # The steps
 
@@ -183,7 +183,7 @@ class MemoryStore(DeliveryStore):
             return End(self._known(id), is_new=False)
         entry.attempts += attempts
         if entry.delivery.requires_all:
-            if len(entry.acknowledged) >= _MANY:  # those that have left do not count
+            if len(entry.acknowledged) >= _MANY:  # devices that have left do not count
                 entry.acknowledged &= self._devices.get(entry.address, set())
             entry.acknowledged |= {device}
             if not self._have_all(entry):
@@ -250,7 +250,7 @@ class MemoryStore(DeliveryStore):
         ]
         return [self._end(id, DeliveryState.DELIVERED) for id in complete]
 
-    # What they have in common
+    # What the steps have in common
 
     def _known(self, id: str) -> Delivery | None:
         """Return a message as it is now; ``None`` if it ended too long ago."""
@@ -322,7 +322,7 @@ class MemoryStore(DeliveryStore):
             self._dead_size -= size
 
     def _forget_deadlines(self) -> None:
-        """Throw out the deadlines of what has ended, once they are the most."""
+        """Remove the deadlines of ended messages once they are the majority."""
         if len(self._deadlines) > 1000 and len(self._deadlines) > 2 * len(self._open):
             self._deadlines = [item for item in self._deadlines if item[2] in self._open]
             heapq.heapify(self._deadlines)

@@ -1,4 +1,4 @@
-"""Who is here to receive messages, who has left, and what a transport left unacknowledged."""
+"""Which recipients are connected here, which have left, and what their transports owe."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
     from ..core.deadlines import Deadlines
 
-_MIN_OWED: Final = 16  # what a transport may owe at least
-_VISIT_TIME: Final = 10.0  # seconds for which it counts that somebody has left and may be back
+_MIN_OWED: Final = 16  # least bound of what a transport may owe
+_VISIT_TIME: Final = 10.0  # seconds for which a departure counts as owed
 _MIN_FORGETTING_TIME: Final = 0.02  # seconds
 _MAX_REMEMBERED: Final = 10_000  # names
 
@@ -24,20 +24,20 @@ class Members(Protocol):
     """The clients of this process."""
 
     def find(self, recipient: str, namespace: str) -> list[str]:
-        """Return those who have that session id, or are in that room; in a list of one's own."""
+        """Return a new list of the clients with that session id, or in that room."""
 
     def is_open(self, sid: str) -> bool:
-        """Say whether a client is let in, and not leaving."""
+        """Return whether a client has been let in and is not leaving."""
 
     def is_here(self, sid: str) -> bool:
-        """Say whether a client is here; it may not be let in yet, or be leaving."""
+        """Return whether a client is connected, even if it is not let in yet, or is leaving."""
 
     def transport_of(self, sid: str) -> str | None:
-        """Return what the transport of a client is known by; ``None`` if that has ended."""
+        """Return the name of a client's transport; ``None`` if that has ended."""
 
 
 class Addressee(Protocol):
-    """Whom messages are for: a session id, a room or an identity in a namespace."""
+    """The recipient of messages: a session id, a room or an identity in a namespace."""
 
     @property
     def address(self) -> str:
@@ -53,22 +53,21 @@ class Addressee(Protocol):
 
 
 class Presence:
-    """The connections of this process, by what messages may call them.
+    """The connections of this process, by the names that messages may use for them.
 
-    All but :meth:`identity_of` and :meth:`has_departed` is to be used while *lock* is held. No
-    method waits, and none calls anything but *members* and *deadlines*.
+    All methods but :meth:`identity_of` and :meth:`has_departed` are to be called while *lock* is
+    held. None waits, and none calls anything but *members* and *deadlines*.
 
     Args:
         members: The clients.
-        deadlines: For what a transport owes, which counts for a while.
-        lock: That of the dispatcher.
+        deadlines: For the expiry of what a transport owes.
+        lock: The lock of the dispatcher.
         max_in_flight: Messages to one recipient that may be unacknowledged at a time, >= 1.
 
     Attributes:
-        departed: Session ids of those who have left, not too long ago, with their transports; to
-            be read only.
-        owed: What transports owe. As a rule it is empty, and then nobody is barred; to be read
+        departed: Session ids of clients that have left recently, with their transports; read
             only.
+        owed: What transports owe, usually nothing: then no client is barred; read only.
     """
 
     def __init__(
@@ -78,15 +77,16 @@ class Presence:
         self._deadlines = deadlines
         self._lock = lock
         self._identities: dict[str, set[str]] = {}
-        self._addresses: dict[str, list[str]] = {}  # of the identities of a client
-        self._awaited: set[str] = set()  # clients that the store may have something for
+        self._addresses: dict[str, list[str]] = {}  # by session id, of the identities of a client
+        self._awaited: set[str] = set()  # clients that the store may have messages for
         self.departed: OrderedDict[str, str | None] = OrderedDict()
-        # Messages that a transport left unacknowledged, and session ids that it left, each with
-        # its expiry: a client that leaves a namespace and joins again is not resent everything.
+        # By transport: ids of messages that a client on it has left unacknowledged, and session
+        # ids that have left, each with its expiry. A client that leaves a namespace and joins it
+        # again is not sent everything anew.
         self.owed: dict[str, dict[str, float]] = {}
         self._max_owed = max(_MIN_OWED, max_in_flight)
 
-    # Who is here
+    # Connected recipients
 
     def identify(self, sid: str, address: str) -> bool:
         """Note that a client is a device of the identity at *address*; return whether it is new."""
@@ -98,7 +98,7 @@ class Presence:
         return True
 
     def identity_of(self, sid: str) -> str | None:
-        """Return namespace and identity of a client, the first that it was given, if any."""
+        """Return the address of the first identity that a client was given, if any."""
         addresses = self._addresses.get(sid)
         return addresses[0] if addresses else None
 
@@ -117,14 +117,14 @@ class Presence:
                 yield address, sid
 
     def find(self, addressee: Addressee) -> list[str]:
-        """Return the session ids of those connections that messages to *addressee* are for."""
+        """Return the session ids of the connections that messages to *addressee* are for."""
         found = self._members.find(addressee.recipient, addressee.namespace)
         for sid in self._identities.get(addressee.address, ()):
             if sid not in found and self._members.is_open(sid):
                 found.append(sid)
         return found
 
-    # Who is about to come, and who has left
+    # Clients that are about to be let in, and clients that have left
 
     def await_recipient(self, recipient: str) -> None:
         """Note that there may be messages for a client that is not let in yet, or is leaving."""
@@ -143,10 +143,10 @@ class Presence:
 
         Args:
             sid: Of the client.
-            transport: What its transport is known by, unless that has ended, too.
+            transport: The name of its transport, unless that has ended, too.
 
         Returns:
-            The addresses of the identities whose device it was.
+            The addresses of its identities.
         """
         remember(self.departed, sid, transport)
         if transport is not None:
@@ -160,25 +160,25 @@ class Presence:
         return addresses
 
     def has_departed(self, sid: str) -> bool:
-        """Return whether a client was here and has left, not too long ago."""
+        """Return whether a client has left recently."""
         return sid in self.departed
 
-    # Who has left, and may be back over the same transport
+    # Clients that have left, and may be back over the same transport
 
     def owe(self, sid: str, id: str, until: float) -> None:
         """Note that a client has left with a message that it has not acknowledged.
 
         Args:
-            sid: Of the client.
+            sid: Session id of the client.
             id: Of the message.
-            until: When that counts no longer, on the clock of this process.
+            until: When this expires, on the clock of this process.
         """
         transport = self._members.transport_of(sid) or self.departed.get(sid)
         if transport is not None:
             self._note_debt(transport, id, until)
 
     def barred_until(self, sid: str, id: str | None = None) -> float:
-        """Return until when a client is not sent a message, or anything; 0 if it may be."""
+        """Return until when a client must not be sent message *id*, or anything; 0 if it may."""
         transport = self._members.transport_of(sid)
         if transport is None or transport not in self.owed:
             return 0.0
@@ -188,7 +188,7 @@ class Presence:
         return owed.get(id, 0.0) if id is not None else 0.0
 
     def all_barred_until(self, addressee: Addressee) -> float:
-        """Return until when no connection of *addressee* is sent anything; 0 if one may be."""
+        """Return until when all connections of *addressee* are barred; 0 if one is not."""
         until = [self.barred_until(sid) for sid in self.find(addressee)]
         return min(until, default=0.0)
 
@@ -213,7 +213,7 @@ class Presence:
                 self.owed.pop(transport, None)
 
     def _owed_by(self, transport: str) -> dict[str, float]:
-        """Return what still counts of what a transport owes."""
+        """Return what a transport owes, without what has expired."""
         owed = self.owed.get(transport, {})
         now = clock()
         for what in [what for what, until in owed.items() if until <= now]:
@@ -222,7 +222,7 @@ class Presence:
 
 
 def remember(names: OrderedDict[str, str | None], name: str, value: str | None = None) -> None:
-    """Add a name to those that are remembered, in the place of the oldest if they are many."""
+    """Add a name to a bounded set of names, from which the oldest is dropped."""
     names[name] = value
     if len(names) > _MAX_REMEMBERED:
         names.popitem(last=False)

@@ -1,4 +1,4 @@
-"""What the sender of a message holds in hand."""
+"""The receipt that the sender of a message gets."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class ReceiptSource(Protocol):
-    """Where receipts are honoured."""
+    """What a receipt asks."""
 
     def find(self, id: str) -> Delivery | None: ...
     def wait(self, id: str, timeout: float | None) -> None: ...
@@ -38,7 +38,7 @@ class Receipt:
 
     @property
     def state(self) -> DeliveryState:
-        """Where the message is: ``"pending"``, ``"in_flight"``, or how it ended.
+        """State of the message: ``"pending"``, ``"in_flight"``, or how it ended.
 
         Raises:
             UnknownDelivery: It ended too long ago, or the store was emptied.
@@ -65,7 +65,7 @@ class Receipt:
             Its state then.
 
         Raises:
-            ConfigError: *timeout* is no such number.
+            ConfigError: *timeout* is not such a number.
             UnknownDelivery: See :attr:`state`.
         """
         if timeout:
@@ -74,10 +74,10 @@ class Receipt:
         return self.state
 
     def cancel(self) -> bool:
-        """Take the message back.
+        """Cancel the message.
 
         Returns:
-            Whether it had not ended before. A recipient may have it all the same.
+            Whether it had not ended before. A recipient may have received it all the same.
         """
         return self._source.cancel(self.id)
 

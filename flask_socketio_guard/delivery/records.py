@@ -1,4 +1,4 @@
-"""One message of acknowledged delivery, and how it is retried."""
+"""One message of acknowledged delivery, and its retry schedule."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ENDED: Final = frozenset(DeliveryState) - {DeliveryState.PENDING, DeliveryState.
 """The states that are final."""
 
 DEAD: Final = frozenset({DeliveryState.EXPIRED, DeliveryState.GONE, DeliveryState.REFUSED})
-"""The states that make a dead letter: nobody wanted that, and nobody got the message."""
+"""The states that make a dead letter: the message did not arrive, and nobody cancelled it."""
 
 
 _SHORTEST: Final = 0.01  # seconds; less would keep a core busy with sending
@@ -26,14 +26,14 @@ _SHORTEST: Final = 0.01  # seconds; less would keep a core busy with sending
 
 @dataclass(frozen=True)
 class Retry:
-    """When a message that is not acknowledged is sent again.
+    """The retry schedule of a message that is not acknowledged.
 
-    After *ack_timeout* it is taken for lost, and sent again after a delay that doubles with
-    each attempt, with jitter. A recipient that comes back gets it at once.
+    After *ack_timeout* an attempt counts as lost, and redelivery follows after a delay that
+    doubles with each attempt, with jitter. A recipient that reconnects gets the message at once.
 
     Attributes:
         ack_timeout: Seconds that the recipient has to acknowledge, >= 0.01.
-        first_delay: Seconds, >= 0.01.
+        first_delay: Seconds until the second attempt, >= 0.01.
         max_delay: Seconds, >= *first_delay*.
 
     Raises:
@@ -59,7 +59,7 @@ _retry = lru_cache(maxsize=256)(Retry)  # most messages have the same
 
 
 def address_of(namespace: str, recipient: str) -> str:
-    """Return what a recipient is known by among those of all namespaces.
+    """Return the name of a recipient that is unique across namespaces.
 
     A comma ends the name of a namespace in the Socket.IO protocol, too.
     """
@@ -74,16 +74,16 @@ class Delivery(NamedTuple):
         recipient: Session id, room or identity.
         event: Name of the event.
         body: JSON text of the list of arguments; empty when it has ended, unless it is dead.
-        ttl: Seconds until it expires.
+        ttl: Time to live: seconds until it expires.
         namespace: Socket.IO namespace.
-        retry: When it is sent again.
+        retry: Its retry schedule.
         key: A newer message with the same key and recipient replaces it.
-        is_ordered: Whether it waits for the ordered ones to the recipient before it.
+        is_ordered: Whether it waits for earlier ordered messages to the recipient.
         requires_all: Whether all devices of the recipient have to acknowledge it.
-        has_id: Whether the recipient is told its id, as the last argument.
-        number: Its place in the order of all; given by the store, from 1 on.
+        has_id: Whether the recipient gets its id as the last argument, for deduplication.
+        number: Its place in the order of all messages; given by the store, from 1 on.
         attempts: How often it was sent.
-        state: Where it is.
+        state: Pending, in flight, or how it ended.
     """
 
     id: str
@@ -102,23 +102,23 @@ class Delivery(NamedTuple):
     state: DeliveryState = DeliveryState.PENDING
 
     def __repr__(self) -> str:
-        """Leave out what is in it: logs are read by others than those it is for."""
+        """Leave out the body: it is not meant for the readers of logs."""
         return f"<Delivery {self.id} of {self.event!r}: {self.state}>"
 
     @property
     def address(self) -> str:
-        """What its recipient is known by; see :func:`address_of`."""
+        """The address of its recipient; see :func:`address_of`."""
         return f"{self.namespace},{self.recipient}"
 
     @property
     def arguments(self) -> list[Any]:
-        """The arguments of the event; of what has ended, only a dead letter has them."""
+        """The arguments of the event; of messages that have ended, only dead letters have them."""
         arguments: list[Any] = json.loads(self.body or "[]")
         return arguments
 
     @property
     def size(self) -> int:
-        """Bytes that it takes in the memory of a process, about; rather too many than too few."""
+        """Bytes that it takes in the memory of a process; rather over- than underestimated."""
         size = 850 + len(self.body) + len(self.event) + 2 * len(self.recipient)
         if self.key is not None:
             size += 150 + 2 * len(self.key)
@@ -130,9 +130,9 @@ class Delivery(NamedTuple):
         return self.state in ENDED
 
     def to_json(self) -> str:
-        """Return what does not change of it, as text for a store.
+        """Return the fields that do not change, as text for a store.
 
-        Two lines: a list in JSON, and the body as it is, which nobody has to decode.
+        Two lines: a list in JSON, and the body, which is left as it is.
         """
         retry = self.retry
         head = json.dumps(
@@ -164,7 +164,7 @@ class Delivery(NamedTuple):
         """Read what :meth:`to_json` wrote.
 
         Raises:
-            DeliveryFormatError: It is of another version, or somebody else's.
+            DeliveryFormatError: It is of another version, or was not written by the guard.
         """
         try:
             if isinstance(text, bytes):
@@ -199,18 +199,18 @@ class Delivery(NamedTuple):
     def ended(
         cls, id: str, address: str, event: str, number: int, attempts: int, state: DeliveryState
     ) -> Delivery:
-        """Return what is known of one that has ended."""
+        """Return a message that has ended, of which only the receipt is left."""
         namespace, _, recipient = address.partition(",")
         given = (id, recipient, event, "", 0.0, namespace, _DEFAULT_RETRY, None)
         flags = (False, False, False)
         return cls._make((*given, *flags, number, attempts, state))
 
     def numbered(self, number: int) -> Delivery:
-        """Return it with its place in the order of all."""
+        """Return a copy with *number*."""
         return Delivery._make((*self[:11], number, self.attempts, self.state))
 
     def at(self, state: DeliveryState, *, ttl: float, attempts: int, body: str) -> Delivery:
-        """Return it as it is at another instant."""
+        """Return a copy with what may change over time."""
         words = (self.id, self.recipient, self.event, body, ttl)
         return Delivery._make((*words, *self[5:12], attempts, state))
 

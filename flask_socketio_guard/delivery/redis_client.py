@@ -1,4 +1,4 @@
-"""Clients of Redis or Valkey for every kind of URL that the message queue takes, too."""
+"""Clients of Redis or Valkey, for every kind of URL that the message queue takes."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ class Driver:
 
     Args:
         url: Begins with one of :data:`~..config.STORE_SCHEMES`.
-        service: Name of the master that Sentinel is asked for, unless the URL has one.
+        service: Name of the master to ask Sentinel for, unless the URL has one.
         timeout: Longest wait for an answer, in seconds, > 0.
 
     Raises:
-        ConfigError: The driver is not installed, or *url* is none. The text has no secrets.
+        ConfigError: The driver is not installed, or *url* is not a URL. The text has no secrets.
 
     Source:
         python-socketio, ``RedisManager``: the URLs, and what they mean.
@@ -57,13 +57,13 @@ class Driver:
         """Return a client; it connects when it is used.
 
         Args:
-            patience: Seconds that an answer may take longer.
+            patience: Seconds that an answer may take beyond *timeout*.
         """
         backoff, retry = self._module.backoff, self._module.retry
         options: dict[str, Any] = {
             "socket_timeout": self._timeout + patience,
             "health_check_interval": 10,
-            # Who asks has to know that an answer was lost; see DeliveryStore.
+            # The caller has to know that an answer was lost; see DeliveryStore.
             "retry": retry.Retry(backoff.NoBackoff(), 0),
         }
         if not self._url.startswith("unix://"):
@@ -78,7 +78,7 @@ class Driver:
         return sentinel.master_for(service or self._service)
 
     def require_no_cluster(self) -> None:
-        """Make sure that it is no cluster: scripts use keys of many slots.
+        """Make sure that the server is not a cluster: scripts use keys of many slots.
 
         Raises:
             ConfigError: It is one.
@@ -93,8 +93,8 @@ class Driver:
             raise DeliveryStoreError(describe(exc)) from exc
         if is_cluster:
             raise ConfigError(
-                "SOCKETIO_GUARD_DELIVERY_STORE is a Redis Cluster, where messages that must "
-                "arrive cannot be kept: name a single Redis or Valkey, or one behind Sentinel "
+                "SOCKETIO_GUARD_DELIVERY_STORE is a Redis Cluster, which cannot keep acknowledged "
+                "messages: name a single Redis or Valkey, or one behind Sentinel "
                 "(redis+sentinel://); the message queue may stay where it is"
             )
 

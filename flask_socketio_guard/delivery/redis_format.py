@@ -36,7 +36,7 @@ def read_message(snapshot: Any) -> Delivery:
         snapshot: Its text, number, attempts, state and the seconds until it expires.
 
     Raises:
-        DeliveryFormatError: It is of another version, or somebody else's.
+        DeliveryFormatError: It is of another version, or was not written by the guard.
     """
     text, number, attempts, state, left = snapshot[:5]
     try:

@@ -1,26 +1,33 @@
-"""What a store in Redis does, as one script: many steps in one go, each wholly or not at all.
+"""The steps of the store in Redis as one script: a batch of them, each wholly or not at all.
 
-Redis runs a script undisturbed, so that two processes that end the same message find out who
-was first. The clock is that of Redis, less what it has jumped.
+Redis runs nothing else meanwhile: of two processes that end the same message, the first one does.
+The clock is that of Redis, less its jumps.
 
-============================ ============================================================
-key                          what it holds
-============================ ============================================================
-``m:<id>``, ``b:<id>``       A message that waits or is a dead letter: what may change, in a hash
-                             that Redis packs as long as its values are short; and its text.
-``mailbox:<address>``            Ids of those that wait for a recipient, by number.
-``deadlines``                Ids of all that wait, by deadline.
-``keys``                     Ids of those that a newer one may replace.
-``all:``, ``acks:``          Those of a recipient that need all devices; who has acknowledged one.
-``ended``, ``ended-order``   Receipts by id; and, oldest first, until when each is kept, what it
-                             takes, and its id.
-``dead``                     Ids of dead letters, by when they died.
-``changes``, ``changes-sizes``     A stream of what happened; what each entry of it takes.
-``size``, ``ended-size``,    Bytes that messages, receipts, dead letters and changes take.
-``dead-size``, ``changes-size``
-``devices:``, ``host:``,     Who is here, and which process says so.
-``hosts``, ``alive:``
-============================ ============================================================
+====================================== =========================================================
+key                                    what it holds
+====================================== =========================================================
+``m:<id>``, ``b:<id>``                 A message that waits or is a dead letter: the fields that
+                                       may change, as a hash with short values, which Redis packs;
+                                       and its text.
+``mailbox:<address>``                  Ids of the messages that wait for a recipient, by number.
+``deadlines``                          Ids of all messages that wait, by deadline.
+``keys``                               Ids of the messages that a newer one may replace, by key.
+``all:<address>``, ``acks:<id>``       Ids of a recipient's messages that require all devices; the
+                                       devices that have acknowledged one.
+``ended``, ``ended-order``             Receipts by id; and, oldest first, the expiry, size and id
+                                       of each.
+``dead``                               Ids of dead letters, by time of death.
+``changes``, ``changes-sizes``,        The change feed, a stream; the size of each of its entries;
+``changes-count``                      the number of the newest.
+``size``, ``ended-size``,              Bytes that messages, receipts, dead letters and the change
+``dead-size``, ``changes-size``        feed take.
+``devices:<address>``                  The devices of an identity.
+``hosts``, ``host:<host>``,            The processes; the identities and devices that each has
+``alive:<host>``                       announced; its heartbeat.
+``numbers``                            The number of the newest message.
+``jumped``                             Seconds that the clock of Redis has jumped.
+``version``, ``leader``                :data:`.redis_store.VERSION`; the lease of the leader.
+====================================== =========================================================
 """
 
 from __future__ import annotations

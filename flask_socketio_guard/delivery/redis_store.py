@@ -20,26 +20,25 @@ if TYPE_CHECKING:
     from .steps import Step
 
 VERSION: Final = b"2"
-"""Of how messages are kept in Redis."""
+"""Version of the keys and records in Redis."""
 
 LONGEST_WAIT: Final = 1.0
-"""Seconds that may be waited for changes."""
+"""Seconds that one call may wait for changes."""
 
-_MAX_NEWS = 5000  # pieces, each of all that was done in one go
-_MAX_NEWS_SIZE = 8 * 1024 * 1024  # bytes
-_MAX_JUMP = 1.0  # seconds that the clock of Redis may differ from ours between two looks
+_MAX_CHANGES = 5000  # entries of the change feed, one for each batch
+_MAX_CHANGES_SIZE = 8 * 1024 * 1024  # bytes
+_MAX_JUMP = 1.0  # seconds by which the clock of Redis may drift from ours between two readings
 _MAX_UNCERTAINTY = 0.2  # seconds; a reading that took longer is discarded
-_PATIENCE = 2  # leases after which a process that says nothing is taken for dead
-_BATCH = 200  # steps in one go: a script keeps everybody else waiting
+_PATIENCE = 2  # leases without a heartbeat after which a process counts as dead
+_BATCH = 200  # steps: Redis serves nobody else while a script runs
 
-_RECEIPT_SIZE = 150  # bytes that Redis 6 needs for one, beside the texts in it
+_RECEIPT_SIZE = 150  # bytes that Redis 6 needs for a receipt, beside the texts in it
 
 
 class RedisStore(SharedStore):
-    """Keeps messages in Redis, 5.0 or later, or Valkey, not a cluster.
+    """Keeps messages in Redis 5.0 or later, or Valkey, without Redis Cluster.
 
-    What is acknowledged to have been stored is as safe as Redis keeps it: with
-    ``appendonly`` it survives a restart.
+    A stored message is as durable as Redis is: with ``appendonly`` it survives a restart.
 
     Args:
         url: Begins with one of :data:`~..config.STORE_SCHEMES`.
@@ -49,12 +48,12 @@ class RedisStore(SharedStore):
         lease: Seconds after which others take over what a dead process did, > 0.
         max_messages: Messages that have not ended, >= 1.
         max_size: Bytes that they may take in Redis, >= 1.
-        retention: Seconds for which an ended one is still found, >= 0.
-        max_ended_size: Bytes that the receipts of those may take, >= 1.
-        max_dead_letters: >= 1.
+        retention: Seconds for which the receipt of an ended message is kept, >= 0.
+        max_ended_size: Bytes that receipts may take, >= 1.
+        max_dead_letters: Dead letters that are kept, >= 1.
         max_dead_size: Bytes that dead letters may take, >= 1.
         dead_retention: Seconds for which a dead letter is kept, > 0.
-        service: Name of the master that Sentinel is asked for, unless the URL has one.
+        service: Name of the master to ask Sentinel for, unless the URL has one.
 
     Raises:
         ConfigError: *url* is not a valid URL, or its driver is not installed.
@@ -78,27 +77,26 @@ class RedisStore(SharedStore):
         service: str = "mymaster",
     ) -> None:
         self._prefix = prefix
-        self._host = host
         self._own_host = host.encode()
         self._lease = lease
         self._head = [
             *map(str, (max_messages, max_size, retention, max_ended_size)),
             *map(str, (max_dead_letters, max_dead_size, dead_retention)),
-            *map(str, (_MAX_NEWS, _MAX_NEWS_SIZE, _RECEIPT_SIZE)),
+            *map(str, (_MAX_CHANGES, _MAX_CHANGES_SIZE, _RECEIPT_SIZE)),
             host,
         ]
         self._driver = Driver(url, service=service, timeout=timeout)
         self._redis: Any = self._driver.client()
-        # An answer may take longer here, but not for ever: the other side may be gone.
-        self._news_redis: Any = self._driver.client(patience=LONGEST_WAIT)
+        # A blocking read takes longer, but not for ever: the connection may be half-open.
+        self._feed_redis: Any = self._driver.client(patience=LONGEST_WAIT)
         self._script = self._redis.register_script(SCRIPT)
         self._lock = self._redis.lock(
             prefix + "leader", timeout=lease, blocking=False, thread_local=False
         )
         self._is_leading = False
         self._is_checked = False
-        self._news_at: bytes | str | None = None
-        self._news_count = 0
+        self._feed_at: bytes | str | None = None
+        self._feed_count = 0
         self._clocks: tuple[float, float] | None = None
 
     def apply(self, steps: Sequence[Step[Any]]) -> list[Any]:
@@ -164,25 +162,25 @@ class RedisStore(SharedStore):
     # The fleet
 
     def changes(self, timeout: float) -> Changes | None:
-        """Wait for what happens; see :class:`~.store.SharedStore`."""
+        """Wait for changes; see :class:`~.store.SharedStore`."""
         stream = self._prefix + "changes"
         with self._translated():
-            if self._news_at is None:
-                newest = self._news_redis.xrevrange(stream, count=1)
-                self._news_at = newest[0][0] if newest else b"0-0"
-                self._news_count = _count(newest[0][1]) if newest else 0
+            if self._feed_at is None:
+                newest = self._feed_redis.xrevrange(stream, count=1)
+                self._feed_at = newest[0][0] if newest else b"0-0"
+                self._feed_count = _count(newest[0][1]) if newest else 0
                 return None
             wait = _ms(min(timeout, LONGEST_WAIT))
-            found = self._news_redis.xread({stream: self._news_at}, count=1000, block=wait)
+            found = self._feed_redis.xread({stream: self._feed_at}, count=1000, block=wait)
             if not found and self._has_been_emptied(stream):
-                self._news_at = None
+                self._feed_at = None
                 return None
         changes = Changes([], [])
         is_complete = True
         for entry_id, fields in found[0][1] if found else ():
             count = _count(fields)
-            is_complete = is_complete and count == self._news_count + 1
-            self._news_at, self._news_count = entry_id, count
+            is_complete = is_complete and count == self._feed_count + 1
+            self._feed_at, self._feed_count = entry_id, count
             if fields.get(b"host") == self._own_host:
                 continue
             change = read_change(fields.get(b"what", b""))
@@ -194,35 +192,35 @@ class RedisStore(SharedStore):
         return changes if is_complete else None
 
     def _has_been_emptied(self, stream: str) -> bool:
-        """Say whether Redis has lost the change feed, which begins anew then."""
-        newest = self._news_redis.xrevrange(stream, count=1)
-        return bool(_order(newest[0][0] if newest else b"0-0") < _order(self._news_at))
+        """Return whether Redis has lost the change feed, which then begins anew."""
+        newest = self._feed_redis.xrevrange(stream, count=1)
+        return bool(_order(newest[0][0] if newest else b"0-0") < _order(self._feed_at))
 
     def heartbeat(self) -> bool:
-        """Say that this process lives; see :class:`~.store.SharedStore`."""
+        """Renew the heartbeat; see :class:`~.store.SharedStore`."""
         return not self.do(Heartbeat(_ms(_PATIENCE * self._lease)))
 
     def lead(self) -> bool:
-        """Say whether this process leads; see :class:`~.store.SharedStore`."""
+        """Return whether this process leads; see :class:`~.store.SharedStore`."""
         with self._translated():
             self._check_version()
             self._is_leading = self._keep_lock()
             if self._is_leading:
-                self._mind_the_clock()
+                self._compensate_clock_jump()
         return self._is_leading
 
     def _keep_lock(self) -> bool:
         if self._is_leading:
             try:
                 self._lock.reacquire()
-            except self._driver.lock_error:  # it ran out, and somebody else may have it
+            except self._driver.lock_error:  # the lease ran out, and another process may hold it
                 self._clocks = None
             else:
                 return True
         return bool(self._lock.acquire())
 
-    def _mind_the_clock(self) -> None:
-        """Take out of account what the clock of Redis has jumped, so that nothing expires by it."""
+    def _compensate_clock_jump(self) -> None:
+        """Subtract a jump of the clock of Redis, so that no message expires by it."""
         asked_at = clock()
         seconds, microseconds = self._redis.time()
         answered_at = clock()
@@ -233,7 +231,7 @@ class RedisStore(SharedStore):
         if self._clocks is not None:
             jump = (theirs - self._clocks[0]) - (answered_at - self._clocks[1])
             if abs(jump) > _MAX_JUMP:
-                # The whole of it: what is set twice, because an answer was lost, counts once.
+                # The total: if an answer is lost and it is set twice, it counts once.
                 self._redis.set(self._prefix + "jumped", jumped + jump)
                 theirs -= jump
         self._clocks = theirs, answered_at
@@ -268,10 +266,10 @@ class RedisStore(SharedStore):
                 self._is_leading = False
                 self._lock.release()
         except self._driver.errors:
-            pass  # it runs out by itself
+            pass  # the lease runs out
         finally:
             self._redis.close()
-            self._news_redis.close()
+            self._feed_redis.close()
 
 
 def _ms(seconds: float) -> int:

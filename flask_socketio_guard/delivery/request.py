@@ -1,4 +1,4 @@
-"""What an application asks to have delivered, checked before anything is done."""
+"""The arguments of ``deliver``, checked before anything is done."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Requirement: TypeAlias = Literal["any", "all"]
 _RESERVED: Final = frozenset(
     ("connect", "connect_error", "disconnect", "disconnecting", "newListener", "removeListener")
 )
-"""Events that the clients of Socket.IO keep for themselves."""
+"""Event names that Socket.IO clients reserve."""
 
 
 class DeliveryRequest(NamedTuple):
@@ -33,15 +33,15 @@ class DeliveryRequest(NamedTuple):
 
     Attributes:
         event: Event name.
-        arguments: Of the event; JSON is yet to be made of them.
+        arguments: Of the event; not encoded yet.
         recipient: A session id, a room, or an identity.
         ttl: Time to live in seconds; ``None`` takes the setting.
         namespace: Socket.IO namespace.
-        retry: When it is sent again; ``None`` takes the setting.
+        retry: Retry schedule; ``None`` takes the setting.
         key: Replaces the message with the same key to the same recipient.
-        is_ordered: Whether it waits for the ordered ones to the recipient before it.
+        is_ordered: Whether it waits for earlier ordered messages to the recipient.
         requires_all: Whether each device of the recipient has to acknowledge it.
-        has_id: Whether the client is told by which id it knows the message.
+        has_id: Whether the client gets the id of the message, for deduplication.
         on_delivered: Called with the receipt.
         on_expired: Called with the receipt.
     """
@@ -79,7 +79,7 @@ def delivery_request(
 
     Raises:
         ConfigError: One is of the wrong type, or out of range.
-        DeliveryInvalid: UTF-8 cannot hold a name.
+        DeliveryInvalid: UTF-8 cannot represent a name.
         TypeError: There are several payloads.
     """
     require_text("event", event)

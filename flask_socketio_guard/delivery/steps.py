@@ -130,12 +130,12 @@ class Put(NamedTuple):
 
 
 class Mark(NamedTuple):
-    """Note that a message was sent, or that nobody has it at present: ``None``.
+    """Note that a message was sent, or that no client has it at present: ``None``.
 
     Attributes:
         id: Of the message; nothing happens if it has ended.
-        attempts: How many more times it was sent, >= 0.
-        is_in_flight: Whether a recipient has it now and may acknowledge it.
+        attempts: How often it was sent since the last step about it, >= 0.
+        is_in_flight: Whether a client has it now and may acknowledge it.
     """
 
     id: str
@@ -158,7 +158,7 @@ class Acknowledge(NamedTuple):
     Attributes:
         id: Of the message.
         device: Session id of the device.
-        attempts: How many more times it was sent, >= 0.
+        attempts: How often it was sent since the last step about it, >= 0.
     """
 
     id: str

@@ -18,7 +18,7 @@ class Changes(NamedTuple):
     """What other processes have done.
 
     Attributes:
-        stored: Addresses for which there are new messages.
+        stored: Addresses for which messages were stored.
         ended: Messages that have ended.
     """
 
@@ -29,8 +29,8 @@ class Changes(NamedTuple):
 class DeliveryStore(ABC):
     """Keeps messages until they are acknowledged or given up.
 
-    An end is final: whoever comes second is told that nothing changed. Safe for threads and
-    greenlets.
+    An end is final: a second end of a message changes nothing, and its result says so. Safe for
+    threads and greenlets.
 
     Every method may raise :class:`~flask_socketio_guard.errors.DeliveryStoreError` if the store
     does not answer; then it is not known which steps were done, and all of them may be tried
@@ -39,7 +39,7 @@ class DeliveryStore(ABC):
     """
 
     is_shared: bool = False
-    """Whether other processes use it too; then it is a :class:`SharedStore`."""
+    """Whether several processes use it; then it is a :class:`SharedStore`."""
 
     @abstractmethod
     def apply(self, steps: Sequence[Step[Any]]) -> list[Any]:
@@ -59,7 +59,7 @@ class DeliveryStore(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Let go of connections; idempotent."""
+        """Close connections; idempotent."""
 
 
 class SharedStore(DeliveryStore):
@@ -69,25 +69,26 @@ class SharedStore(DeliveryStore):
 
     @abstractmethod
     def changes(self, timeout: float) -> Changes | None:
-        """Wait for what others do.
+        """Wait for what other processes do, for at most *timeout* seconds.
 
-        Each call goes on where the last one stopped.
+        Each call continues where the last one stopped.
 
         Returns:
-            ``None`` if some of it has been missed: then everything is to be looked up.
+            ``None`` if changes have been missed: then everything has to be looked up.
         """
 
     @abstractmethod
     def heartbeat(self) -> bool:
-        """Say that this process lives; return whether others may have thought otherwise.
+        """Renew the heartbeat of this process.
 
-        Then its devices have to join again.
+        Returns:
+            Whether others may have taken it for dead: then its devices have to join again.
         """
 
     @abstractmethod
     def lead(self) -> bool:
-        """Say whether this process is the one that gives up what has expired, for now."""
+        """Take or renew the lease; return whether this process is the one that expires messages."""
 
     @abstractmethod
     def reap_dead_processes(self) -> list[Delivery]:
-        """Forget the devices of processes that are no more; return what has ended by that."""
+        """Forget the devices of dead processes; return the messages that have ended by that."""

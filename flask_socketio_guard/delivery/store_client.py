@@ -30,18 +30,18 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 
 AT_A_TIME: Final = 1000
-"""Messages that are given up in one go."""
+"""Messages that one step ends at most."""
 
 
 class StoreClient(ABC):
-    """Takes to the store what happens to messages, and tells of those that have ended.
+    """Records in the store what happens to messages, and reports those that have ended.
 
     Only :meth:`put`, :meth:`find`, :meth:`dead_letters` and :meth:`end` may wait; they raise
     :class:`~flask_socketio_guard.errors.DeliveryStoreError` if the store does not answer.
 
     Args:
-        on_end: Called with each message that has ended, and whether it has just now, by this
-            process.
+        on_end: Called with each message that has ended, and whether this process has ended it,
+            just now.
     """
 
     def __init__(self, on_end: Callable[[Delivery, bool], None]) -> None:
@@ -49,15 +49,15 @@ class StoreClient(ABC):
 
     @abstractmethod
     def _ask(self, step: Step[_T]) -> _T:
-        """Have a step done, and return what it returns."""
+        """Have a step done; return its result."""
 
     @abstractmethod
     def give_up(self, delivery: Delivery, state: DeliveryState) -> None:
-        """Give a message up, without waiting for the store."""
+        """End a message in *state*, without waiting for the store."""
 
     @abstractmethod
     def fail_all(self, address: str, state: DeliveryState) -> None:
-        """Give up all that waits for a recipient."""
+        """End all messages that wait for a recipient."""
 
     @abstractmethod
     def sent(self, id: str) -> None:
@@ -65,7 +65,7 @@ class StoreClient(ABC):
 
     @abstractmethod
     def returned(self, id: str) -> None:
-        """Note that nobody has a message at present."""
+        """Note that no client has a message at present."""
 
     @abstractmethod
     def acknowledged(self, delivery: Delivery, device: str) -> None:
@@ -101,7 +101,7 @@ class StoreClient(ABC):
         return self._ask(DeadLetters(limit))
 
     def end(self, id: str, state: DeliveryState) -> bool:
-        """Give a message up; say whether it had not ended before."""
+        """End a message in *state*; return whether it had not ended before."""
         end = self._ask(Finish(id, state))
         if end.delivery is not None:
             self._on_end(end.delivery, end.is_new)
@@ -113,17 +113,17 @@ class StoreClient(ABC):
 
 
 class DirectStoreClient(StoreClient):
-    """In front of a store in this process's own memory: everything is done at once.
+    """In front of a store in the memory of this process: each step is done at once.
 
     Args:
-        store: Whose methods never wait.
+        store: Its methods never wait.
         on_end: See :class:`StoreClient`.
     """
 
     def __init__(self, store: DeliveryStore, *, on_end: Callable[[Delivery, bool], None]) -> None:
         super().__init__(on_end)
         self._do = store.do
-        self._sent: dict[str, int] = {}  # attempts that the store does not know of
+        self._sent: dict[str, int] = {}  # attempts by message id that the store does not know of
 
     def _ask(self, step: Step[_T]) -> _T:
         if self._sent:
@@ -141,21 +141,21 @@ class DirectStoreClient(StoreClient):
         return stored
 
     def give_up(self, delivery: Delivery, state: DeliveryState) -> None:
-        """Give a message up, without waiting for the store."""
+        """End a message in *state*, without waiting for the store."""
         self.end(delivery.id, state)
 
     def fail_all(self, address: str, state: DeliveryState) -> None:
-        """Give up all that waits for a recipient."""
+        """End all messages that wait for a recipient."""
         while ended := self._ask(FailAll(address, state, AT_A_TIME)):
             self._tell(ended)
 
     def sent(self, id: str) -> None:
         """Note that a message was sent."""
-        # Most are acknowledged before anybody asks.
+        # Most messages are acknowledged before anything asks for their attempts.
         self._sent[id] = self._sent.get(id, 0) + 1
 
     def returned(self, id: str) -> None:
-        """Note that nobody has a message at present."""
+        """Note that no client has a message at present."""
         self._do(Mark(id, self._sent.pop(id, 0), is_in_flight=False))
 
     def acknowledged(self, delivery: Delivery, device: str) -> None:
@@ -183,6 +183,6 @@ class DirectStoreClient(StoreClient):
         self._tell(self._ask(Leave(address, device)))
 
     def expire(self) -> None:
-        """Give up what has expired."""
+        """End the messages whose time to live is over."""
         while expired := self._ask(Expire(AT_A_TIME)):
             self._tell(expired)

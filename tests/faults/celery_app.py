@@ -1,4 +1,4 @@
-"""A Celery worker of a fleet: no Flask application, but answers and messages that must arrive."""
+"""A Celery worker of a fleet: no Flask application, but answers and acknowledged delivery."""
 
 from __future__ import annotations
 

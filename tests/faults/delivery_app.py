@@ -1,4 +1,4 @@
-"""An application that delivers messages which must arrive, for its fault tests.
+"""An application with acknowledged delivery, for its fault tests.
 
 A client says in the query of its handshake whose device it is (``identity``) and which room it
 joins (``room``).

@@ -1,4 +1,4 @@
-"""Messages that must arrive: clients that are away, drop, answer late or never."""
+"""Acknowledged delivery: clients that are away, drop, answer late or never."""
 
 from __future__ import annotations
 
@@ -194,7 +194,8 @@ def test_a_store_that_is_away_is_told_and_nothing_in_it_is_lost(
     wait_until(is_reachable, timeout=15)
     wait_until(lambda: set(states(fleet.a, ids)) == {"delivered"}, timeout=15)
     assert sorted(item.args[0] for item in client.events("news")) == list(range(10))
-    lines = [record.message for record in fleet.a.records() if "the store of" in record.message]
+    messages = [record.message for record in fleet.a.records()]
+    lines = [message for message in messages if message.startswith("the delivery store")]
     assert "does not answer" in lines[0]
     assert "answers again" in lines[-1]
 

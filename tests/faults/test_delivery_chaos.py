@@ -1,4 +1,4 @@
-"""Messages that must arrive, while everything fails: each ends, and no end is a lie."""
+"""Acknowledged delivery while everything fails: each message ends, and no end is a lie."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def test_each_message_ends_delivered_or_expired_whatever_fails(
 
 
 def was_heard(copy: object, until: float, faults: list[float]) -> bool:
-    """Say whether an acknowledgement must have been heard before an instant."""
+    """Return whether an acknowledgement must have been heard before an instant."""
     from tests.faults.delivery_crowd import Copy
 
     assert isinstance(copy, Copy)

@@ -20,14 +20,14 @@ _COUNTERS = {
 }
 _DEATHS = {
     DeliveryState.EXPIRED: "expired",
-    DeliveryState.GONE: "was for a connection that is gone",
+    DeliveryState.GONE: "was for a connection that has ended",
     DeliveryState.REFUSED: "was refused by its recipient",
 }
 
 
 @dataclass(frozen=True)
 class DeliveryEnd(Record):
-    """A message that must arrive has come to its end, by this process.
+    """This process has ended a message of acknowledged delivery.
 
     Attributes:
         id: Of the message.
@@ -48,7 +48,7 @@ class DeliveryEnd(Record):
 
     @property
     def level(self) -> int | None:
-        """A warning where it did not arrive, and nobody wanted that."""
+        """A warning if it became a dead letter."""
         return logging.WARNING if self.state in _DEATHS else None
 
     def amounts(self, memory: set[str]) -> Mapping[str, int]:
@@ -59,32 +59,32 @@ class DeliveryEnd(Record):
         """Return a line with what became of it."""
         death = _DEATHS[self.state]
         return Entry(
-            "a message that must arrive (%s, %s) %s, after %d attempt(s)",
+            "dead letter: message %s (%s) %s, after %d attempt(s)",
             (self.id, repr(self.event)[:LONGEST_NAME], death, self.attempts),
-            Fold(("delivery", self.state), f"messages that must arrive: {death}"),
+            Fold(("delivery", self.state), f"dead letters: a message {death}"),
             {"delivery_id": self.id, "state": str(self.state)},
         )
 
 
 delivery_ended = DeliveryEnd.signal
-"""A :class:`DeliveryEnd`: a message that must arrive was acknowledged or given up."""
+"""A :class:`DeliveryEnd`: a message of acknowledged delivery has ended."""
 
 
 @dataclass(frozen=True)
 class StoreChange(BrokerChange):
-    """The store of messages that must arrive stopped answering, or answers again."""
+    """The delivery store stopped answering, or answers again."""
 
     signal = signals.signal("delivery-store-changed")
-    server = "the store of messages that must arrive"
+    server = "the delivery store"
 
 
 delivery_store_changed = StoreChange.signal
-"""A :class:`StoreChange`, which is a :class:`BrokerChange`, of the store of such messages."""
+"""A :class:`StoreChange`, which is a :class:`BrokerChange`, of the delivery store."""
 
 
 @dataclass(frozen=True)
 class DeliveryLoss(Record):
-    """Deliveries end with the process in whose memory they are.
+    """Messages are lost with the memory of the process that ends.
 
     Attributes:
         count: How many.
@@ -103,9 +103,9 @@ class DeliveryLoss(Record):
     def entry(self) -> Entry:
         """Return a line with how many; a process writes it once."""
         return Entry(
-            "%d messages that must arrive were still in the memory of this process", (self.count,)
+            "%d unacknowledged messages are lost with the memory of this process", (self.count,)
         )
 
 
 deliveries_abandoned = DeliveryLoss.signal
-"""A :class:`DeliveryLoss`: this process ends, and with it what is in its memory."""
+"""A :class:`DeliveryLoss`: this process ends, and the messages in its memory are lost."""
