@@ -1,4 +1,4 @@
-"""What a capability of a process is: it starts, ticks, ends, and says how it is."""
+"""Base class of the guard's capabilities: hooks for lifecycle, health checks and gauges."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from ..settings import Settings
 
 Watch = Callable[[str, Callable[[], object], Callable[[], object] | None], object]
-"""Starts a supervised task: name, what it does, what ends its waits."""
+"""Starts a supervised task: its name, its function, and a function that interrupts its waits."""
 
 
 class Status(IntEnum):
-    """The status of a check; the worst of all is the status of the process.
+    """The status of a check; the worst status of all checks is that of the process.
 
     Source:
         draft-inadarei-api-health-check-06, section 3.1.
@@ -33,7 +33,7 @@ class Status(IntEnum):
 
 @dataclass(frozen=True)
 class Check:
-    """One measured thing, by the key ``component:measurement``."""
+    """One health check, reported under the key ``component:measurement``."""
 
     status: Status
     value: object
@@ -41,7 +41,7 @@ class Check:
     output: str = ""
 
     def as_json(self, time: str) -> list[dict[str, object]]:
-        """Return the array of one object that the draft asks for (section 4)."""
+        """Return the array, here of one object, that the draft requires (section 4)."""
         entry: dict[str, object] = {
             "status": str(self.status),
             "observedValue": self.value,
@@ -55,7 +55,10 @@ class Check:
 
 
 def those_that(hook: str, components: Iterable[Component]) -> list[Any]:
-    """Return the method *hook* of each component that has one of its own."""
+    """Return the bound method *hook* of each component that overrides it.
+
+    Hooks that run for every client skip the empty defaults this way.
+    """
     default = getattr(Component, hook)
     return [
         getattr(component, hook)
@@ -65,67 +68,69 @@ def those_that(hook: str, components: Iterable[Component]) -> list[Any]:
 
 
 class Component:
-    """One capability of a process, in the list that its lifecycle holds.
+    """One capability of a process, an entry in the list of components of its lifecycle.
 
-    The list is started in order and stopped in reverse. A forked child makes a new one. Every
-    method may be left out. Events, emits and messages of the queue do not go through the list:
-    what takes part in them is called directly.
+    Components start in order and stop in reverse order. A forked child creates new ones. Every
+    method has an empty default. Events, emits and queue messages do not go through the list: the
+    hot paths call the components that they need directly.
 
     Attributes:
-        settings: The class of its own settings, if it has any; ``guard.config.of`` returns them.
+        settings: The class of the component's settings, if any; ``guard.config.of`` returns them.
     """
 
     settings: ClassVar[type[Settings] | None] = None
 
     def start(self, watch: Watch) -> None:
-        """Begin: the process emits, or delivers; it may never serve a client.
+        """Start what a process needs to emit or deliver, even if it never serves a client.
 
         Args:
-            watch: Starts a supervised task: its name, what it does, and what lets it see at
-                once that it shall stop.
+            watch: Starts a supervised task; see :data:`Watch`.
         """
 
     def serve(self, watch: Watch) -> None:
-        """Begin to serve clients; called after :meth:`start`, if at all."""
+        """Start what serving clients needs; called after :meth:`start`, if at all."""
 
     def tick(self) -> None:
-        """Do what is due every second."""
+        """Do periodic work; called every second."""
 
     def poll(self) -> None:
-        """Do what is due ten times a second."""
+        """Do periodic work that cannot wait for a tick; called ten times a second."""
 
     def connected(self, client: Any) -> None:
-        """A connect handler has let a client in, a :class:`~..clients.connections.Connection`."""
+        """Handle a new client, a :class:`~..clients.connections.Connection`.
+
+        Called after its connect handler has accepted it.
+        """
 
     def entered(self, client: Any, room: str) -> None:
-        """A client that was let in has entered a room."""
+        """Handle an accepted client that has entered *room*."""
 
     def disconnected(self, client: Any) -> None:
-        """A client has left, and its disconnect handler has run.
+        """Handle a client that has disconnected; called after its disconnect handler.
 
-        With threads, whoever calls holds locks: nothing may be waited for.
+        Must not wait: with threads, the caller holds locks.
         """
 
     def drain(self, timeout: float) -> bool:
-        """Let go of those who are here, within about *timeout* seconds; say whether all went."""
+        """Disconnect the clients within about *timeout* seconds; return whether all have gone."""
         del timeout
         return True
 
     def flush(self, timeout: float) -> bool:
-        """Have what is on its way out there within *timeout* seconds; say whether it is."""
+        """Send what is queued within *timeout* seconds; return whether everything was sent."""
         del timeout
         return True
 
     def stop(self, timeout: float) -> None:
-        """End, within about *timeout* seconds; its tasks have ended."""
+        """Release everything within about *timeout* seconds; its tasks have already ended."""
 
     def abandon(self) -> None:
-        """Have no part in it, in a forked child: what there is belongs to the parent."""
+        """Drop all state in a forked child: tasks and connections belong to the parent."""
 
     def checks(self) -> Mapping[str, Check]:
-        """Return what health tells of it, by ``component:measurement``."""
+        """Return the health checks of the component, by ``component:measurement``."""
         return {}
 
     def gauges(self) -> Mapping[str, int]:
-        """Return amounts, by ``component:measurement``."""
+        """Return current amounts, by ``component:measurement``; they never fail a check."""
         return {}

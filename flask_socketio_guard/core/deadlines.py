@@ -1,4 +1,4 @@
-"""Calls that are due later: many deadlines, one task."""
+"""Calls scheduled for later: many deadlines in one task."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from .supervisor import is_stopping
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_LONGEST_SLEEP = 5.0  # bounds how long a task that missed a wake-up sleeps on, in seconds
+_LONGEST_SLEEP = 5.0  # seconds; bounds the delay if a wake-up is missed
 _MIN_STALE = 1000
 
 
 class Deadline:
-    """A call that is due later, or was."""
+    """A scheduled call; ``target`` is ``None`` once it was called or cancelled."""
 
     __slots__ = ("_owner", "at", "target")
 
@@ -29,25 +29,24 @@ class Deadline:
         self.target: Callable[[], object] | None = target
 
     def cancel(self) -> None:
-        """Make sure that the call is not begun any more; idempotent."""
+        """Cancel the call if it has not begun; idempotent."""
         self._owner.cancel(self)
 
 
 class Deadlines(Component):
-    """Calls functions when they are due, all of them in one task.
+    """Calls functions at their deadlines, all of them in one task.
 
-    For what must cost little: a heartbeat for each of ten thousand clients is
-    ten thousand entries of a heap here, not as many greenlets. What is called
-    must not wait. Safe for threads and greenlets.
+    A deadline is cheap: heartbeats for ten thousand clients are ten thousand heap entries, not
+    ten thousand greenlets. The functions must not wait. Safe for threads and greenlets.
 
     Args:
         runtime: For the task's sleep.
-        on_failure: Called with what a function raised.
+        on_failure: Called with the exception that a function raised.
     """
 
     def __init__(self, runtime: Runtime, *, on_failure: Callable[[BaseException], None]) -> None:
         self._on_failure = on_failure
-        # Not gevent's, which costs a dozen calls: nobody waits while holding it.
+        # Not gevent's, which costs a dozen calls: no holder of this lock ever waits.
         self._lock = RLock()
         self._numbers = itertools.count()
         self._heap: list[tuple[float, int, Deadline]] = []
@@ -69,11 +68,11 @@ class Deadlines(Component):
         return deadline
 
     def serve(self, watch: Watch) -> None:
-        """Start to call what is due."""
+        """Start the task that makes the calls."""
         watch("socketio-guard:deadlines", self.run, self.wake)
 
     def run(self) -> None:
-        """Call what is due until the task is asked to stop."""
+        """Make the calls that are due until the task is asked to stop."""
         while True:
             self._changed.clear()
             if is_stopping():
@@ -87,11 +86,11 @@ class Deadlines(Component):
             self._changed.wait(wait)
 
     def wake(self) -> None:
-        """Let the task look at once whether it shall stop."""
+        """Wake the task, so that it notices at once that it should stop."""
         self._changed.set()
 
     def cancel(self, deadline: Deadline) -> None:
-        """Make an entry void; when most are, they are thrown out."""
+        """Cancel *deadline*; once most heap entries are cancelled, the heap is compacted."""
         with self._lock:
             if deadline.target is None:
                 return
@@ -114,5 +113,5 @@ class Deadlines(Component):
                     continue
             try:
                 target()
-            except BaseException as exc:  # noqa: BLE001 - the other deadlines go on
+            except BaseException as exc:  # noqa: BLE001 - must not stop the other deadlines
                 self._on_failure(exc)

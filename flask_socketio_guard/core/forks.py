@@ -1,4 +1,4 @@
-"""Locks in a forked child: whoever held one may be a thread of the parent, and never release it."""
+"""New locks for a forked child: a thread of the parent that held one can never release it here."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ _owners: WeakKeyDictionary[object, dict[str, Callable[[], object]]] = WeakKeyDic
 
 
 def renew_after_fork(owner: object, **makers: Callable[[], object]) -> None:
-    """Make attributes of *owner* anew in a forked child; for locks that outlive the fork.
+    """Replace attributes of *owner* in each forked child; for locks that outlive the fork.
 
-    The old one is left as it is: if the thread that forked holds it, it releases that one.
+    The old lock stays as it is: if the thread that forked holds it, it still releases that one.
 
     Args:
         owner: An object or a module; not kept alive.
-        makers: What makes each attribute, by name.
+        makers: By the name of the attribute, a function that returns its new value.
     """
     _owners.setdefault(owner, {}).update(makers)
 
@@ -30,6 +30,6 @@ def _renew() -> None:
             setattr(owner, name, make())
 
 
-# Modules register after those that they import, so this runs before the guards begin anew.
+# Modules register after those that they import, so this runs before the guards restart.
 if hasattr(os, "register_at_fork"):  # not on Windows
     os.register_at_fork(after_in_child=_renew)

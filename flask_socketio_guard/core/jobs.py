@@ -1,4 +1,4 @@
-"""Short tasks of the guard's own, such as those that disconnect handlers run in."""
+"""Short tasks of the guard, such as those in which disconnect handlers run."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _logger = logging.getLogger("flask_socketio_guard")
 def start_or_call(
     instead: Callable[[], object], complaint: str, spawn: Callable[..., object], *arguments: object
 ) -> None:
-    """Start a task; a process may be out of threads, and nothing is lost by that.
+    """Start a task, or fall back to a call if the process cannot start another thread.
 
     Args:
-        instead: Called, here, if none can be started; never raises.
-        complaint: What the log says then.
-        spawn: Starts it, called with *arguments*.
+        instead: Called in the caller's thread if no task can be started; must not raise.
+        complaint: Logged in that case.
+        spawn: Called with *arguments* to start the task.
         arguments: For *spawn*.
     """
     try:
@@ -36,18 +36,18 @@ def start_or_call(
 
 
 class SpawnThrottle:
-    """Starts tasks, a few in each turn of the event loop.
+    """Throttles the start of tasks: a few in each iteration of the event loop.
 
-    A thousand clients may leave in one instant; were a thousand disconnect handlers
-    begun in one go, nobody else would have a turn before the last.
+    A thousand clients may disconnect in one instant. If their disconnect handlers all started
+    at once, nothing else would run before the last of them.
 
     Args:
-        spawn_later: Calls a function in a task, in a later turn of the event loop.
+        spawn_later: Calls a function in a task, in a later iteration of the event loop.
     """
 
     def __init__(self, spawn_later: Callable[[Callable[[], object]], object]) -> None:
         self._spawn_later = spawn_later
-        self._lock = RLock()  # not gevent's: nobody waits while holding it
+        self._lock = RLock()  # not gevent's: no holder ever waits
         self._waiting: deque[tuple[Callable[[], object], Callable[[], object]]] = deque()
         self._is_scheduled = False
 
@@ -55,8 +55,8 @@ class SpawnThrottle:
         """Call *spawn*, which starts a task, soon and in the order of the calls.
 
         Args:
-            spawn: Starts it.
-            instead: Does what the task is for, if none can be started; never raises.
+            spawn: Starts the task.
+            instead: Does the task's work if no task can be started; must not raise.
         """
         with self._lock:
             self._waiting.append((spawn, instead))
@@ -65,14 +65,14 @@ class SpawnThrottle:
             self._schedule()
 
     def _schedule(self) -> None:
-        # Not called here: whoever calls may hold locks.
+        # In a task, because the caller may hold locks.
         start_or_call(
             self._unschedule, "a task could not be started", self._spawn_later, self._start_some
         )
 
     def _unschedule(self) -> None:
         with self._lock:
-            self._is_scheduled = False  # whoever comes next tries again
+            self._is_scheduled = False  # the next call tries again
 
     def _start_some(self) -> None:
         for _ in range(_STARTS_PER_TURN):
@@ -88,11 +88,11 @@ class SpawnThrottle:
 
 
 class Jobs:
-    """Runs functions in tasks of their own, and knows how many of them have not ended.
+    """Runs each function in a task of its own, and counts those that are still running.
 
     Args:
         runtime: For the tasks.
-        recording: Returns a function that does the same and records what it raises.
+        recording: Wraps a function in one that records the exceptions it raises.
     """
 
     def __init__(
@@ -104,16 +104,16 @@ class Jobs:
         self._runtime = runtime
         self._recording = recording
         self._throttle = SpawnThrottle(partial(runtime.call_later, 0.0))
-        self._lock = RLock()  # not gevent's: nobody waits while holding it
+        self._lock = RLock()  # not gevent's: no holder ever waits
         self._running = 0
 
     @property
     def running(self) -> int:
-        """How many have not ended."""
+        """The number of functions that have not returned."""
         return self._running
 
     def spawn(self, name: str, target: Callable[[], object]) -> None:
-        """Run *target* in a task of its own, soon, and record what it raises."""
+        """Run *target* soon in a task of its own, and record what it raises."""
         run = self._recording(target)
         spawn = partial(
             self._runtime.spawn, run, name=f"socketio-guard:{name}", on_exit=self._ended

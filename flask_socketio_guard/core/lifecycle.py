@@ -1,4 +1,4 @@
-"""The life of a process: one phase, and the components that go through it together."""
+"""The lifecycle of a process: one phase machine that starts and stops all components."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ _logger = logging.getLogger("flask_socketio_guard")
 
 
 class ServerWorker:
-    """The server's process that this one is, as far as it is known; outlives a fork.
+    """The worker of the web server that this process is, if known; outlives a fork.
 
     Attributes:
-        is_alive: Says whether the server has not told this process to stop.
-        on_drained: Called with the seconds that a drain took which that has led to.
+        is_alive: Returns ``False`` once the server has told this process to stop.
+        on_drained: Called after the resulting drain, with the seconds that it took.
     """
 
     def __init__(self) -> None:
@@ -42,16 +42,16 @@ class Lifecycle:
     """Starts, ticks, drains and stops the components of one application.
 
     Args:
-        runtime: For events and tasks.
-        supervisor: Runs tasks, those of the application included.
+        runtime: For flags and sleeps.
+        supervisor: Runs all tasks, including those of the application.
         config: Settings.
-        on_change: Called after each change of the phase, and by :meth:`refresh`.
-        worker: The server's process that this one is.
+        on_change: Called after each change of the phase.
+        worker: The web server's worker that this process is.
 
     Attributes:
         components: In the order in which they start.
-        lock: Held while the phase changes, and tasks are added.
-        stopping: Set when tasks of the application are to end.
+        lock: Held while the phase changes and while tasks are added.
+        stopping: Set when the application's tasks must end.
     """
 
     def __init__(
@@ -77,22 +77,22 @@ class Lifecycle:
 
     @property
     def phase(self) -> Phase:
-        """Where the process stands."""
+        """The current phase of the process."""
         return self._machine.state
 
     @property
     def is_serving(self) -> bool:
-        """Whether clients are served, and new ones let in."""
+        """Whether the process serves clients and accepts new ones."""
         return self._machine.state is Phase.SERVING
 
     @property
     def has_served(self) -> bool:
-        """Whether it has begun to serve clients, or is beyond that."""
+        """Whether the process serves clients, or did so before it began to drain or stop."""
         return self._machine.state not in _BEFORE_SERVING
 
     @property
     def is_draining(self) -> bool:
-        """Whether the clients are being let go, or were, and nothing has stopped yet."""
+        """Whether the process drains or has drained, and nothing has been stopped yet."""
         return self._machine.state is Phase.DRAINING
 
     @property
@@ -102,17 +102,17 @@ class Lifecycle:
 
     @property
     def is_drained(self) -> bool:
-        """Whether clients were let go, tasks ended and everything sent."""
+        """Whether the drain is over: clients disconnected, tasks ended, queues sent."""
         return self._drained.is_set()
 
     def watch(
         self, name: str, target: Callable[[], object], wake: Callable[[], object] | None = None
     ) -> TaskHandle:
-        """Start a supervised task of the guard's own."""
+        """Start a supervised task of the guard itself."""
         return self.supervisor.watch_internal(name, target, wake)
 
     def start(self) -> None:
-        """Start what a process needs that emits and delivers, but serves nobody; idempotent."""
+        """Start what a process needs to emit and deliver without serving clients; idempotent."""
         with self.lock:
             if self.phase is not Phase.NEW or self.stopping.is_set():
                 return
@@ -123,7 +123,7 @@ class Lifecycle:
             self.watch("socketio-guard:tick", self._tick)
 
     def serve(self) -> None:
-        """Start all that serves clients; idempotent."""
+        """Start everything that serving clients needs; idempotent."""
         if self.has_served:
             return
         with self.lock:
@@ -138,15 +138,15 @@ class Lifecycle:
         self.refresh()
 
     def drain(self, timeout: float) -> bool:
-        """Let the clients go, end the tasks, and have sent what is on its way out.
+        """Disconnect the clients, end the application's tasks and send what is queued.
 
-        Whoever calls second waits for the first.
+        A second caller waits for the first.
 
         Args:
             timeout: Longest wait for handlers, for tasks and for the outbox, in seconds each.
 
         Returns:
-            Whether nothing was left undone.
+            Whether everything was completed in time.
         """
         if self._begin_drain():
             return self._drain(timeout)
@@ -176,8 +176,8 @@ class Lifecycle:
         return self._is_complete
 
     def flush(self, timeout: float) -> bool:
-        """Wait until what is on its way out has got there."""
-        done = [component.flush(timeout) for component in self.components]  # each gets its chance
+        """Wait until what is queued has been sent; return whether it has, within *timeout*."""
+        done = [component.flush(timeout) for component in self.components]  # no short circuit
         return all(done)
 
     def stop(self, timeout: float) -> None:
@@ -194,13 +194,13 @@ class Lifecycle:
             component.stop(timeout)
 
     def abandon(self) -> None:
-        """Have no part in it, in a forked child."""
+        """Drop all state in a forked child: it belongs to the parent."""
         self.supervisor.abandon()
         for component in self.components:
             component.abandon()
 
     def _stop_tasks(self, timeout: float) -> list[str]:
-        """End the application's tasks; its clients may still be there."""
+        """End the application's tasks; clients may still be connected."""
         self.stopping.set()
         late = self.supervisor.stop(timeout, is_internal=False)
         self._tell_of_late(late)
@@ -222,11 +222,12 @@ class Lifecycle:
                 next_tick_at = clock() + TICK_INTERVAL
                 for tick in ticks:
                     tick()
-            # A worker that is to stop says so to nobody; its load balancer shall know soon.
+            # No hook reports that a worker was told to stop, and its load balancer should
+            # learn of it soon: hence the poll.
             sleep(self._runtime, max(0.0, min(_POLL_INTERVAL, next_tick_at - clock())))
 
     def _say_farewell(self) -> None:
-        """Do what a process does that was told to stop, before its server lets go."""
+        """Drain a process that was told to stop, before its server closes the connections."""
         told_at = clock()
         self._drain(self._config.stop_timeout)
         if self._worker.on_drained is not None:

@@ -1,6 +1,6 @@
-"""Finds out, from another thread, what keeps an event loop from running.
+"""Detects, from another thread, what blocks an event loop.
 
-Knows no event loop: ``runtime`` brings one.
+Independent of the kind of event loop: ``runtime`` supplies it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections import deque
 from functools import cache
 from itertools import islice
 
-# Documented and not private, whatever its name says.
+# Documented and public, despite its name.
 from sys import _current_frames as current_frames
 from traceback import walk_stack
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 UNKNOWN: Final = "an unknown place"
-"""The place of a block whose thread has no stack any more."""
+"""The place of a block if its thread no longer has a stack."""
 
 _MIN_LOOKS = 8  # within the threshold
-_WORKING_SHARE = 0.25  # other processes want the processor too
+_WORKING_SHARE = 0.25  # of one core; other processes may compete for it
 _MIN_INTERVAL = 0.005
 _MAX_INTERVAL = 0.25
 _MAX_FRAMES = 100
@@ -36,11 +36,11 @@ _INSTALLED = tuple(f"{os.sep}{name}{os.sep}" for name in ("site-packages", "dist
 
 
 class Frame(NamedTuple):
-    """What a thread executes, or where it called that.
+    """One frame of a thread's stack.
 
     Attributes:
         filename: Of the source.
-        lineno: From 1 on.
+        lineno: Counted from 1.
         name: Of the function.
     """
 
@@ -50,36 +50,34 @@ class Frame(NamedTuple):
 
 
 class LoopMonitor:
-    """Asks an event loop in short intervals whether it runs, and tells where it hangs.
+    """Pings an event loop at short intervals and reports where it is blocked.
 
-    A question is asked at the first look after the last one was answered, so one
-    that stays open was asked within an interval of the block's beginning. That is
-    taken to be in the middle. The block is told when it has lasted for the
-    threshold, and its length afterwards, both give or take half an interval. That
-    is 5 to 250 ms long: 47 ms with a threshold of 0.4 s, at which a block is known
-    after 0.38 to 0.43 s.
+    The monitor asks again at its first look after the last answer, so a question that stays open
+    was asked within one interval of the block's start. The start is taken to be in the middle of
+    that interval. A block is reported once it has lasted for the threshold, and its length when
+    it is over, both accurate to half an interval. The interval is 5 to 250 ms: 47 ms for a
+    threshold of 0.4 s, at which a block is detected after 0.38 to 0.43 s.
 
-    A C function that does not let go of the interpreter (a regular expression, a
-    large JSON text) keeps the monitor from looking, too. It is told as soon as it
-    lets go. What tells it from a process that was halted, or a machine that slept,
-    is that it takes processor time; without that, time in which the monitor did
-    not run counts only in part.
+    A C function that does not release the GIL (a regular expression, a large JSON text) stops
+    the monitor, too, and is reported as soon as it releases it. It uses CPU time, unlike a
+    process that was suspended or a machine that slept. Time in which the monitor did not run and
+    the process used little CPU therefore counts only in part.
 
-    Nothing is a block before the loop has answered for the first time: a process
-    that still loads its application, or a test that runs no loop, does not hang.
+    Nothing counts as a block before the loop has answered for the first time: a process that is
+    still loading its application, or a test that runs no loop, is not blocked.
 
     Args:
         threshold: In seconds, > 0.
-        ask: Makes the loop call :meth:`answer`; callable in any thread. What it
-            raises means that there is no loop any more.
-        thread_ident: Of the native thread that the loop runs in.
-        on_block: Called with place and stack by the monitor's thread, while the
-            loop still hangs; once for each block. What it raises is lost.
-        on_unblock: Called with place and length in seconds in the loop's thread,
-            by the loop itself; it must not wait and must not raise.
-        sleep: Must hold up the monitor's thread only.
+        ask: Makes the loop call :meth:`answer`; callable in any thread. An exception
+            means that the loop no longer exists.
+        thread_ident: Of the native thread in which the loop runs.
+        on_block: Called once for each block, with place and stack, in the monitor's
+            thread while the loop is still blocked. Exceptions are ignored.
+        on_unblock: Called with place and length in seconds, in the loop's thread
+            by the loop itself; must not wait and must not raise.
+        sleep: Must block only the monitor's thread.
         clock: Monotonic, in seconds.
-        processor_clock: Seconds of processor time that this process has taken.
+        processor_clock: CPU time of this process, in seconds.
 
     Attributes:
         interval: Seconds between two looks.
@@ -123,28 +121,28 @@ class LoopMonitor:
         next_look_at = self._clock()
         while not self._is_stopped:
             now = self._clock()
-            # Looks that were missed are not made up for.
+            # Missed looks are skipped.
             next_look_at = max(next_look_at + self.interval, now)
             self._sleep(next_look_at - now)
             if not self._is_stopped:
                 self.look()
 
     def stop(self) -> None:
-        """Let :meth:`run` return, at its next look; callable in any thread."""
+        """Make :meth:`run` return at its next look; callable in any thread."""
         self._is_stopped = True
 
     def answer(self) -> None:
-        """Say that the loop runs; called in its thread, once for each question."""
+        """Record that the loop runs; called in its thread, once for each question."""
         self._answered_at = self._clock()
         self._has_answered = True
         while self._ended:
             self._on_unblock(*self._ended.popleft())
 
     def look(self) -> None:
-        """Ask, unless a question is open; tell of a block when it has been so for too long."""
+        """Ask, unless a question is open; report a block once it was open for too long."""
         passed = self._time_since_last_look()
-        # Half an interval for the time before the question, and half an interval for
-        # looks that come a little early or late.
+        # Half an interval for the time before the question, and half an interval for the
+        # jitter of the looks.
         enough = self._threshold - self.interval
         is_new = self._place is None and self._has_answered
         if self._answered_at is None:
@@ -154,13 +152,13 @@ class LoopMonitor:
             if self._open_for > enough:
                 self._tell(frames_of(self._thread_ident))
             elif self.interval < self._open_for < enough - self.interval:
-                # Each access to a file costs the interpreter, which work that hangs gives
-                # back after 5 ms only: the sources of a deep stack would take a second.
+                # Each file access releases the GIL, and a thread that computes gives it back
+                # only after 5 ms: the sources of a deep stack would take a second.
                 self._sources.read(frames_of(self._thread_ident), self.interval / 2)
                 self._open_for += self._time_since_last_look()
         elif is_new and passed > self._threshold:
-            # Nobody could look. The next question should have been asked an interval
-            # after the last look. What did this has just let go.
+            # The monitor itself could not run. It should have asked one interval after the
+            # last look. The code that held the GIL has just released it.
             frames = frames_of(self._thread_ident)
             self._ask_again(self._looked_at - passed + self.interval)
             self._sources.read(frames, _SOURCES_TIMEOUT)
@@ -184,17 +182,17 @@ class LoopMonitor:
         self._asked_at = asked_at
         try:
             self._ask()
-        except Exception:  # noqa: BLE001 - there is no loop any more, and nothing to watch
+        except Exception:  # noqa: BLE001 - the loop no longer exists
             self.stop()
 
     def _tell(self, frames: Sequence[Frame]) -> None:
         self._place = place_of(frames)
-        with contextlib.suppress(BaseException):  # the next block shall be told too
+        with contextlib.suppress(BaseException):  # the next block must be reported, too
             self._on_block(self._place, self._sources.text_of(frames))
 
 
 class _Sources:
-    """Knows which sources have been read, so that a stack can be written without waiting.
+    """Remembers which sources were read, so that a stack can be formatted without waiting.
 
     Args:
         clock: Monotonic, in seconds.
@@ -205,7 +203,7 @@ class _Sources:
         self._names: set[str] = set()
 
     def read(self, frames: Sequence[Frame], timeout: float) -> None:
-        """Read the sources of *frames*, innermost first, for *timeout* seconds and one file."""
+        """Read the sources of *frames*, innermost first; *timeout* is checked after each file."""
         deadline = self._clock() + timeout
         for frame in reversed(frames):
             if frame.filename not in self._names:
@@ -215,7 +213,7 @@ class _Sources:
                     break
 
     def text_of(self, frames: Sequence[Frame]) -> str:
-        """Return *frames* as in a traceback, with the lines of what has been read."""
+        """Return *frames* formatted as a traceback, with source lines where they were read."""
         lines = []
         for frame in frames:
             filename, lineno, name = frame
@@ -227,11 +225,11 @@ class _Sources:
 
 
 def frames_of(thread_ident: int) -> list[Frame]:
-    """Return what the native thread executes, outermost frame first; no more than 100."""
+    """Return the stack of a native thread, outermost frame first; the innermost 100 at most."""
     innermost = current_frames().get(thread_ident)
     if innermost is None:
         return []
-    # Collected before anything else: the thread may go on meanwhile.
+    # Collected before anything else, because the thread keeps running.
     walked = list(islice(walk_stack(innermost), _MAX_FRAMES))
     return [
         Frame(frame.f_code.co_filename, lineno, frame.f_code.co_name)
@@ -242,8 +240,8 @@ def frames_of(thread_ident: int) -> list[Frame]:
 def place_of(frames: Sequence[Frame]) -> str:
     """Return ``file:line in function`` of the innermost frame of the application.
 
-    Without one: of the innermost frame outside the standard library, of the
-    innermost frame, or :data:`UNKNOWN`.
+    Falls back to the innermost frame outside the standard library, then to the innermost frame,
+    then to :data:`UNKNOWN`.
     """
     inside_out = [*reversed(frames)]
     candidates = (
@@ -266,7 +264,10 @@ def _is_application(filename: str) -> bool:
 
 
 def _is_standard(filename: str) -> bool:
-    """Say whether a file is of the standard library, which has packages installed in it."""
+    """Return whether a file belongs to the standard library.
+
+    Folders of installed packages lie inside it and do not count.
+    """
     return filename.startswith("<frozen ") or (
         filename.startswith(_standard_folders())
         and not any(folder in filename for folder in _INSTALLED)

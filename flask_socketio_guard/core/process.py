@@ -1,4 +1,4 @@
-"""What is one for the whole process: its guards, its forks and its end."""
+"""Hooks of the whole process: what all its guards do after a fork and at exit."""
 
 from __future__ import annotations
 
@@ -15,39 +15,39 @@ _logger = logging.getLogger("flask_socketio_guard")
 
 
 class Member(Protocol):
-    """Something that has to act when the process forks or ends."""
+    """An object that must act when the process forks or exits."""
 
     @property
     def sender(self) -> object:
-        """Whose it is; named in the log."""
+        """The application to which it belongs; named in the log."""
 
     def after_fork(self) -> None:
-        """Begin anew in a forked child: tasks, locks and connections are the parent's."""
+        """Start afresh in a forked child: tasks, locks and connections are the parent's."""
 
     def flush_at_exit(self) -> None:
-        """Give what is on its way out a last chance to get there."""
+        """Try once more to send what is still queued."""
 
 
 _members: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 def join(member: Member) -> None:
-    """Have *member* act when the process forks and ends, for as long as it lives."""
+    """Register *member*, by a weak reference, to act when the process forks and exits."""
     _members.add(member)
 
 
 def leave(member: Member) -> None:
-    """Have it act no more."""
+    """Unregister *member*; it may be unknown."""
     _members.discard(member)
 
 
 def members() -> list[Any]:
-    """Return those that have joined, and still live."""
+    """Return the registered members that still exist."""
     return list(_members)
 
 
 def flush_in_children() -> None:
-    """See that a child of multiprocessing, or Celery's, flushes: it runs no exit functions.
+    """Make children of multiprocessing and Celery flush at exit: they skip ``atexit``.
 
     Source:
         multiprocessing, ``BaseProcess._bootstrap``: forgets finalizers of the parent, runs its
@@ -61,11 +61,11 @@ def flush_in_children() -> None:
 
 def _after_fork() -> None:
     if is_about_to_exec():
-        return  # gevent runs programs by a fork in Python
+        return  # gevent's subprocess forks in Python before it starts a program
     for member in members():
         try:
             member.after_fork()
-        except Exception:  # of a store, for one; the others are to begin anew
+        except Exception:  # of a delivery store, say; the other guards must still restart
             _logger.exception("the guard of %s could not begin anew after a fork", member.sender)
 
 

@@ -1,6 +1,6 @@
-"""Concurrency: which runtime an application has, and what the rest of the package needs of it.
+"""Concurrency: chooses an application's runtime, and exports what the package needs of it.
 
-Only ``runtime`` and the modules whose names begin so name gevent.
+Only this module and the ``runtime_*`` modules mention gevent.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 from typing import Any, Final
 
-with contextlib.suppress(ImportError):  # it comes with the extra "gunicorn"; threads need none
+with contextlib.suppress(ImportError):  # comes with the extra "gunicorn"; threads do not need it
     import gevent.socket
 
 from ..errors import ConfigError
@@ -37,18 +37,18 @@ __all__ = [
 ]
 
 GEVENT_MODES: Final = ("gevent", "gevent_uwsgi")
-"""Modes of Flask-SocketIO that have gevent's event loop; the second one is uWSGI's."""
+"""Modes of Flask-SocketIO that run on gevent's event loop; the second is for uWSGI."""
 
 
 def runtime_for(async_mode: str, *, is_write_only: bool) -> Runtime:
     """Choose the runtime for a ``SocketIO`` of *async_mode*.
 
-    A write-only process (a Celery worker, a script) has ``async_mode`` gevent as
-    soon as gevent can be imported, patched or not; its sockets are those of the
-    standard library then, and it needs threads.
+    A write-only process (a Celery worker, a script) has ``async_mode`` gevent whenever gevent
+    can be imported. Unless gevent has patched it, its sockets are those of the standard
+    library, and it needs threads.
 
     Raises:
-        ConfigError: The mode has neither gevent's event loop nor threads.
+        ConfigError: The mode uses neither gevent's event loop nor threads.
     """
     if is_write_only:
         return GeventRuntime() if is_patched() else ThreadRuntime()
@@ -68,5 +68,5 @@ def runtime_for(async_mode: str, *, is_write_only: bool) -> Runtime:
 
 
 def gevent_socket(fd: int) -> Any:
-    """Return a socket of gevent's for a descriptor, which belongs to it then."""
+    """Return a gevent socket that takes over the file descriptor *fd*."""
     return gevent.socket.socket(fileno=fd)

@@ -1,4 +1,4 @@
-"""The verbs of ``runtime`` over gevent: greenlets, and an event loop."""
+"""The runtime over gevent: greenlets and an event loop."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
-with contextlib.suppress(ImportError):  # it comes with the extra "gunicorn"; threads need none
+with contextlib.suppress(ImportError):  # comes with the extra "gunicorn"; threads do not need it
     import gevent
     import gevent.event
     from gevent.baseserver import BaseServer
@@ -34,11 +34,11 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_MORE_TURNS = 64  # that one waits for tasks which have not begun
+_MORE_TURNS = 64  # loop iterations to wait, at most, for tasks that have not begun
 
 
 class GeventRuntime:
-    """Greenlets. A killed or timed-out greenlet is interrupted where it waits."""
+    """Runs tasks in greenlets. A killed or timed-out greenlet is interrupted where it waits."""
 
     can_kill = True
 
@@ -61,14 +61,14 @@ class GeventRuntime:
 
         Args:
             target: Runs in an empty context.
-            owner: Whose it is. Owners take turns, whatever the number of their tasks.
+            owner: Scheduled round-robin with the others, however many tasks it has.
         """
         self._starter.add(target, target if owner is None else owner)
 
     def call_apart(self, target: Callable[[], T], context: contextvars.Context) -> T:
         """Call *target* in a greenlet of its own, in *context*, and wait for it.
 
-        What ends the caller meanwhile, such as a kill, ends *target* in its place.
+        An exception raised in the caller meanwhile, such as a kill, is raised in *target* instead.
         """
         outcomes: list[T] = []
         error: BaseException | None = None
@@ -84,7 +84,7 @@ class GeventRuntime:
         while not greenlet.ready():
             try:
                 greenlet.join()
-            except BaseException as exc:  # noqa: BLE001 - as if the caller had run it
+            except BaseException as exc:  # noqa: BLE001 - as if the caller ran the target itself
                 error = exc
                 greenlet.kill(exc, block=False)
         if outcomes:
@@ -107,35 +107,35 @@ class GeventRuntime:
         gevent.sleep(seconds)
 
     def yield_control(self) -> None:
-        """Let everybody else have a turn: who waits for a socket, and tasks that have not begun.
+        """Let everything else run: greenlets that wait for sockets, and tasks not yet begun.
 
-        ``gevent.sleep(0)`` is not enough for that: the loop looks at sockets only
-        after a thousand calls that were ready before.
+        ``gevent.sleep(0)`` is not enough: the loop polls sockets only after up to a
+        thousand callbacks that were ready before.
 
         Source:
-            gevent, ``loop._run_callbacks``: the count of callbacks in one go.
+            gevent, ``loop._run_callbacks``: the number of callbacks in one batch.
         """
         gevent.sleep(NEXT_TURN)
         for _ in range(_MORE_TURNS):
             if not self._starter.is_behind:
                 break
-            # Whoever reads on now puts more in front of what others send.
+            # A caller that read on now would queue still more work ahead of the others.
             gevent.sleep(NEXT_TURN)
 
     def loop_iteration(self) -> float:
-        """Return a number that is another one in each turn of the event loop."""
+        """Return a number that changes with each iteration of the event loop."""
         now: float = gevent.get_hub().loop.now()
         return now
 
     def can_wait(self) -> bool:
-        """Say whether the caller may wait: the event loop itself may not."""
+        """Return whether the caller may wait: the event loop itself may not."""
         return gevent.getcurrent() is not gevent.get_hub()
 
     def call_with_timeout(self, target: Callable[[], T], seconds: float) -> T:
-        """Call *target*, and interrupt it at its next wait once *seconds* have passed.
+        """Call *target*, and interrupt it at its next wait after *seconds*.
 
         Raises:
-            HandlerTimeout: It took longer.
+            HandlerTimeout: *target* was interrupted.
         """
         timer = gevent.Timeout.start_new(seconds)
         try:
@@ -148,12 +148,11 @@ class GeventRuntime:
             timer.close()
 
     def call_soon(self, target: Callable[[], object]) -> None:
-        """Call *target* in the loop's next turn, in the order of the calls.
+        """Call *target* in the loop's next iteration, in the order of the calls.
 
-        The loop itself calls it, so it must not wait. What it raised would go to
-        gevent, which prints it to stderr past logging, and ends the process for a
-        ``SystemExit``: it must raise nothing. From another native thread it is
-        handed over as by :meth:`call_soon_threadsafe`.
+        The loop itself calls it, so it must neither wait nor raise: gevent would print the
+        exception to stderr, past logging, and end the process for a ``SystemExit``. From
+        another native thread, this is :meth:`call_soon_threadsafe`.
         """
         if self.on_loop():
             gevent.get_hub().loop.run_callback(target)
@@ -161,26 +160,26 @@ class GeventRuntime:
             self.call_soon_threadsafe(target)
 
     def bind_loop(self) -> None:
-        """Make the calling native thread, with its event loop, the home of this runtime.
+        """Bind this runtime to the calling native thread and its event loop.
 
-        Idempotent there. In another thread, that becomes home for what is handed
-        over from then on. A forked process needs a new runtime.
+        Idempotent in the same thread. A call in another thread binds the runtime to that one;
+        calls handed over later go there. A forked process needs a new runtime.
         """
         if self._home is None or not self.on_loop():
             self._home = LoopInbox(self)
             self._home_ident = self._home.ident
 
     def forsake_servers(self) -> None:
-        """Have no part, in a forked child, of the servers of its parent and their connections.
+        """Detach a forked child from its parent's servers and their connections.
 
-        Their greenlets are in the child, too, and would accept connections, take requests
-        off those of the parent, and answer them, as soon as the child waits for anything.
+        Their greenlets exist in the child, too. As soon as it waits for anything, they would
+        accept connections and answer requests on those of the parent.
         """
         pywsgi = sys.modules.get("gevent.pywsgi")
         handlers = () if pywsgi is None else (pywsgi.WSGIHandler,)
-        gc.unfreeze()  # what is frozen is not among the objects that are found
+        gc.unfreeze()  # get_objects() does not return frozen objects
         for each in gc.get_objects():
-            kind = type(each)  # isinstance() asks proxies, which may not like that
+            kind = type(each)  # isinstance() would evaluate proxies, which may raise
             if issubclass(kind, handlers):
                 silence(vars(each).get("socket"))
             elif issubclass(kind, BaseServer):
@@ -192,20 +191,19 @@ class GeventRuntime:
                             silence(argument[0])
 
     def on_loop(self) -> bool:
-        """Say whether the caller is in the native thread of :meth:`settle`; before it: yes."""
+        """Return whether the caller is in the bound thread; true before :meth:`bind_loop`."""
         ident = self._home_ident
         return ident is None or get_ident() == ident
 
     def call_soon_threadsafe(self, target: Callable[[], object]) -> None:
-        """Let a task at home call *target*, after all that was handed over before.
+        """Call *target* in a task on the event loop, in the order of the calls.
 
-        Returns at once; safe in any native thread. *target* may wait, and keeps
-        those behind it waiting then. It runs in an empty context. What it raises
-        is told to nobody. Before :meth:`settle` every target gets a task of its
-        own in the calling thread.
+        Returns at once; safe in any native thread. *target* may wait, but delays the
+        targets behind it. It runs in an empty context, and its exceptions are ignored.
+        Before :meth:`bind_loop`, each target gets a task of its own in the calling thread.
 
         Raises:
-            LoopQueueFull: :data:`~.runtime_greenlets.MAX_LOOP_QUEUE` targets wait.
+            LoopQueueFull: :data:`~.runtime_greenlets.MAX_LOOP_QUEUE` targets are waiting.
         """
         if self._home is None:
             self.spawn(target, name=HAND_OVER)
@@ -213,12 +211,12 @@ class GeventRuntime:
             self._home.add(target)
 
     def run_on_loop(self, target: Callable[..., object], *arguments: object) -> None:
-        """Call *target* with *arguments*: now where the caller is on the loop, else there, soon.
+        """Call *target* with *arguments*: now if the caller is on the loop, else soon, there.
 
         Raises:
             LoopQueueFull: See :meth:`call_soon_threadsafe`.
         """
-        ident = self._home_ident  # as on_loop(), which would be a call more
+        ident = self._home_ident  # on_loop() inlined: saves a call on a hot path
         if ident is None or get_ident() == ident:
             target(*arguments)
         else:
@@ -230,29 +228,27 @@ class GeventRuntime:
         on_block: Callable[[str, str], None],
         on_unblock: Callable[[str, float], None],
     ) -> Callable[[], None]:
-        """Tell when the event loop of the calling thread does not run for *threshold* seconds.
+        """Report when the event loop of the calling thread is blocked for *threshold* seconds.
 
-        A native thread that does not keep the process alive asks the loop, which
-        answers in its next turn; see :class:`~.loop_monitor.LoopMonitor`. That
-        costs 0.2 to 0.3 % of a core in an idle process (21 questions a second at a
-        threshold of 0.4 s), and nothing that can be measured under load.
+        A native daemon thread pings the loop, which answers in its next iteration; see
+        :class:`~.loop_monitor.LoopMonitor`. This costs 0.2 to 0.3 % of a core in an idle
+        process (21 pings a second at a threshold of 0.4 s), and nothing measurable under load.
 
-        This is not gevent's own monitor thread, although an application may use
-        that beside it. gevent's counts greenlet switches with a trace function,
-        measured as 0.6 us (a third) more for each switch and 6 to 12 % more for an
-        echo over a socket pair; trace functions must be removed in the reverse
-        order of their installing; what the loop itself calls is not seen; and
-        each finding is printed to stderr.
+        gevent's own monitor thread is not used, though an application may run it as well. It
+        counts greenlet switches with a trace function, which was measured to cost 0.6 us (a
+        third) more for each switch and 6 to 12 % more for an echo over a socket pair. Trace
+        functions must be removed in the reverse order of their installation, callbacks that
+        the loop itself makes are not seen, and each finding is printed to stderr.
 
         Args:
             threshold: In seconds, > 0.
             on_block: Called with place (``file:line in function``) and stack, as
-                text, while the loop still hangs, and so in the native thread: it
-                must not count on the loop.
-            on_unblock: Called with place and length in seconds in a task.
+                text, while the loop is still blocked, and therefore in the native
+                thread: it must not depend on the loop.
+            on_unblock: Called with place and length in seconds, in a task.
 
         Returns:
-            A function that ends the watch; callable in any thread.
+            A function that stops the monitor; callable in any thread.
         """
         loop = gevent.get_hub().loop
         waker = loop.async_(ref=False)

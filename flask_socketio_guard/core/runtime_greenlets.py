@@ -1,4 +1,4 @@
-"""Greenlets and the event loop: jobs, a pool of greenlets, timers, and what threads hand over."""
+"""Greenlets and the event loop: jobs, a pool of greenlets, timers, and calls from threads."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import weakref
 from collections import OrderedDict, deque
 from typing import TYPE_CHECKING, Any, Final
 
-with contextlib.suppress(ImportError):  # it comes with the extra "gunicorn"; threads need none
+with contextlib.suppress(ImportError):  # comes with the extra "gunicorn"; threads do not need it
     import gevent
 
 from ..errors import LoopQueueFull
@@ -20,24 +20,24 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
 
 MAX_LOOP_QUEUE: Final = 10_000
-"""Calls of other native threads that may wait for the event loop."""
+"""The number of calls from other native threads that may wait for the event loop."""
 
 HAND_OVER: Final = "socketio-guard:hand-over"
-"""Name of the task in which calls of other threads run."""
+"""Name of the task in which calls from other threads run."""
 
 NEXT_TURN: Final = 1e-6
-"""Seconds; any timer is due in a later turn."""
+"""Seconds; a timer, however short, fires in a later iteration of the loop."""
 
 _ALL = sys.maxsize
-_MADE_AHEAD = 256  # greenlets; a new one has no address of any of so many that ended before
+_MADE_AHEAD = 256  # greenlets; none reuses the address of any of the last 256 that ended
 _logger = logging.getLogger("flask_socketio_guard")
 
 
 class GreenletJob:
     """A :class:`Job` in a greenlet.
 
-    The greenlet may be killed by anyone at any instant, before its first step
-    too, so its end is learned from gevent and not from its own code.
+    Any code may kill the greenlet at any time, even before its first step, so its end is
+    reported by gevent and not by its own code.
     """
 
     def __init__(
@@ -57,8 +57,8 @@ class GreenletJob:
         self._greenlet.start()
 
     def _run(self) -> None:
-        # gevent prints what leaves a greenlet to stderr, past logging, and lets
-        # SystemExit end the process: nothing may leave.
+        # gevent prints an exception that leaves a greenlet to stderr, past logging, and lets
+        # SystemExit end the process: none may leave.
         try:
             self._target()
         except BaseException as exc:  # noqa: BLE001 - handed to on_exit
@@ -82,14 +82,15 @@ class GreenletJob:
 
 
 class GreenletPool:
-    """Starts a greenlet for each of many short tasks, some at a time.
+    """Starts a greenlet for each of many short tasks, a few at a time.
 
-    Each has a greenlet and an empty context of its own, as from ``gevent.spawn``: nothing that code
-    knows a task by, or leaves with it, is another's. The ``threading.get_ident()`` of a greenlet
-    is its address, and a new one is made where the last one ended; so those that are next have
-    been made long before.
+    Each task has a greenlet and an empty context of its own, as with ``gevent.spawn``, so it
+    shares neither identity nor local state with another. The ``threading.get_ident()`` of a
+    greenlet is its address, which a new greenlet would reuse from the one that just ended;
+    the next greenlets are therefore created well ahead.
 
-    Owners take turns: a thousand events of one client are not in front of the first one of another.
+    Owners are scheduled round-robin: a thousand events of one client do not delay the first event
+    of another.
     """
 
     def __init__(self) -> None:
@@ -100,11 +101,11 @@ class GreenletPool:
 
     @property
     def is_behind(self) -> bool:
-        """Whether tasks have not begun."""
+        """Whether some tasks have not begun."""
         return bool(self._tasks)
 
     def add(self, target: Callable[[], object], owner: Hashable) -> None:
-        """Have *target* called in one of the loop's next turns, after what *owner* has there."""
+        """Call *target* in one of the loop's next iterations, after earlier ones of *owner*."""
         tasks = self._tasks.get(owner)
         if tasks is None:
             self._tasks[owner] = deque((target,))
@@ -115,7 +116,7 @@ class GreenletPool:
             gevent.get_hub().loop.run_callback(self._run)
 
     def start(self, target: Callable[[], object]) -> gevent.Greenlet:
-        """Return a new greenlet that is to call *target*, like one of ``gevent.spawn``."""
+        """Return a new greenlet that will call *target*, as ``gevent.spawn`` does."""
         greenlet = self._make(target)
         if not self._has_started(greenlet):
             gevent.get_hub().loop.run_callback(greenlet.switch)
@@ -123,32 +124,32 @@ class GreenletPool:
 
     def _make(self, target: Callable[[], object]) -> gevent.Greenlet:
         greenlets, hub = self._next, gevent.get_hub()
-        if hub is not self._hub:  # they belong to one
+        if hub is not self._hub:  # a greenlet belongs to one hub
             self._hub = hub
             greenlets.clear()
             greenlets.extend(gevent.Greenlet() for _ in range(_MADE_AHEAD))
         greenlet = None
-        while greenlet is None or greenlet.dead:  # somebody may have killed all that there are
+        while greenlet is None or greenlet.dead:  # other code may have killed all greenlets
             greenlets.append(gevent.Greenlet())
             greenlet = greenlets.popleft()
         greenlet._run = target
-        greenlet.spawn_tree_locals = {}  # not those of whoever made it
+        greenlet.spawn_tree_locals = {}  # not those of the greenlet that created it
         return greenlet
 
     def _has_started(self, greenlet: gevent.Greenlet) -> bool:
         try:
             greenlet.start()
-        except Exception:  # of a spawn callback: the loop may call it, where nothing may wait
+        except Exception:  # from a spawn callback that waits: in the loop, nothing may wait
             _logger.exception("a spawn callback of gevent failed; the task runs all the same")
             return False
         return True
 
     def _run(self) -> None:
-        """Run one task of each owner, then those of owners who have more."""
+        """Run one task of each owner, then the remaining ones."""
         self._run_some(clock() + TIME_SLICE, len(self._tasks))
 
     def _run_some(self, until: float, count: int) -> None:
-        # In the loop itself: a greenlet that waits or ends comes back here.
+        # Runs in the loop itself: a greenlet that waits or ends switches back to here.
         tasks = self._tasks
         is_time_left = True
         try:
@@ -164,19 +165,19 @@ class GreenletPool:
                 is_time_left = not tasks or clock() < until
         finally:
             self._is_due = bool(tasks)
-            if self._is_due and not count:  # what the first have answered is sent before
+            if self._is_due and not count:  # the answers of the first ones are sent before
                 gevent.get_hub().loop.run_callback(self._run_some, until, _ALL)
-            elif self._is_due:  # sockets are looked at before a timer is due
+            elif self._is_due:  # the loop polls sockets before the timer fires
                 LoopTimer(NEXT_TURN, self._run)
 
 
 class LoopInbox:
-    """What other threads hand over to the event loop of one.
+    """Queue of the calls that other threads hand over to an event loop.
 
-    Of all functions of libev and libuv only the one that wakes an asynchronous
-    watcher may be called by other threads. (``run_callback_threadsafe`` counts
-    references besides, which a running loop does too, without holding a lock.)
-    Locks of gevent are avoided; appending to a deque is atomic.
+    Of all functions of libev and libuv, other threads may call only the one that wakes an
+    async watcher. (``run_callback_threadsafe`` also changes a reference count, which a
+    running loop changes, too, without a lock.) gevent's locks are avoided; appending to a
+    deque is atomic.
     """
 
     def __init__(self, runtime: object) -> None:
@@ -184,11 +185,11 @@ class LoopInbox:
         self._targets: deque[Callable[[], object]] = deque()
         self._drainer: GreenletJob | None = None
         loop = gevent.get_hub().loop
-        # Does not keep the loop going: what else could still happen in a process
-        # that waits for nothing but its threads is not known here.
+        # Does not keep the loop alive: whether a process that waits for nothing but its
+        # threads has more to do is unknown here.
         self._waker = loop.async_(ref=False)
         self._waker.start(self._wake)
-        # A started watcher is kept by its loop, and keeps this.
+        # The loop keeps a started watcher alive, and the watcher keeps this object alive.
         weakref.finalize(runtime, call_in, loop, self._close).atexit = False
 
     def add(self, target: Callable[[], object]) -> None:
@@ -198,7 +199,7 @@ class LoopInbox:
         self._waker.send()
 
     def _wake(self, _exc: BaseException | None = None) -> None:
-        """Start draining unless that is under way; only at home."""
+        """Start a drain unless one is running; called only on the loop's own thread."""
         is_draining = self._drainer is not None and self._drainer.is_alive()
         if self._targets and not is_draining:
             self._drainer = GreenletJob(self._drain, HAND_OVER, self._wake)
@@ -207,7 +208,7 @@ class LoopInbox:
         began_at = clock()
         while self._targets:
             target = self._targets.popleft()
-            with contextlib.suppress(BaseException):  # told to nobody; the next are to be called
+            with contextlib.suppress(BaseException):  # the targets behind it must still be called
                 contextvars.Context().run(target)
             if clock() - began_at > TIME_SLICE:
                 gevent.sleep(0)
@@ -219,16 +220,16 @@ class LoopInbox:
 
 
 def call_in(loop: Any, target: Callable[[], object]) -> None:
-    """Let *loop* call *target*, unless it has been destroyed."""
+    """Make *loop* call *target*, unless the loop has been destroyed."""
     with contextlib.suppress(Exception):
         loop.run_callback_threadsafe(target)
 
 
 class LoopTimer:
-    """Has the loop itself call *target*, which must neither wait nor raise.
+    """Makes the loop itself call *target*, which must neither wait nor raise.
 
-    Unlike ``gevent.spawn_later``, which calls the spawn callbacks of others, and does so in the
-    loop: what one of them raises there leaves the task without a start, and untold.
+    ``gevent.spawn_later`` calls the spawn callbacks of other code in the loop: if one of them
+    raises there, the task never starts, and nothing reports it.
     """
 
     def __init__(self, delay: float, target: Callable[[], object]) -> None:

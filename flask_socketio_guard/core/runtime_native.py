@@ -1,4 +1,4 @@
-"""What the runtimes stand on: the clock, and the standard library as nobody has patched it."""
+"""The base of all runtimes: the clock, and the standard library without gevent's patches."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 try:
     from gevent.monkey import get_original
-except ImportError:  # it comes with the extra "gunicorn"; threads need none
+except ImportError:  # comes with the extra "gunicorn"; threads do not need it
 
     def get_original(module: str, name: str) -> Any:
-        """Return what nobody has patched."""
+        """Return the attribute itself: without gevent nothing is patched."""
         return getattr(importlib.import_module(module), name)
 
 
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from types import FrameType
 
 TIME_SLICE: Final = 0.002
-"""Seconds of one piece of work after the other before everybody else has a turn.
+"""Seconds for which a loop works through its queue before it yields control.
 
-Others wait for two or three of them. With 1 ms, ten thousand events of one client take 5 to 10 %
-more CPU: each iteration of the loop costs 20 to 60 us, and sends what was answered in it.
+Other tasks wait for two or three time slices. With 1 ms, ten thousand events of one client take 5
+to 10 % more CPU: each iteration of the loop costs 20 to 60 us, and sends the answers made in it.
 """
 
 get_ident = get_original("_thread", "get_ident")
@@ -36,14 +36,14 @@ _native_socketpair = get_original("socket", "socketpair")
 _nowhere: tuple[Any, Any] | None = None
 
 clock = time.monotonic
-"""Returns seconds that never go back; for intervals and deadlines."""
+"""Returns monotonic seconds; for intervals and deadlines."""
 
 
 def silence(sock: Any) -> None:
-    """Let a socket that is shared with a parent process lead nowhere; safe for what is none.
+    """Disconnect a socket that is shared with the parent process; ignore other objects.
 
-    Nothing comes from it, and what is sent to it is lost. Who waits for it goes on
-    waiting; were it closed, they would wake with an error, and tell of it.
+    It never becomes readable, and what is sent to it is lost. Greenlets that wait for it keep
+    waiting; if it were closed, they would wake with an error and log it.
     """
     global _nowhere
     if _nowhere is None:
@@ -55,13 +55,13 @@ def silence(sock: Any) -> None:
 
 
 def is_patched() -> bool:
-    """Say whether gevent has patched the sockets of this process."""
+    """Return whether gevent has patched the sockets of this process."""
     monkey: Any = sys.modules.get("gevent.monkey")
     return monkey is not None and bool(monkey.is_module_patched("socket"))
 
 
 def is_about_to_exec() -> bool:
-    """Say whether this is a forked child in which ``subprocess`` will start a program."""
+    """Return whether this is a forked child in which ``subprocess`` will start a program."""
     frame: FrameType | None = inspect.currentframe()
     while frame is not None:
         if frame.f_globals.get("__name__") in ("subprocess", "gevent.subprocess"):

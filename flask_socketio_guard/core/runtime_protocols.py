@@ -1,4 +1,4 @@
-"""What an asynchronous model has to offer: the same few verbs over gevent and over threads."""
+"""The interface of a runtime, which gevent and threads both implement."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 class Flag(Protocol):
-    """A flag that can be waited for; as :class:`threading.Event`."""
+    """A flag that tasks can wait for; as :class:`threading.Event`."""
 
     def set(self) -> None: ...
     def clear(self) -> None: ...
@@ -21,17 +21,17 @@ class Flag(Protocol):
 
 
 class Timer(Protocol):
-    """A call that is due later."""
+    """A scheduled call that can be cancelled."""
 
     def cancel(self) -> None: ...
 
 
 class Job(Protocol):
-    """A piece of code that runs on its own.
+    """A function that runs in a greenlet or thread of its own.
 
     Attributes:
-        name: For people who look at stacks.
-        exception: What ended it, or ``None``. Never raised anywhere.
+        name: Shown in stack dumps.
+        exception: The exception that ended it, or ``None``. Never raised anywhere.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Job(Protocol):
 
 
 class Runtime(Protocol):
-    """What the rest of the package needs of an asynchronous model."""
+    """The concurrency primitives that the rest of the package uses."""
 
     can_kill: bool
     """Whether :meth:`Job.kill` ends a job that does not cooperate."""

@@ -1,7 +1,7 @@
-"""Runs tasks, restarts those that end against their policy, and stops them all in order.
+"""Runs tasks, restarts them according to their policy, and stops them all in order.
 
-Nothing here loops and watches: the end of a task is an event that its runtime
-reports, also when a task is killed, so there is no watcher that could die.
+There is no watcher loop that could die: the runtime reports the end of each task, even of one
+that was killed.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 
 _current: ContextVar[TaskHandle | None] = ContextVar("socketio_guard_task", default=None)
 
-_CRASHES = 3  # within _CRASH_WINDOW make a task one that crashes again and again
+_CRASHES = 3  # within _CRASH_WINDOW: the task is flapping
 _CRASH_WINDOW = 60.0  # seconds
-_MAX_FAILED = 100  # failed tasks that are kept to be seen
+_MAX_FAILED = 100  # failed tasks that are kept for health
 
 
 class Restart(Enum):
-    """When a task that has ended is started again."""
+    """When a task that has ended is restarted."""
 
     NEVER = "never"
     ON_FAILURE = "on-failure"
@@ -43,11 +43,11 @@ class RestartPolicy:
 
     Attributes:
         restart: When.
-        first_delay: Delay before the first restart, in seconds; 0 restarts a
-            task that had been up for *max_delay* at once.
+        first_delay: Delay before the first restart, in seconds; with 0, a task
+            that had run for *max_delay* is restarted at once.
         max_delay: Cap of the delay, in seconds.
-        max_restarts: Restart intensity: more restarts than this within
-            *restart_window* end the task for good. ``None``: no bound.
+        max_restarts: Restart intensity: a task that needs more restarts than this
+            within *restart_window* has failed for good. ``None``: no limit.
         restart_window: In seconds.
 
     Source:
@@ -73,8 +73,8 @@ class TaskHandle:
         name: Unique per supervisor.
         policy: When and how it is restarted.
         is_critical: Whether its failure makes the process unready.
-        restarts: How often it was started again.
-        last_error: The newest exception that ended it, or ``None``.
+        restarts: How often it was restarted.
+        last_error: The latest exception that ended it, or ``None``.
     """
 
     def __init__(
@@ -112,14 +112,14 @@ class TaskHandle:
 
     @property
     def state(self) -> TaskState:
-        """Where the task is in its life."""
+        """The current state of the task."""
         return self._machine.state
 
     @property
     def is_flapping(self) -> bool:
-        """Whether it has crashed three times within the last minute, however it does now.
+        """Whether it has crashed three times within the last minute, whatever its state is now.
 
-        A task that is restarted at once is hardly ever seen waiting for that.
+        A task that is restarted at once is hardly ever seen backing off.
         """
         crashed_at = self._crashed_at
         return len(crashed_at) == _CRASHES and clock() - crashed_at[0] <= _CRASH_WINDOW
@@ -143,7 +143,7 @@ class TaskHandle:
         """Wait until the task has ended for good.
 
         Args:
-            timeout: Longest wait in seconds; ``None`` waits for ever.
+            timeout: Longest wait in seconds; ``None`` waits forever.
 
         Returns:
             Whether it has ended.
@@ -161,8 +161,8 @@ class TaskHandle:
     def replace(self, reason: str) -> None:
         """Abandon the present run and start a fresh one at once.
 
-        For a run that hangs: under gevent it is killed, a thread is left to itself and
-        whatever it still does goes unheard.
+        For a run that hangs. Under gevent it is killed; a thread keeps running, and its end is
+        ignored.
         """
         with self._lock:
             if self.stopping.is_set() or self.state is not TaskState.RUNNING:
@@ -175,9 +175,9 @@ class TaskHandle:
             abandoned.kill()
 
     def abandon(self) -> None:
-        """Have no part of it, in a forked child: it is a task of the parent.
+        """Drop the task in a forked child: it belongs to the parent.
 
-        Threads are not there any more. Greenlets are, and would go on in both.
+        A fork does not copy threads. It copies greenlets, which would run in both processes.
         """
         self.stopping.set()
         if self._timer is not None:
@@ -185,7 +185,7 @@ class TaskHandle:
         self.kill()
 
     def start(self) -> None:
-        """Start a run; the supervisor's business."""
+        """Start a run; called by the supervisor only."""
         with self._lock:
             self._timer = None
             if self.stopping.is_set():
@@ -216,7 +216,7 @@ class TaskHandle:
                 self.last_error = exc
                 self._crashed_at.append(clock())
                 self._supervisor.on_failure(self, exc)
-            # Whoever hears of the failure may have stopped the task.
+            # A function that was told about the failure may have stopped the task.
             if self.stopping.is_set():
                 self._end(TaskEvent.STOP)
             elif exc is None and self.policy.restart is not Restart.ALWAYS:
@@ -310,7 +310,7 @@ class Supervisor:
             policy: When and how to restart.
             is_critical: Whether its failure makes the process unready.
             is_internal: Whether it belongs to the guard and not to the application.
-            wake: Called when the task is asked to stop, to end a wait of its own.
+            wake: Called when the task is asked to stop, to interrupt a wait.
 
         Raises:
             DuplicateTask: *name* is already watched.
@@ -339,19 +339,19 @@ class Supervisor:
         target: Callable[[], object],
         wake: Callable[[], object] | None = None,
     ) -> TaskHandle:
-        """Run a task of the guard's own: restarted whatever ends it, at once after a good run."""
+        """Run a task of the guard itself: always restarted, and at once after a long run."""
         return self.watch(name, target, policy=_INTERNAL, is_internal=True, wake=wake)
 
     def is_running(self, name: str) -> bool:
-        """Say whether a task of that name has not ended."""
+        """Return whether a task of that name exists that has not ended."""
         known = self._tasks.get(name)
         return known is not None and known.state is not TaskState.FAILED
 
     def forget(self, handle: TaskHandle) -> None:
-        """Drop a task that has ended, unless it failed and people should see that.
+        """Drop a task that has ended, unless it failed and health should show that.
 
-        A task that was never to be restarted and is not critical has failed
-        within its rights; its failure is logged and counted like any other.
+        A task that is neither critical nor ever restarted may fail: that is logged and counted
+        like any failure, but not shown in health.
         """
         is_news = handle.state is TaskState.FAILED and (
             handle.is_critical or handle.policy.restart is not Restart.NEVER
@@ -367,26 +367,26 @@ class Supervisor:
             self._tasks.pop(task.name, None)
 
     def abandon(self) -> None:
-        """Have no part of any task, in a forked child: they are its parent's. Nobody is told."""
+        """Drop all tasks, silently, in a forked child: they belong to the parent."""
         self._is_stopping = True
         self.on_failure = lambda *_: None
         self.on_change = lambda *_: None
-        if self.runtime.can_kill:  # locks may be held by threads that are not there any more
+        if self.runtime.can_kill:  # threads that no longer exist may still hold the locks
             for handle in self.tasks:
                 handle.abandon()
 
     def stop(self, timeout: float, *, is_internal: bool) -> list[str]:
         """End tasks: ask every one, then wait for all against one deadline.
 
-        What has not ended by then is interrupted, where the runtime can. No
-        task can be started from then on.
+        Tasks that have not ended by then are interrupted if the runtime can do that. No task
+        can be started afterwards.
 
         Args:
             timeout: In seconds, >= 0.
             is_internal: Whether to end the guard's own tasks, or the application's.
 
         Returns:
-            The names of those that had to be interrupted or left behind.
+            The names of the tasks that had to be interrupted or left running.
         """
         self._is_stopping = True
         handles = [handle for handle in self.tasks if handle.is_internal is is_internal]
@@ -412,24 +412,23 @@ def current_task() -> TaskHandle | None:
 
 
 def sleep(runtime: Runtime, seconds: float) -> bool:
-    """Sleep, but not longer than the task that calls may run.
+    """Sleep; return early if the calling task is asked to stop.
 
     Returns:
-        ``True`` after the whole time, ``False`` at once when the task is, or
-        has been, asked to stop.
+        ``True`` after *seconds*, ``False`` as soon as the task has been asked to stop.
     """
     task = _current.get()
     if task is None:
         runtime.sleep(seconds)
         return True
     if seconds <= 0:
-        runtime.sleep(0)  # gives way to others
+        runtime.sleep(0)  # yields control
         return not task.stopping.is_set()
     return not task.stopping.wait(seconds)
 
 
 def is_stopping() -> bool:
-    """Say whether the task that calls has been asked to stop."""
+    """Return whether the calling task has been asked to stop."""
     task = _current.get()
     return task is not None and task.stopping.is_set()
 

@@ -1,4 +1,4 @@
-"""Background tasks of the application: named, supervised, periodic without drift."""
+"""Background tasks of the application: named, supervised, and periodic without drift."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 INTERNAL: Final = "socketio-guard:"
-"""How the names of the guard's own tasks begin."""
+"""Prefix of the names of the guard's own tasks."""
 
 RestartName: TypeAlias = Literal["never", "on-failure", "always"]
 
@@ -44,10 +44,10 @@ class TaskSpec:
     is_critical: bool
 
     def __post_init__(self) -> None:
-        """Keep the names of the guard's own tasks free.
+        """Reject a name that is reserved for the guard's own tasks.
 
         Raises:
-            ConfigError: The name is one of those.
+            ConfigError: The name begins with :data:`INTERNAL`.
         """
         if self.name.startswith(INTERNAL):
             raise ConfigError(
@@ -65,7 +65,7 @@ def task_spec(
     max_restarts: int | None,
     restart_window: float,
 ) -> TaskSpec:
-    """Check the options of a task.
+    """Return a spec made from options that were checked.
 
     Raises:
         ConfigError: An option is out of range.
@@ -96,7 +96,7 @@ def restart_policy(
 
 
 def task_name(target: Callable[..., object]) -> str:
-    """Return a name for people: ``module.function``."""
+    """Return the default name of a task: ``module.function``."""
     name = getattr(target, "__qualname__", type(target).__qualname__)
     return f"{getattr(target, '__module__', '?')}.{name}"
 
@@ -117,8 +117,8 @@ class Tasks(Component):
     Args:
         runtime: For sleep.
         lifecycle: Its supervisor runs and restarts them.
-        specs: Those that start with the application; kept, and added to.
-        context: Returns the context that every run is in, such as ``app.app_context``.
+        specs: The tasks that start with the application; the list itself is extended.
+        context: Returns the context in which each run executes, such as ``app.app_context``.
         restart_max_delay: Cap of the delay between restarts, in seconds.
     """
 
@@ -139,16 +139,16 @@ class Tasks(Component):
         self._numbers = itertools.count(1)
 
     def serve(self, watch: Watch) -> None:
-        """Start those that start with the application."""
+        """Start the tasks that were added before."""
         del watch  # for tasks of the guard's own
         for spec in self._specs:
             self._start(spec)
 
     def add(self, spec: TaskSpec) -> None:
-        """Start *spec* with the application, or now if that has started.
+        """Start *spec* with the application, or now if the application has started.
 
         Raises:
-            DuplicateTask: There is a task of that name; nothing has changed.
+            DuplicateTask: A task of that name exists; nothing has changed.
         """
         with self._lifecycle.lock:
             self.require_free(spec.name)
@@ -171,7 +171,7 @@ class Tasks(Component):
         return f"{name}-{next(self._numbers)}"
 
     def sleep(self, seconds: float) -> bool:
-        """Sleep; end early, and return ``False``, when the task or process stops."""
+        """Sleep; return early, with ``False``, if the task or the process stops."""
         stopping = self._lifecycle.stopping
         if stopping.is_set():
             return False
@@ -180,12 +180,12 @@ class Tasks(Component):
         return sleep(self._runtime, seconds)
 
     def require_free(self, name: str) -> None:
-        """See that a task of that name can start, now and with the application.
+        """Check that a task of that name can start, now and with the application.
 
-        Two of one name would be noticed at the start otherwise, and leave that half done.
+        Otherwise a duplicate would be noticed only at the start, and leave it half done.
 
         Raises:
-            DuplicateTask: It cannot.
+            DuplicateTask: The name is taken.
         """
         lifecycle = self._lifecycle
         is_waiting = not lifecycle.has_served and any(spec.name == name for spec in self._specs)
@@ -209,10 +209,10 @@ class Tasks(Component):
         return run
 
     def _periodic(self, target: Callable[[], object], every: float) -> Callable[[], object]:
-        """Return a task that calls *target* on a grid of multiples of *every* seconds.
+        """Return a task that calls *target* at multiples of *every* seconds.
 
-        The grid is fixed by the first run and outlives restarts; what a slow
-        run misses is skipped, not made up for.
+        They are counted from the first run, across restarts. Calls that a slow run misses
+        are skipped.
         """
         grid: list[float] = []
 

@@ -1,4 +1,4 @@
-"""The verbs of ``runtime`` over threads of the standard library."""
+"""The runtime over threads of the standard library."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class ThreadJob:
         self.exception: BaseException | None = None
         self._target = target
         self._on_exit = on_exit
-        # Some builds of Python start a thread in a copy of the context that it is started from.
+        # Some builds of Python start a thread in a copy of its creator's context.
         run = partial(contextvars.Context().run, self._run)
         self._thread = threading.Thread(target=run, name=name, daemon=True)
         self._thread.start()
@@ -43,21 +43,21 @@ class ThreadJob:
             self._on_exit(self.exception)
 
     def is_alive(self) -> bool:
-        """Say whether the thread runs."""
+        """Return whether the thread runs."""
         return self._thread.is_alive()
 
     def join(self, timeout: float | None = None) -> bool:
-        """Wait for the end, *timeout* seconds at the most; a job that joins itself does not."""
+        """Wait for the end, at most *timeout* seconds; a job that joins itself does not wait."""
         if self._thread is not threading.current_thread():
             self._thread.join(timeout)
         return not self.is_alive()
 
     def kill(self) -> None:
-        """Do nothing: a thread ends when its code does."""
+        """Do nothing: a thread cannot be killed."""
 
 
 class ThreadRuntime:
-    """Threads of the standard library. Nothing can be interrupted from outside."""
+    """Runs tasks in threads of the standard library. A thread cannot be interrupted."""
 
     can_kill = False
 
@@ -86,7 +86,7 @@ class ThreadRuntime:
         return answer[0]
 
     def call_later(self, delay: float, target: Callable[[], object]) -> threading.Timer:
-        """Call *target* in a daemon thread, in an empty context, in *delay* seconds."""
+        """Call *target* in a daemon thread, in an empty context, after *delay* seconds."""
         timer = threading.Timer(delay, contextvars.Context().run, (target,))
         timer.daemon = True
         timer.start()
@@ -97,7 +97,7 @@ class ThreadRuntime:
         return threading.Event()
 
     def sleep(self, seconds: float) -> None:
-        """Hold up the calling thread."""
+        """Block the calling thread."""
         time.sleep(seconds)
 
     def yield_control(self) -> None:
@@ -105,21 +105,21 @@ class ThreadRuntime:
         time.sleep(0)
 
     def loop_iteration(self) -> float:
-        """Return a number that is another one each time: there is no event loop."""
+        """Return a number that differs for each call: there is no event loop."""
         return time.monotonic()
 
     def can_wait(self) -> bool:
-        """Say whether the caller may wait: a thread always may."""
+        """Return ``True``: a thread may always wait."""
         return True
 
     def call_with_timeout(self, target: Callable[[], T], seconds: float) -> T:
-        """Call *target* in a thread of its own and wait for *seconds* at the most.
+        """Call *target* in a thread of its own and wait for it, at most *seconds*.
 
-        A thread cannot be interrupted: when the time is up the caller goes on,
-        the target runs to its end unheard, and what it returns or raises is lost.
+        A thread cannot be interrupted: after the timeout the caller continues, the target runs
+        to its end, and what it returns or raises is lost.
 
         Raises:
-            HandlerTimeout: It took longer.
+            HandlerTimeout: *target* did not return in time.
         """
         answer: list[T] = []
         context = contextvars.copy_context()
@@ -135,13 +135,13 @@ class ThreadRuntime:
         target()
 
     def bind_loop(self) -> None:
-        """Do nothing: every thread is as good as any other."""
+        """Do nothing: there is no event loop."""
 
     def forsake_servers(self) -> None:
-        """Do nothing: the threads of a server are not in a forked child."""
+        """Do nothing: a fork does not copy the threads of a server."""
 
     def on_loop(self) -> bool:
-        """Say yes: every thread is as good as any other."""
+        """Return ``True``: any thread will do."""
         return True
 
     def call_soon_threadsafe(self, target: Callable[[], object]) -> None:
