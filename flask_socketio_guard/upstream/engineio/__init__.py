@@ -1,1 +1,1 @@
-"""What touches private parts of python-engineio: sessions, WebSockets, HTTP."""
+"""Code that touches private parts of python-engineio: sessions, WebSockets, HTTP."""

@@ -1,4 +1,4 @@
-"""gevent's and gevent-websocket's handlers, mended; imported only where these are."""
+"""Patches for gevent's and gevent-websocket's handlers; imported only if both are installed."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 
 
 class _TakenWebSocket(WebSocket):
-    """One whose socket is served by us; there is nothing to close.
+    """A WebSocket whose socket the guard has taken over; there is nothing left to close.
 
-    gevent-websocket would make two classes and two exceptions to find that out.
+    gevent-websocket's own ``__del__`` would build two classes and two exceptions to find that out.
     """
 
     __slots__ = ()
@@ -41,7 +41,7 @@ class _TakenWebSocket(WebSocket):
 
 
 class _NoAddress(str):
-    """The address of a client behind a Unix socket: empty, and yet no other client's."""
+    """The address of a client behind a Unix socket: empty, yet equal to no other address."""
 
     __slots__ = ()
     __eq__ = object.__eq__
@@ -49,7 +49,7 @@ class _NoAddress(str):
 
 
 class _BoundedReader(RawIOBase):
-    """Reads the requests of a connection, and ends it when nothing more of one comes.
+    """Reads the requests of a connection and ends it when a read times out.
 
     Source:
         nginx, ``client_header_timeout``, ``client_body_timeout`` and ``keepalive_timeout``:
@@ -62,15 +62,15 @@ class _BoundedReader(RawIOBase):
         self._has_ended = False
 
     def readable(self) -> bool:
-        """Say yes."""
+        """Return True, as `io.BufferedReader` requires."""
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """Read what is there.
+        """Read the bytes that are available into *buffer* and return their number.
 
         Raises:
-            TimeoutError: Nothing came. Afterwards there is nothing more: the rest of a request
-                must not be taken for the next one.
+            TimeoutError: Nothing arrived in time. Later reads return 0, so the rest of this
+                request cannot be mistaken for the next one.
         """
         if self._has_ended:
             return 0
@@ -89,19 +89,19 @@ class _BoundedReader(RawIOBase):
 
 
 class _Reset(BaseException):
-    """The client is gone before its request was read."""
+    """The client disconnected before its request was read."""
 
 
 def mend_gevent_websocket() -> None:
-    """Let gevent-websocket's handler bear clients that are odd or leave early.
+    """Make gevent-websocket's handler tolerate malformed requests and early disconnects.
 
-    On a ``Sec-WebSocket-Key`` that is no base64, and on some other headers, it
-    raises where it should answer 400. It keeps its clients by address, of which those
-    behind a Unix socket have one for all. And gevent prints a traceback or two for each client
-    that resets its connection within a request, and closes connections unannounced.
+    If ``Sec-WebSocket-Key`` is not base64, and for some other headers, the original raises
+    where it should answer 400. It stores its clients by address, and all clients behind a Unix
+    socket share one. gevent itself prints a traceback or two for each client that resets its
+    connection during a request, and closes connections without announcing it.
     """
     if not _originals:
-        # With or without gevent-websocket, it is gevent's handler that closes.
+        # gevent's own handler closes the connection, with or without gevent-websocket.
         base = next(cls for cls in WebSocketHandler.__mro__ if "finalize_headers" in vars(cls))
         _originals["finalize_headers"] = base.finalize_headers
         base.finalize_headers = _finalize_headers
@@ -133,13 +133,13 @@ def _read_request(handler: Any, requestline: Any) -> Any:
     try:
         is_valid = _originals["read_request"](handler, requestline)
     except OSError as exc:
-        raise _Reset from exc  # gevent prints any Exception, and then answers nobody
-    # Before anything takes them apart, which all that serve a request do: a connection is
-    # closed after a request that is refused here.
+        raise _Reset from exc  # gevent prints any Exception and sends no response
+    # Check before anything parses these headers, as every later stage does. The connection
+    # is closed after a request that is refused here.
     if is_valid and is_too_long(
         *handler.headers.get_all("Connection", ()), *handler.headers.get_all("Upgrade", ())
     ):
-        # Nobody knows yet which application it is for, so that none counts it.
+        # The application is not known yet, so the refusal is logged but not counted.
         logger.debug("a request was refused: its Connection or Upgrade header is too long")
         return False
     return is_valid
@@ -149,13 +149,13 @@ def _handle(handler: Any) -> None:
     try:
         _originals["handle"](handler)
     except (_Reset, ConnectionError):
-        logger.debug("a client was gone before its request was answered")
+        logger.debug("a client disconnected before its request was answered")
 
 
 def _finalize_headers(handler: Any) -> None:
     """Announce that the connection will be closed.
 
-    A client that is not told keeps the connection for its next request, which fails.
+    Otherwise a client reuses the connection for its next request, which fails.
 
     Source:
         RFC 9112, section 9.6: a server that receives the "close" option SHOULD send it in
@@ -182,9 +182,9 @@ def _run_websocket(handler: Any) -> None:
 def _run_held(
     handler: Any, application: Any, environ: dict[str, Any], start_response: object
 ) -> Iterable[bytes]:
-    """Call the application, and send its answer if it has taken no WebSocket.
+    """Call the application and send its response if it did not accept the WebSocket.
 
-    A client that is refused on a WebSocket which it believes open waits for its own timeout.
+    A client that is refused after it has received the 101 waits for its own timeout.
     """
     del start_response
     answer: list[Any] = []
@@ -204,14 +204,14 @@ def _run_held(
     finally:
         is_held = vars(handler).pop("write", None) is not None
         if is_held:
-            handler.websocket.closed = True  # there was none
+            handler.websocket.closed = True  # it was never opened
     if is_held and answer:
         _answer(handler, answer[0], answer[1], body)
     return []
 
 
 def _answer(handler: Any, status: str, headers: list[tuple[str, str]], body: bytes) -> None:
-    """Answer a request in place of the 101 that was prepared."""
+    """Send a response in place of the prepared 101."""
     own = [each for each in headers if each[0].lower() not in ("content-length", "connection")]
     own += [("Content-Length", str(len(body))), ("Connection", "close")]
     lines = [f"HTTP/1.1 {status}", *(f"{name}: {value}" for name, value in own), "", ""]
@@ -221,7 +221,7 @@ def _answer(handler: Any, status: str, headers: list[tuple[str, str]], body: byt
 
 
 def _write_later(data: bytes) -> None:
-    """Hold the 101 back."""
+    """Hold back the 101 response."""
 
 
 def _upgrade_websocket(handler: Any) -> Any:
@@ -236,7 +236,7 @@ def _upgrade_websocket(handler: Any) -> Any:
     header, extensions = agree_on_extensions(environ, is_compressing=is_compressing)
     result = _originals["upgrade_websocket"](handler)
     if environ.get("wsgi.websocket") is not None:
-        # What follows are frames: whoever reads them has deadlines of its own.
+        # Frames follow, and the code that reads them has its own deadlines.
         getattr(handler.rfile, "raw", handler).is_bounded = False
     if environ.get("wsgi.websocket") is not None and is_answer_held(environ.get("PATH_INFO", "")):
         handler.write = _write_later

@@ -1,4 +1,4 @@
-"""TCP keepalive: the kernel notices a peer that is gone."""
+"""TCP keepalive: the kernel detects a peer that has disappeared."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ _KEEPALIVE_PROBES = 3
 
 
 def keep_alive(sock: Any, *, silence: float) -> None:
-    """Let the kernel notice a peer that is gone, where the platform can.
+    """Let the kernel detect a peer that has disappeared, where the platform supports it.
 
     Args:
-        sock: A TCP socket; any other is left as it is.
-        silence: Seconds of silence, or of unacknowledged data, that are too many.
+        sock: A TCP socket; other kinds are not changed.
+        silence: Seconds without traffic, or with unacknowledged data, after which the kernel
+            closes the connection; rounded, at least 1.
 
     Source:
         tcp(7): TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_KEEPCNT, TCP_USER_TIMEOUT; RFC 5482.
@@ -27,7 +28,7 @@ def keep_alive(sock: Any, *, silence: float) -> None:
 
 @lru_cache(maxsize=16)
 def _keepalive_options(seconds: int) -> list[tuple[int, int, int]]:
-    """Return (level, option, value) of those that the platform has."""
+    """Return (level, option, value) for each option that the platform supports."""
     wanted = {
         "TCP_KEEPIDLE": seconds,
         "TCP_KEEPINTVL": max(1, seconds // _KEEPALIVE_PROBES),

@@ -1,4 +1,4 @@
-"""A WebSocket underneath an Engine.IO socket, left to ``simple-websocket``: under threads."""
+"""The transport for threaded servers, where ``simple-websocket`` implements the WebSocket."""
 
 from __future__ import annotations
 
@@ -19,20 +19,21 @@ if TYPE_CHECKING:
     from ...ports import Ports
 
 _BATCH_BYTES = 256 * 1024
-_PIECE = 64 * 1024  # bytes that are sent at once, between two looks at the progress
-_LOOK_INTERVAL = 2.0  # seconds
+_PIECE = 64 * 1024  # bytes per send call; progress is recorded after each
+_CHECK_INTERVAL = 2.0  # seconds
 _MAX_READ_AHEAD = 256  # messages
 _MAX_READ_AHEAD_BYTES = 256 * 1024
 
 
 class _ThrottledSocket:
-    """The socket of a simple-websocket, which has a thread that reads on whoever takes it.
+    """Applies backpressure to the reader thread of simple-websocket.
 
-    What it has read has no bound. Here the thread waits until that was taken.
+    That thread reads into an unbounded buffer, whether or not anything consumes it. With this
+    socket it waits until earlier messages have been consumed.
 
     Args:
-        websocket: A server of simple-websocket.
-        on_sent: Called while a large message is sent, whenever the client has taken more of it.
+        websocket: A ``simple_websocket.Server``.
+        on_sent: Called after each piece of a large message that the client has accepted.
     """
 
     def __init__(self, websocket: Any, on_sent: Callable[[], object]) -> None:
@@ -48,18 +49,18 @@ class _ThrottledSocket:
         return getattr(self._sock, name)
 
     def recv(self, size: int) -> bytes:
-        """Read, as soon as little enough waits to be taken."""
+        """Read up to *size* bytes once the buffer of unread messages is below its bounds."""
         while self._websocket.connected and not self._is_over and self._is_ahead():
             self._is_waiting = True
             self._taken.clear()
             if self._is_ahead():
-                self._taken.wait(_LOOK_INTERVAL)
+                self._taken.wait(_CHECK_INTERVAL)
         self._is_waiting = False
         data: bytes = self._sock.recv(size)
         return data
 
     def send(self, data: bytes) -> int:
-        """Send all of *data*, and nothing of another thread in the middle of it: pongs come so."""
+        """Send all of *data* under a lock: the reader thread sends pongs on the same socket."""
         size = len(data)
         with self._sending:
             if size <= _PIECE:
@@ -72,12 +73,12 @@ class _ThrottledSocket:
         return size
 
     def end(self) -> None:
-        """Note that nothing will be taken any more."""
+        """Release the reader thread: nothing will consume its messages any more."""
         self._is_over = True
         self._taken.set()
 
     def taken(self) -> None:
-        """Note that a message was taken."""
+        """Wake the reader thread after a message was consumed."""
         if self._is_waiting:
             self._taken.set()
 
@@ -87,14 +88,14 @@ class _ThrottledSocket:
 
 
 class LibraryTransport:
-    """A WebSocket that simple-websocket speaks; under threads.
+    """A WebSocket implemented by simple-websocket, for threaded servers.
 
     Args:
-        websocket: Engine.IO's wrapper of it.
-        queue: What waits to be sent.
-        guard: For its runtime and books.
-        lock: Of the queue.
-        max_size: Largest message taken, in characters or bytes.
+        websocket: Engine.IO's wrapper of the WebSocket.
+        queue: Messages that wait to be sent.
+        guard: Gives access to the runtime, the deadlines, the settings and the telemetry.
+        lock: Protects *queue*.
+        max_size: Largest message accepted, in characters of text or bytes.
     """
 
     def __init__(
@@ -116,7 +117,7 @@ class LibraryTransport:
 
     @property
     def is_over(self) -> bool:
-        """Whether it has been ended."""
+        """Whether the connection has been aborted."""
         return self._is_over
 
     def receive(self) -> Iterable[str | bytes] | None:
@@ -124,10 +125,10 @@ class LibraryTransport:
         data = None
         try:
             while data is None:
-                # The library wakes who waits for a message before it notes that there will
-                # be none, where it refuses what the client sent.
-                data = self._websocket.ws.receive(timeout=_LOOK_INTERVAL)
-        except Exception:  # noqa: BLE001 - whatever it was, this connection is at its end
+                # If the library rejects a frame, it wakes the waiting reader before it marks
+                # the connection as closed, so a receive without a timeout would hang.
+                data = self._websocket.ws.receive(timeout=_CHECK_INTERVAL)
+        except Exception:  # noqa: BLE001 - any error ends this connection
             return None
         self._throttled.taken()
         if len(data) > self._max_size:
@@ -137,39 +138,39 @@ class LibraryTransport:
         return (data if isinstance(data, str) else bytes(data),)
 
     def pay(self, size: int) -> None:
-        """Do nothing: threads take turns by themselves."""
+        """Do nothing: the operating system schedules threads."""
 
     def send_at_once(self, text: str) -> None:
-        """Send a message past the queue; see :class:`WebSocketTransport`."""
+        """Send a message ahead of the queue; see :class:`WebSocketTransport`."""
         self._websocket.send(text)
 
     def start(self) -> None:
-        """Begin to send what waits in the queue, in a thread of its own."""
+        """Start the thread that sends the queued messages."""
         self._guard.runtime.spawn(self._write, name="socketio-guard:writer")
 
     def wake(self) -> None:
-        """Wake the writer."""
+        """Wake the writer thread."""
         self._work.set()
 
     def write_now(self, frames: bytes) -> bool:
-        """Leave it to the writer: to send may mean to wait."""
+        """Return False, which leaves *frames* to the writer thread: sending may block."""
         del frames
         return False
 
     def flush(self) -> None:
-        """Do nothing: the writer is never far."""
+        """Do nothing: the writer thread runs independently of the caller."""
 
     def close(self, code: int, reason: str) -> None:
-        """Send what waits, then a close frame; see :class:`WebSocketTransport`."""
+        """Send the queued messages, then a close frame; see :class:`WebSocketTransport`."""
         self._farewell = (code, reason)
         self._guard.deadlines.call_later(self._guard.config.close_timeout, self.abort)
         self.wake()
 
     def leave(self) -> None:
-        """Do nothing: simple-websocket leaves by itself."""
+        """Do nothing: simple-websocket closes its own socket."""
 
     def abort(self) -> None:
-        """End it now."""
+        """Shut the socket down and end both threads, without a close frame."""
         self._is_over = True
         self._throttled.end()
         self.wake()
@@ -177,9 +178,9 @@ class LibraryTransport:
             self._websocket.ws.sock.shutdown(sockets.SHUT_RDWR)
 
     def forsake(self) -> None:
-        """Have no part of it; see :class:`WebSocketTransport`.
+        """Disown the connection in a forked child; see :class:`WebSocketTransport`.
 
-        The threads behind it are the parent's, too.
+        Its threads exist only in the parent.
         """
         self._is_over = True
         silence(self._websocket.ws.sock)
@@ -188,7 +189,7 @@ class LibraryTransport:
         try:
             while not self._is_over:
                 self._work.clear()
-                farewell = self._farewell  # what is sent before it is put before it
+                farewell = self._farewell  # read first: messages queued before it go out before it
                 with self._lock:
                     items: list[Any] = self._queue.take(_BATCH_BYTES)
                 self.is_stuck = bool(items)
@@ -202,5 +203,5 @@ class LibraryTransport:
                         self._websocket.ws.close(*farewell)
                         return
                     self._work.wait()
-        except Exception:  # noqa: BLE001 - the connection broke; the reader sees that too
+        except Exception:  # noqa: BLE001 - the connection broke; the reader notices as well
             self.abort()

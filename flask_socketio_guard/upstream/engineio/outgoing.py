@@ -1,4 +1,4 @@
-"""One message to a client, in every form in which a transport may want it."""
+"""One message to a client, in each encoding that a transport may need."""
 
 from __future__ import annotations
 
@@ -13,25 +13,26 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _MESSAGE = str(packets.MESSAGE)
-_MAX_KNOWN_HEAD = 2048  # bytes of data
-_OVERHEAD = 100  # bytes that a waiting message costs besides its text
+_MAX_CACHED_HEADER = 2048  # bytes of data; up to this size, frame headers are cached
+_OVERHEAD = 100  # bytes that a queued message costs in addition to its frames
 
 
 class ClientMessage:
     """A Socket.IO packet with its attachments, or an Engine.IO packet.
 
-    One object serves every recipient of a broadcast: each form is made once.
+    One object serves every recipient of a broadcast, so each encoding is made once.
 
     Args:
-        encoded: Engine.IO packets as they are on a WebSocket, in order.
+        encoded: Engine.IO packets as sent over a WebSocket, in order.
 
     Attributes:
-        frames: It as WebSocket frames. Source: Engine.IO protocol v4, text in text
+        frames: The message as WebSocket frames. Source: Engine.IO protocol v4, text in text
             frames, binary data in binary frames.
-        size: Bytes that it costs while it waits.
-        is_event: Whether it may be dropped for a client that is slow.
-        is_volatile: Whether it is worth nothing later.
-        charge: What counts it for the event that has caused it, as long as it is there.
+        size: Bytes that it costs while it is queued.
+        is_event: Whether it may be dropped for a slow consumer.
+        is_volatile: Whether it is useless unless it is sent immediately.
+        charge: An object that counts this message against the event that caused it, for as
+            long as the message exists.
     """
 
     __slots__ = ("_encoded", "charge", "frames", "is_event", "is_volatile", "size")
@@ -53,7 +54,7 @@ class ClientMessage:
 
     @classmethod
     def of_engineio(cls, packet: Any) -> ClientMessage:
-        """Make a message of an Engine.IO packet."""
+        """Make a message from an Engine.IO packet."""
         return cls([packet.encode()])
 
     @classmethod
@@ -65,10 +66,11 @@ class ClientMessage:
         is_volatile: bool = False,
         charge: object = None,
     ) -> ClientMessage:
-        """Make a message of an encoded Socket.IO packet.
+        """Make a message from an encoded Socket.IO packet.
 
         Source:
-            Engine.IO protocol v4: a message is its text behind a ``4``, or its bytes.
+            Engine.IO protocol v4: a message packet is a ``4`` followed by the text, or the
+            plain bytes.
         """
         if isinstance(encoded, str):
             parts: Sequence[str | bytes] = (_MESSAGE + encoded,)
@@ -79,11 +81,11 @@ class ClientMessage:
         return cls(parts, is_event=is_event, is_volatile=is_volatile, charge=charge)
 
     def plain(self) -> Sequence[str | bytes]:
-        """Return what each frame would hold, for a WebSocket that makes its own frames."""
+        """Return the data of each frame, for a WebSocket library that builds its own frames."""
         return self._encoded
 
     def packets(self) -> list[Any]:
-        """Return Engine.IO packets, new ones: each keeps the first form it is encoded to."""
+        """Return new Engine.IO packets, since each packet caches its first encoding."""
         return [
             Packet(int(part[0]), part[1:])
             if isinstance(part, str)
@@ -96,13 +98,13 @@ def _frame(data: str | bytes) -> bytes:
     opcode, body = (
         (Opcode.TEXT, data.encode()) if isinstance(data, str) else (Opcode.BINARY, bytes(data))
     )
-    if len(body) > _MAX_KNOWN_HEAD:
+    if len(body) > _MAX_CACHED_HEADER:
         return Frame(opcode, body).serialize(mask=False)
-    return _head(opcode, len(body)) + body
+    return _header(opcode, len(body)) + body
 
 
-@lru_cache(maxsize=2 * (_MAX_KNOWN_HEAD + 1))
-def _head(opcode: Opcode, size: int) -> bytes:
-    """Return what stands before the data of a frame of *size* bytes."""
+@lru_cache(maxsize=2 * (_MAX_CACHED_HEADER + 1))
+def _header(opcode: Opcode, size: int) -> bytes:
+    """Return the header of a frame with *size* bytes of data."""
     frame = Frame(opcode, bytes(size)).serialize(mask=False)
     return frame[: len(frame) - size]

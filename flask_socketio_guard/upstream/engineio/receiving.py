@@ -1,4 +1,4 @@
-"""The part of a guarded socket that receives: packets, events, and when to read no further."""
+"""The receiving side of a guarded socket: packets, events, and backpressure on reading."""
 
 from __future__ import annotations
 
@@ -29,35 +29,35 @@ if TYPE_CHECKING:
 else:
     from engineio.socket import Socket as _Socket
 
-_POST_PATIENCE = 4.0  # seconds; Engine.IO's client for Python gives a request up after five
-_LOOK_INTERVAL = 1.0  # seconds
+_POST_PATIENCE = 4.0  # seconds; Engine.IO's Python client gives up a request after five
+_CHECK_INTERVAL = 1.0  # seconds
 _ANSWER_FACTOR: Final = 8
-_TURN = 16  # packets of one request before others have their turn
-BYTES_PER_PACKET = 4096  # that count as one more
-_FORM = "d="  # as JSONP sends one
+_TURN = 16  # packets of one request before control is yielded
+BYTES_PER_PACKET = 4096  # a packet counts once more for each
+_FORM = "d="  # start of a JSONP form
 _MAX_FIELDS = 16
-_ESCAPED = 4 * 1024  # characters of a form that are looked at in one go; a megabyte takes 70 ms
+_ESCAPED = 4 * 1024  # characters of a form decoded at a time; a megabyte takes 70 ms
 _SEPARATOR = "\x1e"
 _MESSAGE = str(packets.MESSAGE)
 _BASE64 = "b"
 _CONTROL = 64  # characters
 NOOP = ClientMessage.of_engineio(Packet(packets.NOOP))
-"""One for all clients: a message is made once."""
+"""Shared by all clients, so that it is encoded only once."""
 
 
 class Receiving(_Socket):
-    """The part of a guarded socket that receives."""
+    """The receiving side of a guarded socket."""
 
     _dispatcher: EventDispatcher | None
     _room: Flag | None
-    """Set when there may be room for more; ``None`` while packets are read."""
+    """Set when there may be room for more events; ``None`` unless reading is suspended."""
     _is_read_to_end: bool
 
     def receive(self, pkt: Any) -> None:
-        """Act on one packet of the client.
+        """Handle one Engine.IO packet from the client.
 
         Raises:
-            ProtocolViolation: It has no place here.
+            ProtocolViolation: A client must not send packets of this type.
         """
         kind = pkt.packet_type
         if kind == packets.MESSAGE:
@@ -80,23 +80,23 @@ class Receiving(_Socket):
     def submit(
         self, work: Work, message: str | bytes, *, more_bytes: int = 0, is_early: bool = False
     ) -> None:
-        """Run an event of the client; see :meth:`EventDispatcher.submit`."""
+        """Run or queue an event of the client; see :meth:`EventDispatcher.submit`."""
         dispatcher = self._dispatcher or self._new_dispatcher()
         dispatcher.submit(work, message, more_bytes=more_bytes, is_early=is_early)
 
     @property
     def has_waiting(self) -> bool:
-        """Whether events of the client wait, or run."""
+        """Whether events of the client are queued or running."""
         dispatcher = self._dispatcher
         return dispatcher is not None and bool(dispatcher.waiting or dispatcher.running)
 
     def release(self, connection: Connection) -> None:
-        """Run what came before *connection* was let in."""
+        """Run the events that arrived before *connection* was accepted."""
         if self._dispatcher is not None:
             self._dispatcher.release(connection)
 
     def drop(self, connection: Connection) -> None:
-        """Lose what of *connection* waits."""
+        """Discard the queued events of *connection*."""
         if self._dispatcher is not None:
             self._dispatcher.drop(connection)
 
@@ -114,19 +114,20 @@ class Receiving(_Socket):
                 )
             return self._dispatcher
 
-    # Reading no further
+    # Backpressure
 
     def _wait_for_room(
         self, give_up_at: float | None = None, transport: WebSocketTransport | None = None
     ) -> None:
-        """Read nothing more until the client's events have become less.
+        """Block the reader while too many of the client's events are queued.
 
-        An answer that a running handler waits for may be behind them: while the client owes one
-        it is read on, up to a larger bound.
+        The acknowledgement that a running handler waits for may arrive behind them. While the
+        client owes one, reading continues up to a larger bound.
 
         Args:
-            give_up_at: For a request: until when it waits below the larger bound.
-            transport: For a WebSocket: what is read.
+            give_up_at: For a polling request: the time at which it stops waiting, if the
+                queued events are below the larger bound.
+            transport: For a WebSocket: the transport that is read.
         """
         dispatcher = self._dispatcher
         if dispatcher is None or not self._is_over(dispatcher) or self._is_read_to_end:
@@ -149,14 +150,14 @@ class Receiving(_Socket):
                     and transport.is_over
                     and clock() >= stopped_at + config.departure_timeout
                 ):
-                    self._is_read_to_end = True  # what the kernel has, which is not much
+                    self._is_read_to_end = True  # only the kernel's buffer is left, and it is small
                     break
-                room.wait(_LOOK_INTERVAL)
+                room.wait(_CHECK_INTERVAL)
                 room.clear()
         finally:
             dispatcher.on_room = None
             self._room = None
-            self._is_heard = True  # as soon as there is something to read
+            self._is_heard = True  # the silence while nothing was read was not the client's
 
     def _is_over(self, dispatcher: EventDispatcher) -> bool:
         bound = self._guard.config.max_waiting_bytes
@@ -170,18 +171,18 @@ class Receiving(_Socket):
         return any(guard.callbacks.is_owed_by(connection.sid) for connection in connections)
 
     def look_for_answer(self) -> None:
-        """Read on: the client has been asked something."""
+        """Let a suspended reader check again: the client now owes an acknowledgement."""
         if self._room is not None:
             self._room.set()
 
     # Requests
 
     def handle_post_request(self, environ: WSGIEnvironment) -> None:
-        """Act on the packets of a polling request.
+        """Handle the packets of a polling request.
 
         Raises:
-            EngineIOError: They are too large or wrong; the answer is 400 then,
-                and the session over.
+            EngineIOError: The payload is too large or malformed. The response is then 400
+                and the session is closed.
         """
         give_up_at = clock() + _POST_PATIENCE
         try:
@@ -204,7 +205,7 @@ class Receiving(_Socket):
         try:
             length = int(environ.get("CONTENT_LENGTH") or 0)
         except ValueError as exc:
-            raise ProtocolViolation("payload", "Content-Length is no number") from exc
+            raise ProtocolViolation("payload", "Content-Length is not a number") from exc
         if not 0 <= length <= self.server.max_http_buffer_size:
             raise ProtocolViolation("size", f"a payload of {length} bytes")
         try:
@@ -217,7 +218,7 @@ class Receiving(_Socket):
 
     def _act_on(self, message: str | bytes, source: str) -> None:
         if isinstance(message, str) and message[:1] == _MESSAGE and message[1:2].isdigit():
-            # What upstream's packet would find out as well, by an exception.
+            # The common case. Upstream's packet class would detect it through an exception.
             self._take_message(message[1:])
         else:
             self.receive(_decoded(message, source))
@@ -233,10 +234,10 @@ class Receiving(_Socket):
 
 
 def _packets_in(payload: str) -> Iterator[str]:
-    """Yield the packets of a payload one by one: there may be half a million of them.
+    """Yield the packets of a payload one by one, as there may be half a million of them.
 
-    Upstream takes sixteen, and drops all where there are more; a browser that was away sends
-    all that it has kept in one request.
+    Upstream accepts sixteen and drops the whole payload if there are more; a browser that was
+    offline sends everything that it has buffered in one request.
     """
     start, end = 0, 0
     while payload and end >= 0:
@@ -246,27 +247,27 @@ def _packets_in(payload: str) -> Iterator[str]:
 
 
 def _form_value(body: str, take_turn: Callable[[], object]) -> str:
-    """Return the first field of a form, such as JSONP sends.
+    """Return the value of the first field of a form, as JSONP sends it.
 
     Args:
-        body: Of a request.
-        take_turn: Called now and then.
+        body: The body of the request.
+        take_turn: Called regularly to yield control.
 
     Raises:
-        ProtocolViolation: It is empty, or there are too many others.
+        ProtocolViolation: The field is empty, or there are too many others.
 
     Source:
         WHATWG URL standard, "application/x-www-form-urlencoded parsing".
     """
     text = body[len(_FORM) :].partition("&")[0]
     if not text or body.count("&") >= _MAX_FIELDS:
-        raise ProtocolViolation("payload", "a form of no field, or of too many")
+        raise ProtocolViolation("payload", "a form with no fields or too many")
     parts = []
     at = 0
     while at < len(text):
         take_turn()
         end = at + _ESCAPED
-        escape = text.find("%", end - 2, end)  # it is three characters long
+        escape = text.find("%", end - 2, end)  # do not split an escape, which has three characters
         end = end if escape < 0 else escape
         parts.append(unquote_to_bytes(text[at:end].replace("+", " ")))
         at = end
@@ -274,12 +275,16 @@ def _form_value(body: str, take_turn: Callable[[], object]) -> str:
 
 
 def _decoded(message: str | bytes, source: str) -> Any:
-    """Return an Engine.IO packet that carries no text of Socket.IO."""
+    """Return the Engine.IO packet for a message that is not Socket.IO text.
+
+    Raises:
+        ProtocolViolation: It cannot be decoded, or it is a text message without a packet type.
+    """
     if isinstance(message, str):
         if message.startswith(_MESSAGE):
             raise ProtocolViolation("packet", "not a Socket.IO packet: it has no type")
         if not message.startswith(_BASE64):
-            # Upstream decodes JSON there; nothing of what a ping or pong carries is of any use.
+            # Upstream decodes JSON here, but the data of a ping or pong is never used.
             message = message[:_CONTROL]
     try:
         return Packet(encoded_packet=message)

@@ -1,4 +1,4 @@
-"""The part of a guarded socket that sends: a bounded queue, and what happens when it is full."""
+"""The sending side of a guarded socket: a bounded queue, and backpressure when it is full."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 else:
     from engineio.socket import Socket as _Socket
 
-_ROOM_INTERVAL = 1.0  # seconds; between two looks at a client that is waited for
+_ROOM_INTERVAL = 1.0  # seconds between two checks whether a slow client makes progress
 
 
 class Sending(_Socket):
-    """The part of a guarded socket that sends."""
+    """The sending side of a guarded socket."""
 
     _poll: Flag | None
 
@@ -36,27 +36,27 @@ class Sending(_Socket):
         """Queue *message* for the client.
 
         Args:
-            message: Taken whole or not at all.
-            may_wait: Whether to wait for room while the client makes progress, where
-                the caller is a task.
-            is_own: Whether to wait as a handler of the client itself does.
+            message: Queued as a whole or not at all.
+            may_wait: Whether to wait for room while the client makes progress, if the caller
+                is in a task that can block.
+            is_own: Whether to wait as long as a handler of this client would.
 
         Returns:
-            What became of it.
+            Whether the message was queued, or why it was dropped.
         """
         if self._fan_out is not None and self._fan_out.is_busy:
             self._fan_out.settle(self)
         return self._enqueue(message, may_wait=may_wait, is_own=is_own)
 
     def write(self, batch: Batch) -> None:
-        """Write a batch of broadcasts, or queue them behind what waits; never waits."""
+        """Write a batch of broadcasts, or queue them behind earlier messages; never blocks."""
         transport = self._transport
         if transport is None or not transport.write_now(batch.frames):
             for message in batch.messages:
                 self._enqueue(message)
 
     def wait_until_not_behind(self) -> None:
-        """Hold up who broadcasts faster than the client reads, while it makes progress."""
+        """Block a task that broadcasts faster than the client reads, while it makes progress."""
         if self._guard.runtime.can_wait():
             self._make_room(BROADCAST_OVERFLOW, is_waiting=True, unsent=0)
             self.server.behind.discard(self)
@@ -69,7 +69,7 @@ class Sending(_Socket):
         if message.is_volatile and self._is_behind():
             self._guard.telemetry.send(SendLoss(1, "volatile"))
             return SendOutcome.DROPPED_SLOW
-        # Answers too: who asks and never reads must not be owed without bound.
+        # Replies are bounded too: a client may send requests and never read the replies.
         with self._lock:
             is_taken = self.queue.offer(message)
         if not is_taken:
@@ -80,19 +80,20 @@ class Sending(_Socket):
                 self.queue.put(message)
         if self._transport is not None:
             self._transport.wake()
-        elif (poll := self._poll) is not None:  # it may end in another thread
+        elif (poll := self._poll) is not None:  # another thread may set it to None
             poll.set()
         return SendOutcome.QUEUED
 
     def _make_room_for_one(self, *, may_wait: bool, is_own: bool) -> SendOutcome | None:
-        """See that the queue, which is full, can take one more; see :meth:`_make_room`.
+        """Make room for one message in the full queue; see :meth:`_make_room`.
 
-        A handler of the client itself waits as long as the client makes progress: that holds
-        up nobody else. An emitter with others to serve waits later, and not for ever. What
-        cannot wait passes, within a wider bound.
+        A handler of the client itself waits as long as the client makes progress, since that
+        delays no other client. An emitter that serves other clients as well starts to wait
+        later, and for a bounded time. A caller that cannot wait may exceed the bound, up to a
+        larger one.
         """
         if self._transport is not None:
-            self._transport.flush()  # it may only not have had its turn yet
+            self._transport.flush()  # the writer may just not have been scheduled yet
         if not self.queue.is_full:
             return None
         if not may_wait or not self._guard.runtime.can_wait():
@@ -106,23 +107,25 @@ class Sending(_Socket):
     def _make_room(
         self, overflow: int, *, is_waiting: bool, is_own: bool = False, unsent: int = 1
     ) -> SendOutcome | None:
-        """See that the queue can take more.
+        """Ensure that the queue can accept more messages.
 
         Args:
-            overflow: Times the bounds that are allowed.
-            is_waiting: Whether to wait where these are reached.
-            is_own: Whether the emitter serves nobody but this client.
-            unsent: Messages that are lost with those that wait, if they are.
+            overflow: Factor by which the queue may exceed its bounds.
+            is_waiting: Whether to wait when that limit is reached.
+            is_own: Whether the emitter serves only this client.
+            unsent: Messages to count as lost, besides the queued ones, if the client is
+                disconnected.
 
         Returns:
-            ``None`` if it can; what becomes of *unsent* if not: the client is gone then.
+            ``None`` if there is room, otherwise why the messages are dropped. The session is
+            then closed.
         """
         queue, timeout = self.queue, self._guard.config.slow_consumer_timeout
         while not self.closed:
             with self._lock:
                 if not queue.is_full:
                     return None
-                # Whoever waits for packets with a request has only not had its turn yet.
+                # A client with a waiting poll is not slow: the poll is only not scheduled yet.
                 is_slow = self._poll is None and queue.is_slow(timeout, is_shared=not is_own)
                 is_over = queue.is_over(overflow)
             if is_slow or (is_over and not is_waiting):
@@ -130,7 +133,7 @@ class Sending(_Socket):
             if not is_over:
                 return None
             with self._lock:
-                # Made for who waits only: whoever writes sets it each time.
+                # Made only when a caller waits, because the writer sets it after each write.
                 room = queue.room = queue.room or self._guard.flag()
             room.clear()
             if queue.is_over(overflow):
@@ -138,7 +141,7 @@ class Sending(_Socket):
         return SendOutcome.DROPPED_CLOSED
 
     def _give_up(self, unsent: int) -> SendOutcome | None:
-        """Do with a slow client what the policy says; see :meth:`_make_room`."""
+        """Apply the slow consumer policy: drop events or disconnect; see :meth:`_make_room`."""
         with self._lock:
             dropped = self.queue.make_room() if self.queue.is_full else 0
         if dropped is not None:
@@ -159,13 +162,13 @@ class Sending(_Socket):
         return self._transport.is_stuck if self._transport is not None else self.queue.is_filling
 
     def send(self, pkt: Any) -> None:
-        """Queue one Engine.IO packet; as upstream's ``send``."""
+        """Queue one Engine.IO packet, like upstream's ``send``."""
         self.put(ClientMessage.of_engineio(pkt))
 
     def poll(self) -> list[Any]:
-        """Wait for packets for the answer to a polling request."""
+        """Wait for packets to return in the response to a polling request."""
         if self._room is not None:
-            self._is_heard = True  # its pong has to wait behind the request that is not read
+            self._is_heard = True  # its pong is held up behind the request that is not read
         if not self.queue and not self.closed:
             if self._poll is not None:
                 # Source: Engine.IO protocol v4, "a client sends no second GET while one waits".
@@ -182,10 +185,10 @@ class Sending(_Socket):
             )
             self.queue.downloads(sum(message.size for message in messages))
         if not messages and self.closed:
-            raise EngineIOError("the session is over")
+            raise EngineIOError("the session is closed")
         return [packet for message in messages for packet in message.packets()]
 
 
 def _current_environ() -> WSGIEnvironment | None:
-    """Return the WSGI environ of the connection, or request, that the caller acts for."""
+    """Return the WSGI environ of the connection or request that the caller serves, if any."""
     return flask.request.environ if flask.has_request_context() else None

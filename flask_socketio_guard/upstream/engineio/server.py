@@ -48,7 +48,7 @@ _REASONS = {
     "bad-transport": "request",
     "bad-jsonp-index": "request",
 }
-"""Upstream's keys of what it refuses, in the words of ``HandshakeRefusal``."""
+"""Upstream's key for each refusal, mapped to the ``reason`` of a ``HandshakeRefusal``."""
 
 _REFUSALS = {
     "full": "the server is full",
@@ -56,15 +56,16 @@ _REFUSALS = {
     "rate": "too many new connections",
     "draining": "the server is shutting down",
 }
-"""Why a client is not let in, as it is told on a WebSocket that is open already."""
+"""Why a client is refused, as the close reason of a WebSocket that is already open."""
 
 _ELSEWHERE = (
-    "its session is not one of this process: let the load balancer be sticky, run one worker in "
-    "each gunicorn, or allow WebSockets only; after a restart clients find their way by themselves"
+    "its session does not belong to this process: use sticky sessions in the load balancer, run "
+    "one worker per gunicorn, or allow WebSockets only; after a restart, clients reconnect by "
+    "themselves"
 )
 _BAD_VERSION = "The client is using an unsupported version of the Socket.IO or Engine.IO protocols"
 _JOIN_GRACE = 3.0  # seconds: a client joins one round trip after its handshake
-_RETRY_AFTER = "5"  # seconds a refused client is asked to wait
+_RETRY_AFTER = "5"  # seconds that a refused client should wait
 _SESSION = re.compile("(?:^|&)sid=[^&]")
 _ORIGIN = re.compile("https?://[^/?#]+")
 _OTHER_SITES = frozenset({"cross-site", "same-site"})
@@ -74,12 +75,12 @@ _FOR_DEVELOPERS = frozenset({"bad-origin", "bad-version"})
 putting: ContextVar[Mapping[str, bool]] = ContextVar(
     "socketio_guard_putting", default=MappingProxyType({})
 )
-"""How a packet is to be put, on its way through methods that an application overrides."""
+"""Options of `GuardedSocket.put`, carried past methods that an application may override."""
 
 
 @contextmanager
 def put_as(**how: bool) -> Iterator[None]:
-    """Have packets that are sent meanwhile put with options of :meth:`GuardedSocket.put`."""
+    """Apply options of :meth:`GuardedSocket.put` to packets sent in this context."""
     token = putting.set(how)
     try:
         yield
@@ -88,31 +89,31 @@ def put_as(**how: bool) -> Iterator[None]:
 
 
 class GuardedEngineServer(_Server):
-    """Goes in front of ``engineio.Server``: every request of a client passes through here."""
+    """Mixed in before ``engineio.Server``; every request of a client passes through it."""
 
     guard: Ports
     queue_lock: threading.Lock
     line: Line
-    """Where those wait who decode large packets."""
+    """The line in which tasks that decode large packets wait."""
     departing: dict[str, GuardedSocket]
-    """Sessions that have ended and whose disconnect handlers run."""
+    """Closed sessions whose disconnect handlers are still running, by session id."""
     behind: set[GuardedSocket]
-    """Sessions whose clients read more slowly than others broadcast."""
+    """Sessions whose clients read more slowly than broadcasts arrive."""
     unjoined: dict[str, GuardedSocket]
-    """Sessions whose clients have joined no namespace yet, the oldest first."""
+    """Sessions that have not joined a namespace yet, oldest first, by session id."""
     ended: deque[str]
-    """Ids of the sessions that ended last, for which clients may still ask."""
+    """Ids of the most recently closed sessions, which clients may still request."""
     websocket_transports: set[WebSocketTransport]
-    """WebSockets that are served, until the last word is said."""
+    """WebSockets being served, up to the end of their closing handshake."""
     socket_class: type[GuardedSocket] = GuardedSocket
     spawn_event: Callable[..., object] | None = None
-    """Starts the task of an event, where the application has overridden what does."""
+    """The application's own override for starting the task of an event, if there is one."""
 
     def handle_request(
         self, environ: WSGIEnvironment, start_response: StartResponse
     ) -> Iterable[bytes]:
-        """Serve one request; as upstream's."""
-        # The mended handler of gevent-websocket has looked before it answered.
+        """Serve one request, like upstream's method."""
+        # The patched handler of gevent-websocket has checked the request before its 101.
         if wants_websocket(environ) and "wsgi.websocket" not in environ:
             start_response = answer_once(environ, start_response)
             problem = upgrade_problem(environ)
@@ -131,14 +132,14 @@ class GuardedEngineServer(_Server):
         return super().handle_request(environ, start_response)
 
     def _handshake_flaw(self, environ: WSGIEnvironment) -> tuple[str, str] | None:
-        """Say what is wrong with the query of a new client, in upstream's words and by its key.
+        """Return upstream's message and key for what is wrong with a handshake's query, or None.
 
-        Upstream finds most of it too, and answers such that no browser lets a page
-        from another origin see it.
+        Upstream makes most of these checks as well, but without CORS headers on the response,
+        so browsers do not show it to a page from another origin.
 
         Source:
             Engine.IO protocol v4, "HTTP long-polling", "Query parameters": ``EIO`` and
-            ``transport`` are mandatory, and what lacks one is answered with 400.
+            ``transport`` are mandatory, and a request without them is answered with 400.
         """
         query = parse_qs(environ.get("QUERY_STRING", ""))
         if query.get("transport", [""])[0] not in self.transports:
@@ -153,7 +154,7 @@ class GuardedEngineServer(_Server):
         return None if is_preflight or self._is_from_elsewhere(environ) else flaw
 
     def _is_from_elsewhere(self, environ: WSGIEnvironment) -> bool:
-        """Say whether a request is from an origin that upstream refuses."""
+        """Return whether a request comes from an origin that upstream refuses."""
         origin = environ.get("HTTP_ORIGIN")
         if not origin or self.cors_allowed_origins == []:
             return False
@@ -161,14 +162,14 @@ class GuardedEngineServer(_Server):
         return allowed is not None and origin not in allowed
 
     def _is_script_elsewhere(self, environ: WSGIEnvironment) -> bool:
-        """Say whether a page from another origin polls by JSONP, for which there is no ``Origin``.
+        """Return whether a page from another origin polls by JSONP, which sends no ``Origin``.
 
-        The session is opened with the cookies of whoever visits that page, and the page is told
-        its id: it may then be used from anywhere.
+        The session would be opened with the cookies of the page's visitor, and the page would
+        learn its id, with which the session can be used from anywhere.
 
         Source:
-            W3C, "Fetch Metadata Request Headers", ``Sec-Fetch-Site``; browsers without it are
-            served as upstream serves them.
+            W3C, "Fetch Metadata Request Headers", ``Sec-Fetch-Site``; browsers that do not send
+            it are served as upstream serves them.
         """
         if environ.get("HTTP_ORIGIN") or environ.get("HTTP_SEC_FETCH_SITE") not in _OTHER_SITES:
             return False
@@ -176,32 +177,32 @@ class GuardedEngineServer(_Server):
         return self._is_from_elsewhere({**environ, "HTTP_ORIGIN": page[0] if page else "null"})
 
     def _refusal(self, environ: WSGIEnvironment) -> Any:
-        """Return the answer to a new client that is not let in, or ``None``.
+        """Return the response that refuses a new client, or ``None`` to admit it.
 
-        Asked once all else about its handshake is right: what is no handshake takes
-        nobody's place in the rate. Upstream adds what browsers need to read the answer.
+        Called after all other checks of the handshake, so that an invalid handshake does not
+        use up the rate limit. Upstream adds the CORS headers to the response.
         """
         address = address_key(environ.get("REMOTE_ADDR", ""))
         if self.is_out_of_threads(environ):
             return self._refused(environ, "full")
         reason = self.guard.admission.refusal(address)
-        if reason == "full" and self._send_away_who_has_not_joined():
+        if reason == "full" and self._close_oldest_unjoined():
             reason = self.guard.admission.refusal(address)
         return None if reason is None else self._refused(environ, reason)
 
     def is_out_of_threads(self, environ: WSGIEnvironment) -> bool:
-        """Say whether a request asks for a WebSocket that would take a thread others need."""
+        """Return whether a request asks for a WebSocket for which no thread can be spared."""
         most = self.guard.admission.max_websockets
         return (
             most is not None and len(self.websocket_transports) >= most and wants_websocket(environ)
         )
 
     def _refused(self, environ: WSGIEnvironment, reason: str) -> Any:
-        """Count a refusal and return the answer."""
+        """Count a refusal and return its response: 503, or an empty one after a 101."""
         self.guard.telemetry.send(HandshakeRefusal(reason))
         websocket = environ.get("wsgi.websocket")
         if not is_refusable(environ):
-            # gevent-websocket has answered 101 before the application is asked.
+            # gevent-websocket answers 101 before it calls the application.
             refuse_websocket(websocket, _REFUSALS[reason])
             return []
         headers = [
@@ -212,14 +213,17 @@ class GuardedEngineServer(_Server):
         return {"status": "503 Service Unavailable", "headers": headers, "response": b""}
 
     def generate_id(self) -> str:
-        """Return a session id that the other processes know for one."""
+        """Return a session id that other processes recognize as one."""
         return new_session_id()
 
-    def _send_away_who_has_not_joined(self) -> bool:
-        """Make room for a new client; say whether there is some now.
+    def _close_oldest_unjoined(self) -> bool:
+        """Close the oldest session that had time to join a namespace and did not.
 
-        The oldest goes of those who had time to join a namespace and did not: nobody
-        holds a place for the whole of ``join_timeout`` while others wait for one.
+        When the server is full, an idle client must not hold a place for the whole of
+        ``join_timeout``.
+
+        Returns:
+            Whether a session was closed, so that there is room for a new client.
         """
         now = clock()
         for socket in list(self.unjoined.values()):
@@ -281,10 +285,10 @@ class GuardedEngineServer(_Server):
         headers: list[tuple[str, str]] | None = None,
         jsonp_index: int | None = None,
     ) -> Any:
-        """Return the answer to a polling request; as upstream's, but JSONP gets a string.
+        """Return the response to a polling request, with JSONP encoded as a JSON string.
 
-        Upstream escapes the quotes in it and not the backslashes before them, so that a page that
-        polls by JSONP runs what others have written in a chat.
+        Upstream escapes quotes but not the backslashes before them. A page that polls by JSONP
+        would then execute text that other users have written.
         """
         answer = super()._ok(packets, headers)
         if packets is not None and jsonp_index is not None:
@@ -293,7 +297,10 @@ class GuardedEngineServer(_Server):
         return answer
 
     def look(self) -> None:
-        """See whether anybody wants to see each packet; sockets that are here take part."""
+        """Switch all sockets to the class that reports each packet while something observes them.
+
+        A log at level INFO observes packets, and so does python-socketio's admin UI.
+        """
         is_watched = is_logged(self.logger) or admin_of(self) is not None
         wanted = WatchedSocket if is_watched else GuardedSocket
         if wanted is not self.socket_class:
@@ -310,14 +317,14 @@ class GuardedEngineServer(_Server):
         return [("Set-Cookie", self._generate_sid_cookie(sid, attributes))]
 
     def send_packet(self, sid: str, pkt: Any) -> SendOutcome:
-        """Queue one Engine.IO packet for a client; as upstream's."""
+        """Queue one Engine.IO packet for a client, like upstream's method."""
         return self.put(sid, ClientMessage.of_engineio(pkt), **putting.get())
 
     def put(self, eio_sid: str | None, message: ClientMessage, **how: bool) -> SendOutcome:
         """Queue *message* for a client; see :meth:`GuardedSocket.put`."""
         socket = self.sockets.get(eio_sid)
         if socket is None:
-            logger.debug("a message was not sent: its client is gone")
+            logger.debug("a message was not sent: its client has disconnected")
             if self.socket_class is WatchedSocket:
                 self.logger.warning("Cannot send to sid %s", eio_sid)
             return SendOutcome.DROPPED_CLOSED
@@ -325,7 +332,7 @@ class GuardedEngineServer(_Server):
         return outcome
 
     def forget(self, socket: GuardedSocket) -> None:
-        """Drop the entry of a socket that is closed; upstream may have done so before."""
+        """Remove the entries of a closed socket; upstream may already have done so."""
         self.sockets.pop(socket.sid, None)
         self.unjoined.pop(socket.sid, None)
         self.ended.append(socket.sid)
@@ -335,7 +342,7 @@ class GuardedEngineServer(_Server):
             self.guard.admission.closed(socket.address)
 
     def depart(self, socket: GuardedSocket, reason: str) -> None:
-        """Have the disconnect handlers run, which may still read its session."""
+        """Run the disconnect handlers, which may still read the session."""
         try:
             self.handlers["disconnect"](socket.sid, reason)
         finally:
@@ -349,7 +356,7 @@ class GuardedEngineServer(_Server):
         return socket
 
     def disconnect(self, sid: str | None = None) -> None:
-        """Close one session, or all; as upstream's."""
+        """Close one session, or all if *sid* is ``None``, like upstream's method."""
         for socket in [self.sockets.get(sid)] if sid is not None else list(self.sockets.values()):
             if socket is not None:
                 socket.close(reason=self.reason.SERVER_DISCONNECT)
@@ -363,11 +370,11 @@ class GuardedEngineServer(_Server):
         if message_key == "bad-sid" and self._is_elsewhere(message.rpartition(" ")[2]):
             self.guard.telemetry.send(HandshakeRefusal("elsewhere", _ELSEWHERE))
             return
-        # An origin or a version that is refused is most often a mistake of the
-        # developer's, who has to see which.
+        # A refused origin or version is usually the developer's mistake, so the log shows
+        # which one it was.
         detail = message if message_key in _FOR_DEVELOPERS else message_key
         self.guard.telemetry.send(HandshakeRefusal(reason, detail[:200]))
 
     def _is_elsewhere(self, sid: str) -> bool:
-        """Say whether a session was never here, as far as that is remembered."""
+        """Return whether this process never had the session, as far as it remembers."""
         return sid != str(None) and sid not in self.departing and sid not in self.ended

@@ -1,11 +1,11 @@
 """Session ids that every process of a fleet recognizes as such.
 
-A message to a session id goes to all processes as one to a room of that name, for its sender may
-not know where that client is. A client that may choose the name of its room, in another process,
-would receive it as well. No process has a list of the other processes' clients, so a session id
-is recognizable: it ends with a checksum of its beginning. The checksum is not a secret. Nobody can
-choose another client's session id, and a client that forges a text of that form is merely refused
-the room of that name.
+A message to a session id goes to all processes as a message to the room of that name, because its
+sender may not know which process has the client. If an application lets clients choose a room's
+name, a client in another process could join that room and receive the message as well. No process
+has a list of the other processes' clients, so session ids are made recognizable: each ends with a
+checksum of its beginning. The checksum is not a secret. A client cannot choose its own session
+id, and one that forges a room name of that form is merely refused that room.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from base64 import urlsafe_b64decode, urlsafe_b64encode
 from hashlib import blake2s
 from typing import Final
 
-_RANDOM: Final = 11  # bytes; OWASP asks for 8 at least
-_CHECKSUM: Final = 4  # bytes: one text in four thousand million of that form is taken for an id
+_RANDOM: Final = 11  # bytes; OWASP asks for at least 8
+_CHECKSUM: Final = 4  # bytes: one in four billion texts of that form is mistaken for an id
 _PERSON: Final = b"sio-sid"
 _FORM: Final = re.compile("[A-Za-z0-9_-]{20}")
 
 
 def new_session_id() -> str:
-    """Return an unpredictable session id: 20 characters, as upstream's.
+    """Return an unpredictable session id of 20 characters, as long as upstream's.
 
     Source:
         OWASP, "Session Management Cheat Sheet": at least 64 bits of entropy.

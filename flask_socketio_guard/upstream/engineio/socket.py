@@ -1,4 +1,4 @@
-"""The guarded Engine.IO socket: one client's transport session, over polling or WebSocket."""
+"""The guarded Engine.IO socket: one client's session, over polling or WebSocket."""
 
 from __future__ import annotations
 
@@ -35,14 +35,12 @@ if TYPE_CHECKING:
 else:
     pass
 
-_UPGRADE_TIMEOUT = (
-    10.0  # between the two messages of a client that changes to WebSocket, in seconds
-)
-_JOIN_COST = 4 * BYTES_PER_PACKET  # a connect handler, and a disconnect handler later
+_UPGRADE_TIMEOUT = 10.0  # seconds for the whole upgrade from polling to WebSocket
+_JOIN_COST = 4 * BYTES_PER_PACKET  # for a connect handler, and a disconnect handler later
 PROBE = "2probe"
 PROBE_ANSWER = "3probe"
 UPGRADE = "5"
-# One for all clients: a message is made once.
+# Shared by all clients, so that each is encoded only once.
 _CLOSE = ClientMessage.of_engineio(Packet(packets.CLOSE))
 _PING = ClientMessage.of_engineio(Packet(packets.PING))
 
@@ -51,23 +49,23 @@ _MINUTE = 60.0  # seconds
 
 
 class GuardedSocket(Sending, Receiving):
-    """Stands in for ``engineio.socket.Socket``.
+    """Replaces ``engineio.socket.Socket``.
 
-    Its queue is bounded, it needs no task of its own for pings nor to write, and
-    once it is closed nothing of it is left: no descriptor, no task, no entry.
+    Its send queue is bounded, and it needs no task of its own to send pings or to write. A
+    closed socket leaks nothing: no descriptor, no task and no entry in the server.
 
     Args:
         server: The guarded Engine.IO server.
         sid: Id of the session.
-        environ: WSGI environ of the request that opened it.
+        environ: WSGI environ of the request that opened the session.
 
     Attributes:
-        is_counted: Whether the client counts among those from its address.
-        refused_by: The namespace that has refused it last.
+        is_counted: Whether the client still counts towards the limit of its address.
+        refused_by: The namespace that refused the client most recently, or ``""``.
     """
 
     def __init__(self, server: Any, sid: str, environ: WSGIEnvironment) -> None:
-        # Not upstream's: that makes an unbounded queue.
+        # Upstream's __init__ is not called: it would create an unbounded queue.
         guard: Ports = server.guard
         config = guard.config
         self.server = server
@@ -100,7 +98,7 @@ class GuardedSocket(Sending, Receiving):
         self._room = None
         self._is_read_to_end = False
         self._transport: WebSocketTransport | None = None
-        self._candidate: WebSocketTransport | None = None  # while the client changes over to it
+        self._candidate: WebSocketTransport | None = None  # set during an upgrade
         self._poll = None
         self._heartbeat: Deadline | None = None
         self._join: Deadline | None = guard.deadlines.call_later(
@@ -108,13 +106,13 @@ class GuardedSocket(Sending, Receiving):
         )
 
     def forsake(self) -> None:
-        """Have no part of it, in a forked child: its client is the parent's."""
+        """Disown the session in a forked child: the client belongs to the parent."""
         self.closing = self.closed = True
 
     # Heartbeat
 
     def schedule_ping(self) -> None:
-        """Send a ping after the interval; for the client's pong too."""
+        """Send a ping after ``ping_interval``; called at the start and after each pong."""
         if not self.closed:
             self._heartbeat = self._guard.deadlines.call_later(
                 self.server.ping_interval, self._send_ping
@@ -131,17 +129,18 @@ class GuardedSocket(Sending, Receiving):
         self.put(_PING)
 
     def _ping_overdue(self) -> None:
-        # Its answer is behind much else that it sends. Over polling it asks for more meanwhile.
+        # While reading is suspended, the pong is held up behind other packets. A client that
+        # polls shows that it is still there by its pending poll.
         is_behind = self._room is not None and (
             self._transport is not None or self._poll is not None
         )
         if (self._is_heard or is_behind) and not self.closed:
-            self._send_ping()  # it waits for the next ping itself
+            self._send_ping()  # the client expects pings at an interval, too
             return
         self.close(abort=True, reason=self.server.reason.PING_TIMEOUT)
 
     def check_ping_timeout(self) -> bool:
-        """Say whether the client is there; the heartbeat finds out by itself."""
+        """Return whether the session is open; the heartbeat has its own deadline."""
         return not self.closed
 
     def _pong(self) -> None:
@@ -151,14 +150,14 @@ class GuardedSocket(Sending, Receiving):
             self.schedule_ping()
 
     def joined(self) -> None:
-        """Note that the client has joined a namespace."""
+        """Cancel the join timeout: the client has joined a namespace."""
         if self._join is not None:
             self._join.cancel()
             self._join = None
             self.server.unjoined.pop(self.sid, None)
 
     def may_join(self) -> bool:
-        """Count a CONNECT packet; say whether the client may send as many."""
+        """Count a CONNECT packet and return whether it is within the rate limit."""
         now = clock()
         if now - self._joins_since >= _MINUTE:
             self._joins, self._joins_since = 0, now
@@ -172,7 +171,7 @@ class GuardedSocket(Sending, Receiving):
     # WebSocket
 
     def handle_get_request(self, environ: WSGIEnvironment, start_response: StartResponse) -> Any:
-        """Answer a polling request, or serve a WebSocket until it ends."""
+        """Respond to a polling request, or serve a WebSocket until it closes."""
         if wants_websocket(environ):
             return self._upgrade_websocket(environ, start_response)
         if self.upgrading or self.upgraded:
@@ -187,7 +186,7 @@ class GuardedSocket(Sending, Receiving):
         if self.upgraded or self.upgrading or self.closed:
             return self.server._bad_request()
         if self.server.is_out_of_threads(environ):
-            return self.server._refused(environ, "full")  # it goes on polling
+            return self.server._refused(environ, "full")  # the client continues to poll
         if self._guard.runtime.can_kill:
             return self._serve_raw(environ)
         adapter = self.server._async["websocket"](
@@ -212,10 +211,10 @@ class GuardedSocket(Sending, Receiving):
             )
         finally:
             if raw.websocket is not None:
-                raw.websocket.closed = True  # all has been said
+                raw.websocket.closed = True  # the close frame has been sent
             leave_uwsgi(environ)
         if "gunicorn.socket" in environ:
-            raise StopIteration  # tells gunicorn to close the connection without an answer
+            raise StopIteration  # tells gunicorn to close the connection without a response
         return []
 
     def _serve_library(self, websocket: Any) -> list[bytes]:
@@ -259,8 +258,8 @@ class GuardedSocket(Sending, Receiving):
         """Move the session from polling to *transport*.
 
         Source:
-            Engine.IO protocol v4, "Upgrade": probe, its answer, upgrade; what
-            is sent in between waits.
+            Engine.IO protocol v4, "Upgrade": a probe, its answer, then an upgrade packet.
+            Messages sent in between stay queued.
         """
         self.upgrading = True
         self._candidate = transport
@@ -272,7 +271,7 @@ class GuardedSocket(Sending, Receiving):
                 return False
             transport.send_at_once(PROBE_ANSWER)
             if self._poll is not None:
-                self.put(NOOP)  # ends it
+                self.put(NOOP)  # ends the pending poll
             second = next(messages, None)
         except OSError:
             return False
@@ -286,15 +285,15 @@ class GuardedSocket(Sending, Receiving):
             self._candidate = None
 
     def _upgraded(self, *, is_direct: bool) -> None:
-        """Take note that the session is on a WebSocket, from its beginning or by an upgrade."""
+        """Do nothing; a hook for `WatchedSocket`, called once the session uses a WebSocket."""
 
     def _has_failed_to_upgrade(self, received: str | bytes | None, *, is_first: bool) -> None:
-        """Take note that the first or second message of an upgrade was none."""
+        """Do nothing; a hook for `WatchedSocket`, called after a wrong message in an upgrade."""
 
     def _read(self, transport: WebSocketTransport, messages: Iterator[str | bytes]) -> None:
         for message in messages:
             if self.closed:
-                continue  # until the client has seen that
+                continue  # discard until the client has received the close frame
             try:
                 self._act_on(message, "packet")
                 if self._dispatcher is not None and self._dispatcher.is_full:
@@ -304,7 +303,7 @@ class GuardedSocket(Sending, Receiving):
             except ProtocolViolation as exc:
                 self.violated(exc)
 
-    # The end
+    # Closing
 
     def close(
         self,
@@ -315,14 +314,15 @@ class GuardedSocket(Sending, Receiving):
         code: int = CloseCode.NORMAL_CLOSURE,
         text: str = "",
     ) -> None:
-        """End the session; idempotent, never waits.
+        """Close the session; idempotent, never blocks.
 
         The disconnect handlers run in a task of their own.
 
         Args:
-            wait: Taken for upstream's sake.
-            abort: Whether to say nothing to the client: it is gone.
-            reason: For the disconnect handlers.
+            wait: Ignored; part of upstream's signature.
+            abort: Whether to end the connection without a CLOSE packet or close frame, because
+                the client has gone.
+            reason: Passed to the disconnect handlers; by default, a disconnect by the server.
             code: WebSocket close code.
             text: WebSocket close reason.
         """
@@ -361,19 +361,19 @@ class GuardedSocket(Sending, Receiving):
             self._put_last(NOOP if abort else _CLOSE)
         else:
             with self._lock:
-                self.queue.clear()  # the answer is an error then, see poll()
+                self.queue.clear()  # poll() then raises, and the response is an error
         if self._poll is not None:
             with suppress(Exception):
                 self._poll.set()
 
     def _put_last(self, message: ClientMessage) -> None:
-        # After a CLOSE a client stays away. One that is to come back, to this process
-        # or the next, must not be sent it.
+        # A client does not reconnect after a CLOSE packet. One that should, to this process or
+        # another, must not receive it. The bounds of the queue do not apply.
         with self._lock:
             self.queue.put(message)
 
 
 def _messages_of(transport: WebSocketTransport) -> Iterator[str | bytes]:
-    """Yield what comes over *transport*, one by one: several may come in one piece."""
+    """Yield the messages of *transport* one by one; one read may return several."""
     while (messages := transport.receive()) is not None:
         yield from messages

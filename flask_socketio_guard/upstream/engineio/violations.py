@@ -1,4 +1,4 @@
-"""What a client must not send, and how it is told."""
+"""Protocol violations, and the WebSocket close code and reason that report each to the client."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from websockets.frames import CloseCode
 
 
 class ProtocolViolation(EngineIOError):
-    """A client sent what the protocols do not allow.
+    """A client sent something that the Engine.IO or Socket.IO protocol does not allow.
 
     Attributes:
         reason: See :class:`~flask_socketio_guard.telemetry.records.Violation`.
-        code: WebSocket close code that tells the client.
-        text: WebSocket close reason.
+        code: WebSocket close code sent to the client.
+        text: WebSocket close reason sent to the client.
     """
 
     code = CloseCode.PROTOCOL_ERROR
@@ -25,14 +25,14 @@ class ProtocolViolation(EngineIOError):
 
 
 class TooLarge(ProtocolViolation):
-    """A client sent more than it may in one packet."""
+    """A client sent a packet with more lists and objects than are allowed."""
 
     code = CloseCode.MESSAGE_TOO_BIG
     text = "too many lists and objects"
 
 
 class TooManyJoins(ProtocolViolation):
-    """A client sent CONNECT packets without end."""
+    """A client sent more CONNECT packets than its rate limit allows."""
 
     code = CloseCode.POLICY_VIOLATION
     text = "too many connects"

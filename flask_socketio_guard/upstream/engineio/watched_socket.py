@@ -1,6 +1,7 @@
-"""A socket each of whose packets somebody wants to see: a log, or python-socketio's admin UI.
+"""A socket whose packets are all reported to a log or to python-socketio's admin UI.
 
-A server's sockets are of this class while that is so, and only then: it costs the others nothing.
+A server's sockets have this class only while something observes them, so it costs nothing
+otherwise.
 """
 
 from __future__ import annotations
@@ -31,18 +32,18 @@ _BINARY = "<binary>"
 
 
 class WatchedSocket(GuardedSocket):
-    """Goes the plain way with each packet, says so in upstream's words, and lets it be counted."""
+    """Logs each packet in upstream's words and lets the admin UI count it; uses no fast paths."""
 
     _tap: _Tap | None = None
 
     def handle_get_request(self, environ: WSGIEnvironment, start_response: StartResponse) -> Any:
-        """Answer a polling request, or serve a WebSocket until it ends."""
+        """Respond to a polling request, or serve a WebSocket until it closes."""
         if wants_websocket(environ):
             self._log("%s: Received request to upgrade to %s", "websocket")
         return super().handle_get_request(environ, start_response)
 
     def handle_post_request(self, environ: WSGIEnvironment) -> None:
-        """Act on the packets of a polling request."""
+        """Handle the packets of a polling request, through the admin UI's method if it has one."""
         observed = self._observed("handle_post_request")
         if observed is None:
             super().handle_post_request(environ)
@@ -50,7 +51,7 @@ class WatchedSocket(GuardedSocket):
             observed(environ)
 
     def receive(self, pkt: Any) -> None:
-        """Act on one packet of the client."""
+        """Log and handle one Engine.IO packet from the client."""
         if pkt.packet_type != packets.MESSAGE:
             self._log_packet("Received", pkt.packet_type, pkt.data)
         super().receive(pkt)
@@ -60,7 +61,7 @@ class WatchedSocket(GuardedSocket):
         super()._take_message(data)
 
     def write(self, batch: Batch) -> None:
-        """Queue a batch of broadcasts; never waits."""
+        """Queue a batch of broadcasts one by one; never blocks."""
         for message in batch.messages:
             self._enqueue(message)
 
@@ -81,12 +82,12 @@ class WatchedSocket(GuardedSocket):
                 self._tap.send(part)
             if not isinstance(part, str):
                 self._log_packet("Sending", packets.MESSAGE, part)
-            elif (kind := int(part[0])) != packets.NOOP:  # upstream puts those in by the way
+            elif (kind := int(part[0])) != packets.NOOP:  # upstream does not log these either
                 data = json.loads(part[1:]) if kind == packets.OPEN else part[1:] or None
                 self._log_packet("Sending", kind, data)
 
     def schedule_ping(self) -> None:
-        """Send a ping after the interval; for the client's pong too."""
+        """Send a ping after ``ping_interval``, and let the admin UI record it."""
         observed = self._observed("_send_ping")
         if observed is not None:
             self.server.start_background_task(observed)
@@ -126,11 +127,11 @@ class WatchedSocket(GuardedSocket):
     def _read(self, transport: WebSocketTransport, messages: Iterator[str | bytes]) -> None:
         super()._read(transport, messages if self._tap is None else self._tap.pass_on(messages))
 
-    # The admin UI replaces methods of upstream's class, and calls those that were there by these
-    # names, mangled.
+    # The admin UI replaces methods of upstream's class and calls the original ones by the
+    # mangled names below.
 
     def _observed(self, name: str) -> Callable[..., Any] | None:
-        """Return the admin UI's method in the place of one of upstream's, if there is one."""
+        """Return the method by which the admin UI has replaced upstream's *name*, if it has."""
         if admin_of(self.server) is None:
             return None
         method = vars(Socket)[name]
@@ -140,10 +141,10 @@ class WatchedSocket(GuardedSocket):
         super().handle_post_request(environ)
 
     def _InstrumentedServer__websocket_handler(self, _tap: _Tap) -> list[bytes]:
-        return []  # the tap is in place
+        return []  # the guard serves the WebSocket; the admin UI only wraps the tap
 
     def _InstrumentedServer__send_ping(self) -> None:
-        """Do nothing: the ping has a deadline of its own."""
+        """Do nothing: the heartbeat sends the ping on its own schedule."""
 
     def _log_packet(self, verb: str, kind: int, data: Any) -> None:
         name = packets.packet_names[kind] if kind < len(packets.packet_names) else "UNKNOWN"
@@ -155,20 +156,20 @@ class WatchedSocket(GuardedSocket):
 
 
 class _Tap:
-    """What the admin UI takes for the WebSocket: it counts what passes."""
+    """A stand-in for the WebSocket, whose methods the admin UI wraps in order to count messages."""
 
     def __init__(self) -> None:
         self.message: str | bytes | None = None
 
     def send(self, data: str | bytes) -> None:
-        """Do nothing: it is sent."""
+        """Do nothing: the message has been queued already."""
 
     def wait(self) -> str | bytes | None:
-        """Return what was received."""
+        """Return the message that was received last, or ``None`` at the end."""
         return self.message
 
     def pass_on(self, messages: Iterator[str | bytes]) -> Iterator[str | bytes]:
-        """Yield *messages*, after they were counted; the end counts, too, as upstream's does."""
+        """Yield *messages*, each after it was counted; as in upstream, the end counts as well."""
         for self.message in messages:
             self.wait()
             yield self.message
@@ -186,6 +187,9 @@ def admin_of(engine: Any) -> InstrumentedServer | None:
 
 
 def is_logged(logger: Any, level: int = logging.INFO) -> bool:
-    """Say whether *logger*, which need not be one of the standard library, takes such lines."""
+    """Return whether *logger* accepts records of *level*.
+
+    A logger that is not from the standard library, and cannot tell, counts as accepting them.
+    """
     is_enabled = getattr(logger, "isEnabledFor", None)
     return is_enabled is None or bool(is_enabled(level))

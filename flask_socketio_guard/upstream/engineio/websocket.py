@@ -1,7 +1,7 @@
-"""WebSocket handshakes: what is asked for, and the socket underneath.
+"""WebSocket handshakes: checks of the request, the response, and access to the socket.
 
-Under gevent-websocket the handshake has been answered before the application is
-called; under gunicorn's plain gevent worker it is answered here.
+Under gevent-websocket the handshake is complete before the application is called; under
+gunicorn's plain gevent worker it is completed here.
 """
 
 from __future__ import annotations
@@ -30,27 +30,27 @@ if TYPE_CHECKING:
     from websockets.extensions import Extension
 
 _VERSION = "13"
-_LONGEST_USUAL = 64  # characters: what is remembered of strangers is not for them to choose
+_LONGEST_USUAL = 64  # characters; longer headers are not cached, as strangers choose them
 _LONGEST = 1024  # characters
-_MAX_REASON = 123  # bytes; a control frame holds 125, and two are the code
+_MAX_REASON = 123  # bytes; a control frame holds 125, two of them for the code
 EXTENSIONS = "guard.websocket_extensions"
-"""Where the environ of a request says what was agreed on before the application is asked."""
+"""Environ key of the extensions that were agreed on before the application is called."""
 
 _LEFT = "guard.has_left"
 
 taken_classes: dict[type, type] = {}
-"""What becomes of a server's objects once their sockets are served here."""
+"""The class that a server's WebSocket object gets when its socket is taken over, by its class."""
 
 
 class RawSocket(NamedTuple):
-    """A connection on which WebSocket frames follow.
+    """A connection that carries WebSocket frames from now on.
 
     Attributes:
         sock: The socket.
-        read_first: Reads what is there, like ``recv``; the HTTP parser may have
-            read more than the request.
-        extensions: What was agreed on.
-        websocket: gevent-websocket's object, or ``None`` where there is none.
+        read_first: Reads like ``recv``, but returns bytes first that the HTTP parser has read
+            beyond the request.
+        extensions: The negotiated extensions, in order.
+        websocket: gevent-websocket's object, or ``None`` under other servers.
     """
 
     sock: Any
@@ -60,7 +60,7 @@ class RawSocket(NamedTuple):
 
 
 def upgrade_problem(environ: WSGIEnvironment) -> str | None:
-    """Say what is wrong with a request for a WebSocket, or ``None``.
+    """Return what is wrong with a WebSocket handshake, or ``None`` if it is valid.
 
     Source:
         RFC 6455, section 4.2.1.
@@ -89,44 +89,42 @@ def upgrade_problem(environ: WSGIEnvironment) -> str | None:
 
 @lru_cache(maxsize=64)
 def _upgrade_headers_problem(upgrade: str, connection: str) -> str | None:
-    """Look at two headers that are the same for nearly all clients."""
+    """Check two headers that are the same for nearly all clients, hence the cache."""
     try:
         protocols = [word.lower() for word in parse_upgrade(upgrade)]
         options = [word.lower() for word in parse_connection(connection)]
     except InvalidHeader:
         return "Upgrade or Connection cannot be read"
-    # A choice of protocols, which the RFC allows, is nothing that the servers understand.
+    # The RFC allows a list of protocols in Upgrade, but the servers do not support one.
     if protocols != ["websocket"] or "upgrade" not in options:
-        return "Upgrade or Connection asks for no WebSocket"
+        return "Upgrade or Connection does not ask for a WebSocket"
     return None
 
 
 def is_too_long(*headers: str) -> bool:
-    """Say whether ``Upgrade`` and ``Connection`` are together longer than any client needs.
+    """Return whether ``Upgrade`` and ``Connection`` together are longer than any client needs.
 
-    Servers and applications take them apart: 60 kB of commas take each of them 3 to 6 ms.
+    Servers and applications parse them, and 60 kB of commas cost each parser 3 to 6 ms.
     """
     return sum(map(len, headers)) > _LONGEST
 
 
 def wants_websocket(environ: WSGIEnvironment) -> bool:
-    """Say whether a request asks for a WebSocket, rightly or not."""
+    """Return whether a request asks for a WebSocket, even in an invalid way."""
     return "websocket" in environ.get("HTTP_UPGRADE", "").lower()
 
 
 def take_socket(environ: WSGIEnvironment, *, is_compressing: bool) -> RawSocket | None:
-    """Take the connection of a request over from its server.
-
-    The handshake is complete afterwards.
+    """Take over the connection of a request from its server and complete the handshake.
 
     Returns:
-        ``None`` if the server does not let go of it.
+        ``None`` if the server gives no access to its socket.
     """
     websocket = environ.get("wsgi.websocket")
     if websocket is not None:
         handler = websocket.handler
         if vars(handler).pop("write", None) is not None:
-            handler.write(b"")  # 101, which was held back
+            handler.write(b"")  # sends the 101 that was held back
         extensions = environ.get(EXTENSIONS, [])
         _forget_body(environ)
         websocket.__class__ = taken_classes.get(type(websocket), type(websocket))
@@ -135,7 +133,7 @@ def take_socket(environ: WSGIEnvironment, *, is_compressing: bool) -> RawSocket 
     if sock is None:
         return None
     header, extensions = agree_on_extensions(environ, is_compressing=is_compressing)
-    environ.pop("eventlet.input", None)  # Engine.IO makes a class of its own for it
+    environ.pop("eventlet.input", None)  # Engine.IO creates a class for each
     _forget_body(environ)
     lines = [
         "HTTP/1.1 101 Switching Protocols",
@@ -150,9 +148,9 @@ def take_socket(environ: WSGIEnvironment, *, is_compressing: bool) -> RawSocket 
 
 
 def _socket_of_uwsgi(environ: WSGIEnvironment) -> Any:
-    """Return the connection of a request that uWSGI serves, or ``None``.
+    """Return the connection of a request that uWSGI serves, or ``None`` under other servers.
 
-    uWSGI's own functions for WebSockets are not in each of its builds, and hide close codes.
+    uWSGI's own WebSocket functions are missing from some of its builds and hide close codes.
 
     Source:
         uWSGI, "The uWSGI Python module": ``connection_fd()``.
@@ -167,7 +165,7 @@ def _socket_of_gevent(environ: WSGIEnvironment) -> Any:
     """Return the connection of a request that gevent's own handler serves, or ``None``.
 
     Source:
-        simple-websocket, ``Server.__init__``: the same way to it.
+        simple-websocket, ``Server.__init__``, which gets the socket in the same way.
     """
     if not environ.get("SERVER_SOFTWARE", "").startswith("gevent/"):
         return None
@@ -177,7 +175,7 @@ def _socket_of_gevent(environ: WSGIEnvironment) -> Any:
 
 
 def leave_uwsgi(environ: WSGIEnvironment) -> None:
-    """Have uWSGI, if it is that, close its connection of a request without an answer."""
+    """Make uWSGI close the connection of a request without a response; no-op elsewhere."""
     uwsgi: Any = sys.modules.get("uwsgi")
     if uwsgi is not None and "uwsgi.version" in environ:
         uwsgi.disconnect()
@@ -185,9 +183,9 @@ def leave_uwsgi(environ: WSGIEnvironment) -> None:
 
 
 def answer_once(environ: WSGIEnvironment, start_response: StartResponse) -> StartResponse:
-    """Return *start_response* such that uWSGI answers no request that :func:`leave_uwsgi` ended.
+    """Wrap *start_response* to ignore a response after :func:`leave_uwsgi` closed the connection.
 
-    Upstream answers one at the end of its WebSocket, which uWSGI takes for an error then.
+    Upstream sends a response when a WebSocket ends, which uWSGI would report as an error.
     """
     if "uwsgi.version" not in environ:
         return start_response
@@ -201,9 +199,9 @@ def answer_once(environ: WSGIEnvironment, start_response: StartResponse) -> Star
 
 
 def _forget_body(environ: WSGIEnvironment) -> None:
-    """Keep nothing of what a request's body is read with, unless it has one.
+    """Replace the body reader of a request without a body, to save memory.
 
-    A connection keeps its environ as long as it lives, and what follows are frames.
+    A WebSocket keeps its environ for as long as it is open.
     """
     if not environ.get("CONTENT_LENGTH"):
         environ["wsgi.input"] = BytesIO()
@@ -215,7 +213,7 @@ def agree_on_extensions(
     """Choose from the extensions that a client offers.
 
     Returns:
-        The header that says so, and the extensions.
+        The value of the ``Sec-WebSocket-Extensions`` header, or ``None``, and the extensions.
 
     Source:
         RFC 7692, section 5: the first acceptable offer of permessage-deflate.
@@ -236,28 +234,28 @@ def agree_on_extensions(
 
 
 def close_frame(code: int, reason: str) -> bytes:
-    """Return a close frame.
+    """Return an unmasked close frame.
 
     Source:
-        RFC 6455, section 5.5.1: code, then a reason of at most 123 bytes.
+        RFC 6455, section 5.5.1: a code, then a reason of at most 123 bytes.
     """
     body = Close(CloseCode(code), cut_reason(reason)).serialize()
     return Frame(Opcode.CLOSE, body).serialize(mask=False)
 
 
 def cut_reason(reason: str) -> str:
-    """Return as much of *reason* as a close frame holds."""
+    """Return *reason* shortened to the 123 bytes of UTF-8 that a close frame can hold."""
     return reason.encode()[:_MAX_REASON].decode(errors="ignore")
 
 
 def refuse_websocket(websocket: Any, reason: str) -> None:
     """Close a WebSocket that gevent-websocket has accepted, with "try again later".
 
-    gevent-websocket's own ``close`` takes a code and leaves it out of the frame.
+    gevent-websocket's own ``close`` accepts a code but omits it from the frame.
 
     Args:
         websocket: ``environ["wsgi.websocket"]``.
-        reason: At most 123 bytes; the client sees it.
+        reason: Sent to the client, cut to 123 bytes.
     """
     with contextlib.suppress(OSError):
         websocket.handler.socket.sendall(close_frame(CloseCode.TRY_AGAIN_LATER, reason))
@@ -265,17 +263,17 @@ def refuse_websocket(websocket: Any, reason: str) -> None:
 
 
 class Silence:
-    """For how long HTTP clients may send nothing, in this process.
+    """The read timeout of HTTP connections in this process.
 
     Attributes:
-        timeout: Seconds; ``None`` for ever.
+        timeout: Seconds; ``None`` for no limit.
     """
 
     timeout: float | None = None
 
 
 def bound_silence(timeout: float) -> None:
-    """Close connections over which no more of a request comes for *timeout* seconds."""
+    """Close HTTP connections that send nothing for *timeout* seconds when a request is read."""
     Silence.timeout = timeout
 
 
@@ -284,29 +282,29 @@ _own_paths: set[str] = set()
 
 
 def hold_answers(path: str) -> None:
-    """Have requests for WebSockets below *path* answered once the application has decided.
+    """Delay the 101 response to WebSocket requests below *path* until the application decides.
 
-    gevent-websocket answers 101 before it asks; what it answers elsewhere is not changed.
+    gevent-websocket sends it before it calls the application, and still does for other paths.
     """
     _own_paths.add(path)
 
 
 def is_answer_held(path: str) -> bool:
-    """Say whether the application decides about requests for WebSockets at *path*."""
+    """Return whether the 101 for WebSocket requests at *path* waits for the application."""
     return any(path.startswith(each) for each in _own_paths)
 
 
 def is_refusable(environ: WSGIEnvironment) -> bool:
-    """Say whether a request can still be answered: no WebSocket has been accepted for it."""
+    """Return whether a request can still get an HTTP response, as no 101 has been sent."""
     websocket = environ.get("wsgi.websocket")
     return websocket is None or "write" in vars(websocket.handler)
 
 
 def offer_compression(path: str) -> None:
-    """Agree to permessage-deflate on requests below *path*, in this process."""
+    """Accept permessage-deflate for requests below *path*, in this process."""
     _compressing_paths.add(path)
 
 
 def is_compression_offered(path: str) -> bool:
-    """Say whether requests for *path* may agree on permessage-deflate."""
+    """Return whether requests for *path* may negotiate permessage-deflate."""
     return any(path.startswith(each) for each in _compressing_paths)

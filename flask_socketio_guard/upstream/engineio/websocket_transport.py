@@ -1,7 +1,7 @@
-"""WebSockets underneath an Engine.IO socket: frames in, frames out, and an end.
+"""WebSocket transports of an Engine.IO socket: they read, write and close.
 
-:class:`ProtocolTransport` runs the sans-I/O protocol of ``websockets`` on the raw socket,
-under gevent; under threads there is :class:`~.library_transport.LibraryTransport`.
+Under gevent, :class:`ProtocolTransport` runs the sans-I/O protocol of ``websockets`` on the raw
+socket. Threaded servers use :class:`~.library_transport.LibraryTransport`.
 """
 
 from __future__ import annotations
@@ -29,96 +29,96 @@ if TYPE_CHECKING:
 
 _BUFFER = 65536
 _BATCH_BYTES = 256 * 1024
-_PIECE = 64 * 1024  # of what is sent by who says nothing before all of it is taken
+_PIECE = 64 * 1024  # bytes per send over TLS, which returns only once all of them are sent
 _MAX_FRAGMENTS = 4096
-_FIRST_SLICE = 2048  # bytes that are parsed in one go
+_FIRST_SLICE = 2048  # bytes that are parsed at once, to begin with
 _MIN_SLICE = 256
-_COMPRESSED_SLICE = 2048  # may become two megabytes
-_TURN = 16  # frames of one client before others have their turn
-_BYTES_PER_FRAME = 4096  # of a message, that count as one more
-_RECV_WEIGHT = 4  # what one piece off the socket counts, in frames
+_COMPRESSED_SLICE = 2048  # may inflate to two megabytes
+_TURN = 16  # frames of one client before control is yielded
+_BYTES_PER_FRAME = 4096  # a message counts as one more frame for each
+_RECV_WEIGHT = 4  # a read from the socket counts as so many frames
 _MAX_ANSWERS = 8
 _POLL_INTERVAL = 0.01  # seconds
 _LOOK_INTERVAL = 2.0  # seconds
 
-# Its own, and quiet: the library tells of the end of each connection.
+# A separate logger at WARNING, because the library logs the end of each connection.
 _logger = logging.getLogger("flask_socketio_guard.websocket")
 _logger.setLevel(logging.WARNING)
 
 
 class WebSocketTransport(Protocol):
-    """A WebSocket of one client."""
+    """The WebSocket of one client."""
 
     is_stuck: bool
-    """Whether the client does not take what is written."""
+    """Whether the client does not read what is written to it."""
     is_leaving: bool
-    """Whether the protocol has ended it, and the last words are still to be read."""
+    """Whether the protocol has closed the connection and the client must still read the rest."""
 
     @property
     def is_over(self) -> bool:
-        """Whether it has been ended."""
+        """Whether the connection has been aborted."""
 
     def receive(self) -> Iterable[str | bytes] | None:
-        """Wait for messages; ``None`` when there will be no more."""
+        """Wait for messages; return ``None`` at the end of the connection."""
 
     def pay(self, size: int) -> None:
-        """Note that a message was acted upon; lets others have their turn when it is time.
+        """Account for a message that was handled, and yield control when a time slice is used up.
 
         Args:
-            size: Its length, in characters or bytes, once it is inflated.
+            size: Length of the message in characters or bytes, after decompression.
         """
 
     def send_at_once(self, text: str) -> None:
-        """Send a message past the queue; for the time before :meth:`start`."""
+        """Send a message ahead of the queue; only before :meth:`start`."""
 
     def start(self) -> None:
-        """Begin to send what waits in the queue."""
+        """Begin to send the queued messages."""
 
     def wake(self) -> None:
-        """Send what has been put into the queue; does not wait."""
+        """Schedule a write of the queued messages; does not block."""
 
     def write_now(self, frames: bytes) -> bool:
-        """Send *frames* if nothing waits before them, and that needs no waiting.
+        """Send *frames* if nothing is queued before them and the call need not block.
 
         Returns:
-            Whether they are on their way; if not, the queue is for them.
+            Whether they were sent. If not, the caller must queue the messages.
         """
 
     def flush(self) -> None:
-        """Send it now, as far as that needs no waiting."""
+        """Send as many of the queued messages as possible without blocking."""
 
     def close(self, code: int, reason: str) -> None:
-        """Send what waits, then a close frame; does not wait."""
+        """Send the queued messages, then a close frame; does not block."""
 
     def leave(self) -> None:
-        """Wait for the client to read the last words, for a while."""
+        """Wait, up to the close timeout, for the client to read the close frame."""
 
     def abort(self) -> None:
-        """End it now; does not wait."""
+        """End the connection without a close frame; does not block."""
 
     def forsake(self) -> None:
-        """Have no part of it, in a forked child, and do nothing to it: it is the parent's."""
+        """Disown the connection in a forked child, without any effect on the parent's."""
 
 
 class ProtocolTransport:
     """A WebSocket on a raw gevent socket.
 
-    There is no task that writes: what waits is written in the next turn of the
-    event loop, for all connections in one go, and only a client that does not
-    take it gets a task that waits for it.
+    It has no writer task. Queued messages are written in the next iteration of the event loop,
+    for all connections in one batch; a task is started only to wait for a client that does not
+    read fast enough.
 
     Args:
         raw: The socket, after the handshake.
-        queue: What waits to be sent.
-        guard: For its settings, runtime and books.
-        max_size: Largest message taken, in bytes.
+        queue: Messages that wait to be sent.
+        guard: Gives access to the settings, the runtime and the telemetry.
+        max_size: Largest message accepted, in bytes.
     """
 
     def __init__(self, raw: RawSocket, queue: SendQueue, guard: Ports, *, max_size: int) -> None:
         self.is_stuck = False
         self.is_leaving = False
         self._sock = raw.sock
-        # gevent's way around it looks at timeouts, which matter to those who wait.
+        # gevent's wrapper handles timeouts, which a non-blocking send does not need.
         self._send = getattr(raw.sock, "_sock", raw.sock).send
         self._read = raw.read_first
         self._queue = queue
@@ -127,7 +127,7 @@ class ProtocolTransport:
         self._is_eager = not guard.config.fast
         self._protocol = WebSocketProtocol(SERVER, max_size=max_size, logger=_logger)
         self._protocol.extensions = raw.extensions
-        # TLS may have to read before it can write, and so cannot be written to in passing.
+        # TLS may have to read before it can write, so it cannot be written to without blocking.
         self._can_flush = not hasattr(raw.sock, "_sslobj")
         self._is_started = False
         self._is_direct = False
@@ -149,7 +149,7 @@ class ProtocolTransport:
 
     @property
     def is_over(self) -> bool:
-        """Whether it has been ended."""
+        """Whether the connection has been aborted."""
         return self._is_over
 
     def receive(self) -> Iterable[str | bytes] | None:
@@ -163,7 +163,7 @@ class ProtocolTransport:
             protocol.receive_data(data[: self._slice])
             self._unparsed = data[self._slice :]
             frames = protocol.events_received()
-            # A buffer holds thousands of the smallest frames, or a part of a large one.
+            # A buffer may hold thousands of tiny frames, or only a part of a large one.
             if len(frames) > _TURN:
                 self._slice = _MIN_SLICE
             elif len(frames) <= 1:
@@ -177,7 +177,7 @@ class ProtocolTransport:
         return None
 
     def _has_ended(self) -> bool:
-        """Say whether nothing that the client still sends is of any interest."""
+        """Return whether anything that the client still sends can be ignored."""
         protocol = self._protocol
         if protocol.state is State.OPEN:
             return False
@@ -189,18 +189,18 @@ class ProtocolTransport:
         self._yield_if_due(_RECV_WEIGHT)
         try:
             data = self._read(_BUFFER)
-        except (OSError, ValueError):  # the latter from a buffered file that is closed
+        except (OSError, ValueError):  # ValueError: the buffered file is closed
             return b""
         self._read = self._sock.recv
         return data
 
     def pay(self, size: int) -> None:
-        """Note that a message was acted upon; see :class:`WebSocketTransport`."""
+        """Account for a message that was handled; see :class:`WebSocketTransport`."""
         if size >= _BYTES_PER_FRAME or clock() >= self._turn_ends_at:
             self._yield_if_due(size // _BYTES_PER_FRAME)
 
     def _yield_if_due(self, weight: int) -> None:
-        """Let others have their turn, now and then: a client may always have something to say."""
+        """Yield control once a time slice is used up, even if the client keeps on sending."""
         turn = self._guard.runtime.loop_iteration()
         now = clock()
         if turn != self._turn:
@@ -243,23 +243,23 @@ class ProtocolTransport:
             self._guard.telemetry.send(Violation("websocket", reason))
 
     def _answer(self, answers: list[bytes]) -> None:
-        """Write what the protocol answers by itself: pongs, and its part of a close."""
+        """Send what the protocol itself produces: pongs and close frames."""
         error = self._protocol.parser_exc
         if error is not None and not isinstance(error, EOFError):
             reason = "size" if isinstance(error, PayloadTooBig) else "websocket"
             self._guard.telemetry.send(Violation(reason, str(error)[:200]))
-        # Answers to the newest pings will do (RFC 6455, section 5.5.3), and so a
-        # client that pings and does not read holds no memory.
+        # Only the most recent pings need a pong (RFC 6455, section 5.5.3), so a client that
+        # sends pings and does not read cannot use up memory.
         self._control = [*self._control, *filter(None, answers)][-_MAX_ANSWERS:]
         self.wake()
 
     def leave(self) -> None:
-        """Let the client read the last words before the connection is gone.
+        """Let the client read the close frame before the connection is closed.
 
-        What it has sent and nobody reads would make TCP reset the connection,
-        and with that throw away the close frame: so it is read, for a while.
+        Unread data would make TCP reset the connection and discard the close frame. Therefore
+        data is read, and ignored, up to the close timeout.
         """
-        self._let_go()
+        self._discard_queue()
         self.flush()
         deadline = self._guard.deadlines.call_later(self._guard.config.close_timeout, self.abort)
         while self.is_stuck and not self._is_over:
@@ -273,19 +273,19 @@ class ProtocolTransport:
     # Writing
 
     def send_at_once(self, text: str) -> None:
-        """Send a message past the queue; see :class:`WebSocketTransport`."""
+        """Send a message ahead of the queue; see :class:`WebSocketTransport`."""
         self._control.append(Frame(Opcode.TEXT, text.encode()).serialize(mask=False))
         self.wake()
 
     def start(self) -> None:
-        """Begin to send what waits in the queue."""
+        """Begin to send the queued messages."""
         self._is_started = True
-        # Each client's compression has a state of its own.
+        # Compression has a state for each client, so frames cannot be shared.
         self._is_direct = self._can_flush and not self._protocol.extensions
         self.wake()
 
     def wake(self) -> None:
-        """Have it written in the next turn of the event loop."""
+        """Schedule a write for the next iteration of the event loop."""
         if not self._is_due and not self.is_stuck:
             self._is_due = True
             if self._is_eager:
@@ -294,15 +294,15 @@ class ProtocolTransport:
                 self._flusher.add(self)
 
     def write_now(self, frames: bytes) -> bool:
-        """Write *frames*, past the queue, if nothing waits; see :class:`WebSocketTransport`."""
-        # Where anything waits in the queue, it is due or somebody is stuck with it.
+        """Write *frames* if nothing is queued before them; see :class:`WebSocketTransport`."""
+        # If anything is queued, a write is due or the client is stuck.
         if self._is_due or self.is_stuck or not self._is_direct:
             return False
         self._write(frames)
         return True
 
     def flush(self) -> None:
-        """Write what the kernel takes without waiting; the rest gets a task."""
+        """Write as much as the kernel accepts without blocking; a task writes the rest."""
         self._is_due = False
         if self.is_stuck or self._is_over:
             return
@@ -312,13 +312,13 @@ class ProtocolTransport:
         while data := self._take():
             if not self._write(data) or not (self._queue or self._farewell):
                 return
-            if self._protocol.extensions:  # to compress takes time, which others want, too
+            if self._protocol.extensions:  # compression is slow: one batch per loop iteration
                 self._is_due = True
                 self._flusher.add(self)
                 return
 
     def _write(self, data: bytes) -> bool:
-        """Write without waiting what the kernel takes; say whether that was all."""
+        """Write *data* without blocking, and return whether the kernel accepted all of it."""
         try:
             sent = self._send(data)
         except BlockingIOError:
@@ -333,7 +333,7 @@ class ProtocolTransport:
         return False
 
     def close(self, code: int, reason: str) -> None:
-        """Send what waits, then a close frame; see :class:`WebSocketTransport`."""
+        """Send the queued messages, then a close frame; see :class:`WebSocketTransport`."""
         if self._farewell is not None or self._is_over or self.is_leaving:
             return
         reason = cut_reason(reason)
@@ -346,34 +346,34 @@ class ProtocolTransport:
         self.wake()
 
     def abort(self) -> None:
-        """End it now: whoever reads or writes finds it closed."""
+        """Shut the socket down, which ends all reads and writes; idempotent."""
         if not self._is_over:
             self._is_over = True
             self._is_direct = False
-            self._let_go()
+            self._discard_queue()
             with contextlib.suppress(OSError):
                 self._sock.shutdown(sockets.SHUT_RDWR)
 
     def forsake(self) -> None:
-        """Have no part of it; see :class:`WebSocketTransport`."""
+        """Disown the connection in a forked child; see :class:`WebSocketTransport`."""
         self._is_over = True
         self._is_direct = False
         silence(self._sock)
 
     def _give_up(self) -> None:
-        """End it, although the client has not answered the close frame."""
-        # After a loop that stood still, this may be due before what waits was written.
+        """Abort a connection whose client has not answered the close frame in time."""
+        # If the event loop was blocked, this timer may fire before the queue was written.
         if self._is_due:
             self.flush()
         self.abort()
 
-    def _let_go(self) -> None:
-        """Give up what waits, unless the session goes on without this WebSocket."""
+    def _discard_queue(self) -> None:
+        """Discard the queue, unless the session continues over polling after a failed upgrade."""
         if self._is_started:
             self._queue.clear()
 
     def _take(self) -> bytes:
-        """Return what is to be written next, as one piece; the last one is done with."""
+        """Return the bytes to write next, or ``b""``; the previous ones must have been sent."""
         if self._control:
             control, self._control = self._control, []
             return b"".join(control)
@@ -382,7 +382,7 @@ class ProtocolTransport:
             if items:
                 if self._protocol.extensions:
                     return b"".join(self._compressed(item) for item in items)
-                if len(items) == 1:  # a broadcast's is not to be copied for each
+                if len(items) == 1:  # do not copy the frames of a broadcast for each recipient
                     frames: bytes = items[0].frames
                     return frames
                 return b"".join([item.frames for item in items])
@@ -406,7 +406,7 @@ class ProtocolTransport:
         self._guard.runtime.start(self._push)
 
     def _push(self) -> None:
-        """Write while the client takes it, however slowly; in a task of its own."""
+        """Write until nothing is left, however slowly the client reads; runs in its own task."""
         piece = None if self._can_flush else _PIECE  # TLS
         try:
             while not self._is_over:
