@@ -13,6 +13,7 @@ import requests
 
 from tests.faults.app import HEALTH_TOKEN
 from tests.support import DeadlineExceeded, GunicornServer, RedisServer, TcpProxy, wait_until
+from tests.support.waiting import USUAL_TIMEOUT
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -147,7 +148,7 @@ def wait_until_delivering(
     source: GunicornServer,
     client: SocketIOClient,
     *,
-    timeout: float = 5.0,
+    timeout: float = USUAL_TIMEOUT,
     message: str = "the listener is deaf",
 ) -> float:
     """Emit from *source* until *client* receives one of those events.

@@ -18,6 +18,7 @@ from tests.faults.watches import (
 )
 from tests.support import wait_until
 from tests.support.raw_clients import RawWebSocket
+from tests.support.waiting import USUAL_TIMEOUT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -119,7 +120,7 @@ def wait_for_numbers(client: RawClient, count: int) -> None:
     assert numbers(client) == list(range(count))
 
 
-def flood_numbers(client: Sleeper, *, until: int, timeout: float = 5.0) -> list[int]:
+def flood_numbers(client: Sleeper, *, until: int, timeout: float = USUAL_TIMEOUT) -> list[int]:
     """Read up to the large event with the number *until*; return the numbers of all."""
     found: list[int] = []
     deadline = time.monotonic() + timeout

@@ -20,6 +20,7 @@ import requests
 from tests.faults.connection_app import EVENTS
 from tests.support import wait_until
 from tests.support.raw_clients import RawWebSocket
+from tests.support.waiting import USUAL_TIMEOUT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -374,7 +375,7 @@ def tables(server: GunicornServer) -> dict[str, int]:
     return found
 
 
-def wait_for_empty_tables(server: GunicornServer, *, timeout: float = 5.0) -> None:
+def wait_for_empty_tables(server: GunicornServer, *, timeout: float = USUAL_TIMEOUT) -> None:
     """Wait until the server remembers nobody."""
 
     def left() -> dict[str, int]:

@@ -15,7 +15,7 @@ import websocket
 from socketio.packet import DISCONNECT, Packet
 
 from demo.clients import OrderedClient
-from tests.support.waiting import wait_until
+from tests.support.waiting import USUAL_TIMEOUT, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import socketio
     from typing_extensions import Self
 
-_CONNECT_TIMEOUT = 5.0
+_CONNECT_TIMEOUT = USUAL_TIMEOUT
 _EVENT_FRAME = re.compile(r"^42(?P<namespace>/[^,]*,)?(?P<id>\d+)?(?P<payload>\[.*\])$", re.DOTALL)
 
 
@@ -111,7 +111,7 @@ class SocketIOClient:
         """Send an event without waiting for an acknowledgement."""
         self._client.emit(event, args, namespace=self.namespace)
 
-    def call(self, event: str, *args: Any, timeout: float = 5.0) -> Any:
+    def call(self, event: str, *args: Any, timeout: float = USUAL_TIMEOUT) -> Any:
         """Send an event and return its acknowledgement.
 
         Raises:
@@ -124,7 +124,7 @@ class SocketIOClient:
         return [item for item in self.received if item.event == event]
 
     def wait_for(
-        self, event: str, *, count: int = 1, timeout: float = 5.0, message: str = ""
+        self, event: str, *, count: int = 1, timeout: float = USUAL_TIMEOUT, message: str = ""
     ) -> list[Received]:
         """Wait until *count* events of that name are there, and return them."""
         wait_until(
@@ -205,19 +205,25 @@ class RawClient:
         number = "" if ack_id is None else str(ack_id)
         self.send(f"42{self._prefix}{number}{json.dumps([event, *args])}")
 
-    def call(self, event: str, *args: Any, ack_id: int, timeout: float = 5.0) -> list[Any]:
+    def call(
+        self, event: str, *args: Any, ack_id: int, timeout: float = USUAL_TIMEOUT
+    ) -> list[Any]:
         """Send an event and return the arguments of its acknowledgement."""
         self.emit(event, *args, ack_id=ack_id)
         return self.wait_for_ack(ack_id, timeout=timeout)
 
-    def wait_for_ack(self, ack_id: int, *, timeout: float = 5.0, message: str = "") -> list[Any]:
+    def wait_for_ack(
+        self, ack_id: int, *, timeout: float = USUAL_TIMEOUT, message: str = ""
+    ) -> list[Any]:
         """Return the arguments of the acknowledgement with that number."""
         prefix = f"43{self._prefix}{ack_id}["
         frame = self.wait_for_frame(prefix, timeout=timeout, message=message)
         arguments: list[Any] = json.loads(frame[len(prefix) - 1 :])
         return arguments
 
-    def wait_for_frame(self, prefix: str, *, timeout: float = 5.0, message: str = "") -> str:
+    def wait_for_frame(
+        self, prefix: str, *, timeout: float = USUAL_TIMEOUT, message: str = ""
+    ) -> str:
         """Return the first frame, past or to come, that begins with *prefix*."""
 
         def find() -> str | None:

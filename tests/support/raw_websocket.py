@@ -14,6 +14,8 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+from tests.support.waiting import USUAL_TIMEOUT
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from types import TracebackType
@@ -27,7 +29,7 @@ NO_MASK = b"\0\0\0\0"
 """A mask that leaves the payload as it is: large frames cost their sender nothing."""
 SEPARATOR = "\x1e"
 """Between the packets of one polling payload (Engine.IO protocol 4)."""
-TIMEOUT = 5.0
+TIMEOUT = USUAL_TIMEOUT
 
 _CHUNK = 65_536
 _FIN, _MASKED = 0x80, 0x80

@@ -26,6 +26,7 @@ from flask_socketio_guard.core.runtime import GeventRuntime, Runtime, ThreadRunt
 from flask_socketio_guard.errors import PublishError
 from flask_socketio_guard.states import ListenerState
 from tests.support import wait_until
+from tests.support.waiting import USUAL_TIMEOUT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -36,14 +37,14 @@ if TYPE_CHECKING:
 
 # Engine.IO's own threads sleep for up to 25 s after their connection has ended.
 _UPSTREAM_THREADS = ("_send_ping", "_service_task")
-_LEFT_BEHIND_TIMEOUT = 3.0
+_LEFT_BEHIND_TIMEOUT = 10.0
 
 
 def wait_for(
     runtime: Runtime,
     condition: Callable[[], object],
     *,
-    timeout: float = 5.0,
+    timeout: float = USUAL_TIMEOUT,
     message: str = "the condition did not come true",
 ) -> None:
     """Wait until *condition* holds, and let the greenlets or threads of *runtime* run."""

@@ -34,13 +34,14 @@ from flask_socketio_guard.app_guard import AppGuard, all_guards
 from flask_socketio_guard.core.runtime import GeventRuntime, Runtime, ThreadRuntime
 from flask_socketio_guard.telemetry import records as signals
 from tests.support.unit_support import wait_for
+from tests.support.waiting import USUAL_TIMEOUT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from websockets.extensions import ClientExtensionFactory, Extension
 
-_TIMEOUT = 5.0
+_TIMEOUT = USUAL_TIMEOUT
 _PATH = "/socket.io/?EIO=4&transport="
 
 
