@@ -148,7 +148,12 @@ def test_a_body_that_is_no_event_costs_its_sender_nothing_but_the_event(
 def test_a_malformed_event_that_wants_an_answer_gets_one(client: PollingClient) -> None:
     client.send("427[5]")
     assert json.loads(client.receive("437")[3:]) == [
-        {"error": {"code": "invalid", "message": "an event is a list that begins with its name"}}
+        {
+            "error": {
+                "code": "invalid",
+                "message": "an event must be a list that begins with its name",
+            }
+        }
     ]
 
 
@@ -272,7 +277,7 @@ def test_an_attachment_that_is_named_many_times_is_refused_before_it_is_there(
     places = ",".join([ATTACHMENT] * 1500)
     with pytest.raises(ProtocolViolation, match="attachment 0 has two places"):
         server._handle_eio_message(sender.eio_sid, f'51-1["echo",{places}]')
-    with pytest.raises(ProtocolViolation, match="nobody announced one"):
+    with pytest.raises(ProtocolViolation, match="none was announced"):
         server._handle_eio_message(sender.eio_sid, b"x" * 1_000_000)
     assert ran == []
     assert not server._binary_packet

@@ -1,1 +1,1 @@
-"""What touches private parts of python-socketio: server, managers, packets."""
+"""Code that touches private parts of python-socketio: server, managers, packets."""

@@ -1,4 +1,4 @@
-"""What a client sends, as a packet: decoded, looked through, and put together."""
+"""Packets from clients: decoded, checked, and reassembled from their attachments."""
 
 from __future__ import annotations
 
@@ -18,41 +18,41 @@ if TYPE_CHECKING:
 
 _BINARY = frozenset({packets.BINARY_EVENT, packets.BINARY_ACK})
 _MAX_ATTACHMENTS = 64
-_MAX_ATTACHMENT_MESSAGES = 8  # the attachments of one packet, in messages of the largest size
-_CONNECT = packets.Packet(encoded_packet="0")  # to "/" and with no more to say; most are
+_MAX_ATTACHMENT_MESSAGES = 8  # for all attachments of a packet, in messages of the largest size
+_CONNECT = packets.Packet(encoded_packet="0")  # to "/" and without data, as most are
 
 RESERVED_EVENTS = frozenset({"connect", "disconnect", "*"})
-"""Names that are no events of a client: handlers of these are for the server to call.
+"""Event names that clients must not send, because only the server calls their handlers.
 
-``"*"`` is here because a catch-all handler takes the first argument of a literal
-``"*"`` event for the session id, and so a client could act as any other.
+``"*"`` is reserved because a catch-all handler would take the first argument of a literal
+``"*"`` event for the session id, so a client could impersonate any other.
 """
 
 
 def nothing() -> None:
-    """Do nothing."""
+    """Do nothing; the default where a callback is optional."""
 
 
 def decode(
     packet_class: Any, data: Any, *, max_containers: int, pause: Callable[[], object] = nothing
 ) -> Any:
-    """Return a packet, without its attachments.
+    """Return the packet in *data*, still without its attachments.
 
     Args:
-        packet_class: That of the server.
-        data: What the client sent.
-        max_containers: Lists and objects that it may hold.
-        pause: Lets others have their turn, while a large one is decoded.
+        packet_class: The packet class of the server.
+        data: The message from the client.
+        max_containers: Most lists and objects that the packet may hold.
+        pause: Called regularly to yield control while a large packet is decoded.
 
     Raises:
-        ProtocolViolation: *data* is none.
+        ProtocolViolation: *data* is not a valid packet, or exceeds a limit.
     """
     if not data:
         raise ProtocolViolation("packet", "empty")
     if data == "0" and packet_class.decode is packets.Packet.decode:
         return _CONNECT
     if packet_class.uses_binary_events and not isinstance(data, str):
-        raise ProtocolViolation("attachments", "nobody announced one")
+        raise ProtocolViolation("attachments", "none was announced")
     is_large = len(data) >= IN_PIECES and not is_quick(data)
     take_turn = TimeSlice(pause).check if is_large else nothing
     try:
@@ -83,15 +83,21 @@ def decode(
 def attach(packet: Any, data: Any, *, max_size: int) -> bool:
     """Add an attachment to a packet.
 
+    Args:
+        packet: The packet, as :func:`decode` returned it.
+        data: The next message from the client.
+        max_size: Largest size of one message, in bytes; the attachments of a packet together
+            may have eight times as many.
+
     Returns:
-        Whether it was the last.
+        Whether the packet is now complete.
 
     Raises:
-        ProtocolViolation: *data* is none, does not fit, or is too large.
+        ProtocolViolation: *data* is not an attachment, does not fit, or is too large.
 
     Source:
         Socket.IO protocol v5, "Packet encoding": a packet with attachments is
-        followed by just as many binary messages.
+        followed by exactly that many binary messages.
     """
     if not isinstance(data, (bytes, bytearray)):
         raise ProtocolViolation("attachments", "text instead of an attachment")
@@ -112,7 +118,7 @@ def attach(packet: Any, data: Any, *, max_size: int) -> bool:
 
 @lru_cache(maxsize=16)
 def _is_put_together_here(packet_class: Hashable) -> bool:
-    """Say whether the application leaves it to upstream to put packets together."""
+    """Return whether the class reassembles packets with upstream's methods, not overridden ones."""
     return all(
         getattr(getattr(packet_class, name), "__func__", getattr(packet_class, name))
         is getattr(getattr(packets.Packet, name), "__func__", getattr(packets.Packet, name))
@@ -121,21 +127,21 @@ def _is_put_together_here(packet_class: Hashable) -> bool:
 
 
 def name_of(data: object) -> object:
-    """Return the name of an event, or what there is instead."""
+    """Return the event's name from the body of an EVENT packet, or a malformed body itself."""
     return data[0] if isinstance(data, list) and data else data
 
 
 def invalid_event(data: object) -> EventInvalid | None:
-    """Say what is wrong with *data*, the decoded body of an EVENT packet.
+    """Return what is wrong with *data*, the decoded body of an EVENT packet.
 
     Returns:
-        ``None`` if it is a list that begins with a name, and the name is not reserved.
+        ``None`` if it is a list that begins with a name that is not reserved.
 
     Source:
         Socket.IO protocol v5, EVENT: a non-empty array whose first item is the event's name.
     """
     if not isinstance(data, list) or not data or not isinstance(data[0], str):
-        return EventInvalid("an event is a list that begins with its name")
+        return EventInvalid("an event must be a list that begins with its name")
     if data[0] in RESERVED_EVENTS:
         return EventInvalid("this event name is reserved", code="reserved_event")
     return None

@@ -1,4 +1,4 @@
-"""One emit, on its way to the clients of this process and to other processes."""
+"""The record of one emit, passed to the clients of this process and to other processes."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ if TYPE_CHECKING:
 
 
 class Emission(NamedTuple):
-    """What is emitted, to whom, and how.
+    """An event to emit, its recipients, and its options.
 
     Attributes:
-        event: Its name.
-        data: As the application gave it: a tuple is several arguments.
+        event: Name of the event.
+        data: The data as the application passed it; a tuple stands for several arguments.
         namespace: Socket.IO namespace.
-        room: A room or session id, a collection of these, or ``None`` for everybody.
-        skip_sid: Those who do not get it.
-        callback: Called with the answer of each client.
-        is_volatile: Whether it may be dropped for a client that is slow.
-        is_ready_only: Whether only those get it that have finished their handshake.
+        room: A room or session id, a collection of these, or ``None`` for all clients.
+        skip_sid: A session id, or a collection of them, that does not receive the event.
+        callback: Called with the acknowledgement of each client.
+        is_volatile: Whether it may be dropped for a slow client.
+        is_ready_only: Whether it goes only to clients that have finished their handshake.
     """
 
     event: str
@@ -36,14 +36,14 @@ class Emission(NamedTuple):
 
     @property
     def body(self) -> list[Any]:
-        """The body of an EVENT packet."""
+        """The body of an EVENT packet: a list of the event's name and its arguments."""
         data = self.data
         if isinstance(data, tuple):
             return [self.event, *data]
         return [self.event] if data is None else [self.event, data]
 
     def as_it_is(self) -> Emission:
-        """Return it such that no change of what it holds shows: it is sent later."""
+        """Return a copy that does not change with the application's objects before it is sent."""
         return self._replace(
             data=_snapshot(self.data),
             room=_kept(self.room),
@@ -52,7 +52,7 @@ class Emission(NamedTuple):
 
 
 def best_of(outcomes: list[SendOutcome]) -> SendOutcome:
-    """Return what became of a message for whom it went best."""
+    """Return the best of several recipients' outcomes: queued, then slow, then closed."""
     for outcome in (SendOutcome.QUEUED, SendOutcome.DROPPED_SLOW):
         if outcome in outcomes:
             return outcome
@@ -60,12 +60,12 @@ def best_of(outcomes: list[SendOutcome]) -> SendOutcome:
 
 
 def is_several(room: Any) -> bool:
-    """Say whether *room* is a collection of rooms; as upstream does."""
+    """Return whether *room* is a collection of rooms, by the same test as upstream's."""
     return not isinstance(room, str) and room is not None and hasattr(room, "__len__")
 
 
 def as_returned(room: Any) -> Any:
-    """Return *room* as it comes back from another process: JSON knows no tuples."""
+    """Return *room* as it looks after a round trip through JSON, which has no tuples."""
     return list(room) if isinstance(room, tuple) else room
 
 
@@ -76,5 +76,5 @@ def _kept(room: Any) -> Any:
 def _snapshot(data: Any) -> Any:
     try:
         return copy.deepcopy(data)
-    except Exception:  # noqa: BLE001 - an application's JSON may hold anything
+    except Exception:  # noqa: BLE001 - with its own JSON module, an application may emit any object
         return data

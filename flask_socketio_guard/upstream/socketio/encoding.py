@@ -1,7 +1,7 @@
-"""Packets as upstream reads and writes them, with an encoder and a decoder that are kept.
+"""Packets in upstream's format, with a JSON encoder and decoder that are reused.
 
-The functions of the standard library make an object for every call whose options are
-not their defaults, and those of upstream never are.
+The functions of the standard library create an encoder or decoder for every call with options
+that are not the defaults, as all of upstream's calls have.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ if TYPE_CHECKING:
 
 _SEPARATORS: Final = (",", ":")
 _NEVER_BINARY: Final = frozenset({str, int, float, bool, type(None)})
-_SHORT: Final = 4096  # characters; an integer of so many digits costs microseconds
+_SHORT: Final = 4096  # characters; an integer of this length costs microseconds
 _FEW: Final = 3  # name and first arguments, where most attachments are
-_SMALL: Final = 512  # characters: to look costs as much as it saves
+_SMALL: Final = 512  # characters; below this, the search costs as much as it saves
 _LARGE: Final = 16 * 1024  # characters
 IN_PIECES: Final = 32 * 1024
-"""Characters of JSON from which on it may be decoded in pieces; fewer take at most 2 ms."""
-_QUICK: Final = 256 * 1024  # characters; of nothing but escapes 1.6 ms
-_FEW_VALUES: Final = 8192  # numbers or members; 0.7 to 1.2 ms
-_MAX_DIGITS: Final = 100  # that upstream takes
+"""Shortest JSON text, in characters, that is decoded in pieces; shorter ones take at most 2 ms."""
+_QUICK: Final = 256 * 1024  # characters; takes 1.6 ms if all are escapes
+_FEW_VALUES: Final = 8192  # numbers or members; they take 0.7 to 1.2 ms
+_MAX_DIGITS: Final = 100  # longest integer that upstream accepts
 _TOO_LONG: Final = b"0" * (_MAX_DIGITS + 1)
 _STRIDE: Final = 25
 _PLACEHOLDER: Final = '"_placeholder"'
@@ -44,69 +44,71 @@ _scan_fast = JSONDecoder().scan_once  # type: ignore[attr-defined]
 
 
 def is_quick(packet: str | bytes) -> bool:
-    """Say whether *packet*, though long, is decoded in 2 ms: it is hardly more than a long text.
+    """Return whether *packet*, although long, decodes within 2 ms: mostly one long string.
 
-    Pieces would gain nothing, and cost 100 kB of text half as much again.
+    Decoding in pieces would gain nothing and make 100 kB of text half as slow again.
     """
     return (
         isinstance(packet, str)
         and len(packet) <= _QUICK
         and is_flat(packet)
-        # To find none is ten times as fast as to count.
+        # The search for a single comma is ten times as fast as a count.
         and (packet.find(",", HEAD) < 0 or packet.count(",") <= _FEW_VALUES)
     )
 
 
 def _has_only_short_numbers(text: str) -> bool:
-    """Say whether no integer in *text* is too long for upstream."""
-    # Of a hundred characters in a row it meets four.
+    """Return whether no integer in *text* is too long for upstream."""
+    # The stride samples four of any hundred consecutive characters.
     if b"0000" not in text[::_STRIDE].encode("utf-8", "surrogatepass").translate(_ZEROS):
         return True
     return _TOO_LONG not in text.encode("utf-8", "surrogatepass").translate(_ZEROS)
 
 
 def _scan_for(text: str) -> Any:
-    """Return what decodes *text*: the faster one where no integer is too long for upstream."""
-    # A function of Python for each integer is half of what a table of numbers costs.
+    """Return the scanner for *text*: the fast one if no integer is too long for upstream."""
+    # A call of a Python function for each integer is half the cost of a table of numbers.
     size = len(text)
     is_fast = size <= _MAX_DIGITS or (size > _SMALL and _has_only_short_numbers(text))
     return _scan_fast if is_fast else _scan
 
 
-class _Manners(NamedTuple):
-    """How a large packet is decoded; see :class:`~...events.pieces.PieceDecoder`."""
+class _PieceOptions(NamedTuple):
+    """Options for decoding a large packet; see :class:`~...events.pieces.PieceDecoder`."""
 
     max_containers: int
     take_turn: Callable[[], object]
 
 
-_manners: ContextVar[_Manners | None] = ContextVar("socketio_guard_manners", default=None)
+_piece_options: ContextVar[_PieceOptions | None] = ContextVar(
+    "socketio_guard_piece_options", default=None
+)
 
 
 @contextmanager
 def decoding_in_pieces(*, max_containers: int, take_turn: Callable[[], object]) -> Iterator[None]:
-    """Have :meth:`KeptJSON.loads` decode piece by piece, and look at the shape of each.
+    """Make :meth:`KeptJSON.loads` decode in pieces and check the shape of each.
 
     Args:
-        max_containers: Lists and objects that a text may hold.
+        max_containers: Most lists and objects that a text may hold.
         take_turn: See :class:`~...events.pieces.PieceDecoder`.
     """
-    token = _manners.set(_Manners(max_containers, take_turn))
+    token = _piece_options.set(_PieceOptions(max_containers, take_turn))
     try:
         yield
     finally:
-        _manners.reset(token)
+        _piece_options.reset(token)
 
 
 def _kept_encoder(encoder: JSONEncoder) -> Callable[[object], str]:
-    """Return ``encode`` of *encoder*, but the part in C is made once.
+    """Return a function like ``encoder.encode`` that creates the encoder in C only once.
 
-    The standard library makes one for each call, so that each has a memory of its own for
-    what refers to itself. Without one that is found by the depth, and then told as always.
+    The standard library creates one for each call, with a table to detect circular references.
+    Without that table they end in a RecursionError, after which *encoder* itself reports them.
 
     Source:
-        CPython, ``Lib/json/encoder.py``, ``JSONEncoder.iterencode``. Where it is not what
-        it was in 3.10 to 3.14, the encoder itself is returned.
+        CPython, ``Lib/json/encoder.py``, ``JSONEncoder.iterencode``, as in 3.10 to 3.14. If
+        the interpreter differs, ``encoder.encode`` itself is returned.
     """
     encode = encoder.encode
     try:
@@ -141,14 +143,14 @@ _encode_spaced = _kept_encoder(JSONEncoder())
 _encode_spaced_strict = _kept_encoder(JSONEncoder(allow_nan=False))
 
 encode_strict = _kept_encoder(JSONEncoder(separators=_SEPARATORS, allow_nan=False))
-"""Returns a value as JSON text; raises what ``json.dumps`` raises, for NaN and infinity too.
+"""Returns a value as JSON text. Raises like ``json.dumps``, and ValueError for NaN and infinity.
 
-They are none of JSON's: a browser that is sent one drops its connection with "parse error".
+JSON has no such numbers: a browser that receives one drops its connection with "parse error".
 """
 
 
 class StrictJSON:
-    """Stands in for ``engineio.json``, the module, and refuses NaN and infinity."""
+    """Replaces the module ``engineio.json`` and refuses NaN and infinity."""
 
     JSONDecodeError = upstream_json.JSONDecodeError
     loads = staticmethod(upstream_json.loads)
@@ -158,13 +160,13 @@ class StrictJSON:
         """Return *value* as JSON text.
 
         Raises:
-            ValueError: It holds a NaN or an infinity.
+            ValueError: *value* holds a NaN or an infinity.
         """
         return upstream_json.dumps(value, **{"allow_nan": False, **options})
 
 
 class KeptJSON(StrictJSON):
-    """The same, with an encoder and a decoder that are kept."""
+    """`StrictJSON` with an encoder and a decoder that are reused."""
 
     @staticmethod
     def dumps(value: object, **options: Any) -> str:
@@ -175,65 +177,65 @@ class KeptJSON(StrictJSON):
 
     @staticmethod
     def loads(text: str | bytes | bytearray, **options: Any) -> Any:
-        """Return what JSON *text* holds.
+        """Return the value of JSON *text*.
 
         Raises:
-            ValueError: It is none.
+            ValueError: *text* is not JSON, or holds an integer of more than 100 digits.
         """
         if isinstance(text, str) and not options:
-            manners = _manners.get()
-            if manners is not None:
-                return PieceDecoder(text, scan_for=_scan_for, **manners._asdict()).decode()
+            in_pieces = _piece_options.get()
+            if in_pieces is not None:
+                return PieceDecoder(text, scan_for=_scan_for, **in_pieces._asdict()).decode()
             size = len(text)
             scan = _scan_for(text)
             try:
                 value, end = scan(text, 0) if size < _LARGE else without_gc(scan, text)
             except StopIteration:
                 end = -1
-            # Space around it, and what else there may be, is for the decoder to look at.
+            # Whitespace around the value, and any error, is left to the decoder.
             return value if end == len(text) else _decoder.decode(text)
         return upstream_json.loads(text, **options)
 
 
 class QueueJSON(KeptJSON):
-    """The same for what processes of the fleet say to each other: bytes, and short.
+    """`KeptJSON` for messages between processes, which are short and arrive as bytes.
 
-    They may say NaN: what a client of another kind than a browser has answered.
+    NaN is allowed: a client other than a browser may have sent it in an acknowledgement.
     """
 
     @staticmethod
     def dumps(value: object, **options: Any) -> str:
-        """Return *value* as JSON text."""
+        """Return *value* as JSON text, with NaN and infinity as in ``json.dumps``."""
         return upstream_json.dumps(value, **options) if options else _encode_spaced(value)
 
     @staticmethod
     def loads(text: str | bytes | bytearray, **options: Any) -> Any:
-        """Return what JSON *text* holds; as upstream's, but for integers.
+        """Return the value of JSON *text*, with long integers allowed in short texts.
 
-        Upstream refuses one of more than 100 digits wherever it is.
+        Upstream refuses every integer of more than 100 digits.
 
         Raises:
-            ValueError: It is none.
+            ValueError: *text* is not JSON, or upstream refuses it.
         """
         if isinstance(text, bytes) and len(text) <= _SHORT:
             try:
-                ascii_text = str(text, "ascii")  # upstream asks which kind of Unicode it is
+                ascii_text = str(text, "ascii")  # skips upstream's detection of UTF-8, -16 or -32
                 value, end = _scan_fast(ascii_text, 0)
                 if end == len(ascii_text):
                     return value
             except (ValueError, StopIteration):
-                pass  # it says what is wrong, if anything is
+                pass  # upstream raises the proper error, if there is one
         return upstream_json.loads(text, **options)
 
 
 class KeptPacket(Packet):
-    """Stands in for upstream's packet class."""
+    """Replaces upstream's packet class, with `KeptJSON` and a faster search for bytes."""
 
     json = KeptJSON
 
     @classmethod
     def data_is_binary(cls, data: Any) -> bool:
-        """Say whether *data* holds bytes somewhere; as upstream's, which looks at all of it."""
+        """Return whether *data* contains bytes, like upstream, which does not stop at the first."""
         kind = type(data)
         if kind in _NEVER_BINARY:
             return False
@@ -255,8 +257,8 @@ def encoded(
     """Return an EVENT or ACK packet as *packet_class* encodes it.
 
     Raises:
-        ValueError: It is one of JSON, and holds a NaN, an infinity, or a placeholder of an
-            attachment that is not its own.
+        ValueError: The packet is JSON and holds a NaN, an infinity, or a placeholder for an
+            attachment that does not belong to it.
 
     Source:
         Socket.IO protocol v5, "Packet encoding".
@@ -274,25 +276,26 @@ def encoded(
 
 
 def without_attachments(data: list[Any]) -> tuple[list[Any], list[bytes]]:
-    """Return *data* with placeholders for the bytes in it, and these bytes.
+    """Return *data* with its bytes replaced by placeholders, and the bytes in order.
 
     Raises:
-        ValueError: There are placeholders in it already, such as a client may have sent as plain
-            JSON. With a number of an attachment they would stand for it any number of times in
-            another process; with any other, browsers drop their connections.
+        ValueError: *data* already contains placeholders, which a client may have sent as plain
+            JSON. With the number of an attachment, each would repeat that attachment in another
+            process; with any other number, browsers drop their connections.
     """
     data, attachments = Packet.deconstruct_binary(data)
     try:
         Places(data, len(attachments))
     except ValueError as exc:
-        raise ValueError(f"it holds a placeholder of an attachment: {exc}") from exc
+        raise ValueError(f"it holds a placeholder for an attachment: {exc}") from exc
     return data, attachments
 
 
 def _as_text(data: list[Any]) -> str | None:
-    """Return *data* as JSON text; ``None`` if there are bytes in it, which go beside it.
+    """Return *data* as JSON text, or ``None`` if it contains bytes, which become attachments.
 
-    To look for them in all of it costs more than to find out by an error.
+    Only the first values are checked for bytes. Beyond these, the encoder's error is cheaper than
+    a search through all of *data*.
     """
     for value in data[:_FEW]:
         if type(value) is bytes:
@@ -306,36 +309,37 @@ def _as_text(data: list[Any]) -> str | None:
 
 
 def is_json(packet_class: Any) -> bool:
-    """Say whether packets of that class are JSON text, whoever writes it."""
+    """Return whether packets of that class are JSON text, of whichever JSON module."""
     return packet_class.encode is Packet.encode
 
 
 def refuse_nan(text: str | bytes) -> None:
-    """Raise if *text*, JSON that a module of the application wrote, holds what JSON has not.
+    """Check JSON *text* from an application's own JSON module.
 
     Raises:
-        ValueError: It holds a NaN or an infinity.
+        ValueError: *text* holds a NaN or an infinity, which JSON does not allow.
     """
     if isinstance(text, bytes):
         text = text.decode()
     if ("NaN" in text or "Infinity" in text) and _NO_NUMBER.search(_STRINGS.sub("", text)):
-        raise ValueError("JSON knows neither NaN nor Infinity")
+        raise ValueError("JSON allows neither NaN nor Infinity")
 
 
-_STRINGS = re.compile(r'^[^\[{"]*|"(?:[^"\\]|\\.)*"')  # and the head of a packet, with a namespace
+_STRINGS = re.compile(r'^[^\[{"]*|"(?:[^"\\]|\\.)*"')  # or the head of a packet, with a namespace
 _NO_NUMBER = re.compile("NaN|Infinity")
 
 
 def encoded_for_queue(json: Any, packet_class: Any, message: dict[str, Any]) -> bytes:
-    """Return an event for other processes as JSON text, which goes into packets there.
+    """Return the JSON text of an event for other processes, which put it into packets.
 
     Args:
-        json: That of the manager.
-        packet_class: That of the server; what packets can hold that are no JSON may pass.
-        message: See upstream's ``PubSubManager.emit``.
+        json: The JSON module of the manager.
+        packet_class: The packet class of the server, or ``None``. If its packets are not JSON,
+            NaN and infinity are allowed.
+        message: A dict, as in upstream's ``PubSubManager.emit``.
 
     Raises:
-        ValueError: It holds a NaN or an infinity.
+        ValueError: *message* holds a NaN or an infinity.
     """
     if json is QueueJSON and packet_class is KeptPacket:
         return _encode_spaced_strict(message).encode()
@@ -348,14 +352,14 @@ def encoded_for_queue(json: Any, packet_class: Any, message: dict[str, Any]) -> 
 def encoded_event(
     packet_class: Any, event: str, arguments: str, namespace: str, id: int
 ) -> str | bytes | list[Any]:
-    """Return an EVENT packet whose arguments are there as the JSON text of a list.
+    """Return an EVENT packet for arguments that are already JSON text.
 
     Args:
         packet_class: See :func:`encoded`.
-        event: Its name.
-        arguments: Without spaces around it.
+        event: Name of the event.
+        arguments: JSON text of a list, without whitespace around it.
         namespace: Socket.IO namespace.
-        id: Of the acknowledgement.
+        id: Id of the acknowledgement.
     """
     if packet_class is not KeptPacket:
         return encoded(packet_class, EVENT, [event, *_decoder.decode(arguments)], namespace, id)
@@ -365,11 +369,13 @@ def encoded_event(
 
 
 def keep_json(server: Any, *, is_fast: bool) -> None:
-    """Have a ``socketio.Server`` and its manager use it, unless the application has its own.
+    """Install these JSON classes in a ``socketio.Server`` and its manager.
+
+    An application's own JSON module or packet class is kept.
 
     Args:
-        server: Not guarded yet, or only just.
-        is_fast: Whether encoder and decoder are kept.
+        server: A server whose class has not been replaced yet, or only just.
+        is_fast: Whether to reuse the encoder and decoder, that is, the setting ``FAST``.
     """
     packet_class, manager = server.packet_class, server.manager
     if is_fast and manager.json in (upstream_json, standard_json):

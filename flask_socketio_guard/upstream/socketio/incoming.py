@@ -1,4 +1,4 @@
-"""What comes from clients: events to their handlers, and acknowledgements."""
+"""Packets from clients: events go to their handlers, acknowledgements to their callbacks."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _IN_PLACE = frozenset({"connect", "disconnect"})
 
 
 class _ClientEvent(Arrival):
-    """An event on its way to its handler."""
+    """An event from a client, from its arrival until its handler begins."""
 
     __slots__ = ("_ack_id", "_connection", "_data", "_namespace", "_server", "ordering_key")
 
@@ -72,7 +72,7 @@ class _ClientEvent(Arrival):
 
     def lose(self) -> None:
         connection = self._connection
-        error = EventRejected("the connection ended before its turn came", code="gone")
+        error = EventRejected("the connection closed before the event could run", code="gone")
         self._server._reject(
             connection.eio_sid,
             self._namespace,
@@ -85,7 +85,7 @@ class _ClientEvent(Arrival):
 
 
 def _begin(handler: Callable[..., object], *args: object) -> object:
-    """Call a handler that Flask-SocketIO knows nothing of, and note that it has begun."""
+    """Call a handler that is not Flask-SocketIO's, and record that the event has begun."""
     arrival = arriving.get()
     if arrival is not None:
         arrival.begin()
@@ -93,17 +93,17 @@ def _begin(handler: Callable[..., object], *args: object) -> object:
 
 
 class Incoming(_Server):
-    """The part of a guarded server that every packet of a client passes through."""
+    """The part of a guarded server that handles packets from clients."""
 
     guard: Ports
     is_logged = False
-    """Whether anybody takes the lines that upstream writes of each event."""
+    """Whether upstream's log line for each event would be emitted."""
 
     def _trigger_event(self, event: str, namespace: str, *args: Any) -> object:
         call = self._call_for(event, namespace, args)
         if call is None:
             return self.not_handled
-        # In threading mode, a timeout takes a thread of its own.
+        # In threading mode, the call runs in a thread of its own, because of the timeout.
         if event == "connect" and not self._has_test_client:
             call = partial(
                 self.guard.runtime.call_with_timeout, call, self.guard.config.connect_timeout
@@ -122,14 +122,14 @@ class Incoming(_Server):
     def _call_for(
         self, event: str, namespace: str, args: tuple[Any, ...]
     ) -> Callable[[], object] | None:
-        """Return a call of the handler of *event*, if there is one.
+        """Return a call of the handler for *event*, with arguments that fit it, if there is one.
 
-        To be called once: upstream calls connect and disconnect handlers a second time, with
-        other arguments, after any TypeError.
+        Upstream instead calls connect and disconnect handlers a second time, with other
+        arguments, after any TypeError.
         """
         handler, handler_args = self._get_event_handler(event, namespace, args)
         if handler is not None:
-            # Flask-SocketIO's own fits the arguments itself, and says when it begins.
+            # Flask-SocketIO's own wrapper fits the arguments and records the beginning itself.
             if getattr(handler, "__globals__", None) is vars(flask_socketio):
                 return partial(handler, *handler_args)
             if event in _IN_PLACE:
@@ -149,29 +149,29 @@ class Incoming(_Server):
         return partial(_begin, handler.trigger_event, event, *handler_args)
 
     def _call_apart(self, run: Callable[[], object], event: str) -> object:
-        """Call *run*, which leads to a handler, such that nothing of it is left to another.
+        """Call *run*, which calls a handler, in a context that leaks nothing into later calls.
 
-        Other events have a task each. These come in the task of the connection, which may be
-        that of requests before and after it.
+        Most events have a task each. These run in the task of the connection, which may also
+        serve requests before and after it.
         """
         runtime = self.guard.runtime
         if self._has_test_client:
             return run()
         if event != "connect":
             context = contextvars.Context()
-            # What the event loop itself calls, such as a timer of gevent, may not wait.
+            # Callbacks of the event loop itself, such as gevent's timers, must not block.
             return runtime.call_apart(run, context) if runtime.can_wait() else context.run(run)
-        context = contextvars.copy_context()  # middleware in front may have left something for it
-        # A thread has been made for the sake of its timeout.
+        context = contextvars.copy_context()  # WSGI middleware may have set variables for it
+        # Under threads, the timeout already gives it a thread of its own.
         return runtime.call_apart(run, context) if runtime.can_kill else context.run(run)
 
     # Packets
 
     def _handle_eio_message(self, eio_sid: str, data: Any) -> None:
-        """Act on one message of a transport session.
+        """Handle one message of an Engine.IO session.
 
         Raises:
-            ProtocolViolation: It is no packet of Socket.IO, or not now.
+            ProtocolViolation: The message is not a Socket.IO packet, or must not be sent now.
         """
         packet = self._decode(eio_sid, data)
         if packet is None:
@@ -203,7 +203,7 @@ class Incoming(_Server):
             raise ProtocolViolation("packet", f"a Socket.IO packet of type {kind}")
 
     def _decode(self, eio_sid: str, data: Any) -> Any:
-        """Return the packet that *data* completes; ``None`` if attachments are to follow."""
+        """Return the packet that *data* completes, or ``None`` if attachments must follow."""
         packet = self._binary_packet.get(eio_sid)
         if packet is not None:
             if not attach(packet, data, max_size=self.eio.max_http_buffer_size):
@@ -235,7 +235,7 @@ class Incoming(_Server):
                 self.logger.warning("%s is not connected to namespace %s", sid, namespace)
             error = EventRejected("not connected to this namespace", code="gone")
             socket = self.eio.sockets.get(eio_sid)
-            # Who was refused may have sent it before that was known.
+            # A refused client may have sent the event before it learned of the refusal.
             is_answered = socket is not None and socket.refused_by == namespace
             ack_id = packet.id if is_answered else None
             self._reject(eio_sid, namespace, ack_id, sid, data, error)
@@ -253,7 +253,7 @@ class Incoming(_Server):
                 )
                 self._call_apart(run, data[0])
                 return
-            ordering_key = ()  # what waits for the connect handler is handled in order, too
+            ordering_key = ()  # events that wait for the connect handler also stay in order
         elif self.guard.is_ordered(namespace, data[0]):
             ordering_key = (namespace, data[0])
         event = _ClientEvent(self, connection, packet, ordering_key)
@@ -306,7 +306,7 @@ class Incoming(_Server):
                 return
         try:
             reply = self._trigger_event(data[0], namespace, sid, *data[1:])
-        except Exception as exc:  # noqa: BLE001 - the application's own one may raise anything
+        except Exception as exc:  # noqa: BLE001 - an overridden method may raise anything
             reply = self.guard.handlers.fail(data[0], namespace, sid, exc).reply
         if id is None or reply is self.not_handled:
             return
@@ -314,6 +314,6 @@ class Incoming(_Server):
             self._acknowledge(eio_sid, namespace, id, reply)
         except OutputTooLarge as exc:
             self._reject(eio_sid, namespace, id, sid, data, exc)
-        except Exception as exc:  # noqa: BLE001 - what a handler returns may hold anything
+        except Exception as exc:  # noqa: BLE001 - a handler may return anything
             refusal = self.guard.handlers.fail(data[0], namespace, sid, exc)
             self._acknowledge(eio_sid, namespace, id, refusal.reply)

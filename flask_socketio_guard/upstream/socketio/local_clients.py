@@ -1,4 +1,4 @@
-"""Who of this process's clients a message is for, and the way to them."""
+"""The clients of this process: who they are, and how to send events to them."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 
 class LocalClients:
-    """The clients of this process, as those who ask them see them.
+    """The clients of this process, as seen by code that needs acknowledgements from them.
 
     Args:
-        connections: All of them.
-        manager: Knows their rooms, and sends.
-        callbacks: Where answers are waited for.
+        connections: All connections of this process.
+        manager: The guarded manager, which holds the rooms and sends.
+        callbacks: The table of pending acknowledgements.
     """
 
     def __init__(self, connections: Connections, manager: Any, callbacks: CallbackTable) -> None:
@@ -30,39 +30,39 @@ class LocalClients:
         self._callbacks = callbacks
 
     def present(self) -> Iterator[tuple[str, str]]:
-        """Yield what clients can be reached by, with namespaces: session ids and rooms."""
+        """Yield (room, namespace) for each room of each client; session ids are rooms, too."""
         for connection in self._connections.values():
             for room in self.rooms_of(connection.sid, connection.namespace):
                 yield room, connection.namespace
 
     def rooms_of(self, sid: str, namespace: str) -> Iterator[str]:
-        """Yield what one client can be reached by."""
+        """Yield the rooms of one client whose names are strings, with its session id."""
         for room in self._manager.get_rooms(sid, namespace):
             if isinstance(room, str):
                 yield room
 
     def find(self, recipient: str, namespace: str) -> list[str]:
-        """Return those who have that session id or are in that room, and are let in."""
+        """Return the session ids of open connections that have that id or are in that room."""
         clients = self._manager.clients_in(namespace, recipient)
         return [sid for sid, _ in clients if self.is_open(sid)]
 
     def is_open(self, sid: str) -> bool:
-        """Say whether a client is let in, and not leaving."""
+        """Return whether a client has been accepted and is not closing."""
         connection = self._find(sid)
         return connection is not None and connection.is_open
 
     def is_here(self, sid: str) -> bool:
-        """Say whether a client is here; it may not be let in yet, or be leaving."""
+        """Return whether this process has the client; it may still be connecting or closing."""
         connection = self._find(sid)
         return connection is not None and connection.state is not ConnectionState.CLOSED
 
     def transport_of(self, sid: str) -> str | None:
-        """Return what the transport of a client is known by, unless that has ended."""
+        """Return the id of a client's transport, or ``None`` if either has ended."""
         connection = self._find(sid)
         return None if connection is None else connection.surviving_transport()
 
     def ask(self, sid: str, question: Question) -> int | None:
-        """Send an event to a client that is to acknowledge it; see the manager's ``ask``."""
+        """Send an event that the client must acknowledge; see the manager's ``ask``."""
         connection = self._find(sid)
         if connection is None:
             return None
@@ -70,5 +70,5 @@ class LocalClients:
         return asked
 
     def forget(self, ack_id: int, sid: str) -> None:
-        """Wait for that acknowledgement no longer."""
+        """Stop waiting for an acknowledgement; its callback is not called."""
         self._callbacks.discard(ack_id, sid)

@@ -28,27 +28,27 @@ _MAX_HELD_BYTES = 64 * 1024 * 1024
 
 
 class GuardedManager(Rooms):
-    """Goes in front of ``Manager``: callbacks wait in a table with deadlines.
+    """Mixed in before ``Manager``; keeps callbacks in a table with deadlines.
 
-    Upstream keeps the id counter of a client under key 0 of the very dict that
-    the client's ack id looks up, and frees an entry only at a local disconnect.
+    Upstream keeps a client's id counter under key 0 of the same dict in which it looks up the
+    ack id that the client sends, and removes an entry only at a local disconnect.
     """
 
     has_own_delivery = False
-    """Whether the application overrides ``_handle_emit``, and so wants every event to pass it."""
+    """Whether the application overrides ``_handle_emit``, which every event must then pass."""
     has_own_participants = False
     """Whether the application overrides ``get_participants``."""
 
     def initialize(self) -> None:
-        """Start the guard, if a client is the first to need it."""
+        """Start the guard, if nothing has started it before the first client."""
         self.guard.start()
 
     def look(self) -> None:
-        """See who wants to know of each message; to be called now and then."""
+        """Check whether anything observes each message; called regularly. Nothing does here."""
 
     @property
     def callbacks(self) -> dict[Any, dict[int, Callable[..., object]]]:
-        """The callbacks that wait, by session id or room and then by id, in a copy."""
+        """A copy of the pending callbacks, by session id or room and then by ack id."""
         found: dict[Any, dict[int, Callable[..., object]]] = {}
         for recipient, id, function in self.guard.callbacks.waiting():
             key = tuple(recipient) if isinstance(recipient, list) else recipient
@@ -57,7 +57,7 @@ class GuardedManager(Rooms):
 
     @callbacks.setter
     def callbacks(self, value: object) -> None:
-        """Take no other: upstream's table is not in use."""
+        """Ignore *value*: upstream's table is not used."""
 
     def _generate_ack_id(self, sid: Any, callback: Callable[..., object]) -> int:
         if not isinstance(callback, AckCallback):
@@ -65,7 +65,7 @@ class GuardedManager(Rooms):
         return self.guard.callbacks.add(as_returned(sid), callback)
 
     def trigger_callback(self, sid: Any, id: Any, data: Any) -> None:
-        """Hand the answer of *sid* to the callback *id*; unknown ones are ignored."""
+        """Pass the acknowledgement of *sid* to the callback *id*; unknown ids are ignored."""
         arguments = tuple(data) if isinstance(data, list | tuple) else ()
         server: Any = self.server
         if not self.guard.callbacks.resolve(id, as_returned(sid), arguments) and server.is_logged:
@@ -85,16 +85,17 @@ class GuardedManager(Rooms):
         ready_only: bool = False,
         **kwargs: Any,
     ) -> SendOutcome:
-        """Emit to clients, of all processes where there are several; as upstream's ``emit``.
+        """Emit to clients of this process, or of all processes with a queue, like upstream.
 
         Returns:
-            What became of it here: ``queued`` if it waits for at least one client of this
-            process. Where it may have others, that the other processes were told.
+            The outcome in this process: ``queued`` if the message was queued for at least one of
+            its clients. If other processes may have recipients, ``queued`` means that the
+            message was published to them.
 
         Raises:
-            TypeError: JSON cannot hold the message; nothing was sent.
-            ValueError: It holds a NaN or an infinity, which JSON has not, or bytes and the
-                placeholder of other bytes; nothing was sent.
+            TypeError: The message cannot be encoded as JSON; nothing was sent.
+            ValueError: The message holds a NaN or an infinity, which JSON does not allow, or
+                bytes together with a placeholder for other bytes; nothing was sent.
             OutboxFull: The outbox refused the message; nothing was sent.
         """
         if to is not None:
@@ -112,13 +113,13 @@ class GuardedManager(Rooms):
         return hand_over(emission.as_it_is())
 
     def _hand_over_here(self, emission: Emission) -> SendOutcome:
-        """Have *emission*, of another thread, queued by the event loop."""
+        """Encode *emission* to check it, then queue it on the event loop's own thread."""
         encoded(self.server.packet_class, packets.EVENT, emission.body, "/", None)
         self.guard.hand_over(partial(self.emit_here, emission))
         return SendOutcome.QUEUED
 
     def _hand_over(self, emission: Emission) -> SendOutcome:
-        """Do so for all processes."""
+        """Do the same for the clients of all processes."""
         return self._hand_over_here(emission)
 
     def emit_everywhere(self, emission: Emission, *, may_wait: bool = False) -> SendOutcome:
@@ -126,7 +127,7 @@ class GuardedManager(Rooms):
         return self.emit_here(emission, may_wait=may_wait)
 
     def emit_here(self, emission: Emission, *, may_wait: bool = False) -> SendOutcome:
-        """Queue an event for those clients of this process that are in its room."""
+        """Queue an event for the clients of this process that are in its room."""
         clients: Iterable[tuple[str, str]] = self.clients_in(emission.namespace, emission.room)
         if not clients:
             return SendOutcome.DROPPED_CLOSED
@@ -178,7 +179,7 @@ class GuardedManager(Rooms):
         return outcome
 
     def clients_in(self, namespace: str, room: Any) -> Sequence[tuple[str, str]]:
-        """Return who is in *room*, or in one of several, by the ids of both protocols."""
+        """Return (sid, eio_sid) of each client in *room*, or in any of several rooms."""
         if is_several(room) or self.has_own_participants:
             return list(self.get_participants(namespace, room))
         rooms = self.rooms.get(namespace)
@@ -186,14 +187,14 @@ class GuardedManager(Rooms):
         return [] if clients is None else list(clients.items())
 
     def get_participants(self, namespace: str, room: Any) -> Iterator[tuple[str, str]]:
-        """Yield who is in *room*; as upstream's, which raises for an empty list of rooms."""
+        """Yield the clients in *room*; unlike upstream, accepts an empty list of rooms."""
         if not is_nobody(room):
             yield from super().get_participants(namespace, room)
 
     def _chosen(
         self, clients: Iterable[tuple[str, str]], emission: Emission
     ) -> Iterator[tuple[str, str]]:
-        """Yield those of *clients*, known by the ids of both protocols, who shall get it."""
+        """Yield the (sid, eio_sid) in *clients* that the emission does not exclude."""
         skipped = emission.skip_sid
         if not isinstance(skipped, list):
             skipped = [skipped]
@@ -216,7 +217,7 @@ class GuardedManager(Rooms):
         *,
         may_wait: bool,
     ) -> SendOutcome:
-        """Queue an event for one client that is to answer it."""
+        """Queue an event that one client must acknowledge."""
         sid, eio_sid = client
         ack_id = self._generate_ack_id(sid, callback)
         server: Any = self.server
@@ -235,14 +236,14 @@ class GuardedManager(Rooms):
         outcome = self._put(sid, eio_sid, message, may_wait=may_wait)
         connection = self.guard.connections.find(sid)
         if connection is not None and connection.reason:
-            self.guard.callbacks.lose(ack_id, sid, "gone")  # it has left and will not answer
+            self.guard.callbacks.lose(ack_id, sid, "gone")  # it is closing and will not answer
         self._read_on(eio_sid)
         return outcome
 
     def _put(
         self, sid: str, eio_sid: str, message: ClientMessage, *, may_wait: bool = False
     ) -> SendOutcome:
-        """Queue *message* for a client, or hold it until the client is let in."""
+        """Queue *message* for a client, or hold it until the client is connected."""
         server: Any = self.server
         if self._held:
             with self._holding:
@@ -258,7 +259,7 @@ class GuardedManager(Rooms):
         return outcome
 
     def connect(self, sid: str, namespace: str) -> str:
-        """Note that a client is connected, and has been told so; send what was held for it."""
+        """Mark a client as connected, once it has been told so, and send its held messages."""
         sid = super().connect(sid, namespace)
         self._let_through(sid, self.eio_sid_from_sid(sid, namespace) or "")
         return sid
@@ -271,33 +272,35 @@ class GuardedManager(Rooms):
                 if held is None or not held.messages:
                     self._held.pop(sid, None)
                     return
-                self._held[sid] = Held()  # what is sent meanwhile comes behind
+                self._held[sid] = Held()  # new messages must queue behind these
             try:
                 for message in held.messages:
-                    # That is all that the connect handler emitted: nobody else is held up.
+                    # Only the client's own connect handler emitted these, so no other waits.
                     server.put(eio_sid, message, may_wait=True, is_own=True)
-            except BaseException:  # of what the application puts in the way
+            except BaseException:  # raised by an overridden method of the application
                 with self._holding:
                     self._held.pop(sid, None)
                 raise
 
     def _read_on(self, eio_sid: str) -> None:
-        """Have a client read that owes an answer, whatever else of it waits."""
+        """Resume reading from a client that owes an acknowledgement, past its backpressure."""
         server: Any = self.server
         socket = server.eio.sockets.get(eio_sid)
         if socket is not None:
             socket.look_for_answer()
 
     def ask(self, sid: str, eio_sid: str, question: Question) -> int | None:
-        """Send an event to one client of this process that is to acknowledge it; at home only.
+        """Send an event that one client of this process must acknowledge.
+
+        Call it on the event loop's own thread only.
 
         Args:
             sid: Session id in the namespace.
-            eio_sid: Session id of its transport.
-            question: The event.
+            eio_sid: Session id of the transport.
+            question: The event, and the callback for its acknowledgement.
 
         Returns:
-            What the table of callbacks knows it by; ``None`` if the client is gone.
+            The ack id in the table of callbacks, or ``None`` if the client has disconnected.
         """
         server: Any = self.server
         namespace, event, arguments, callback, ack_id = question

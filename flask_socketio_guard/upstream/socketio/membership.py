@@ -1,4 +1,4 @@
-"""How clients join a namespace, and how they leave it."""
+"""How clients connect to a namespace, and how they disconnect from it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _MAX_NAMESPACES = 100  # of one client at a time
 
 
 class Joining(Incoming):
-    """The part of a guarded server that lets clients in, or refuses them."""
+    """The part of a guarded server that accepts or refuses clients."""
 
     def _handle_connect(self, eio_sid: str, namespace: str | None, data: Any) -> None:
         namespace = namespace or "/"
@@ -61,18 +61,18 @@ class Joining(Incoming):
             self._accept(connection)
 
     def _count_join(self, eio_sid: str, namespace: str) -> None:
-        """Count a CONNECT packet, whatever becomes of it: each may run a connect handler.
+        """Count a CONNECT packet even if it is refused, since each may run a connect handler.
 
         Raises:
-            TooManyJoins: There were too many within a minute; the client has been told.
+            TooManyJoins: The client sent too many within a minute; it has been told.
         """
         socket = self.eio.sockets.get(eio_sid)
         if socket is not None and not socket.may_join():
             self._refuse_join(eio_sid, namespace, RateLimited("too many connects"))
-            raise TooManyJoins("connects", "more than so many CONNECT packets within a minute")
+            raise TooManyJoins("connects", "too many CONNECT packets within a minute")
 
     def _is_address_limited(self, eio_sid: str, namespace: str) -> bool:
-        """Say whether too many CONNECT packets came from a client's address; it is told then."""
+        """Refuse a client whose address sent too many CONNECT packets, and return whether so."""
         limit, socket = self.guard.join_limit, self.eio.sockets.get(eio_sid)
         if limit is None or socket is None or not socket.address:
             return False
@@ -90,7 +90,11 @@ class Joining(Incoming):
         self._send_refusal(eio_sid, namespace, refused.error_args)
 
     def _has_left(self, eio_sid: str, namespace: str) -> bool:
-        """Wait for the end of a client's former connection, which it has left, to a namespace."""
+        """Wait until a client's previous connection to the namespace has closed, if it is closing.
+
+        Returns:
+            Whether there was one, and it closed within ``CONNECT_TIMEOUT``.
+        """
         for connection in self.guard.connections.of(eio_sid):
             if connection.namespace == namespace and connection.reason:
                 is_closed = self.guard.flag()
@@ -109,7 +113,7 @@ class Joining(Incoming):
     def _refuse(self, connection: Connection, reason: Any) -> None:
         sid, namespace, eio_sid = connection.sid, connection.namespace, connection.eio_sid
         self.guard.telemetry.send(HandshakeRefusal("application"))
-        self._drop_waiting(connection)  # while the client still hears the answers
+        self._drop_waiting(connection)  # while the client can still receive the replies
         if self.always_connect:
             self.manager.pre_disconnect(sid, namespace)
             self._send_refusal(eio_sid, namespace, reason, packets.DISCONNECT)
@@ -129,7 +133,7 @@ class Joining(Incoming):
         if not self.always_connect:
             self._send_connected(eio_sid, namespace, sid)
             if socket is not None:
-                socket.joined()  # what was held for it may take its time
+                socket.joined()  # first, because sending the held messages may take a while
             self.manager.connect(sid, namespace)
         is_open = connection.accept()
         if socket is not None:
@@ -154,12 +158,12 @@ class Joining(Incoming):
         refused = partial(self.packet_class, kind, namespace=namespace)
         try:
             self._send_packet(eio_sid, refused(data=reason))
-        except (TypeError, ValueError) as exc:  # what a handler refuses with may hold anything
+        except (TypeError, ValueError) as exc:  # a handler may refuse with any object
             self.guard.handlers.fail("connect", namespace, None, exc)
             self._send_packet(eio_sid, refused(data=ConnectionRefused().error_args))
 
     def get_environ(self, sid: str, namespace: str | None = None) -> Any:
-        """Return the WSGI environ of a client; as upstream's."""
+        """Return the WSGI environ of a client, like upstream, even while it disconnects."""
         connection = self.guard.connections.find(sid)
         if connection is None:
             return super().get_environ(sid, namespace)
@@ -167,18 +171,18 @@ class Joining(Incoming):
 
 
 class Leaving(Joining):
-    """The part of a guarded server that ends connections, each once."""
+    """The part of a guarded server that closes connections, each exactly once."""
 
     is_manager_asked = False
-    """Whether the application overrides what says who may be disconnected."""
+    """Whether the application overrides the manager's ``can_disconnect``."""
 
     def disconnect(
         self, sid: str, namespace: str | None = None, ignore_queue: bool = False
     ) -> None:
-        """Disconnect a client; as upstream's, and idempotent.
+        """Disconnect a client, like upstream's method; idempotent.
 
-        It returns nothing, as upstream's: what a handler returns is an answer, and that of a
-        connect handler a decision.
+        It returns ``None``, as upstream's does, because handlers return its result: that is a
+        reply, and in a connect handler the decision to accept the client.
         """
         self.end(sid, namespace, ignore_queue)
 
@@ -186,11 +190,11 @@ class Leaving(Joining):
         """Disconnect a client.
 
         Returns:
-            Whether a client of this process is now being disconnected because
-            of this call. One that is elsewhere is, too, if there is a message queue.
+            Whether this call has begun to disconnect a client of this process. With a message
+            queue, a client of another process is disconnected as well, but not reported here.
         """
         if not self.guard.runtime.on_loop():
-            # A disconnect handler may take its time, and others are handed over behind it.
+            # A slow disconnect handler must not block later calls in the loop's queue.
             leave = partial(self.disconnect, sid, namespace, ignore_queue)
             self.guard.hand_over(partial(self.guard.spawn, "disconnect", leave))
             return sid in self.guard.connections
@@ -225,16 +229,16 @@ class Leaving(Joining):
         self._forget_environ(eio_sid)
 
     def drop(self, sid: str) -> None:
-        """Close the connection of a client whose transport is gone."""
+        """Close the connection of a client whose transport has disappeared."""
         connection = self.guard.connections.find(sid)
         if connection is not None:
             self._end(connection, self.reason.TRANSPORT_ERROR)
 
     def _end(self, connection: Connection, reason: str, *, is_told: bool = False) -> bool:
-        """Close a connection, unless that is being done already.
+        """Begin to close a connection, and return False if it is closing already.
 
-        While the connect handler runs it is only marked: whether the disconnect
-        handler has to run is decided by what the connect handler says.
+        While its connect handler runs, the connection is only marked: the handler's result
+        decides whether the disconnect handler must run.
         """
         if not connection.begin_close(reason):
             return False
@@ -251,10 +255,10 @@ class Leaving(Joining):
         return True
 
     def _depart(self, connection: Connection) -> None:
-        """Carry out the end of a connection, once all that was received before has begun.
+        """Finish closing a connection once the handlers of all earlier events have begun.
 
-        The last words of a client, and its departure, often are in one TCP segment. Where
-        nothing waits the disconnect handler has run when this returns.
+        The last events of a client and its DISCONNECT often arrive in one TCP segment. If no
+        event is pending, the disconnect handler has run when this returns.
         """
         if connection.unbegun:
             self.guard.spawn("disconnect", partial(self._depart_later, connection))
@@ -262,7 +266,7 @@ class Leaving(Joining):
             self._finish(connection)
 
     def _depart_later(self, connection: Connection) -> None:
-        # Handlers that ask a client which has left keep others from beginning.
+        # Handlers that wait for an answer from the client would keep others from beginning.
         self.guard.callbacks.lose_recipient(connection.sid, "gone")
         patience = self.guard.config.departure_timeout
         if not connection.wait_until_begun(self.guard.flag(), patience):
@@ -275,11 +279,11 @@ class Leaving(Joining):
             socket.drop(connection)
 
     def _socket_of(self, eio_sid: str) -> Any:
-        """Return the socket of a transport session, also of one that has ended."""
+        """Return the socket of an Engine.IO session, or ``None``; it may be closed already."""
         return self.eio.sockets.get(eio_sid) or self.eio.departing.get(eio_sid)
 
     def _finish(self, connection: Connection) -> None:
-        """Run the disconnect handler, once, and leave nothing behind."""
+        """Run the disconnect handler, once, and remove all entries of the connection."""
         sid, namespace = connection.sid, connection.namespace
         try:
             self.manager.pre_disconnect(sid, namespace=namespace)
@@ -296,7 +300,7 @@ class Leaving(Joining):
             self._forget_environ(connection.eio_sid)
 
     def _forget_environ(self, eio_sid: str) -> None:
-        # The disconnect handlers of all namespaces run in requests made of it.
+        # The disconnect handlers of all namespaces run in requests made from this environ.
         if eio_sid not in self.eio.sockets and not self.guard.connections.of(eio_sid):
             self.environ.pop(eio_sid, None)
             self.eio.departing.pop(eio_sid, None)

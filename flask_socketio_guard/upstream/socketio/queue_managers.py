@@ -1,4 +1,4 @@
-"""The guarded side of ``socketio.PubSubManager``: a process among others."""
+"""The guarded side of ``socketio.PubSubManager``: one process of a fleet."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ else:
     _PubSubManager = object
 
 _CALLBACK_GONE = "guard_callback_gone"
-"""Method of a message that says: the client you wait for has left.
+"""Method of a message that reports: the client whose answer you wait for has disconnected.
 
-Peers without the guard ignore messages whose method they do not know.
+Processes without the guard ignore messages with an unknown method.
 """
 
 _SENT_TO_CLIENTS = frozenset({"emit", BROADCAST_CALL})
@@ -48,36 +48,36 @@ _ROOM_CHANGES = frozenset({"enter_room", "leave_room", "close_room"})
 _VOLATILE = "guard_volatile"
 _READY_ONLY = "guard_ready_only"
 
-_MAX_NAME = 100  # characters of what another process is called that are told on
-_LONGEST_TAIL = 24  # bytes: a sequence number, and the end of the message
+_MAX_NAME = 100  # characters of another process's host id in telemetry
+_LONGEST_TAIL = 24  # bytes: a sequence number and the end of the message
 
 
 class GuardedPubSubManager(GuardedManager, _PubSubManager):
-    """Goes in front of ``PubSubManager``: sends through the outbox, is fed by the listener."""
+    """Mixed in before ``PubSubManager``; sends through the outbox, receives from the listener."""
 
     is_logged = False
-    """Whether anybody takes the line that upstream writes of each message."""
+    """Whether upstream's log line for each message would be emitted."""
     _duplicates: Duplicates
 
     def initialize(self) -> None:
-        """Start the guard, if a client is the first to need it."""
+        """Start the guard, if nothing has started it before the first client."""
         super().initialize()
         if not self.write_only:
             self._get_logger().info(f"{self.name} backend initialized.")
 
     def look(self) -> None:
-        """See who wants to know of each message; to be called now and then."""
+        """Check whether a logger accepts upstream's line for each message; called regularly."""
         self.is_logged = is_logged(self._get_logger(), logging.DEBUG)
 
     def _hand_over(self, emission: Emission) -> SendOutcome:
-        """Have *emission*, of another thread, sent to all processes by the event loop."""
+        """Encode *emission* to check it, then emit it on the event loop's own thread."""
         message = self._message(emission)
         encoded_for_queue(self.json, self.server.packet_class, message)
         self.guard.hand_over(partial(self.emit_everywhere, emission, message))
         return SendOutcome.HANDED_TO_QUEUE
 
     def _message(self, emission: Emission) -> dict[str, Any]:
-        """Return what the other processes are told."""
+        """Return the message for the other processes, as upstream's with two more keys."""
         data = emission.data
         items = list(data) if isinstance(data, tuple) else [data]
         is_binary = KeptPacket.data_is_binary(items)
@@ -104,12 +104,13 @@ class GuardedPubSubManager(GuardedManager, _PubSubManager):
     def emit_everywhere(
         self, emission: Emission, message: dict[str, Any] | None = None, *, may_wait: bool = False
     ) -> SendOutcome:
-        """Tell the other processes of *emission*, and queue it for clients of this one.
+        """Publish *emission* to the other processes, and queue it for clients of this one.
 
         Args:
-            emission: What is emitted.
-            message: What they are told, if that is made already.
-            may_wait: Whether to wait for room at a client, see :meth:`.GuardedSocket.put`.
+            emission: The event to emit.
+            message: The message for the other processes, if it has been built already.
+            may_wait: Whether to wait for room in a client's queue, see
+                :meth:`.GuardedSocket.put`.
         """
         message = self._message(emission) if message is None else message
         if emission.callback is None:
@@ -135,12 +136,12 @@ class GuardedPubSubManager(GuardedManager, _PubSubManager):
         return any(name in rooms for name in room) if is_several(room) else room in rooms
 
     def _handle_emit(self, message: dict[str, Any]) -> None:
-        # A packet that nobody here gets need not be built.
+        # A packet without a recipient here need not be built.
         room = message.get("room")
         remote = message.get("callback")
         if not self._has_anyone_in(message["namespace"], room):
             if remote is not None and isinstance(room, str) and self.guard.has_departed(room):
-                # Whoever asks need not wait until the time is over.
+                # The process that asked need not wait for its timeout.
                 self._publish(_gone(message.get("host_id"), room, remote[2]))
             return
         callback = None
@@ -166,9 +167,9 @@ class GuardedPubSubManager(GuardedManager, _PubSubManager):
                 )
             )
         except ValueError as exc:
-            # A process without the guard has sent what no browser bears: a NaN, or a placeholder
-            # of a client's.
-            error = EventInvalid(f"the clients cannot be sent it: {exc}")
+            # A process without the guard has sent something that breaks browsers: a NaN, or a
+            # placeholder that came from a client.
+            error = EventInvalid(f"it cannot be sent to clients: {exc}")
             self.guard.handlers.reject(message["event"], message["namespace"], None, error)
 
     def _publish_with_callback(
@@ -187,7 +188,7 @@ class GuardedPubSubManager(GuardedManager, _PubSubManager):
             raise
 
     def tell_others(self, message: dict[str, Any]) -> None:
-        """Send a message to all other processes; its host id comes last."""
+        """Publish *message* to all other processes; ``host_id`` must be its last key."""
         self._publish(message)
 
     def _generate_ack_id(self, sid: Any, callback: Callable[..., object]) -> int:
@@ -196,11 +197,11 @@ class GuardedPubSubManager(GuardedManager, _PubSubManager):
         return super()._generate_ack_id(sid, callback)
 
     def _relay(self, sid: str, callback: partial[None]) -> AckCallback:
-        """Return a callback that carries the answer of *sid* back to where it was asked."""
+        """Return a callback that sends the answer of *sid* back to the process that asked."""
         host_id, room, _, ack_id = callback.args
 
         def lost(reason: str) -> None:
-            # In a room others may still answer; a session id has only one bearer.
+            # In a room, other clients may still answer; a session id has only one client.
             if reason != "gone" or room != sid:
                 return
             if host_id == self.host_id:
@@ -211,19 +212,19 @@ class GuardedPubSubManager(GuardedManager, _PubSubManager):
         def answered(*arguments: Any) -> None:
             callback(*arguments)
 
-        # Both run where the client's packets are read or its leaving is handled:
-        # an outbox that is full, or an answer that JSON cannot hold, must not end that.
+        # Both run in the task that reads the client's packets or handles its disconnect. A full
+        # outbox, or an answer that JSON cannot represent, must not end that task.
         recording = self.guard.handlers.recording
         return AckCallback(recording(answered), on_lost=recording(lost), is_inline=True)
 
     def deliver(self, arrival: Arrival) -> None:
-        """Act on one message of another process.
+        """Handle one message from another process.
 
-        Runs in the listener, and so runs no code of the application: that goes
-        to tasks of its own.
+        Called by the listener, so application code is not called here but in separate tasks.
 
         Args:
-            arrival: JSON text or a dict, from anyone who can write to the channel.
+            arrival: JSON text or a dict. It is not trusted: anything that can write to the
+                channel may have sent it.
         """
         if (
             isinstance(arrival, bytes)
@@ -235,7 +236,7 @@ class GuardedPubSubManager(GuardedManager, _PubSubManager):
         message: Any = arrival if isinstance(arrival, dict) else self._decode(arrival)
         method = message.get("method") if isinstance(message, dict) else None
         if not isinstance(method, str):
-            error = EventInvalid("not a message of Socket.IO")
+            error = EventInvalid("not a Socket.IO message")
             self.guard.handlers.reject("<queue message>", "", None, error)
             return
         if self.is_logged:
@@ -255,20 +256,20 @@ class GuardedPubSubManager(GuardedManager, _PubSubManager):
                 self._act(method, message)
 
     def _is_own(self, payload: bytes) -> bool:
-        """Say, without decoding it, whether this process published *payload*.
+        """Return, without decoding *payload*, whether this process published it.
 
-        Upstream puts the host id last, and the sequence number goes behind it.
-        What is written differently is decoded, and then found out.
+        Upstream puts the host id last, and the guard appends the sequence number to it. A
+        message in another format is decoded, and its host id checked then.
         """
         mark = _own_mark(self.host_id)
         return payload.find(mark, -len(mark) - _LONGEST_TAIL) >= 0
 
     def check_room(self, room: Any, namespace: str, sid: str | None = None) -> None:
-        """See that *room* is none that messages to a client of another process go to."""
+        """Check *room* as for one process, and that it is no session id of another process."""
         super().check_room(room, namespace, sid)
         if room == sid or not is_session_id(room):
             return
-        # That of a client which was here and is gone may go on as the name of a room.
+        # The session id of a former client of this process may remain in use as a room's name.
         if room not in self.guard.connections and not self.guard.has_departed(room):
             raise RoomInvalid(OF_ANOTHER)
 
@@ -286,11 +287,11 @@ class GuardedPubSubManager(GuardedManager, _PubSubManager):
                 getattr(self, f"_handle_{method}")(message)
 
     def _check_change(self, method: str, message: dict[str, Any]) -> None:
-        """See that a room is one, which another process, of whatever version, wants changed."""
+        """Check the room of a change from another process, which may run another version."""
         room, sid, namespace = message.get("room"), message.get("sid"), message.get("namespace")
         check_room(room)
         if not isinstance(namespace, str):
-            raise EventInvalid("not a message of Socket.IO")
+            raise EventInvalid("not a Socket.IO message")
         if method == "close_room":
             GuardedManager.check_room(self, room, namespace)
         elif method == "enter_room" and isinstance(sid, str) and sid in self.guard.connections:
@@ -303,7 +304,7 @@ class GuardedPubSubManager(GuardedManager, _PubSubManager):
             return None
 
     def _is_duplicate(self, host_id: object, message: dict[str, Any], arrival: Arrival) -> bool:
-        """Say whether a message was seen before; see :class:`~...queue.duplicates.Duplicates`."""
+        """Return whether a message was received before; see :mod:`~...queue.duplicates`."""
         sequence = message.get(SEQUENCE_KEY)
         if not isinstance(sequence, int) or not isinstance(host_id, str):
             return False
@@ -315,7 +316,7 @@ class GuardedPubSubManager(GuardedManager, _PubSubManager):
 
 
 class ThroughOutbox(_PubSubManager):
-    """Where messages to other processes go: into the outbox, and not to the broker."""
+    """Puts messages to other processes into the outbox instead of sending them to the broker."""
 
     guard: Ports
 
@@ -328,18 +329,18 @@ class ThroughOutbox(_PubSubManager):
 
 
 class QueuedRedisManager(GuardedPubSubManager, ThroughOutbox):
-    """Goes in front of ``RedisManager``, for which the guard has connections of its own."""
+    """Mixed in before ``RedisManager``; the guard has its own connections to Redis."""
 
 
 @lru_cache(maxsize=16)
 def _own_mark(host_id: str) -> bytes:
-    """Return what stands between the body of a message of *host_id* and its number."""
+    """Return the bytes between the body of a message from *host_id* and its sequence number."""
     return b'"host_id": "%s"%s' % (host_id.encode(), SEQUENCE_MARK)
 
 
 def _gone(host_id: object, sid: str, ack_id: object) -> dict[str, Any]:
-    """Return what tells a process that nobody will answer it.
+    """Return a message that tells the process *host_id* that *sid* will not answer.
 
-    The host id is that of the process asked for, and not last, by which one's own are known.
+    Its host id must not be the last key, because that position identifies the sender.
     """
     return {"method": _CALLBACK_GONE, "host_id": host_id, "sid": sid, "id": ack_id}

@@ -1,4 +1,4 @@
-"""Any message queue of python-socketio, through the two methods that all of them have."""
+"""A transport for any message queue of python-socketio, through two methods that all have."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ _PROBE = "guard_probe"
 
 
 def require_scheme(manager: Any) -> None:
-    """See that what kombu connects to was meant for it.
+    """Check that the URL of a kombu queue has a scheme.
 
-    It refuses schemes that it does not know, but takes a text without ``://`` for the host of
-    an AMQP broker, and looks for that for ever. Neither message holds the text: it may have a
-    password in it.
+    kombu refuses unknown schemes, but takes a URL without ``://`` for the host of an AMQP
+    broker, to which it tries to connect for ever. Neither the error nor the log line contains the
+    URL, because it may include a password.
 
     Raises:
-        ConfigError: No host has such a name.
+        ConfigError: A slash is missing after the scheme.
     """
     if not isinstance(manager, KombuManager) or overrides(type(manager), "_connection"):
         return
@@ -53,19 +53,19 @@ def require_scheme(manager: Any) -> None:
 
 
 class QueueTransport:
-    """A queue known only by ``_publish(data)`` and ``_listen()``.
+    """A queue that is used only through ``_publish(data)`` and ``_listen()``.
 
-    Those methods hide from their caller whether the broker is there: what is
-    published while it is away is lost, as it is without the guard. Probes share
-    the channel, so every process sees them; each ignores those of others.
+    These methods do not report whether the broker can be reached. A message that is published
+    during an outage is lost, as without the guard. Probes share the channel with messages, so all
+    processes receive them and ignore those of others.
 
-    Some wait in ``_publish`` until the broker is back, as kombu does. Such a call that takes
-    too long is the one sign that it is away.
+    Some managers, such as kombu's, block in ``_publish`` until the broker returns. A call that
+    takes too long is then the only sign of an outage.
 
     Args:
         manager: A client manager, guarded or not.
-        answer_timeout: Longest time that publishing may take, in seconds, before the
-            broker counts as one that does not answer.
+        answer_timeout: Seconds that a call of ``_publish`` may take before the broker counts as
+            unreachable.
 
     Source:
         python-socketio, "Writing your own client manager": ``PubSubManager``.
@@ -77,11 +77,11 @@ class QueueTransport:
         self._manager: Any = manager
         self._answer_timeout = answer_timeout
         self.publishing_since: float | None = None
-        """When the call that publishes now began; ``None`` if there is none."""
+        """When the current call of ``_publish`` began, or ``None`` if there is none."""
         self.failure: BrokerError | None = None
-        """Why the last message could not be published; ``None`` if it could."""
+        """Why the last message could not be published, or ``None`` if it was."""
         self._id = uuid.uuid4().hex
-        # The guarded class has a _publish of its own, in front of the queue's.
+        # The guarded class has its own _publish, which comes before the queue's.
         self._queue_class = next(
             cls
             for cls in type(manager).__mro__
@@ -90,7 +90,7 @@ class QueueTransport:
         self.name = str(getattr(manager, "name", "pubsub"))
 
     def publisher(self, is_answering: Callable[[], bool]) -> _QueuePublisher:
-        """Return the way out; *is_answering* has no use here."""
+        """Return the publisher; *is_answering* is not used."""
         return _QueuePublisher(self, self._manager, self._queue_class, self._id)
 
     def subscribe(self) -> _QueueSubscription:
@@ -98,10 +98,10 @@ class QueueTransport:
         return _QueueSubscription(self._manager, self._id)
 
     def check(self) -> BrokerError | None:
-        """Conclude from what was published last whether the broker answers: it cannot be asked.
+        """Infer from the last call of ``_publish`` whether the broker can be reached.
 
         Returns:
-            ``None`` if it answers as far as is known, else why not.
+            ``None`` if it can, as far as is known, otherwise the reason why not.
         """
         since = self.publishing_since
         waited = 0.0 if since is None else clock() - since
@@ -141,21 +141,21 @@ class _QueuePublisher:
             self._transport.publishing_since = None
 
     def close(self) -> None:
-        """Do nothing: the connection is the manager's."""
+        """Do nothing: the connection belongs to the manager."""
 
 
 class _QueueSubscription:
-    is_receiving = False  # nobody can tell
+    is_receiving = False  # cannot be determined
 
     def __init__(self, manager: Any, transport_id: str) -> None:
         self._messages: Iterator[Any] = iter(manager._listen())
         self._id = transport_id
 
     def read(self, timeout: float) -> list[Arrival]:
-        """Return the next message, however long that takes: the generator has no timeout.
+        """Return the next message; blocks without a timeout, as the generator has none.
 
         Raises:
-            RuntimeError: The generator ended, which it should never do.
+            RuntimeError: The generator ended, which it never should.
         """
         message: Any = next(self._messages, _END)
         if message is _END:
@@ -179,7 +179,7 @@ class _QueueSubscription:
         return Probe(token) if isinstance(token, int) else None
 
     def close(self) -> None:
-        """Do nothing: a generator that is being read cannot be closed from outside."""
+        """Do nothing: a running generator cannot be closed by another task."""
 
 
 _END = object()

@@ -1,7 +1,7 @@
-"""Who gets an event: only ``None`` is everybody.
+"""Recipients of an event: only ``None`` means all clients.
 
-Upstream writes ``to or room`` wherever a recipient is taken, so that an empty list of rooms, an
-empty text or a zero is a broadcast: a list that happens to be empty today tells everybody.
+Upstream evaluates ``to or room`` for each recipient, so an empty list of rooms, an empty string
+or a zero becomes a broadcast. A list that happens to be empty would send an event to all clients.
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ from ...errors import RoomInvalid
 
 
 class Exactly(NamedTuple):
-    """A recipient that upstream would take for none, on its way through upstream's ``or``."""
+    """Wraps a falsy recipient so that it passes upstream's ``to or room``."""
 
     recipient: Any
 
 
 def recipient_of(to: Any, room: Any) -> Any:
-    """Return who is meant by two keywords for the same: the first that is not ``None``."""
+    """Return the recipient given by two synonymous keywords: the first that is not ``None``."""
     if to is None:
         to = room
     return to.recipient if type(to) is Exactly else to
 
 
 def marked(options: dict[str, Any]) -> dict[str, Any]:
-    """Return the keywords of an ``emit`` such that upstream hands on any recipient."""
+    """Return the keywords of an ``emit`` with a falsy recipient wrapped in :class:`Exactly`."""
     to = options.get("to")
     if to is None:
         to = options.get("room")
@@ -35,20 +35,20 @@ def marked(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def is_nobody(room: Any) -> bool:
-    """Say whether *room* is a list of rooms, or another collection, that is empty."""
+    """Return whether *room* is an empty list of rooms or another empty collection."""
     return not room and room is not None and not isinstance(room, str) and hasattr(room, "__len__")
 
 
 def check_room(room: Any) -> None:
-    """Make sure that *room* can be the name of a room.
+    """Check that *room* can be the name of a room.
 
     Raises:
-        RoomInvalid: It is ``None``, in which upstream keeps everybody: a client that leaves it gets
-            nothing any more, and closing it does so to all clients of the fleet. Or it is not
-            hashable.
+        RoomInvalid: *room* is not hashable, or is ``None``, the room in which upstream keeps all
+            clients: a client that leaves it receives nothing any more, and closing it does that
+            to all clients of the fleet.
     """
     if room is None:
-        raise RoomInvalid("None means everybody and is not a room")
+        raise RoomInvalid("None means all clients and is not a room")
     try:
         hash(room)
     except TypeError:

@@ -1,4 +1,4 @@
-"""Who is in which room, of the clients of this process; also those that are not let in yet."""
+"""Rooms of this process's clients, and messages held for clients that are still connecting."""
 
 from __future__ import annotations
 
@@ -22,7 +22,12 @@ OF_ANOTHER = "the room is the session id of another client"
 
 
 class Held:
-    """What is sent to a client once its connect handler has let it in."""
+    """Messages to send to a client once its connect handler has accepted it.
+
+    Attributes:
+        messages: In the order in which they were emitted.
+        size: Bytes of all messages together.
+    """
 
     __slots__ = ("messages", "size")
 
@@ -32,20 +37,20 @@ class Held:
 
 
 class Rooms(_Manager):
-    """The part of a guarded manager that knows rooms, and clients by them.
+    """The part of a guarded manager that keeps rooms, with an index of each client's rooms.
 
-    Upstream finds the rooms of a client by looking through all of the namespace.
+    Upstream finds the rooms of a client by a search through all rooms of the namespace.
     """
 
     guard: Ports
     _rooms_of: dict[tuple[str, str], dict[Any, None]]
     _held: dict[str, Held]
-    """Clients whose connect handlers run, and which have not been told that they are connected."""
+    """Messages for clients whose connect handlers have not finished yet, by session id."""
 
     def index_rooms(self) -> None:
-        """Note the rooms of the clients that are here already."""
+        """Build the index for clients that were connected before the guard was installed."""
         self._held = {}
-        self._holding = RLock()  # not gevent's: nobody waits while holding it
+        self._holding = RLock()  # not gevent's: no holder of it ever blocks
         self._rooms_of = {}
         for namespace, rooms in self.rooms.items():
             for room, clients in rooms.items():
@@ -53,22 +58,22 @@ class Rooms(_Manager):
                     self._rooms_of.setdefault((sid, namespace), {})[room] = None
 
     def check_room(self, room: Any, namespace: str, sid: str | None = None) -> None:
-        """See that *room* is one that may be entered or closed.
+        """Check that *room* may be entered or closed.
 
         Args:
-            room: As the application gave it, who may have it from a client.
-            namespace: Where.
-            sid: Whose own room it may be.
+            room: The room as the application passed it; it may be a client's choice.
+            namespace: Socket.IO namespace.
+            sid: The client that enters it, whose own session id is allowed.
 
         Raises:
-            RoomInvalid: It is not.
+            RoomInvalid: The room is ``None``, is not hashable, or is another client's session id.
         """
         check_room(room)
         if room != sid and self.is_sid_room(namespace, room):
             raise RoomInvalid(OF_ANOTHER)
 
     def enter_room(self, sid: str, namespace: str, room: Any, eio_sid: str | None = None) -> None:
-        """Add a client to a room; from any thread.
+        """Add a client to a room; may be called from any thread.
 
         Raises:
             RoomInvalid: The room is ``None``, cannot be the key of a dict, or is the session id
@@ -81,7 +86,7 @@ class Rooms(_Manager):
             self.guard.hand_over(partial(self.enter_room, sid, namespace, room, eio_sid))
 
     def leave_room(self, sid: str, namespace: str, room: Any) -> None:
-        """Take a client out of a room; from any thread.
+        """Remove a client from a room; may be called from any thread.
 
         Raises:
             RoomInvalid: The room is ``None``, or cannot be the key of a dict.
@@ -93,7 +98,7 @@ class Rooms(_Manager):
             self.guard.hand_over(partial(self.leave_room, sid, namespace, room))
 
     def close_room(self, room: Any, namespace: str | None = None) -> None:
-        """Take everyone out of a room; from any thread.
+        """Remove all clients from a room; may be called from any thread.
 
         Raises:
             RoomInvalid: As in :meth:`enter_room`.
@@ -105,23 +110,23 @@ class Rooms(_Manager):
             self.guard.hand_over(partial(self.close_room, room, namespace))
 
     def eio_sid_from_sid(self, sid: str, namespace: str) -> str | None:
-        """Return the id of a client's transport, or ``None``; upstream's raises for the last."""
+        """Return the id of a client's transport, or ``None`` where upstream's may raise."""
         everybody = self.rooms.get(namespace, {}).get(None)
         eio_sid: str | None = None if everybody is None else everybody.get(sid)
         return eio_sid
 
     def pre_disconnect(self, sid: str, namespace: str) -> str | None:
-        """Note that a client is leaving, also one that is in no table any more."""
+        """Mark a client as disconnecting, even if the manager's tables have lost it."""
         self.pending_disconnect.setdefault(namespace, []).append(sid)
         return self.eio_sid_from_sid(sid, namespace)
 
     def basic_enter_room(
         self, sid: str, namespace: str, room: Any, eio_sid: str | None = None
     ) -> None:
-        """Add a client to a room, and the room to the client."""
+        """Add a client to a room, and the room to the index."""
         server: Any = self.server
         if room is None and not server.always_connect:
-            # It is about to be seen by those who emit, and is not connected yet.
+            # From now on emits reach the client, but it has not been told that it is connected.
             self._held[sid] = Held()
             try:
                 super().basic_enter_room(sid, namespace, room, eio_sid=eio_sid)
@@ -135,7 +140,7 @@ class Rooms(_Manager):
             self.guard.entered(sid, room)
 
     def basic_leave_room(self, sid: str, namespace: str, room: Any) -> None:
-        """Take a client out of a room, and the room from the client."""
+        """Remove a client from a room, and the room from the index."""
         super().basic_leave_room(sid, namespace, room)
         rooms = self._rooms_of.get((sid, namespace))
         if rooms is not None:
@@ -144,14 +149,14 @@ class Rooms(_Manager):
                 del self._rooms_of[sid, namespace]
 
     def get_rooms(self, sid: str, namespace: str) -> list[Any]:
-        """Return the rooms that a client is in."""
+        """Return the rooms of a client, from the index, without the one that holds all clients."""
         return [room for room in self._rooms_of.get((sid, namespace), ()) if room is not None]
 
     def basic_disconnect(self, sid: str, namespace: str, **kwargs: Any) -> None:
-        """Forget *sid*; nothing that waits for it will be answered.
+        """Remove all entries of *sid* and drop its pending callbacks.
 
-        Upstream looks through all rooms of the namespace, of which each client has
-        one of its own: a thousand clients that leave at once cost a million steps.
+        Upstream searches all rooms of the namespace, and each client has one of its own: if a
+        thousand clients disconnect at the same time, that takes a million steps.
         """
         del kwargs
         with self._holding:

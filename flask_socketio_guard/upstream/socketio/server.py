@@ -22,41 +22,41 @@ from .encoding import encoded
 from .membership import Leaving
 from .recipients import Exactly, is_nobody, recipient_of
 
-_OUTPUT_PATIENCE = 0.5  # seconds in which something of an event's output has to leave
+_OUTPUT_PATIENCE = 0.5  # seconds without progress after which an event's output is refused
 _OUTPUT_INTERVAL = 0.005  # seconds
 
 
 _found: contextvars.ContextVar[list[SendOutcome] | None] = contextvars.ContextVar(
     "socketio_guard_outcomes", default=None
 )
-"""Where the outcome of an emit goes, if somebody wants to know."""
+"""The list to which ``emit`` appends its outcome for `GuardedServer.emit_and_tell`, if any."""
 
 
 class CallRecipientGone(ConnectionClosed, CallTimeout):
-    """``call()`` ended early: its recipient is gone.
+    """``call()`` ended early because its recipient has disconnected.
 
-    Also the TimeoutError that upstream's ``call`` raises, so that code written
-    for that goes on to work.
+    Also a subclass of the TimeoutError of upstream's ``call``, so code that catches that keeps
+    working.
     """
 
 
 class CallTooEarly(CallTimeout):
-    """``call()`` in a connect handler, to the very client that it is for.
+    """``call()`` to a client in that client's own connect handler.
 
-    Nothing is sent to a client before it is let in, and nothing of it is read while its connect
-    handler runs, so there will be no answer. Also the TimeoutError that upstream's ``call``
-    raises, at the end of its timeout.
+    Nothing is sent to a client before it is accepted, and nothing from it is read while its
+    connect handler runs, so it cannot answer. Also a subclass of the TimeoutError that upstream's
+    ``call`` raises after its timeout.
     """
 
 
 class GuardedServer(Leaving):
-    """Goes in front of ``Server``: takes what comes, and sends what goes."""
+    """Mixed in before ``Server``; the complete guarded server, which also sends."""
 
     has_own_sending = False
-    """Whether the application overrides how packets are sent."""
+    """Whether the application overrides a method that sends packets."""
 
     def look(self) -> None:
-        """See who wants to know of each packet and event; to be called now and then."""
+        """Check whether anything observes each packet or event; called regularly."""
         self.is_logged = is_logged(self.logger)
         self.manager.look()
         self.eio.look()
@@ -77,18 +77,18 @@ class GuardedServer(Leaving):
         packet = encoded(self.packet_class, packets.ACK, data, namespace, id)
         is_large = type(packet) is list or len(packet) >= CHARGED_BYTES
         charge = self.charge(packet) if is_large else None
-        # The request context of the event, by which its own are known, has ended.
+        # is_own is explicit: the event's request context, which would show it, has ended.
         message = ClientMessage.of_socketio(packet, charge=charge)
         self.put(eio_sid, message, may_wait=True, is_own=True)
 
     def charge(self, packet: str | bytes | list[Any]) -> Charge | None:
-        """Count an encoded packet as what the present event has caused, if it is for one.
+        """Charge a large encoded packet to the current event, if there is one.
 
-        At the bound it waits as long as some of that leaves: what a handler emits to many clients
-        in one go has not had its turn yet.
+        If the event's output has reached its bound, wait as long as some of it is being sent:
+        messages that a handler emits to many clients at once have not been written yet.
 
         Raises:
-            OutputTooLarge: That would be too much at a time.
+            OutputTooLarge: The event's unsent output would exceed ``EVENT_OUTPUT_MAX_BYTES``.
         """
         arrival = arriving.get()
         if arrival is None:
@@ -114,7 +114,7 @@ class GuardedServer(Leaving):
 
     @property
     def takes_packets(self) -> bool:
-        """Whether something takes packets one by one: Flask-SocketIO's test client, for one."""
+        """Whether packets must be passed on one by one, as Flask-SocketIO's test client needs."""
         return self.has_own_sending or self._has_test_client
 
     def put(self, eio_sid: str, message: ClientMessage, **how: bool) -> SendOutcome:
@@ -141,9 +141,9 @@ class GuardedServer(Leaving):
         volatile: bool = False,
         ready_only: bool = False,
     ) -> None:
-        """Emit an event; as upstream's ``emit``, but only ``None`` is everybody.
+        """Emit an event, like upstream's ``emit``, but only ``None`` means all clients.
 
-        It returns nothing, as upstream's: what a handler returns is an answer.
+        It returns ``None``, as upstream's does, because the return value of a handler is a reply.
         """
         if callback is not None:
             require_plain("the callback", callback)
@@ -155,7 +155,7 @@ class GuardedServer(Leaving):
         if self.is_logged:
             everybody = "all" if room is None else room
             self.logger.info('emitting event "%s" to %s [%s]', event, everybody, namespace)
-        # An application's own emit() may know none of the options, and return nothing.
+        # An application's override of emit() may not accept these options or return an outcome.
         options = {"volatile": volatile, "ready_only": ready_only} if volatile or ready_only else {}
         outcome: SendOutcome | None = self.manager.emit(
             event,
@@ -172,7 +172,11 @@ class GuardedServer(Leaving):
             found.append(outcome)
 
     def emit_and_tell(self, event: str, *args: Any, **kwargs: Any) -> SendOutcome:
-        """Emit an event, through whatever overrides :meth:`emit`, and return its outcome."""
+        """Emit an event, through an application's override of :meth:`emit`, if there is one.
+
+        Returns:
+            The outcome in this process, or ``QUEUED`` if an override does not report one.
+        """
         found: list[SendOutcome] = []
         token = _found.set(found)
         try:
@@ -191,12 +195,14 @@ class GuardedServer(Leaving):
         timeout: float = 60,
         ignore_queue: bool = False,
     ) -> Any:
-        """Emit to one client and wait for its answer; as upstream's ``call``.
+        """Emit to one client and wait for its acknowledgement, like upstream's ``call``.
 
         Raises:
-            ConnectionClosed: The client is gone; raised as soon as that is known.
-            socketio.exceptions.TimeoutError: No answer within *timeout* seconds, or the caller is
-                the connect handler for that client.
+            ConnectionClosed: The client has disconnected; raised as soon as that is known.
+            socketio.exceptions.TimeoutError: The client did not answer within *timeout* seconds,
+                or the caller is the connect handler of that client.
+            ValueError: There is no recipient.
+            RuntimeError: ``async_handlers`` is False.
         """
         recipient = recipient_of(to, sid)
         namespace = namespace or "/"
@@ -204,12 +210,12 @@ class GuardedServer(Leaving):
             raise ValueError("Cannot use call() to broadcast.")
         if not self.async_handlers:
             raise RuntimeError("Cannot use call() when async_handlers is False.")
-        if recipient == self.guard.handlers.connecting_sid() and self._is_deaf_to(recipient):
-            raise CallTooEarly("a client cannot answer before its connect handler has let it in")
+        if recipient == self.guard.handlers.connecting_sid() and self._cannot_answer_yet(recipient):
+            raise CallTooEarly("a client cannot answer before its connect handler has returned")
         is_local = ignore_queue or not isinstance(self.manager, PubSubManager)
         is_empty = is_local and not any(self.manager.get_participants(namespace, recipient))
         if is_empty or is_nobody(recipient):
-            raise CallRecipientGone("nobody is connected by that session id")
+            raise CallRecipientGone("no client with that session id is connected")
         is_answered = self.guard.flag()
         answers: list[tuple[Any, ...]] = []
         losses: list[str] = []
@@ -236,11 +242,11 @@ class GuardedServer(Leaving):
             answer = answers[0]
             return answer if len(answer) > 1 else answer[0] if answer else None
         if losses and losses[0] != "expired":
-            raise CallRecipientGone("the client left before it answered")
+            raise CallRecipientGone("the client disconnected before it answered")
         raise CallTimeout
 
-    def _is_deaf_to(self, sid: str) -> bool:
-        """Say whether nothing of a client is read while its connect handler runs."""
+    def _cannot_answer_yet(self, sid: str) -> bool:
+        """Return whether a client cannot answer while its connect handler runs."""
         connection = self.guard.connections.find(sid)
         if not self.always_connect or connection is None:
             return True

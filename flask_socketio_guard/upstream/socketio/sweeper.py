@@ -1,4 +1,4 @@
-"""Finds entries that races in upstream leave behind, and removes them."""
+"""Finds and removes entries that leak from upstream's tables because of races."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _Leftover = tuple[str, str, str]
 class Sweeper(Component):
     """Compares the tables of python-socketio and python-engineio with the live sockets.
 
-    An entry that is inconsistent in two sweeps in a row is removed; after one, its client may
-    just be connecting or leaving.
+    An entry is removed if it is inconsistent in two consecutive sweeps. In the first one, its
+    client may just be connecting or disconnecting.
 
     Args:
         server: A guarded ``socketio.Server``.
-        guard: For its connections.
+        guard: Gives access to the connections, the handlers and the telemetry.
     """
 
     def __init__(self, server: Any, guard: Ports) -> None:
@@ -37,7 +37,7 @@ class Sweeper(Component):
         self._ticks = 0
 
     def tick(self) -> None:
-        """See who wants to know of each packet, and now and then what was left behind."""
+        """Check whether anything observes each packet, and sweep on every fifth call."""
         self._server.look()
         self._ticks += 1
         if self._ticks % _SWEEP_TICKS == 0:
@@ -46,10 +46,11 @@ class Sweeper(Component):
                 self._guard.telemetry.send(Sweep(sum(removed.values()), tuple(removed)))
 
     def sweep(self) -> dict[str, int]:
-        """Remove the entries that were leftovers in the previous sweep, too.
+        """Remove the leftovers that the previous sweep found as well.
 
         Returns:
-            How many were removed, by table.
+            The number of removed entries by table: ``"sockets"``, ``"environ"``, ``"rooms"``,
+            ``"connections"``. Tables without one are omitted.
         """
         found: set[_Leftover] = set()
         if not self._server.takes_packets:
@@ -65,7 +66,7 @@ class Sweeper(Component):
         return removed
 
     def _look(self, find: Callable[[Sweeper], Iterator[_Leftover]], found: set[_Leftover]) -> None:
-        found.update(find(self))  # which keeps what was found before it raises
+        found.update(find(self))  # keeps what *find* yields before it raises
 
     def _closed_sockets(self) -> Iterator[_Leftover]:
         for eio_sid, socket in list(self._server.eio.sockets.items()):
@@ -115,10 +116,10 @@ class Sweeper(Component):
         return True
 
     def _remove_connection(self, sid: str, _namespace: str) -> bool:
-        """End a connection, and the transport that it may still have.
+        """Close a connection and its transport, if there still is one.
 
-        A DISCONNECT packet would be the end for good: browsers come back by themselves only
-        when their transport is closed. Its other namespaces go with it, and come back with it.
+        Only the transport is closed, because clients do not reconnect by themselves after a
+        DISCONNECT packet. The client's other namespaces reconnect as well.
         """
         connection = self._guard.connections.find(sid)
         socket = None if connection is None else self._server.eio.sockets.get(connection.eio_sid)
