@@ -372,7 +372,7 @@ def test_a_call_ends_as_soon_as_its_client_is_gone(guarded: Guarded, client: Pol
     client.leave()
     call.join()
     assert isinstance(call.error, ConnectionClosed)
-    assert str(call.error) == "the client left before it answered"
+    assert str(call.error) == "the client disconnected before it answered"
     assert call.took < 5.0
     assert guarded.guard.waiting_callbacks == 0
 
@@ -381,7 +381,7 @@ def test_a_call_ends_as_soon_as_its_client_is_gone(guarded: Guarded, client: Pol
 def test_a_call_to_nobody_ends_at_once(guarded: Guarded, recipient: str) -> None:
     call = InBackground(lambda: guarded.guard.call("question", to=recipient, timeout=30)).join()
     assert isinstance(call.error, ConnectionClosed)
-    assert str(call.error) == "nobody is connected by that session id"
+    assert str(call.error) == "no client with that session id is connected"
     assert call.took < 2.0
     assert guarded.guard.waiting_callbacks == 0
 
