@@ -386,7 +386,7 @@ def test_without_the_channel_of_probes_they_are_pings_over_the_subscription(
         assert transport.is_probing
         assert redis_server.subscribers(transport.probe_channel) == 1
     assert [record.levelname for record in caplog.records] == ["WARNING", "WARNING"]
-    assert "without probes from end to end" in caplog.records[0].getMessage()
+    assert "without end-to-end probes" in caplog.records[0].getMessage()
     assert "was given" in caplog.records[1].getMessage()
 
 

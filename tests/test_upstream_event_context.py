@@ -432,7 +432,7 @@ class OwnHandling(SocketIO):
 @pytest.mark.parametrize(
     ("app_class", "socketio_class", "reason"),
     [
-        (OwnContexts, SocketIO, "the application makes request contexts of its own"),
+        (OwnContexts, SocketIO, "the application creates request contexts of its own"),
         (Flask, OwnHandling, "SocketIO._handle_event is overridden"),
     ],
 )
@@ -445,7 +445,7 @@ def test_what_is_not_known_is_left_to_upstream_and_told_once(
     assert recorder.seen == [app_class is OwnContexts] * 5
     assert not recorder.is_fast
     assert [record.getMessage() for record in caplog.records if "contexts" in record.msg] == [
-        f"events have request contexts as without the guard: {reason}"
+        f"events use Flask-SocketIO's own request contexts: {reason}"
     ]
 
 

@@ -98,7 +98,7 @@ def test_a_right_to_the_channel_of_flask_socketio_alone_is_enough(
         assert health_details(a)["listener"] == "running"
         assert observed(a, "listener:probes") == ("connection only", None)
         said = [record.message for record in warnings(a)]
-        assert sum("without probes from end to end" in message for message in said) == 1
+        assert sum("without end-to-end probes" in message for message in said) == 1
 
         with HealthWatch(a, "/livez"):
             assert proxy.black_hole() > 0

@@ -1,1 +1,1 @@
-"""What touches private parts of Flask and Flask-SocketIO."""
+"""Code that touches private parts of Flask and Flask-SocketIO."""

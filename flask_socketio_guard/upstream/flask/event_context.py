@@ -1,8 +1,8 @@
-"""The request context of an event: what a connection does not change is worked out once.
+"""The request context of an event, whose constant parts are computed once per connection.
 
-Stock makes the context of each event as if it were one of HTTP: the URL is bound and
-matched, and the session read from the cookie, each time with the same result. That is
-half of what a small event costs.
+Flask-SocketIO creates a context for each event as for an HTTP request: it binds and matches the
+URL and reads the session from the cookie, each time with the same result. That is half the cost
+of a small event.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
     from flask.ctx import RequestContext
 else:
-    # Flask 3.2 has merged it into AppContext and warns of the name.
+    # Flask 3.2 has merged it into AppContext and warns about the old name.
     RequestContext = vars(flask.ctx).get("RequestContext") or flask.ctx.AppContext
 
 _HAS_REQUEST_CONTEXTS: Final = "RequestContext" in vars(flask.ctx)
 _ROUTE: Final = "socketio_guard.route"
 _REQUEST: Final = "werkzeug.request"
-_SESSION: Final = "saved_session"  # Flask-SocketIO's name for it
+_SESSION: Final = "saved_session"  # Flask-SocketIO's key in the environ
 _KNOWN: Final = frozenset(
     {
         "_after_request_functions",
@@ -45,17 +45,17 @@ _KNOWN: Final = frozenset(
         "url_adapter",
     }
 )
-"""What a request context of Flask 3.0 and 3.1 consists of."""
+"""The attributes of a request context in Flask 3.0 and 3.1."""
 _SESSION_ATTRIBUTE: Final = (
     "_session" if isinstance(vars(RequestContext).get("session"), property) else "session"
 )
 
 
 class _Route:
-    """What the URL and the headers of a connection lead to, as its first event found it.
+    """The parts of a request context that depend only on a connection's URL and headers.
 
     Args:
-        context: Of that event, pushed.
+        context: The context of the connection's first event, pushed.
     """
 
     __slots__ = ("_class", "_fields", "_is_plain", "_view_args", "adapter")
@@ -78,7 +78,7 @@ class _Route:
                     self._fields[name] = value
 
     def request(self, environ: WSGIEnvironment) -> flask.Request:
-        """Return a new request of the same connection."""
+        """Return a new request for the connection, without matching its URL again."""
         if self._is_plain:
             request: flask.Request = self._class.__new__(self._class)
             request.environ = environ
@@ -96,10 +96,10 @@ _known_names: WeakKeyDictionary[type[flask.Request], frozenset[str]] = WeakKeyDi
 
 
 def _names_of(request: flask.Request) -> frozenset[str]:
-    """Return the attributes of a request that nobody has used: nothing worked out on demand.
+    """Return the attributes that a fresh request has, before any are computed on demand.
 
-    The environ is not among them: it will hold what is kept, and held by that it would be left
-    to the garbage collector.
+    Without the environ: it will hold the kept attributes, and a reference back to it would be a
+    cycle for the garbage collector.
     """
     request_class = type(request)
     names = _known_names.get(request_class)
@@ -113,19 +113,19 @@ def _names_of(request: flask.Request) -> frozenset[str]:
 def _event_context(
     app: Flask, environ: WSGIEnvironment, route: _Route, session: Any
 ) -> RequestContext:
-    """Return a request context with a request of its own, and all else of its connection.
+    """Return a request context with its own request and the connection's route and session.
 
-    It is Flask's own kind, filled by hand, since Flask and extensions make contexts like it
-    by calling its class: ``RequestContext.copy`` does.
+    It is an instance of Flask's own class, not a subclass, because Flask and extensions create
+    similar contexts by calling its class, as ``RequestContext.copy`` does.
 
     Args:
         app: The application.
         environ: WSGI environ of the connection.
-        route: Of the connection.
-        session: Of the connection; ``None`` to have Flask open it.
+        route: The kept route of the connection.
+        session: The session of the connection; ``None`` to let Flask open it.
     """
     context = RequestContext.__new__(RequestContext)
-    # Not Flask's constructor, which binds the URL anew.
+    # Flask's constructor is not called: it would bind the URL again.
     context.app = app
     context.request = route.request(environ)
     context.url_adapter = route.adapter
@@ -142,11 +142,11 @@ def _do_nothing() -> None:
 
 
 class EventContexts:
-    """Calls handlers of one ``SocketIO`` in request contexts.
+    """Calls the handlers of one ``SocketIO`` in request contexts.
 
     Args:
-        socketio: Guarded.
-        is_fast: Whether what does not change is kept.
+        socketio: A guarded ``SocketIO``.
+        is_fast: Whether to reuse the constant parts of contexts, that is, the setting ``FAST``.
     """
 
     def __init__(self, socketio: SocketIO, *, is_fast: bool) -> None:
@@ -155,7 +155,7 @@ class EventContexts:
         if overrides(type(socketio), "_handle_event"):
             self._give_up("SocketIO._handle_event is overridden")
         if not _HAS_REQUEST_CONTEXTS:
-            self._give_up("those of this version of Flask are of another kind")
+            self._give_up("this version of Flask implements them differently")
 
     @property
     def is_fast(self) -> bool:
@@ -171,14 +171,14 @@ class EventContexts:
         args: tuple[Any, ...],
         environ: WSGIEnvironment,
     ) -> object:
-        """Do what ``SocketIO._handle_event`` does; takes and returns the same.
+        """Do what ``SocketIO._handle_event`` does, and return the result of *handler*.
 
         Args:
-            handler: Fits the arguments of connect handlers itself.
-            message: Name of the event; ``None`` for a callback.
+            handler: The handler. For a connect event it must accept any arguments.
+            message: Name of the event, or ``None`` for a callback.
             namespace: Socket.IO namespace.
             sid: Session id of the client.
-            args: Of the handler, after the session id.
+            args: Arguments of the handler, without the session id.
             environ: WSGI environ of the connection.
         """
         socketio = self._socketio
@@ -235,21 +235,21 @@ class EventContexts:
         if is_known:
             environ[_ROUTE] = _Route(context)
         else:
-            self._give_up("the application makes request contexts of its own")
+            self._give_up("the application creates request contexts of its own")
 
     def _give_up(self, why: str) -> None:
         if self._is_fast:
             self._is_fast = False
-            logger.info("events have request contexts as without the guard: %s", why)
+            logger.info("events use Flask-SocketIO's own request contexts: %s", why)
 
 
 def untie_route_error(request: flask.Request) -> None:
-    """Drop the traceback of the route that was not found.
+    """Drop the traceback of the routing error, which would keep the request alive.
 
-    No route leads to the Socket.IO path, and Flask keeps the error on the
-    request. Its traceback leads through every frame of the event back to the
-    request: a cycle of some sixty objects for each event, payload included, that
-    only the garbage collector can free, at a twentieth of the event's time.
+    No route matches the Socket.IO path, and Flask stores the error in the request. Its traceback
+    refers to every frame of the event and back to the request: a cycle of some sixty objects for
+    each event, with its payload, that only the garbage collector can free. That takes a twentieth
+    of the event's time.
     """
     error = request.routing_exception
     if error is not None:

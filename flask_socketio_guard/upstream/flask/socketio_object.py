@@ -24,19 +24,19 @@ else:
 
 
 class GuardedSocketIO(_SocketIO):
-    """Goes in front of ``SocketIO``; every handler passes through here."""
+    """Mixed in before ``SocketIO``; every handler is called through it."""
 
     event_contexts: EventContexts
     known_events: set[tuple[str, str]]
-    """Namespace and name of all that has had a handler on a server of this object."""
+    """(namespace, name) of each event that has had a handler on any server of this object."""
     initialised: Callable[[Any, Any], object] = staticmethod(lambda *_: None)
-    """Called with this object and the application when it has got a new server."""
+    """Called with this object and the application after a new server was created."""
 
     def init_app(self, app: Any, **kwargs: Any) -> None:
-        """Initialise it, for another application or anew; as upstream's.
+        """Initialise this object for another application, or again, like upstream's method.
 
-        Upstream makes a new server, which the guard has to be told of, unless an ``init_app()``
-        of the application has had that guarded by then.
+        Upstream creates a new server, which must be guarded as well, unless an overriding
+        ``init_app()`` of the application has already seen to that.
         """
         super().init_app(app, **kwargs)
         if not is_guarded(type(self.server)):
@@ -45,7 +45,11 @@ class GuardedSocketIO(_SocketIO):
     def on(
         self, message: str, namespace: str | None = None
     ) -> Callable[[Callable[..., object]], Callable[..., object]]:
-        """Register an event handler; as upstream's, but refuse one that would never run."""
+        """Register an event handler, like upstream's method.
+
+        Raises:
+            ConfigError: The handler would never run, such as a coroutine function.
+        """
         register = super().on(message, namespace=namespace)
 
         def decorator(handler: Callable[..., object]) -> Callable[..., object]:
@@ -57,14 +61,14 @@ class GuardedSocketIO(_SocketIO):
         return decorator
 
     def on_namespace(self, namespace_handler: Any) -> None:
-        """Register a class-based namespace; as upstream's, see :meth:`on`."""
+        """Register a class-based namespace, like upstream's method; raises as :meth:`on` does."""
         require_plain_methods(namespace_handler)
         super().on_namespace(namespace_handler)
 
     def on_error(
         self, namespace: str | None = None
     ) -> Callable[[Callable[..., object]], Callable[..., object]]:
-        """Register an error handler; as upstream's, see :meth:`on`."""
+        """Register an error handler, like upstream's method; raises as :meth:`on` does."""
         register = super().on_error(namespace)
 
         def decorator(handler: Callable[..., object]) -> Callable[..., object]:
@@ -75,7 +79,7 @@ class GuardedSocketIO(_SocketIO):
         return decorator
 
     def on_error_default(self, exception_handler: Callable[..., object]) -> Any:
-        """Register the default error handler; as upstream's, see :meth:`on`."""
+        """Register the default error handler, like upstream; raises as :meth:`on` does."""
         require_plain("the default error handler", exception_handler)
         return super().on_error_default(exception_handler)
 
@@ -94,8 +98,8 @@ class GuardedSocketIO(_SocketIO):
         protected = server.guard.handlers.protect(handler, message)
         environ = server.get_environ(sid, namespace=namespace)
         if not environ and message is None:
-            # The callback of a client that has left: upstream would drop it in
-            # silence. It has no request any more, but its answer came.
+            # The acknowledgement arrived, but its client has disconnected since and has no
+            # request any more. Upstream would silently drop the callback.
             return protected(*args)
         contexts = self.event_contexts
         if environ and contexts.is_fast:
@@ -108,10 +112,10 @@ class GuardedSocketIO(_SocketIO):
         return super()._handle_event(in_context, message, namespace, sid, *args)
 
     def emit(self, event: str, *args: object, **kwargs: Any) -> None:
-        """Emit an event; as ``SocketIO.emit``, but only ``to=None`` is everybody."""
+        """Emit an event, like ``SocketIO.emit``, but only ``to=None`` means all clients."""
         callback = kwargs.get("callback")
         if callback is not None:
-            # Here, where it is not yet hidden in upstream's own.
+            # Check it here, before upstream wraps it.
             require_plain("the callback", callback)
         to = kwargs.get("to")
         if not to and (to is not None or not kwargs.get("room", True)):
@@ -119,19 +123,19 @@ class GuardedSocketIO(_SocketIO):
         super().emit(event, *args, **kwargs)
 
     def call(self, event: str, *args: object, **kwargs: Any) -> Any:
-        """Emit to one client and wait for its answer; as ``SocketIO.call``."""
+        """Emit to one client and wait for its acknowledgement, like ``SocketIO.call``."""
         return super().call(event, *args, **self._marked(kwargs))
 
     def _marked(self, options: dict[str, Any]) -> dict[str, Any]:
         changed = marked(options)
         if changed is options or isinstance(self.server, GuardedServer):
             return changed
-        return options  # the server is that of another application, without a guard
+        return options  # the server belongs to another application, without a guard
 
     def in_present_request(self, function: Callable[..., object]) -> Callable[..., object]:
-        """Return *function* such that it runs in the request context of the present event.
+        """Wrap *function* to run in a request context of the current event.
 
-        Without an event in progress it is returned as it is, as upstream's ``emit`` does.
+        Outside of an event it is returned unchanged, as in upstream's ``emit``.
         """
         sid = getattr(flask.request, "sid", None) if flask.has_request_context() else None
         if sid is None:
@@ -142,9 +146,9 @@ class GuardedSocketIO(_SocketIO):
     def start_background_task(
         self, target: Callable[..., object], *args: object, **kwargs: object
     ) -> Any:
-        """Start a background task; what it raises is recorded.
+        """Start a background task whose exceptions are recorded.
 
-        Takes and returns what ``SocketIO.start_background_task`` does.
+        The arguments and the result are those of ``SocketIO.start_background_task``.
         """
         server: Any = self.server
         if isinstance(server, GuardedServer):
@@ -153,10 +157,10 @@ class GuardedSocketIO(_SocketIO):
 
 
 def mend_recipients() -> None:
-    """Let ``flask_socketio.emit``, ``send`` and ``call`` hand on whom they were given.
+    """Make ``flask_socketio.emit``, ``send`` and ``call`` pass on falsy recipients.
 
-    They drop a recipient that is false before anything of the application's sees it. Handlers
-    have imported these functions by name, and so it is their code that is replaced.
+    The originals drop a falsy recipient before any code of the ``SocketIO`` sees it. Applications
+    have imported these functions by name, therefore their code objects are replaced.
     """
     if not _originals:
         vars(flask_socketio)["_socketio_guard_call"] = _socketio_guard_call
@@ -173,7 +177,7 @@ _originals: dict[str, Callable[..., Any]] = {}
 
 
 def _socketio_guard_call(name: str, first: object, args: Any, options: dict[str, Any]) -> Any:
-    # An application without the guard gets what it always got.
+    # Nothing changes for an application without the guard.
     socketio = flask.current_app.extensions["socketio"]
     if isinstance(socketio.server, GuardedServer):
         options = marked(options)
@@ -181,25 +185,28 @@ def _socketio_guard_call(name: str, first: object, args: Any, options: dict[str,
 
 
 def emit(event: Any, *args: Any, **kwargs: Any) -> Any:
-    """Emit an event; this code, and that below, runs among the globals of flask_socketio."""
+    """Emit an event. This code, like that of `call` and `send`, runs with flask_socketio's globals.
+
+    It therefore must not use names of this module.
+    """
     return _socketio_guard_call("emit", event, args, kwargs)
 
 
 def call(event: Any, *args: Any, **kwargs: Any) -> Any:
-    """Emit to one client and wait for its answer."""
+    """Emit to one client and wait for its acknowledgement; see :func:`emit`."""
     return _socketio_guard_call("call", event, args, kwargs)
 
 
 def send(message: Any, **kwargs: Any) -> Any:
-    """Send a message."""
+    """Send a message; see :func:`emit`."""
     return _socketio_guard_call("send", message, (), kwargs)
 
 
 def require_plain_methods(namespace: Any) -> None:
-    """Make sure that the handlers of a class-based namespace run.
+    """Check that no handler of a class-based namespace is a kind of function that never runs.
 
     Raises:
-        ConfigError: One would not.
+        ConfigError: A handler would never run.
     """
     for name in dir(type(namespace)):
         if name.startswith("on_") or name == "error":
@@ -207,10 +214,10 @@ def require_plain_methods(namespace: Any) -> None:
 
 
 def require_plain_handlers(socketio: Any) -> None:
-    """Make sure that what was registered before the guard came runs.
+    """Check the handlers that were registered before the guard was installed.
 
     Raises:
-        ConfigError: A handler would not.
+        ConfigError: A handler would never run.
     """
     server = socketio.server
     for handlers in server.handlers.values():
@@ -225,21 +232,24 @@ def require_plain_handlers(socketio: Any) -> None:
 
 
 def is_socketio(value: object) -> bool:
-    """Say whether *value* is a ``SocketIO``."""
+    """Return whether *value* is a ``SocketIO``; spares other modules the import."""
     return isinstance(value, flask_socketio.SocketIO)
 
 
 def note_handlers(socketio: Any) -> None:
-    """Note what the server of *socketio* has handlers for, for the next one."""
+    """Record the events that the server of *socketio* handles; see :func:`take_lost_handlers`."""
     known: set[tuple[str, str]] = vars(socketio).setdefault("known_events", set())
     known.update(_events(socketio.server))
 
 
 def take_lost_handlers(socketio: Any) -> str:
-    """Name the events that lost their handlers when *socketio* got its present server; once.
+    """Return, once, the events that lost their handlers when *socketio* got its current server.
 
-    ``SocketIO.on`` registers with the server of the moment, if there is one, and only there:
-    what came after an ``init_app`` is unknown to the next.
+    ``SocketIO.on`` registers a handler only with the current server, if there is one. A handler
+    that was registered after one ``init_app`` is missing from the server of the next.
+
+    Returns:
+        The names for a log line, separated by commas, or ``""``.
     """
     lost = socketio.known_events.difference(_events(socketio.server))
     socketio.known_events -= lost

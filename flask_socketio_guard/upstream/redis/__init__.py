@@ -1,1 +1,1 @@
-"""What touches private parts of redis-py: the connection under the queue."""
+"""Code that touches private parts of redis-py: the connections of the message queue."""

@@ -1,8 +1,8 @@
-"""One connection to Redis: commands go out in one piece, replies come in as many as there are.
+"""One connection to Redis that sends commands in batches and reads all replies that are there.
 
-redis-py makes the connection, with all that belongs to that. It reads one reply for each
-call then, with a look at the socket before and a timeout set for each; for a queue that
-is four fifths of the work. So from there on its parser, hiredis, is used directly.
+redis-py establishes the connection. Its own read method returns one reply for each call, after a
+check of the socket and a new timeout, which would be four fifths of the work of a queue.
+Therefore replies are read with its parser, hiredis, directly.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ except ImportError:  # Windows
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-_PAUSE = 1.0  # seconds between two pieces of a reply that is still on its way
-_PIECE = 32 * 1024  # what is sent in one go; a connection takes so much in a timeout, or is broken
-_BUFFER = 32 * 1024  # what is read in one go is handled in one go, before others get their turn
+_PAUSE = 1.0  # seconds; longest pause between two parts of a reply
+_PIECE = 32 * 1024  # bytes per send; a connection that takes longer than a timeout is broken
+_BUFFER = 32 * 1024  # bytes per read; they are handled before control is yielded
 
 
 class RedisConnection:
-    """Redis behind one socket. Each side of it is used by one task at a time.
+    """A connection to Redis. One task may send and one may read at the same time.
 
     Args:
-        connection: Of redis-py or valkey-py, connected, with RESP2. It is not to be
-            used by others any more.
+        connection: A connection of redis-py or valkey-py, established, with RESP2. Nothing
+            else may use it any more.
 
     Source:
         hiredis-py, ``Reader`` and ``pack_command``; Redis serialization protocol.
@@ -44,19 +44,19 @@ class RedisConnection:
         self._sock = connection._sock
         self._timeout: float | None = None
         self._received_at = 0.0
-        # Errors become what redis-py makes of them: some mean that the connection is of no use.
+        # Errors become redis-py's exceptions, some of which mean that the connection is unusable.
         self._reader = hiredis.Reader(replyError=connection._parser.parse_error)
 
     def send(self, commands: Iterable[tuple[Any, ...]]) -> None:
-        """Send *commands*.
+        """Send *commands*, each a tuple of the command's name and its arguments.
 
         Raises:
-            OSError: The connection was lost, or Redis takes nothing for the socket's timeout.
+            OSError: The connection was lost, or Redis accepted no data for the socket's timeout.
         """
         data = memoryview(b"".join([hiredis.pack_command(command) for command in commands]))
         left: int | None = None
-        # ``sendall`` gives all of it one timeout, however large it is. So does TLS to what it is
-        # given at a time, and shows nothing of it meanwhile.
+        # ``sendall`` applies one timeout to all of the data, however much it is. A single send
+        # over TLS does the same, without any sign of progress.
         while data:
             try:
                 data = data[self._sock.send(data[:_PIECE]) :]
@@ -72,7 +72,7 @@ class RedisConnection:
         return bool(self._reader.has_data()) and clock() - self._received_at < _PAUSE
 
     def unsent(self) -> int | None:
-        """Return how many bytes Redis has not confirmed; ``None`` where nobody can tell.
+        """Return how many bytes Redis has not acknowledged, or ``None`` if that is unknown.
 
         Source:
             tcp(7), SIOCOUTQ.
@@ -86,14 +86,14 @@ class RedisConnection:
     def read(self, timeout: float) -> list[Any]:
         """Return the replies that have arrived, waiting up to *timeout* seconds for the first.
 
-        An error that Redis answered is returned, not raised.
+        An error reply is returned as an exception object, not raised.
 
         Returns:
-            Nothing if the time has passed.
+            An empty list after the timeout.
 
         Raises:
             OSError: The connection was lost.
-            hiredis.ProtocolError: What came is not of Redis.
+            hiredis.ProtocolError: The data is not in the protocol of Redis.
         """
         if timeout != self._timeout:
             self._sock.settimeout(timeout)
@@ -119,5 +119,5 @@ class RedisConnection:
         return replies
 
     def close(self) -> None:
-        """Drop the connection; a :meth:`read` under way raises. Idempotent."""
+        """Close the connection, which makes a pending :meth:`read` raise; idempotent."""
         self._connection.disconnect()

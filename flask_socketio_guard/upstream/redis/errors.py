@@ -1,4 +1,4 @@
-"""What Redis refused, and what kept it from answering, in words and categories."""
+"""Descriptions and categories of errors from Redis and its drivers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ...telemetry.printable import printable, without_secrets
 
 _LONGEST_REPLY = 3000  # characters that are searched for passwords
 _NOT_NOW = re.compile("BUSY|MISCONF|NOREPLICAS|UNKILLABLE")
-_NOT_NOW_ERRORS = frozenset(  # for which the drivers have classes, and take the word away
+_NOT_NOW_ERRORS = frozenset(  # classes of the drivers, which strip the error code from the text
     (
         "ClusterDownError",
         "MasterDownError",
@@ -26,14 +26,14 @@ _NOT_NOW_ERRORS = frozenset(  # for which the drivers have classes, and take the
 
 
 def means_not_now(reply: Any) -> bool:
-    """Say whether Redis refused for what has nothing to do with the message."""
+    """Return whether *reply* is an error about the state of Redis, so a retry may succeed."""
     if not isinstance(reply, Exception):
         return False
     return type(reply).__name__ in _NOT_NOW_ERRORS or _NOT_NOW.match(str(reply)) is not None
 
 
 def categorize(exc: BaseException) -> str:
-    """Return the category of what went wrong; see :class:`~..errors.BrokerError`."""
+    """Return the category of an error; see :class:`~..errors.BrokerError`."""
     seen: BaseException | None = exc
     while seen is not None:
         names = {cls.__name__ for cls in type(seen).__mro__}  # of redis-py or valkey-py
@@ -54,7 +54,7 @@ def categorize(exc: BaseException) -> str:
 
 
 def describe(exc: BaseException) -> str:
-    """Return one line that says what went wrong; holds no password."""
+    """Return a description of *exc* on one line, without passwords."""
     if isinstance(exc, BrokerError):
         return str(exc)
     text = f"{type(exc).__name__}: {exc}"[:_LONGEST_REPLY].splitlines()[0]

@@ -1,4 +1,4 @@
-"""The listening side of Redis pub/sub: messages, and probes in whatever way they can come."""
+"""The subscriber's side of Redis pub/sub: it receives messages and probes."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ if TYPE_CHECKING:
 
     from .connection import RedisConnection
 
-_PING_LATENCY = 0.1  # seconds that a ping waits for the reader, which sends it
-_RETRY_PINGS = 10  # pings after which it is asked anew for the right to the probes' channel
+_PING_LATENCY = 0.1  # seconds; longest wait of a ping until the reader sends it
+_RETRY_PINGS = 10  # after so many pings, a new attempt to subscribe to the probe channel
 
 
 class RedisSubscription:
-    """Reads both channels over one connection.
+    """Reads the channels of messages and of probes over one connection.
 
     Args:
-        connection: Subscribed to them.
-        channel: Where messages come from.
-        probe_channel: Where this process's probes come from.
-        early: Replies that came right behind the subscription.
+        connection: A connection that is subscribed to both channels.
+        channel: The channel of messages.
+        probe_channel: The channel of this process's probes.
+        early: Replies that arrived together with the subscription.
+        on_probe: Called for each probe that arrives over its channel.
     """
 
     def __init__(
@@ -38,7 +39,7 @@ class RedisSubscription:
         on_probe: Callable[[], None] = lambda: None,
     ) -> None:
         self.is_probed = True
-        """Whether there is a right to the channel of the probes."""
+        """Whether Redis permits the subscription to the probe channel."""
         self._connection = connection
         self._channel = channel.encode()
         self._probe_channel = probe_channel.encode()
@@ -46,16 +47,23 @@ class RedisSubscription:
         self._on_probe = on_probe
         self._ping: int | None = None
         self._pings = 0
-        self._asked: deque[int | None] = deque()  # what is unanswered: pings, and None for a right
+        self._asked: deque[int | None] = deque()  # unanswered: pings, None for SUBSCRIBE
 
     def ping(self, token: int, *, is_refused: bool) -> None:
-        """Have *token* come back over this connection; from any task."""
+        """Let a PING return *token* over this connection; may be called from any task.
+
+        Args:
+            token: Identifies the probe.
+            is_refused: Whether Redis has just refused a probe in its own channel.
+        """
         self._ping = token
         if is_refused:
             self.is_probed = False
 
     def read(self, timeout: float) -> list[Arrival]:
-        """Return what has arrived, waiting up to *timeout* seconds for the first.
+        """Return the messages and probes that have arrived; may be empty.
+
+        Waits up to *timeout* seconds for the first.
 
         Raises:
             BrokerError: The connection was lost.
@@ -82,7 +90,7 @@ class RedisSubscription:
         return arrivals
 
     def _ask(self) -> None:
-        # The reader does it, as TLS may not be read and written at a time by two threads.
+        # The reader sends pings, because two threads must not read and write TLS concurrently.
         token, self._ping = self._ping, None
         if token is None:
             return
@@ -99,20 +107,20 @@ class RedisSubscription:
         if token is None:
             self.is_probed = not isinstance(reply, Exception)
             return []
-        return [Probe(token)]  # where PING is forbidden, that was said over this connection, too
+        return [Probe(token)]  # an error reply also shows that the connection works
 
     @property
     def is_receiving(self) -> bool:
-        """Whether a message is on its way at this moment."""
+        """Whether a message has arrived in part, with more of it within the last second."""
         return self._connection.is_receiving
 
     def close(self) -> None:
-        """Drop the connection; a read under way raises."""
+        """Close the connection, which makes a pending :meth:`read` raise."""
         self._connection.close()
 
 
 def is_answer(reply: Any) -> bool:
-    """Say whether a reply to a subscriber answers a SUBSCRIBE."""
+    """Return whether a reply answers a SUBSCRIBE; an error reply does as well."""
     return isinstance(reply, Exception) or (isinstance(reply, list) and reply[:1] == [b"subscribe"])
 
 

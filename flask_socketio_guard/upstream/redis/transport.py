@@ -1,9 +1,8 @@
-"""Redis pub/sub over connections of our own.
+"""Redis pub/sub over the guard's own connections.
 
-redis-py's clients reconnect and resubscribe by themselves, out of sight; what
-went wrong, when, and whether the answer is still to come has to be known here.
-So this uses redis-py's ``Connection`` directly: it connects, authenticates,
-speaks TLS and finds the master behind Sentinel.
+redis-py's clients reconnect and resubscribe on their own and hide it. The guard must know what
+failed, when, and whether a reply is still due. Therefore it uses redis-py's ``Connection``
+directly, which connects, authenticates, handles TLS and finds the master behind Sentinel.
 """
 
 from __future__ import annotations
@@ -33,15 +32,15 @@ if TYPE_CHECKING:
 class RedisTransport:
     """The Redis (or Valkey) server of a ``RedisManager``.
 
-    Probes of each process have a channel of their own, subscribed to over the
-    same connection as the real one, so that their cost grows with the number of
-    processes and not with its square. Who has no right to it listens all the same:
-    its probes are pings over the connection that listens, until the right is given.
+    Each process has a channel for its own probes, subscribed to over the same connection as the
+    channel of messages. Thus the cost of probes grows with the number of processes and not with
+    its square. If Redis does not permit that channel, the listener works without it, and probes
+    are PINGs over its connection until the permission is granted.
 
     Args:
-        manager: Source of URL, options and channel.
-        answer_timeout: Longest wait for an answer, in seconds, before the
-            broker is asked over a fresh connection whether it is there.
+        manager: Source of the URL, the options and the channel.
+        answer_timeout: Longest wait for a reply, in seconds. After that, a check over a new
+            connection shows whether Redis can be reached.
     """
 
     name = "redis"
@@ -55,25 +54,30 @@ class RedisTransport:
 
     @property
     def is_probing(self) -> bool:
-        """Whether probes go the way of messages; see :class:`~...queue.transport.Transport`."""
+        """Whether probes are published; see :class:`~...queue.transport.Transport`."""
         return self._subscription is None or self._subscription.is_probed
 
     def ping(self, token: int, *, is_refused: bool) -> None:
-        """Have a probe come back over the connection that listens, and tell of that once."""
+        """Send a probe as a PING over the listener's connection, and log that once.
+
+        Args:
+            token: Identifies the probe.
+            is_refused: Whether Redis has just refused to publish the probe.
+        """
         if self._subscription is not None:
             self._subscription.ping(token, is_refused=is_refused)
         if not self._is_told:
             self._is_told = True
             logger.warning(
-                "no right to the channels %s:guard:* of Redis: the listener runs without probes "
-                "from end to end, and only its connection is looked after",
+                "no permission for the channels %s:guard:* of Redis: the listener runs without "
+                "end-to-end probes, and only its connection is monitored",
                 self.channel,
             )
 
     def _probe_arrived(self) -> None:
         if self._is_told:
             self._is_told = False
-            logger.warning("the right to the channels %s:guard:* was given", self.channel)
+            logger.warning("permission for the channels %s:guard:* was granted", self.channel)
 
     @property
     def channel(self) -> str:
@@ -82,28 +86,32 @@ class RedisTransport:
 
     @property
     def probe_channel(self) -> str:
-        """The channel of this process's probes; changes with its host id after a fork."""
+        """The channel of this process's probes; it changes with the host id after a fork."""
         return f"{self._manager.channel}:guard:{self._manager.host_id}"
 
     @property
     def exceptions(self) -> Any:
-        """The exceptions of the driver in use, redis or valkey."""
+        """The ``exceptions`` module of the driver in use, redis or valkey."""
         return self._manager._get_redis_module().exceptions
 
     def publisher(self, is_answering: Callable[[], bool]) -> RedisPublisher:
-        """Return the way out; connects at its first use."""
+        """Return a publisher, which connects when it is first used.
+
+        Args:
+            is_answering: Returns whether Redis answers over other connections.
+        """
         return RedisPublisher(self, self._answer_timeout, is_answering)
 
     def subscribe(self) -> RedisSubscription:
         """Subscribe to both channels over a new connection.
 
         Raises:
-            BrokerError: Redis cannot be reached or refused.
+            BrokerError: Redis cannot be reached, or refused the channel of messages.
         """
         connection = self.connect()
         probe_channel = self.probe_channel
         try:
-            # In one SUBSCRIBE both would be refused for the lack of a right to one.
+            # A single SUBSCRIBE would be refused as a whole if one channel is not permitted.
             connection.send([("SUBSCRIBE", self.channel), ("SUBSCRIBE", probe_channel)])
             replies: list[Any] = []
             while sum(map(is_answer, replies)) < 2:
@@ -120,7 +128,7 @@ class RedisTransport:
         return subscription
 
     def _is_granted(self, own: Any, probes: Any) -> bool:
-        """Say whether the channel of the probes was granted, besides the other one."""
+        """Return whether Redis permitted the probe channel; raise any other refusal."""
         if isinstance(own, Exception):
             raise own
         if isinstance(probes, Exception) and not self._is_forbidden(probes):
@@ -134,7 +142,7 @@ class RedisTransport:
         """Send PING over a fresh connection.
 
         Returns:
-            ``None`` if it was answered, else what went wrong.
+            ``None`` if Redis answered, otherwise the error.
         """
         try:
             connection = self.connect()
@@ -143,13 +151,13 @@ class RedisTransport:
         try:
             connection.send([("PING",)])
             (answer,) = self._read(connection)
-        except Exception as exc:  # noqa: BLE001 - what went wrong is the result
+        except Exception as exc:  # noqa: BLE001 - the error is the result
             answer = exc
         finally:
             connection.close()
         if isinstance(answer, Exception) and not self._is_forbidden(answer):
             return BrokerError(describe(answer), category=categorize(answer))
-        return None  # to say that PING is forbidden is an answer, too
+        return None  # a reply that PING is forbidden also shows that Redis can be reached
 
     def _read(self, connection: RedisConnection) -> list[Any]:
         replies = connection.read(self._answer_timeout)
@@ -158,10 +166,10 @@ class RedisTransport:
         return replies
 
     def connect(self) -> RedisConnection:
-        """Return a new connection, authenticated and ready.
+        """Return a new connection, authenticated and ready for commands.
 
         Raises:
-            BrokerError: It could not be made.
+            BrokerError: The connection could not be established.
         """
         try:
             connection = self._new_pool().make_connection()
@@ -171,12 +179,12 @@ class RedisTransport:
             raise BrokerError(describe(exc), category=categorize(exc)) from exc
 
     def _new_pool(self) -> Any:
-        """Return a pool that knows where Redis is and how to speak to it; for one connection."""
+        """Return a connection pool made from the manager's URL and options, for one connection."""
         manager = self._manager
         own_options = manager.redis_options
         with self._lock:
-            # Upstream knows how to read every kind of URL, Sentinel's included.
-            # RESP2: replies and messages in one form, in every version of the driver.
+            # Upstream parses every kind of URL, including Sentinel's.
+            # RESP2 has the same format of replies and messages in all versions of the driver.
             manager.redis_options = {**own_options, "protocol": 2}
             try:
                 manager._redis_connect()
@@ -187,7 +195,7 @@ class RedisTransport:
                 manager.connected = False
         options = pool.connection_kwargs
         options.update(
-            retry=Retry(NoBackoff(), 0),  # every failure shall be seen
+            retry=Retry(NoBackoff(), 0),  # the guard must see every failure
             retry_on_timeout=False,
             retry_on_error=[],
             health_check_interval=0,
@@ -200,7 +208,7 @@ class RedisTransport:
 
 
 class RedisPublisher:
-    """Publishes batches as pipelines and waits for their replies."""
+    """Publishes batches of messages as pipelines and waits for the replies."""
 
     def __init__(
         self, transport: RedisTransport, answer_timeout: float, is_answering: Callable[[], bool]
@@ -213,11 +221,14 @@ class RedisPublisher:
         self._can_count = True
 
     def publish(self, messages: Sequence[QueueMessage], probe: int | None) -> int | None:
-        """Publish in order; returns the number of subscribers to the channel.
+        """Publish *messages* in order, and *probe* if it is not ``None``.
+
+        Returns:
+            The number of subscribers to the channel, or ``None`` if it is unknown.
 
         Raises:
-            PublishError: The connection was lost.
-            PublishRefused: Redis answered a PUBLISH with an error.
+            PublishError: The connection was lost, or publishing is not permitted.
+            PublishRefused: Redis answered a PUBLISH with another error.
         """
         transport = self._transport
         channel = transport.channel
@@ -256,7 +267,7 @@ class RedisPublisher:
         return self._subscribers(replies, len(messages), is_counting=is_counting)
 
     def _require_taken(self, replies: list[Any]) -> None:
-        """Raise if messages were refused: one for good, or all for the lack of a right."""
+        """Raise if messages were refused: each for good, or all for lack of permission."""
         published, refused = self._sort(replies)
         if not refused:
             return
@@ -266,11 +277,11 @@ class RedisPublisher:
         raise PublishRefused(describe(refused[0]), published=published, refused=len(refused))
 
     def _collect(self, replies: list[Any], count: int, connection: RedisConnection) -> None:
-        """Add to *replies* what Redis answers, until there are *count*.
+        """Read into *replies* until there are *count* of them.
 
-        A broker that hangs and a connection that is half open look the same
-        from here. As long as the broker does not answer others either, this
-        connection may yet: to give it up would send again what may be on its way.
+        From here, a broker that hangs looks like a half-open connection. As long as Redis does
+        not answer over other connections either, this one may recover. Closing it would mean
+        redelivery of messages that may have been published.
         """
         unsent = connection.unsent()
         while len(replies) < count:
@@ -282,7 +293,7 @@ class RedisPublisher:
             if not news and self._is_answering():
                 raise TimeoutError("the connection is half open: Redis answers, but not here")
             for reply in news:
-                # "I am loading" is one of the first kind, "a script is running" of the second.
+                # "LOADING" is a ConnectionError; "BUSY", during a script, is of the second kind.
                 if isinstance(reply, self._errors.ConnectionError) or means_not_now(reply):
                     raise reply
                 replies.append(reply)
@@ -300,14 +311,14 @@ class RedisPublisher:
         return int(replies[messages - 1]) if messages else None
 
     def close(self) -> None:
-        """Drop the connection."""
+        """Close the connection, if there is one; the next :meth:`publish` makes a new one."""
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()
 
 
 def stamp(message: QueueMessage) -> bytes:
-    """Return the payload with its sequence number as one more key of the object."""
+    """Return the payload with its sequence number added as the last key of the JSON object."""
     payload = message.payload
     if not payload.endswith(b"}"):
         return payload
