@@ -387,7 +387,7 @@ def test_without_the_channel_of_probes_they_are_pings_over_the_subscription(
         assert redis_server.subscribers(transport.probe_channel) == 1
     assert [record.levelname for record in caplog.records] == ["WARNING", "WARNING"]
     assert "without end-to-end probes" in caplog.records[0].getMessage()
-    assert "was given" in caplog.records[1].getMessage()
+    assert "was granted" in caplog.records[1].getMessage()
 
 
 def test_a_probe_that_may_not_be_published_is_a_ping(

@@ -204,16 +204,16 @@ class Behind(RedisManager, Between):  # type: ignore[misc]
 
 REFUSED = {
     NeverCalled: (
-        "NeverCalled.is_connected would never be called, since the guard has its own way: "
-        "do without is_connected(), or leave this SocketIO unguarded"
+        "NeverCalled.is_connected would never be called, because the guard does not use it: "
+        "remove is_connected(), or do not guard this SocketIO"
     ),
     Forgetful: (
-        "Forgetful.basic_enter_room does not call super().basic_enter_room(), which the guard "
-        "cannot do without: call it"
+        "Forgetful.basic_enter_room does not call super().basic_enter_room(), on which the guard "
+        "relies: call it"
     ),
     Behind: (
-        "Between.emit comes behind a class of python-socketio among the bases of Behind, where the "
-        "guard would bypass it: name Between first"
+        "Between.emit comes after a class of python-socketio in the bases of Behind, where the "
+        "guard would bypass it: list Between first"
     ),
 }
 
@@ -241,7 +241,7 @@ def test_what_was_put_into_an_object_before_is_refused() -> None:
     message = (
         r"^_trigger_event of this Server was replaced by tests\.test_upstream_overrides\."
         r"test_what_was.*<lambda> before it was guarded: replace it after guard\.init_app\(\), or "
-        r"override it in a class of your own$"
+        r"override it in a subclass$"
     )
     with pytest.raises(ConfigError, match=message):
         guard_with(change=count)

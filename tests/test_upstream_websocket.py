@@ -21,7 +21,7 @@ from websockets.frames import Opcode
 from websockets.protocol import CLIENT, SERVER, Protocol
 
 from flask_socketio_guard.upstream.engineio import websocket
-from flask_socketio_guard.upstream.engineio.gevent_websocket import mend_gevent_websocket
+from flask_socketio_guard.upstream.engineio.gevent_websocket import patch_gevent_websocket
 from flask_socketio_guard.upstream.engineio.websocket import (
     agree_on_extensions,
     close_frame,
@@ -330,7 +330,7 @@ def server(
 ) -> Iterator[GeventWebSocketServer]:
     """A server whose handler is mended."""
     monkeypatch.setattr(websocket, "_compressing_paths", set())
-    mend_gevent_websocket()
+    patch_gevent_websocket()
     errors = io.StringIO()
     with unit_websocket.serve(application, "gevent-websocket", errors) as address:
         yield GeventWebSocketServer(address, errors)
@@ -487,9 +487,9 @@ def test_a_client_that_is_gone_can_be_refused() -> None:
 
 def test_gevent_websocket_is_mended_once() -> None:
     """Else its methods would call themselves."""
-    mend_gevent_websocket()
+    patch_gevent_websocket()
     methods = dict(vars(WebSocketHandler))
-    mend_gevent_websocket()
+    patch_gevent_websocket()
     assert dict(vars(WebSocketHandler)) == methods
 
 

@@ -1,8 +1,8 @@
-"""The one place that touches private parts of the Socket.IO packages.
+"""The only code that touches private parts of the Socket.IO packages.
 
-An application's own ``SocketIO``, ``Server`` and client manager stay the objects
-they are; each is given a guarded subclass of its own class. What they ask of the
-rest of the guard goes through :class:`~flask_socketio_guard.ports.Ports`.
+An application's own ``SocketIO``, ``Server`` and client manager keep their identity: the class of
+each is replaced by a guarded subclass. They reach the rest of the guard only through
+:class:`~flask_socketio_guard.ports.Ports`.
 """
 
 from __future__ import annotations

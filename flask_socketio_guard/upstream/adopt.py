@@ -21,7 +21,7 @@ from .engineio.server import GuardedEngineServer
 from .flask.event_context import EventContexts
 from .flask.socketio_object import (
     GuardedSocketIO,
-    mend_recipients,
+    patch_recipients,
     note_handlers,
     require_plain_handlers,
 )
@@ -43,12 +43,15 @@ if TYPE_CHECKING:
     from ..queue.transport import Transport
 
 
-_ENDED: Final = 2048  # sessions that are remembered
+_ENDED: Final = 2048  # closed sessions whose ids are remembered
 
 
 @contextlib.contextmanager
 def given_back_on_failure(socketio: SocketIO) -> Iterator[None]:
-    """Give *socketio* and what it is made of back as they were, if what is done here raises."""
+    """Restore *socketio*, its server and its client manager if the body raises.
+
+    Their classes, their attributes and the dicts and lists in these are restored.
+    """
     server: Any = socketio.server
     owners: tuple[Any, ...] = (socketio, server, server.eio, server.manager)
     kinds = [type(owner) for owner in owners]
@@ -67,7 +70,7 @@ def given_back_on_failure(socketio: SocketIO) -> Iterator[None]:
 
 
 def _keep(table: Any, tables: dict[int, tuple[Any, Any]]) -> None:
-    """Add *table*, and the tables in it, to *tables*, with what they hold now."""
+    """Add a copy of *table*, and of the dicts and lists in it, to *tables*, by their ids."""
     if type(table) in (dict, list) and id(table) not in tables:
         tables[id(table)] = table, table.copy()
         for value in table.values() if isinstance(table, dict) else table:
@@ -75,14 +78,14 @@ def _keep(table: Any, tables: dict[int, tuple[Any, Any]]) -> None:
 
 
 def adopt(socketio: SocketIO, ports: Ports) -> None:
-    """Put *socketio*, its server and its client manager under guard.
+    """Replace the classes of *socketio*, its server and its client manager by guarded ones.
 
-    The objects keep their identity and their state; the server is bound to
-    *ports* for as long as it lives.
+    The objects keep their identity and their state. The server is bound to *ports* for its
+    whole life.
 
     Raises:
-        ConfigError: The server is guarded already, or its client manager is of
-            a kind that cannot be.
+        ConfigError: The server is guarded already, its client manager is of an unsupported
+            class, a handler would never run, or an override would be bypassed.
     """
     server: Any = socketio.server
     manager: Any = server.manager
@@ -93,7 +96,7 @@ def adopt(socketio: SocketIO, ports: Ports) -> None:
             f"client_manager is a {type(manager).__name__}: use a subclass of "
             "socketio.Manager or socketio.PubSubManager"
         )
-    if hasattr(socketio, "sockio_mw"):  # one without an application serves nobody
+    if hasattr(socketio, "sockio_mw"):  # without an application it does not serve clients
         _require_loop(server)
     require_scheme(manager)
     require_plain_handlers(socketio)
@@ -119,11 +122,11 @@ def adopt(socketio: SocketIO, ports: Ports) -> None:
     server.has_own_sending = overrides(type(server), "_send_packet", "_send_eio_packet")
     server.is_manager_asked = overrides(type(manager), "can_disconnect")
     _guard_engine(server.eio, ports)
-    _hear_engine(server)
+    _rebind_engine_handlers(server)
     if overrides(type(server), "start_background_task"):
         server.eio.spawn_event = server.start_background_task
     note_handlers(socketio)
-    mend_recipients()
+    patch_recipients()
     guarded: Any = socketio
     guarded.event_contexts = EventContexts(guarded, is_fast=ports.config.fast)
     keep_json(server, is_fast=ports.config.fast)
@@ -131,27 +134,30 @@ def adopt(socketio: SocketIO, ports: Ports) -> None:
 
 
 def _require_loop(server: Any) -> None:
-    """See that uWSGI, if it serves, runs the event loop of the mode that is chosen there.
+    """Check that uWSGI, if it is the server, runs gevent's event loop in mode ``gevent_uwsgi``.
+
+    Raises:
+        ConfigError: It does not.
 
     Source:
-        uWSGI, "The uWSGI Python module": ``opt`` holds the options it was started with.
+        uWSGI, "The uWSGI Python module": ``opt`` holds the options with which it was started.
     """
     uwsgi: Any = sys.modules.get("uwsgi")
     if server.async_mode != "gevent_uwsgi" or uwsgi is None:
         return
     if "gevent" not in uwsgi.opt and uwsgi.opt.get("loop") != b"gevent":
         raise ConfigError(
-            "Flask-SocketIO picks async_mode 'gevent_uwsgi' where gevent is installed, and uWSGI "
-            "runs without it, so that no client would be answered: start uWSGI with "
+            "Flask-SocketIO picks async_mode 'gevent_uwsgi' because gevent is installed, but uWSGI "
+            "runs without it, so no client would get a response: start uWSGI with "
             "--gevent 1000 --gevent-monkey-patch"
         )
 
 
 def _guard_queue(manager: Any) -> None:
-    """Guard a manager with a queue; what the application publishes with keeps its place.
+    """Guard a manager with a queue, and keep an application's override of ``_publish``.
 
-    A ``_publish`` that extends what Redis gets is called by whoever emits, and what it calls on
-    puts the message into the outbox. Any other is the way to a broker, behind the outbox.
+    For Redis, an override runs when a message is emitted, and its ``super()`` puts the message
+    into the outbox. For any other queue it is what sends to the broker, after the outbox.
     """
     if _is_redis(type(manager)):
         _guard(manager, QueuedRedisManager)
@@ -159,16 +165,16 @@ def _guard_queue(manager: Any) -> None:
         _guard(manager, GuardedPubSubManager, front=(ThroughOutbox,))
         if isinstance(manager, RedisManager):
             logger.info(
-                "the message queue is used as %s uses it, which hides whether Redis is there",
+                "the message queue is used through %s, which hides whether Redis can be reached",
                 type(manager).__name__.removeprefix("Guarded"),
             )
     manager._duplicates = Duplicates()
 
 
-def _hear_engine(server: Any) -> None:
-    """Take over what the server registered before it was guarded, and so of its own class.
+def _rebind_engine_handlers(server: Any) -> None:
+    """Register the guarded methods for the engine's events, in place of upstream's.
 
-    Who has registered something in its place since then calls it on.
+    A handler that an application has registered instead is kept: it calls the server's itself.
     """
     engine = server.eio
     for event, name in (
@@ -189,29 +195,29 @@ def _guard_engine(engine: Any, ports: Ports) -> None:
     engine.behind = set()
     engine.unjoined = {}
     _renew_locks(engine)
-    # Upstream's monitor looks for silent clients; here each has its own deadline.
+    # Upstream's service task looks for silent clients; here each has its own deadline.
     engine.start_service_task = False
     engine.spawn_event = None
     if overrides(type(engine), "start_background_task"):
         engine.spawn_event = engine.start_background_task
-    _mend_gevent_websocket()
+    _patch_gevent_websocket()
 
 
-def _mend_gevent_websocket() -> None:
-    # It comes with the extra "gunicorn"; threads, and gevent alone, serve without it.
+def _patch_gevent_websocket() -> None:
+    # Installed with the extra "gunicorn"; threaded servers and plain gevent do not need it.
     with contextlib.suppress(ImportError):
-        from .engineio.gevent_websocket import mend_gevent_websocket
+        from .engineio.gevent_websocket import patch_gevent_websocket
 
-        mend_gevent_websocket()
+        patch_gevent_websocket()
 
 
 def has_queue(server: Any) -> bool:
-    """Say whether a ``socketio.Server`` has a message queue."""
+    """Return whether a ``socketio.Server`` has a message queue."""
     return isinstance(server.manager, PubSubManager)
 
 
 def transport_of(server: Any, config: GuardConfig) -> Transport | None:
-    """Return the message queue of a ``socketio.Server``, or ``None`` if it has none."""
+    """Return a transport for the message queue of a ``socketio.Server``, or ``None``."""
     manager = server.manager
     if not has_queue(server):
         return None
@@ -221,20 +227,20 @@ def transport_of(server: Any, config: GuardConfig) -> Transport | None:
 
 
 def new_host_id(server: Any) -> None:
-    """Give the process a host id of its own.
+    """Give the manager of this process its own host id, if it has a queue.
 
-    Upstream makes it in the manager's constructor; processes forked after that
-    would take each other's messages for their own and skip them.
+    Upstream creates the id in the manager's constructor. Processes that fork after that share it,
+    so they would mistake each other's messages for their own and ignore them.
     """
     if has_queue(server):
         server.manager.host_id = uuid.uuid4().hex
 
 
 def forsake_clients(server: Any) -> None:
-    """Let a forked child have none of its parent's clients, and do nothing to them.
+    """Make a forked child forget its parent's clients, without any effect on them.
 
-    Their sockets are shared: what is written here, or ended in an orderly way, the
-    clients would take for the parent's.
+    Their sockets are shared with the parent: anything that the child wrote, and an orderly close,
+    would reach the clients as if from the parent.
     """
     engine, manager = server.eio, server.manager
     for transport in list(engine.websocket_transports):
@@ -262,12 +268,12 @@ def forsake_clients(server: Any) -> None:
 
 def _renew_locks(engine: Any) -> None:
     engine.line = Line(engine.guard.runtime)
-    # Greenlets do not change places while it is held, and so need none that they could wait for.
+    # Greenlets do not switch while they hold it, so a lock that never blocks is enough.
     engine.queue_lock = threading.Lock() if engine.async_mode == "threading" else RLock()
 
 
 def close_for_restart(socket: Any) -> None:
-    """Close a transport session such that its client comes back by itself."""
+    """Close an Engine.IO session in a way after which the client reconnects by itself."""
     socket.close(
         reason=socket.server.reason.SERVER_DISCONNECT,
         code=CloseCode.SERVICE_RESTART,
@@ -276,14 +282,14 @@ def close_for_restart(socket: Any) -> None:
 
 
 def _guard(instance: Any, guarded: type, *, front: tuple[type, ...] = ()) -> None:
-    """Make *instance* an instance of *guarded* as well, in front of upstream's own class."""
+    """Make *instance* an instance of *guarded* too, which comes before upstream's class."""
     instance.__class__ = guarded_class(type(instance), guarded, front=front)
     rebind(instance)
 
 
 def _is_redis(cls: type) -> bool:
-    """Say whether messages travel as ``RedisManager`` has them travel."""
-    # Who overrides how they do wants them to travel that way.
+    """Return whether a manager publishes and listens as ``RedisManager`` does."""
+    # Otherwise the manager's own methods must be used, see QueueTransport.
     return (
         issubclass(cls, RedisManager)
         and not overrides(cls, "_listen", "_redis_connect")

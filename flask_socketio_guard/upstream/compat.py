@@ -1,4 +1,4 @@
-"""Checks at start-up that the installed packages are what the guard relies on."""
+"""A check at startup that the installed packages have the methods on which the guard relies."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WANTED = {
     "python-socketio": "5.18.1",
     "python-engineio": "4.15.1",
 }
-"""Oldest version of each package that the tests run against."""
+"""The oldest version of each package against which the tests run."""
 
 _SEAMS = (
     (flask_socketio.SocketIO, ("_handle_event", "start_background_task")),
@@ -86,11 +86,11 @@ _SEAMS = (
 
 
 def check_versions() -> None:
-    """Make sure that every upstream part the guard takes hold of exists.
+    """Check that every upstream method that the guard overrides or calls exists.
 
     Raises:
-        IncompatibleVersion: Something is missing; the text names the versions
-            found and wanted.
+        IncompatibleVersion: A method is missing; the text names it, the installed versions and
+            the required ones.
     """
     missing = [
         f"{owner.__module__}.{owner.__qualname__}.{name}"

@@ -1,7 +1,8 @@
-"""What an application has plugged into the classes underneath: honoured, or refused at start.
+"""An application's overrides of upstream's methods, which are honoured or refused at startup.
 
 A method that an application's own class overrides runs first, and its ``super()`` leads to the
-guard's. What the guard never calls, and what it cannot do without, is refused with the reason.
+guard's. An override is refused, with the reason, if the guard would never call it, or if it does
+not call a method of the guard that must run.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ _UPSTREAM: Final = frozenset({"engineio", "flask_socketio", "socketio"})
 
 
 def is_upstream(owner: Any) -> bool:
-    """Say whether a class or function comes from the packages underneath."""
+    """Return whether a class or function comes from the Socket.IO packages."""
     name = (
-        owner.__globals__.get("__name__", "")  # whoever wraps a function copies its __module__
+        owner.__globals__.get("__name__", "")  # functools.wraps copies __module__
         if isinstance(owner, FunctionType)
         else getattr(owner, "__module__", "")
     )
@@ -28,7 +29,7 @@ def is_upstream(owner: Any) -> bool:
 
 
 def own_methods(owner: type) -> dict[str, Any]:
-    """Return what the application's classes among the bases of *owner* define, by name."""
+    """Return the attributes, by name, of the application's classes in the MRO of *owner*."""
     found: dict[str, Any] = {}
     for cls in owner.__mro__:
         if cls is object or is_upstream(cls) or is_guarded(cls):
@@ -39,26 +40,26 @@ def own_methods(owner: type) -> dict[str, Any]:
 
 
 def overrides(owner: type, *names: str) -> bool:
-    """Say whether the application's classes among the bases of *owner* define one of *names*."""
+    """Return whether the application's classes in the MRO of *owner* define one of *names*."""
     methods = own_methods(owner)
     return any(name in methods for name in names)
 
 
 def is_guarded(cls: type) -> bool:
-    """Say whether a class is one of the guard's."""
+    """Return whether a class belongs to the guard."""
     return cls.__module__.startswith(__package__ + ".")
 
 
 def guarded_class(own: type, guarded: type, *, front: tuple[type, ...] = ()) -> type:
-    """Return a class whose objects are those of *own*, with *guarded* in front of upstream's.
+    """Return a subclass of *own* with *guarded* placed before upstream's classes in its MRO.
 
     Args:
-        own: Upstream's class, or the application's own kind of it.
-        guarded: Comes behind the application's classes, so that their ``super()`` leads to it.
-        front: Come before the application's.
+        own: Upstream's class, or the application's subclass of it.
+        guarded: Placed after the application's classes, so that their ``super()`` leads to it.
+        front: Placed before the application's classes.
 
     Source:
-        Python's data model, ``type.mro()``: the order of resolution is the metaclass's to say.
+        Python's data model, ``type.mro()``: a metaclass may define the method resolution order.
     """
     order = list(own.__mro__)
     first = next(index for index, cls in enumerate(order) if is_upstream(cls))
@@ -83,17 +84,18 @@ def check(
     needed: Iterable[str],
     extended: Iterable[str] = (),
 ) -> None:
-    """See that nothing which is plugged in would be bypassed in silence.
+    """Check that the guard would not silently bypass an override or a patch.
 
     Args:
-        instance: Not guarded yet.
-        guarded: The class that is to guard it.
-        unused: Methods that upstream calls and the guard does not.
-        needed: Methods of the guard's that it cannot do without.
-        extended: Those of the guard's that always call upstream's, whoever has replaced it.
+        instance: An object that is not guarded yet.
+        guarded: The class that will guard it.
+        unused: Methods that upstream calls and the guard never does.
+        needed: Methods of the guard that must run, even if they are overridden.
+        extended: Methods of the guard that always call upstream's, which may be patched then.
 
     Raises:
-        ConfigError: Something would be; names class, method and mend.
+        ConfigError: An override or patch would be bypassed; the text names the class, the method
+            and the solution.
     """
     own = type(instance)
     unused, needed = frozenset(unused), frozenset(needed)
@@ -109,36 +111,36 @@ def check(
             if next(first for first in own.__mro__ if name in vars(first)) is not cls:
                 continue  # it would not be called without the guard either
             raise ConfigError(
-                f"{cls.__name__}.{name} comes behind a class of python-socketio among the bases "
-                f"of {own.__name__}, where the guard would bypass it: name {cls.__name__} first"
+                f"{cls.__name__}.{name} comes after a class of python-socketio in the bases of "
+                f"{own.__name__}, where the guard would bypass it: list {cls.__name__} first"
             )
     for name in sorted(unused & methods.keys()):
         raise ConfigError(
-            f"{own.__name__}.{name} would never be called, since the guard has its own way: "
-            f"do without {name}(), or leave this SocketIO unguarded"
+            f"{own.__name__}.{name} would never be called, because the guard does not use it: "
+            f"remove {name}(), or do not guard this SocketIO"
         )
     for name in sorted(needed & methods.keys()):
         if not calls_on(methods[name], name):
             raise ConfigError(
-                f"{own.__name__}.{name} does not call super().{name}(), which the guard "
-                "cannot do without: call it"
+                f"{own.__name__}.{name} does not call super().{name}(), on which the guard "
+                "relies: call it"
             )
     for owner, name, value in _patched(own, replaced - frozenset(extended)):
         raise ConfigError(
             f"{owner.__module__}.{owner.__name__}.{name} was replaced by {_described(value)}, "
-            "which the guard would bypass: override it in a class of your own"
+            "which the guard would bypass: override it in a subclass"
         )
     for name in sorted(replaced & vars(instance).keys()):
         value = vars(instance)[name]
         if callable(value) and not is_upstream(getattr(value, "__func__", value)):
             raise ConfigError(
                 f"{name} of this {own.__name__} was replaced by {_described(value)} before it was "
-                "guarded: replace it after guard.init_app(), or override it in a class of your own"
+                "guarded: replace it after guard.init_app(), or override it in a subclass"
             )
 
 
 def calls_on(function: Any, name: str) -> bool:
-    """Say whether *function* calls the method *name* of another: its ``super()``, most likely."""
+    """Return whether *function* uses the attribute *name*, most likely of its ``super()``."""
     code = getattr(function, "__code__", None)
     if code is None:
         inner = getattr(function, "__wrapped__", None) or getattr(function, "__func__", None)
@@ -161,7 +163,7 @@ def _behind_upstream(own: type) -> Iterator[type]:
 
 
 def _patched(own: type, names: Iterable[str]) -> Iterator[tuple[type, str, Any]]:
-    """Yield the methods of upstream's classes that somebody has replaced."""
+    """Yield (class, name, value) for each method of upstream's classes that has been patched."""
     for owner in own.__mro__:
         if is_upstream(owner):
             for name in sorted(names & vars(owner).keys()):
@@ -176,14 +178,14 @@ def _described(value: Any) -> str:
 
 
 def rebind(instance: Any) -> None:
-    """Let methods that somebody keeps, to call them on, be those of the guarded object.
+    """Rebind upstream's methods that are stored on *instance* to those of its guarded class.
 
-    Who has put a method in the place of another, as python-socketio's admin interface does,
-    keeps the other on the object itself.
+    Code that replaces a method, as python-socketio's admin UI does, stores the original as
+    an attribute of the object in order to call it.
     """
     for attribute, value in list(vars(instance).items()):
         if isinstance(value, MethodType) and value.__self__ is instance:
             name = value.__func__.__name__
             if not is_upstream(value.__func__) or not hasattr(type(instance), name):
-                continue  # the application's own leads to the guard's by its super()
+                continue  # an application's own method reaches the guard's through super()
             setattr(instance, attribute, MethodType(getattr(type(instance), name), instance))

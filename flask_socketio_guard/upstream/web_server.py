@@ -1,4 +1,4 @@
-"""What the web server of a process is asked for, once it serves."""
+"""Settings that the guard applies to the web server of a process when it starts to serve."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 
 class WebServer(Component):
-    """Bounds of silent connections, and how requests for WebSockets are answered.
+    """Sets the timeout of HTTP connections, and how WebSocket handshakes are answered.
 
     Args:
-        config: Settings.
-        socketio: Knows below which path Engine.IO is served.
+        config: The settings.
+        socketio: A ``SocketIO`` with an application; determines the path of Engine.IO.
     """
 
     def __init__(self, config: GuardConfig, socketio: SocketIO) -> None:
@@ -26,7 +26,7 @@ class WebServer(Component):
         self._socketio = socketio
 
     def serve(self, watch: Watch) -> None:
-        """Ask for it."""
+        """Apply the settings to this process."""
         del watch
         path = self._socketio.sockio_mw.engineio_path
         bound_silence(self._config.http_timeout)

@@ -92,7 +92,7 @@ class _Reset(BaseException):
     """The client disconnected before its request was read."""
 
 
-def mend_gevent_websocket() -> None:
+def patch_gevent_websocket() -> None:
     """Make gevent-websocket's handler tolerate malformed requests and early disconnects.
 
     If ``Sec-WebSocket-Key`` is not base64, and for some other headers, the original raises
@@ -107,14 +107,14 @@ def mend_gevent_websocket() -> None:
         base.finalize_headers = _finalize_headers
         _originals["__init__"] = base.__init__
         base.__init__ = _init
-        for name, mended in (
+        for name, replacement in (
             ("upgrade_websocket", _upgrade_websocket),
             ("read_request", _read_request),
             ("handle", _handle),
             ("run_websocket", _run_websocket),
         ):
             _originals[name] = getattr(WebSocketHandler, name)
-            setattr(WebSocketHandler, name, mended)
+            setattr(WebSocketHandler, name, replacement)
         taken_classes[WebSocket] = _TakenWebSocket
 
 

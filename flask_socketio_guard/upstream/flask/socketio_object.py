@@ -156,7 +156,7 @@ class GuardedSocketIO(_SocketIO):
         return super().start_background_task(target, *args, **kwargs)
 
 
-def mend_recipients() -> None:
+def patch_recipients() -> None:
     """Make ``flask_socketio.emit``, ``send`` and ``call`` pass on falsy recipients.
 
     The originals drop a falsy recipient before any code of the ``SocketIO`` sees it. Applications
@@ -164,13 +164,13 @@ def mend_recipients() -> None:
     """
     if not _originals:
         vars(flask_socketio)["_socketio_guard_call"] = _socketio_guard_call
-        for mended in (emit, send, call):
-            name = mended.__name__
+        for replacement in (emit, send, call):
+            name = replacement.__name__
             function = getattr(flask_socketio, name)
             _originals[name] = FunctionType(
                 function.__code__, function.__globals__, name, function.__defaults__
             )
-            function.__code__ = mended.__code__
+            function.__code__ = replacement.__code__
 
 
 _originals: dict[str, Callable[..., Any]] = {}
