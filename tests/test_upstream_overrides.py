@@ -389,7 +389,7 @@ def test_who_publishes_otherwise_has_a_queue_of_its_own(
     guarded = make_guarded(options={"client_manager": Own(redis_server.url)})
     assert guarded.inner.queue is not None
     assert not isinstance(guarded.inner.queue.outbox._publisher, RedisPublisher)
-    assert "the message queue is used as Own uses it" in caplog.text
+    assert "the message queue is used through Own" in caplog.text
 
 
 def stop_listening(recorded: Recorded, bus: Bus) -> None:

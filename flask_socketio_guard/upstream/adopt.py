@@ -21,8 +21,8 @@ from .engineio.server import GuardedEngineServer
 from .flask.event_context import EventContexts
 from .flask.socketio_object import (
     GuardedSocketIO,
-    patch_recipients,
     note_handlers,
+    patch_recipients,
     require_plain_handlers,
 )
 from .overrides import calls_on, check, guarded_class, is_guarded, is_upstream, overrides, rebind
