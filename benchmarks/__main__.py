@@ -25,7 +25,7 @@ from benchmarks.targets import verdicts, verdicts_text
 
 SPARE_FILES = 500  # beside those of the clients
 PART = "benchmarks"
-"""What the report is called in docs/benchmarks.md."""
+"""Name of the report's part in docs/benchmarks.md."""
 
 
 def main() -> None:
@@ -83,7 +83,7 @@ def main() -> None:
 
 
 def _node_column(facts: dict[str, Any], results: report.Results) -> list[report.Column]:
-    """Return the column of Node, or none where it cannot be."""
+    """Return the column of Node in a list; an empty one where Node is missing."""
     try:
         facts["node versions"] = nodejs.prepare()
     except nodejs.MissingError as exc:
@@ -132,7 +132,7 @@ def _report(
 
 
 def _metrics(plan: Plan, names: list[str]) -> list[report.Metric]:
-    """Return the rows of the table of all."""
+    """Return the rows of the table that has all columns."""
     chosen = [SCENARIOS[name] for name in names if SCENARIOS[name].table is None]
     return [metric for scenario in chosen for metric in scenario.metrics(plan)]
 
@@ -167,7 +167,7 @@ def _parse() -> argparse.Namespace:
     )
     options = parser.parse_args()
     if options.write is not None:
-        page.read_part(options.write, PART)  # raises now, and not after ten minutes
+        page.read_part(options.write, PART)  # raises now instead of after ten minutes
     if options.rounds is not None and options.rounds < 1:
         parser.error("--rounds must be at least 1")
     if options.attack and options.only != ["abuse"]:
@@ -178,7 +178,7 @@ def _parse() -> argparse.Namespace:
 
 
 def _allow_many_files(plan: Plan, names: list[str], columns: list[report.Column]) -> None:
-    """Raise the limit of open files as far as it goes; the servers inherit it."""
+    """Raise the limit of open files to the maximum; the servers inherit it."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     columns_at_once = len(columns) if "broadcast" in names else 2
@@ -188,7 +188,7 @@ def _allow_many_files(plan: Plan, names: list[str], columns: list[report.Column]
 
 
 def _note(results: report.Results, what: str) -> None:
-    """Say *what* now, and again in the report."""
+    """Print *what* now, and again in the report."""
     _say(what)
     results.notes.append(what)
 

@@ -1,7 +1,7 @@
-"""What a hostile client's bytes multiply, and what other clients notice of it.
+"""The cost of each byte from a hostile client, and its effect on other clients.
 
-Each attack has a fresh server. Beside it, one client asks for an echo every 5 ms, whether or not
-the last one was answered: what a blocked server does to it is in the percentiles.
+Each attack has a fresh server. Meanwhile another client asks for an echo every 5 ms, whether or not
+the last one was answered, so that a blocked server shows in its percentiles.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _ANSWER_TIMEOUT = 5.0
 _SETTLE_TIME = 0.1
 _SETTLED = 0.1  # share of a core below which a server is at rest
 _SETTLE_TIMEOUT = 5.0
-_LEAST = 0.001  # seconds that no subtraction goes below
+_LEAST = 0.001  # seconds; lower bound of every subtraction
 _TICKS = os.sysconf("SC_CLK_TCK")
 _WAITING = 400
 _WAITING_SIZE = 100_000
@@ -49,10 +49,10 @@ _MIB = 1 << 20
 
 
 class Prober:
-    """A well-behaved client that asks on a schedule and notes how long each answer takes.
+    """A well-behaved client that asks on a schedule and measures how long each answer takes.
 
-    Time in which the server or this process could not run, since other programs or a hypervisor
-    had its core, is none that the server took: the longer of both is subtracted.
+    Time in which the server or this process could not run, because other programs or a hypervisor
+    had its core, is not the server's fault: the longer of both is subtracted.
 
     Args:
         loop: Serves the client.
@@ -60,8 +60,8 @@ class Prober:
         processes: The server and this one.
 
     Attributes:
-        failure: Why it has got no answer, if so.
-        latencies: Of the answers so far, in seconds.
+        failure: Why it received no answer, if it did not.
+        latencies: Latencies of the answers so far, in seconds.
     """
 
     def __init__(self, loop: Loop, client: Client, processes: list[Process]) -> None:
@@ -70,12 +70,12 @@ class Prober:
         self._processes = processes
         self.failure = ""
         self._number = 0
-        self._asked: dict[bytes, tuple[float, list[float]]] = {}  # when, and what was lost by then
+        self._asked: dict[bytes, tuple[float, list[float]]] = {}  # when, and time lost by then
         self.latencies: list[float] = []
         client.on_data = self._on_data
 
     def ask(self, seconds: float) -> None:
-        """Ask for so long."""
+        """Ask on schedule for that many seconds."""
         until = time.perf_counter() + seconds
         due_at = time.perf_counter()
         with self._noting_the_end():
@@ -85,11 +85,11 @@ class Prober:
                 self._loop.rest(due_at - time.perf_counter())
 
     def wait(self) -> list[float]:
-        """Wait for the answers, 5 s at the most.
+        """Wait for the answers, for at most 5 s.
 
         Returns:
-            Their latencies in seconds, infinite where there was no answer, or the server has cut
-            the client off.
+            Their latencies in seconds, infinite if there was no answer, or the server has
+            disconnected the client.
         """
         give_up_at = time.perf_counter() + _ANSWER_TIMEOUT
         with self._noting_the_end():
@@ -132,7 +132,7 @@ class Prober:
 
 
 class Usage(NamedTuple):
-    """What a server has used: seconds of CPU, bytes of memory at the peak, bytes of log."""
+    """The resources a server has used: seconds of CPU, peak memory in bytes, bytes of log."""
 
     cpu: float
     memory: int
@@ -140,7 +140,7 @@ class Usage(NamedTuple):
 
 
 class Process:
-    """What the server's worker has used so far."""
+    """Measures the resources that the server's worker has used."""
 
     def __init__(self, pid: int, core: int | None) -> None:
         self._process = psutil.Process(pid)
@@ -155,7 +155,7 @@ class Process:
         return float(times.user + times.system)
 
     def lost(self) -> float:
-        """Return the seconds for which its main thread could have run and did not get its core.
+        """Return the seconds for which its main thread was ready to run but did not get its core.
 
         Source:
             Linux, Documentation/scheduler/sched-stats.rst: the second number of
@@ -169,7 +169,7 @@ class Process:
         return waited + stolen / _TICKS
 
     def forget_peak(self) -> None:
-        """Let the peak of the memory begin at what is resident now.
+        """Reset the peak of the memory to the current resident size.
 
         Source:
             proc(5), ``/proc/pid/clear_refs``, value 5.
@@ -177,7 +177,7 @@ class Process:
         (self._directory / "clear_refs").write_text("5")
 
     def usage(self, server: Server) -> Usage:
-        """Return what it has used, and what *server* has logged."""
+        """Return the resources it has used, with the bytes that *server* has logged."""
         return Usage(self.cpu, self._peak(), server.logged)
 
     def _peak(self) -> int:
@@ -208,13 +208,13 @@ class AttackProcess:
             raise WrongAnswerError(f"{name}: the attacker did not start")
 
     def begin(self) -> None:
-        """Attack."""
+        """Start the attack."""
         assert self._process.stdin is not None
         self._process.stdin.write("go\n")
         self._process.stdin.flush()
 
     def result(self) -> dict[str, Any]:
-        """Return what the attacker tells.
+        """Return the attacker's report.
 
         Raises:
             WrongAnswerError: It failed, or sent nothing.
@@ -226,7 +226,7 @@ class AttackProcess:
         return answer
 
     def stop(self) -> None:
-        """End it, whatever it does."""
+        """Kill the attacker."""
         if self._process.poll() is None:
             self._process.kill()
         self._process.communicate()
@@ -236,19 +236,19 @@ class Row(NamedTuple):
     """One attack on one column.
 
     Attributes:
-        sent: Bytes that the server took from the attacker while the attack lasted. All that is
-            told per byte is told of these, and of that time.
+        sent: Bytes that the server read from the attacker during the attack. All figures per
+            byte refer to these, and to that time.
         units: Events, requests or connects that the attacker has sent, read or not.
         out: Bytes out per byte in.
         cost: Microseconds of the server's CPU per kB in, without that of the probes.
-        rest: Seconds until the server came to rest when the attack was over; infinite if it had
-            not after 5 s.
-        memory: Growth of the server's resident memory at its peak, then or later, in MiB.
-        held: The growth until the end, per byte in.
+        rest: Seconds from the end of the attack until the server was at rest; infinite if that
+            took more than 5 s.
+        memory: Peak growth of the server's resident memory, during the attack or later, in MiB.
+        held: Growth until the end of the attack, per byte in.
         logged: Bytes logged per byte in.
-        p50: Median latency of others, in ms; infinite where there was no answer within 5 s.
-        p99: Their 99th percentile.
-        runs: Handlers that began; NaN where the server could no longer be asked.
+        p50: Median latency of the other client, in ms; infinite without an answer within 5 s.
+        p99: 99th percentile of these latencies.
+        runs: Handlers that began; NaN if the server no longer answered.
     """
 
     sent: float
@@ -266,7 +266,7 @@ class Row(NamedTuple):
 
 @contextlib.contextmanager
 def _preferred(results: Results) -> Iterator[None]:
-    """Let other programs of this machine wait for what is started meanwhile, if that is allowed."""
+    """Give processes that are started in the body a higher priority, if that is allowed."""
     own = os.getpid()
     try:
         _set_priority(own, _PRIORITY)
@@ -280,7 +280,7 @@ def _preferred(results: Results) -> Iterator[None]:
 
 
 def _set_priority(pid: int, nice: int) -> None:
-    """Set the priority of a process among those of its session, and of its session.
+    """Set the priority of a process within its session, and that of the session.
 
     Source:
         sched(7), "The autogroup feature".
@@ -310,11 +310,11 @@ def _run(bench: Bench, name: str, attack: Attack) -> None:
     }
     with contextlib.suppress(OSError):
         for server in servers.values():
-            _set_priority(server.pid, _PRIORITY)  # it is a session of its own
+            _set_priority(server.pid, _PRIORITY)  # it has its own session
     with running(list(servers.values())):
         for column, server in servers.items():
             row, told = _measure(bench, name, attack, column, server)
-            server.kill()  # it may have work for minutes
+            server.kill()  # it may have minutes of work left
             for what, value in row._asdict().items():
                 bench.results.add(f"abuse {name}:{what}", column, value)
             bench.results.told[name, column.name] = told
@@ -385,7 +385,7 @@ def _measure(
 
 
 def _settle(loop: Loop, process: Process) -> float:
-    """Return when the server has come to rest; infinity if it does not within 5 s."""
+    """Return the time until the server was at rest; infinity if that takes more than 5 s."""
     give_up_at = time.perf_counter() + _SETTLE_TIMEOUT
     before = process.cpu
     while (began_at := time.perf_counter()) < give_up_at:
@@ -397,12 +397,12 @@ def _settle(loop: Loop, process: Process) -> float:
 
 
 def metrics(_plan: Plan) -> list[Metric]:
-    """Return no row: the table is of another kind."""
+    """Return no rows: :func:`text` prints a different kind of table."""
     return []
 
 
 def text(results: Results) -> str:
-    """Return the table of factors as Markdown, and which attacks others notice."""
+    """Return the table as Markdown, and the attacks that affect other clients."""
     head = ["attack", "MB in", "bytes out per byte in", "CPU per kB in, us", "at rest after, s"]
     head += [
         "memory, MiB",
@@ -453,7 +453,7 @@ def _number(value: float | None, show: Callable[[float], str]) -> str:
 
 
 def _told_text(told: dict[str, int]) -> str:
-    """Return what the server said most often."""
+    """Return the answers that the server gave most often."""
     ordered = sorted(told, key=lambda what: -told[what])
     return ", ".join(f"{what} ({told[what]:,})" if told[what] > 1 else what for what in ordered[:2])
 

@@ -2,7 +2,7 @@
 
 Environment variables:
     GUARD, BENCH_REDIS_URL, BENCH_CHANNEL: As in :mod:`benchmarks.app`.
-    BENCH_COMPRESSION: ``1`` agrees to permessage-deflate; needs the guard.
+    BENCH_COMPRESSION: ``1`` allows permessage-deflate; needs the guard.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def stats(_collect: bool) -> dict[str, Any]:
 
 @socketio.on("connect")
 def connect() -> None:
-    """Let everybody in; who says so in the query is a device of somebody."""
+    """Accept every client; one with an identity in its query becomes a device of it."""
     runs["connect"] += 1
     identity = request.args.get("identity")
     if guard is not None and identity:
@@ -74,21 +74,21 @@ def connect() -> None:
 
 @socketio.on("connect", namespace="/refused")
 def refuse() -> bool:
-    """Let nobody in."""
+    """Refuse every client."""
     runs["refuse"] += 1
     return False
 
 
 @socketio.on("echo")
 def echo(*args: Any) -> Any:
-    """Acknowledge with what came."""
+    """Acknowledge with the data received."""
     runs["echo"] += 1
     return args[0]
 
 
 @socketio.on("copy")
 def copy(argument: Any) -> None:
-    """Send back what came, by the way of all emits."""
+    """Emit the data received back to its sender."""
     runs["copy"] += 1
     emit("copy", argument)
 
@@ -101,13 +101,13 @@ def probe(number: int) -> int:
 
 @socketio.on("sink")
 def sink(*_: Any) -> None:
-    """Take whatever comes."""
+    """Accept anything, and do nothing."""
     runs["sink"] += 1
 
 
 @socketio.on("slow")
 def slow(_payload: Any) -> None:
-    """Hold what came for as long as the attack lasts."""
+    """Keep the data received for as long as the attack lasts."""
     runs["slow"] += 1
     socketio.sleep(SLEEP)
 
@@ -120,7 +120,7 @@ def fail() -> None:
 
 
 def limited() -> None:
-    """Count what has passed the rate."""
+    """Count the events that have passed the rate limit."""
     runs["limited"] += 1
 
 
@@ -132,7 +132,7 @@ else:
 
 @socketio.on("fill")
 def fill(identity: str, count: int, size: int) -> int:
-    """Send *count* messages of *size* bytes to *identity*, who is away; none without the guard."""
+    """Send *count* messages of *size* bytes to *identity*, which is offline; needs the guard."""
     if guard is None:
         return 0
     for number in range(count):

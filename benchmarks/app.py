@@ -82,7 +82,7 @@ def stats(collect: bool) -> dict[str, Any]:
 
 
 def echo(text: str) -> str:
-    """Acknowledge with what came."""
+    """Acknowledge with the data received."""
     return text
 
 
@@ -121,7 +121,7 @@ def emit_many(count: int) -> dict[str, float]:
     if guard is not None and not guard.flush(30.0):
         raise RuntimeError("the outbox is not empty after 30 s")
     published_at = time.perf_counter()
-    socketio.sleep(0.1)  # lets the listener read back what it has published, which is CPU as well
+    socketio.sleep(0.1)  # the listener reads back its own messages, whose CPU counts as well
     return {
         "calls": called_at - started_at,
         "published": published_at - started_at,
@@ -131,7 +131,7 @@ def emit_many(count: int) -> dict[str, float]:
 
 @socketio.on("burst")
 def burst(room: str, count: int) -> None:
-    """Emit *count* numbered events to *room* as fast as they go."""
+    """Emit *count* numbered events to *room* as fast as possible."""
     for number in range(count):
         socketio.emit("tick", (number, 0, PAYLOAD), to=room)
 
@@ -147,11 +147,11 @@ def identify(identity: str) -> bool:
 
 @socketio.on("deliver_many")
 def deliver_many(store: str, count: int, at_a_time: int) -> dict[str, float]:
-    """Send *count* messages to those who have said who they are, some at a time.
+    """Send *count* messages to the identified clients, several at a time.
 
     Args:
-        store: Empty: as events with a callback.
-        count: How many messages.
+        store: Where messages are stored; if empty, events with a callback are sent instead.
+        count: Number of messages.
         at_a_time: How many of them may be unacknowledged.
 
     Returns:
@@ -199,7 +199,7 @@ def deliver_many(store: str, count: int, at_a_time: int) -> dict[str, float]:
 
 @socketio.on("weigh")
 def weigh(count: int) -> float:
-    """Return the bytes that each of *count* messages to somebody who is away takes."""
+    """Return the bytes that each of *count* messages to an offline recipient takes."""
     assert guard is not None
     gc.collect()
     before = stored_bytes()
@@ -215,7 +215,7 @@ def weigh(count: int) -> float:
 
 
 def stored_bytes() -> int:
-    """Return the memory of Redis where that is the store, else of this process."""
+    """Return the memory of Redis if that is the store, else of this process."""
     if os.environ.get("BENCH_STORE") == "redis":
         with redis.Redis.from_url(os.environ["BENCH_REDIS_URL"]) as server:
             return int(server.info("memory")["used_memory"])
@@ -229,9 +229,9 @@ def resident_bytes() -> int:
 
 @socketio.on("stream")
 def stream(room: str, rate: float, count: int) -> None:
-    """Emit *count* events to *room*, *rate* per second, each with the instant of its emission.
+    """Emit *count* events to *room*, *rate* per second, each with the time of its emission.
 
-    The instants are of the monotonic clock, which the processes of one machine share.
+    The times are those of the monotonic clock, which all processes of a machine share.
     """
     started_at = time.monotonic()
     for number in range(count):

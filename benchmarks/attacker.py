@@ -1,7 +1,7 @@
-"""What attackers share: TCP connections that count what goes over them, and the protocols on them.
+"""Shared by all attackers: TCP connections that count their bytes, and the protocols on them.
 
-An attacker is a process of its own, with a lower priority than the client that measures. It sends
-bytes that were built in advance, and reads whatever comes meanwhile.
+An attacker is a separate process, with a lower priority than the measuring client. It sends
+bytes that were built in advance, and reads whatever arrives meanwhile.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ TEXT, BINARY, PING, COMPRESSED = 0x81, 0x82, 0x89, 0xC1
 
 _CHUNK = 256 * 1024
 _DIAL_TIMEOUT = 20.0
-_JOIN_TIME = 0.1  # seconds, where the answer cannot be read
+_JOIN_TIME = 0.1  # seconds to wait if the answer cannot be read
 _GRACE = 0.5  # seconds for an answer, beyond the end of the attack
 _REST = 0.02  # seconds before the next attempt after a failed one
 _TAIL = 127  # bytes: the largest close frame
@@ -45,18 +45,18 @@ class UselessAttackError(Exception):
 
 
 class Attacker:
-    """The time of an attack, and what became of it.
+    """The duration of an attack, and its results.
 
     Args:
         port: Where the server listens.
         seconds: How long the attack lasts.
 
     Attributes:
-        units: What was sent: events, requests, connects, as the attack counts them.
-        sent: Bytes that the server has taken.
+        units: Number of events, requests or connects sent, as the attack counts them.
+        sent: Bytes that the server has read.
         received: Bytes that it has sent.
-        opened: Connections that were let in.
-        told: What the server said: codes of errors and of close frames, statuses of HTTP.
+        opened: Connections that were accepted.
+        told: The server's answers: error codes, close codes, HTTP statuses.
     """
 
     def __init__(self, port: int, seconds: float) -> None:
@@ -75,7 +75,7 @@ class Attacker:
         return WebSocketTransport(self)
 
     def websocket(self, *, query: str = "", is_compressed: bool = False) -> WebSocketTransport:
-        """Return a WebSocket that has joined ``/``; a closed one where the server refused."""
+        """Return a WebSocket that has joined ``/``, or a closed one if the server refused it."""
         wire = self.dial()
         handshake = (
             f"GET /socket.io/?EIO=4&transport=websocket{query} HTTP/1.1\r\nHost: 127.0.0.1\r\n"
@@ -111,7 +111,7 @@ class Attacker:
         return wire
 
     def settle(self) -> None:
-        """Take off what the server has not read when the time is over; before the wires close."""
+        """Subtract the bytes that the server has not read; to be called before the wires close."""
         if not self.left:
             self.sent -= _unread(self.port)
 
@@ -120,8 +120,8 @@ class WebSocketTransport:
     """One TCP connection, as a context manager.
 
     Attributes:
-        is_open: Whether both sides go on.
-        is_reading: Whether what the server sends is taken.
+        is_open: Whether neither side has closed it.
+        is_reading: Whether data from the server is read.
     """
 
     def __init__(self, attacker: Attacker) -> None:
@@ -129,7 +129,7 @@ class WebSocketTransport:
         self.is_reading = True
         self._attacker = attacker
         self._is_listening = False
-        self._recent = b""  # what came, as far as it is still of interest
+        self._recent = b""  # the last bytes received
         self._sock = socket.create_connection(("127.0.0.1", attacker.port), _DIAL_TIMEOUT)
         self._sock.setblocking(False)
         self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -141,7 +141,7 @@ class WebSocketTransport:
         self.close()
 
     def write(self, data: bytes) -> bool:
-        """Send *data*, and read meanwhile; return whether the attack goes on over this wire."""
+        """Send *data*, and read meanwhile; return whether this connection can still be used."""
         rest = memoryview(data)
         while rest and self.is_open and self._attacker.left:
             readable, writable = self._wait(self._attacker.left, has_more=True)
@@ -160,11 +160,11 @@ class WebSocketTransport:
         return self.is_open and not rest and self._attacker.left > 0
 
     def call(self, data: bytes, until: bytes) -> bool:
-        """Send *data* and read until *until* has come; return whether it has."""
+        """Send *data* and read until *until* has arrived; return whether it has."""
         return until in self._exchange(data, lambda: until in self._recent)
 
     def ask(self, data: bytes) -> bytes:
-        """Send one HTTP request, return its answer, empty if there was none."""
+        """Send one HTTP request and return the answer, empty if there was none."""
         return self._exchange(data, self._has_answer)
 
     def _exchange(self, data: bytes, is_done: Callable[[], bool]) -> bytes:
@@ -186,20 +186,20 @@ class WebSocketTransport:
         return self._recent
 
     def _has_answer(self) -> bool:
-        """Return whether a whole HTTP answer has come."""
+        """Return whether a complete HTTP answer has arrived."""
         head, separator, body = self._recent.partition(b"\r\n\r\n")
         found = _LENGTH.search(head)
         return bool(separator) and len(body) >= (int(found[1]) if found else 0)
 
     def drain(self, seconds: float | None = None) -> None:
-        """Read for so long, or until the attack is over."""
+        """Read for that many seconds, or until the attack is over."""
         until = time.monotonic() + (self._attacker.left if seconds is None else seconds)
         while self.is_open and (left := min(until - time.monotonic(), self._attacker.left)) > 0:
             if self._wait(left)[0]:
                 self._read()
 
     def close(self) -> bool:
-        """End the connection; return whether the server had said that it would."""
+        """Close the connection; return whether the server had announced its end."""
         found = _FAREWELL.search(self._recent[-_TAIL:]) if self.is_open else None
         if found is not None:
             self._attacker.told[f"closed {struct.unpack('!H', found[1])[0]}"] += 1
@@ -234,7 +234,7 @@ class WebSocketTransport:
         )
 
     def _end(self) -> None:
-        """Note that the server has ended the connection."""
+        """Record that the server has closed the connection."""
         if not self.close():
             self._attacker.told["connection ended"] += 1
 
@@ -248,7 +248,7 @@ def request(method: str, address: str, body: bytes = b"", headers: str = "") -> 
 
 
 def _unread(port: int) -> int:
-    """Return the bytes on their way to *port*, in the buffers of both sides.
+    """Return the number of bytes in flight to *port*, in the socket buffers of both sides.
 
     Source:
         ``/proc/net/tcp``: local and remote address, state, and ``tx_queue:rx_queue`` in hex.

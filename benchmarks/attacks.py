@@ -1,7 +1,7 @@
 """The attacks, each small, bounded in time, and as strong as one or a few connections can be.
 
-``python -m benchmarks.attacks NAME PORT SECONDS`` builds what it will send, prints ``ready``, waits
-for a line, attacks, and prints what became of it as JSON.
+``python -m benchmarks.attacks NAME PORT SECONDS`` builds the data to send, prints ``ready``, waits
+for a line, attacks, and prints the results as JSON.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 
 MAILBOX = "somebody"
 
-_LARGE = 990_000  # bytes: just below what Flask-SocketIO takes as one message
+_LARGE = 990_000  # bytes: just below Flask-SocketIO's limit for one message
 _ALLOWED = 99_000  # lists: just below MAX_CONTAINERS
-_ROOM = 16_000  # bytes of small packets that are written in one go
+_ROOM = 16_000  # bytes of small packets that are written at once
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,11 @@ class Attack:
     """One kind of input that a client chooses.
 
     Attributes:
-        title: For people.
+        title: Name in the report.
         run: Attacks until its attacker's time is over.
-        proof: The handler that runs under attack on stock, at least once; empty: none is meant to.
-        is_guard_only: Whether there is nothing of the kind on stock.
-        needs_compression: Whether the server is to agree to permessage-deflate.
+        proof: The handler that must run at least once under attack on stock; empty if none does.
+        is_guard_only: Whether stock has no such feature to attack.
+        needs_compression: Whether the server must allow permessage-deflate.
         needs_mailbox: Whether messages wait for :data:`MAILBOX`.
     """
 
@@ -65,7 +65,7 @@ def _event(name: str, argument: str, ack: str = "") -> bytes:
 
 
 def _many(frame: bytes) -> tuple[bytes, int]:
-    """Return as many of *frame* as are sent in one go, and their number."""
+    """Return as many copies of *frame* as are sent at once, and their number."""
     count = max(1, _ROOM // len(frame))
     return frame * count, count
 
@@ -77,7 +77,7 @@ def _lists(count: int, *, item: str = "[]") -> str:
 def _flood(
     frames: bytes, units: int = 1, *, is_reading: bool = True, is_compressed: bool = False
 ) -> Callable[[Attacker], None]:
-    """Return an attack that sends *frames* without end, and comes again when it is closed."""
+    """Return an attack that sends *frames* without end, and reconnects when it is closed."""
 
     def run(attacker: Attacker) -> None:
         while attacker.left:
@@ -91,7 +91,7 @@ def _flood(
 
 
 def _some(frames: bytes, count: int) -> Callable[[Attacker], None]:
-    """Return an attack that sends *frames* so often, then waits."""
+    """Return an attack that sends *frames* that many times, then waits."""
 
     def run(attacker: Attacker) -> None:
         while attacker.left and attacker.units < count:
@@ -126,7 +126,7 @@ def _compressed(text: str) -> Callable[[Attacker], None]:
 
 
 def _mailbox(attacker: Attacker) -> None:
-    """Come again and again over one WebSocket, and acknowledge nothing."""
+    """Join and leave again and again over one WebSocket, and acknowledge nothing."""
     cycle = _text("41") + _text("40")
     while attacker.left:
         with attacker.websocket(query=f"&identity={MAILBOX}") as wire:
@@ -150,7 +150,7 @@ def _requests(*requests: bytes) -> Callable[[Attacker], None]:
 
 
 def _posts(body: str, units: int) -> Callable[[Attacker], None]:
-    """Return an attack that posts *body* without end, in sessions as they last."""
+    """Return an attack that posts *body* without end, in a new session when one is closed."""
 
     def run(attacker: Attacker) -> None:
         while attacker.left:
@@ -165,7 +165,7 @@ def _posts(body: str, units: int) -> Callable[[Attacker], None]:
 
 
 def _trickle(attacker: Attacker) -> None:
-    """Hold a hundred requests, each with a byte of its body now and then."""
+    """Hold a hundred requests open, by sending a byte of each body now and then."""
     wires: list[WebSocketTransport] = []
     for _ in range(100):
         wire, address = attacker.poller()

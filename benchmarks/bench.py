@@ -1,4 +1,4 @@
-"""What all measurements share: how much is measured, on which servers, and how busy they are."""
+"""Shared by all measurements: how much is measured, on which servers, and how busy they are."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ class Plan:
         slices: Times in each round that the columns take turns.
         burst_slices: The same for the bursts, which take longer.
         stream_slices: The same for the latencies from A to B, which need many short slices: a
-            99th percentile tells of the machine's worst moments, and all columns shall share them.
-        attacks: Names of those that ``abuse`` measures.
+            99th percentile shows the machine's worst moments, and all columns should share them.
+        attacks: Names of the attacks that ``abuse`` measures.
     """
 
     rounds: int = 3
@@ -103,7 +103,7 @@ class Spell:
 
 
 def check(column: Column, server: Server, stats: dict[str, Any]) -> None:
-    """Raise unless what the server tells of itself is what *column* claims."""
+    """Raise unless the server's report about itself is what *column* claims."""
     claimed = {
         "runtime": "node" if column.is_node else "python",
         "guarded": column.is_guarded,
@@ -123,7 +123,7 @@ def check(column: Column, server: Server, stats: dict[str, Any]) -> None:
 
 
 class Bench:
-    """What every scenario needs, and where it puts its samples."""
+    """Starts servers and clients for the scenarios, and collects their samples."""
 
     def __init__(
         self, plan: Plan, columns: list[Column], results: Results, broker: Redis, cores: Cores
@@ -186,11 +186,11 @@ class Bench:
     def watch(self, scenario: str, column: Column, control: Client) -> Iterator[Spell]:
         """Watch the server of *control* while the body runs.
 
-        Keeps the shares of their cores that the server and the load generator had, and the share
-        of the server's core that nobody had.
+        Records which share of their cores the server and the load generator had, and which share
+        of the server's core was idle.
 
         Yields:
-            What is filled in at the end.
+            A record that is filled in at the end.
         """
         spell = Spell()
         with no_garbage_collection():
@@ -228,7 +228,7 @@ def no_garbage_collection() -> Iterator[None]:
 
 
 def close_all(*groups: dict[Column, list[Client]]) -> None:
-    """Let all clients go."""
+    """Disconnect all clients."""
     for group in groups:
         for clients in group.values():
             for client in clients:

@@ -24,7 +24,7 @@ _TEXT = b"x" * 100
 
 
 class Audience:
-    """Clients that receive every broadcast, and ask for the next ones: two are under way."""
+    """Clients that receive every broadcast, and ask for the next; two are in flight at a time."""
 
     def __init__(self, loop: Loop, clients: list[Client]) -> None:
         self._loop = loop
@@ -105,7 +105,7 @@ def metrics(plan: Plan) -> list[Metric]:
 
 
 def run(bench: Bench) -> None:
-    """Measure broadcasts to ever more clients."""
+    """Measure broadcasts to increasing numbers of clients."""
     plan = bench.plan
     servers = [bench.server(column, "broadcast") for column in bench.columns]
     with running(servers):

@@ -1,9 +1,9 @@
 """Socket.IO clients that cost the load generator as little as possible.
 
-They speak just what the measurements need: Engine.IO 4 over a WebSocket, the namespace ``/``, text
-frames. A general WebSocket library would cost as much per message as the server under measurement;
-here, the frames to send are built and masked in advance, and what is received is compared as it
-comes with the bytes that are expected. Only what is neither is parsed.
+They implement only what the measurements need: Engine.IO 4 over a WebSocket, the namespace ``/``,
+text frames. A general WebSocket library would cost as much per message as the server under
+measurement. Here the frames to send are built and masked in advance, and received bytes are
+compared with the expected ones; only other bytes are parsed.
 
 Source:
     RFC 6455, section 5.2 (frames); Engine.IO protocol 4; Socket.IO protocol 5.
@@ -41,7 +41,7 @@ _MASK = os.urandom(4)
 
 
 class WrongAnswerError(Exception):
-    """An event was lost, doubled, out of order or not what it should be."""
+    """An event was lost, duplicated, reordered or altered."""
 
 
 def request_frame(packet: bytes) -> bytes:
@@ -98,11 +98,11 @@ class Loop:
                 raise WrongAnswerError(f"answers are missing after {TIMEOUT:.0f} s")
 
     def stop(self) -> None:
-        """Make :meth:`run` return when the clients that are ready now have had their turn."""
+        """Make :meth:`run` return once the clients that are ready now have been served."""
         self._is_stopped = True
 
     def rest(self, seconds: float) -> None:
-        """Serve the clients for *seconds*: pings are answered, and nothing else is to come."""
+        """Serve the clients for *seconds*, in which nothing but pings should arrive."""
         until = time.monotonic() + seconds
         while (left := until - time.monotonic()) > 0:
             for descriptor, events in self._poll.poll(left):
@@ -116,22 +116,23 @@ class Loop:
         self._poll.register(descriptor, select.EPOLLIN)
 
     def want_write(self, descriptor: int, is_wanted: bool) -> None:
-        """Tell a client when it can send more, or no longer."""
+        """Start or stop waiting until a client can send more."""
         self._poll.modify(descriptor, select.EPOLLIN | (select.EPOLLOUT if is_wanted else 0))
 
     def remove(self, descriptor: int) -> None:
-        """Serve the client no longer; to be called before its socket is closed."""
+        """Stop serving the client; to be called before its socket is closed."""
         del self._clients[descriptor]
         self._poll.unregister(descriptor)
 
 
 class Client:
-    """One connection; it begins the handshake at once, and :attr:`is_open` tells when it is done.
+    """One connection; starts the handshake at once, and sets :attr:`is_open` when it is done.
 
     Attributes:
-        on_data: Called with bytes as they come, and with each whole frame that did not come in one
-            piece; returns whether they were what was expected. If not, they are parsed.
-        on_event: Called with each event packet, from its ``42`` on, that :attr:`on_data` left.
+        on_data: Called with bytes as received, and with each whole frame that arrived in pieces;
+            returns whether they were the expected ones. If not, they are parsed.
+        on_event: Called with each event packet, from its ``42`` on, that :attr:`on_data` did not
+            accept.
         on_open: Called when the namespace is joined.
         on_closed: Called when the server has agreed to :meth:`leave`.
         is_open: Whether the namespace is joined.
@@ -149,8 +150,8 @@ class Client:
         self._call_count = 0
         self._call_number = b""
         self._answer: Any = None
-        self._pieces: list[bytes] = []  # of a frame that is not complete yet
-        self._missing = 0  # bytes without which the pieces need not be looked at
+        self._pieces: list[bytes] = []  # of an incomplete frame
+        self._missing = 0  # bytes to receive before the pieces are checked again
         self._unsent = b""
         self._sock = socket.create_connection(("127.0.0.1", port), TIMEOUT)
         self._sock.setblocking(False)
@@ -161,7 +162,7 @@ class Client:
         self.send_frame(_HANDSHAKE)
 
     def ready(self, events: int) -> None:
-        """Do what *events* of ``epoll`` allow."""
+        """Read or write as *events* of ``epoll`` allow."""
         if events != _READABLE:
             if events & select.EPOLLOUT:
                 self._send_rest()
@@ -267,7 +268,7 @@ class Client:
         self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
 
     def emit(self, event: str, *args: Any) -> None:
-        """Send an event that wants no acknowledgement."""
+        """Send an event without an acknowledgement."""
         self.send_frame(request_frame(b"42" + json.dumps([event, *args]).encode()))
 
     def call(self, event: str, *args: Any) -> Any:
@@ -277,7 +278,7 @@ class Client:
             WrongAnswerError: The handler failed.
         """
         self._call_count += 1
-        number = b"9%09d" % self._call_count  # apart from the numbers that measurements use
+        number = b"9%09d" % self._call_count  # distinct from the numbers that measurements use
         self._call_number = number
         packet = b"42" + number + json.dumps([event, *args]).encode()
         self.send_frame(request_frame(packet))
@@ -289,18 +290,18 @@ class Client:
         return answer
 
     def leave(self) -> None:
-        """Ask for the end; the server's agreement is told to :attr:`on_closed`."""
+        """Start the closing handshake; :attr:`on_closed` is called when the server answers."""
         self._is_leaving = True
         self.send_frame(_CLOSE_FRAME)
 
     def close(self) -> None:
-        """Leave and wait for nothing."""
+        """Start the closing handshake, without waiting for the answer."""
         with contextlib.suppress(OSError):
             self._sock.send(_CLOSE_FRAME)
         self._end()
 
     def abandon(self) -> None:
-        """End the connection without a word, also one that the server has ended."""
+        """Close the connection without a closing handshake, even if the server has closed it."""
         if self._sock.fileno() >= 0:
             self._end()
 
@@ -311,7 +312,7 @@ class Client:
         self.on_closed(self)
 
     def _end(self) -> None:
-        self._is_upgraded = False  # nothing that came after the close is of interest
+        self._is_upgraded = False  # ignore everything that arrives after the close
         self._loop.remove(self._descriptor)
         self._sock.close()
 

@@ -1,4 +1,4 @@
-"""What it costs to connect, and to stay."""
+"""The cost of connecting, and of an idle connection."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _LEAVE_TIMEOUT = 5.0
 
 
 class Visitors:
-    """Clients that come, join the namespace and leave at once; a hundred at any time."""
+    """Clients that connect, join the namespace and disconnect; a hundred at any time."""
 
     def __init__(self, loop: Loop, port: int) -> None:
         self._loop = loop
@@ -31,7 +31,7 @@ class Visitors:
         self._count = 0
 
     def run(self, seconds: float) -> int:
-        """Come and go for *seconds*; return how many did."""
+        """Connect and disconnect for *seconds*; return how many clients did."""
         self._count = 0
         self._active = _AT_A_TIME
         self._stop_at = time.perf_counter() + seconds
@@ -66,7 +66,7 @@ def connects_metrics(plan: Plan) -> list[Metric]:
 
 
 def run_connects(bench: Bench) -> None:
-    """Measure handshake, CONNECT, its acknowledgement and the close that the server agrees to."""
+    """Measure handshake, CONNECT, its acknowledgement and the closing handshake."""
     plan = bench.plan
     servers = [bench.server(column, "connects") for column in bench.columns]
     with running(servers):
@@ -96,7 +96,7 @@ def run_connects(bench: Bench) -> None:
 
 
 def _wait_until_gone(loop: Loop, control: Client) -> int:
-    """Return how many sessions besides *control* the server holds, 0 as soon as there is none."""
+    """Wait for the server's sessions besides *control* to end; return how many are left."""
     give_up_at = time.monotonic() + _LEAVE_TIMEOUT
     while True:
         left = int(control.call("stats", False)["sessions"]) - 1

@@ -1,4 +1,4 @@
-"""Acknowledged delivery, beside events that are merely acknowledged."""
+"""Acknowledged delivery, compared with events that have only a callback."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ COLUMNS = [STOCK_EMITTED, EMITTED, IN_MEMORY, IN_REDIS]
 COMPARISONS = [(IN_MEMORY, STOCK_EMITTED), (IN_MEMORY, EMITTED), (IN_REDIS, EMITTED)]
 
 BUSY = 512
-"""Messages that may be unacknowledged at a time, where it is the rate that counts."""
+"""Messages in flight when the rate is measured."""
 CALM = 8
-"""The same where it is the time that counts."""
+"""Messages in flight when the latency is measured."""
 
 
 def metrics(plan: Plan) -> list[Metric]:
@@ -68,7 +68,7 @@ def run(bench: Bench) -> None:
                 add("p99", 1000 * taken["p99"])
         for column in COLUMNS:
             if column.store:
-                # Redis knows its memory to the byte; what a process has is rounded to pages.
+                # Redis reports its memory to the byte; that of a process is rounded to pages.
                 count = plan.waiting_count // (10 if column is IN_REDIS else 1)
                 size = clients[column][0].call("weigh", count)
                 bench.adder("delivery", column)("memory", size)

@@ -1,4 +1,4 @@
-"""Events with an acknowledgement; and what limits on such events cost."""
+"""Events with an acknowledgement, and the cost of limits on such events."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 LIMITS_COLUMNS = [GUARDED, LIMITED, GUARDED_CONTROL]
 TARGETS = {
     EchoCase(60, 50): 1.0,
-    # Each event has a greenlet of its own, as on stock, for the sake of what code may hold of it.
+    # Each event has its own greenlet, as on stock, since code may rely on its identity.
     EchoCase(100, 50): 2.0,
     EchoCase(1_000, 50): 3.5,
     EchoCase(100_000, 5): 20.0,
@@ -61,7 +61,7 @@ class Echoers:
         return self.latencies
 
     def finish(self) -> None:
-        """Note that one client has nothing under way any more."""
+        """Record that one client has no event in flight any more."""
         self._active -= 1
         if not self._active:
             self._loop.stop()
@@ -96,7 +96,7 @@ class Echoer:
         if now < everyone.stop_at:
             self.send()
         else:
-            self._expected = b""  # what comes now was not asked for
+            self._expected = b""  # anything received now was not asked for
             everyone.finish()
         return True
 

@@ -10,7 +10,7 @@ workers = 1
 worker_connections = 10_000
 graceful_timeout = 1
 keepalive = 2
-timeout = 120  # a blocked server is to be measured, not killed
+timeout = 120  # a blocked server should be measured, not killed
 loglevel = "warning"
 
 if os.environ.get("GUARD") == "1":

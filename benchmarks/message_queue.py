@@ -53,7 +53,7 @@ _TEXT = b"x" * 100
 
 
 class Pair:
-    """Two servers of a column: events leave A and are to reach a client on B."""
+    """Two servers of a column: events are emitted on A, for a client on B."""
 
     def __init__(self, loop: Loop, sender: Client, receiver: Client) -> None:
         self.sender = sender
@@ -83,7 +83,7 @@ class Pair:
     def stream(self, rate: float, count: int) -> None:
         """Have A emit *count* events, *rate* per second; return when B's client has all, in order.
 
-        :attr:`delays` are then those of these events.
+        Fills :attr:`delays` with the delays of these events.
         """
         self.delays = []
         self._expected = count
@@ -104,8 +104,8 @@ class Pair:
     def burst(self, count: int) -> None:
         """Have A emit *count* events at once; return when B's client has all, in order.
 
-        What comes is compared with all that is to come, many frames at a time, so that the load
-        generator, which may share its core with B, costs next to nothing.
+        Received data is compared with all the expected data, many frames at a time, so that the
+        load generator, which may share its core with B, costs next to nothing.
         """
         frames = [reply_frame(b'42["tick",%d,0,"%s"]' % (at, _TEXT)) for at in range(count)]
         expected = b"".join(frames)
@@ -162,7 +162,7 @@ def run_cross(bench: Bench) -> None:
         }
         for pair in pairs.values():
             pair.prepare()
-        bench.loop.rest(0.5)  # whatever else was asked for arrives too, before counting starts
+        bench.loop.rest(0.5)  # let everything else that was requested arrive before counting starts
         for pair in pairs.values():
             pair.burst(200)
         _streams(bench, pairs)
@@ -173,7 +173,7 @@ def run_cross(bench: Bench) -> None:
 
 
 def _streams(bench: Bench, pairs: dict[Column, Pair]) -> None:
-    """Take the delays at a steady rate; a percentile needs all slices of a round together."""
+    """Measure the delays at a steady rate; a percentile needs all slices of a round."""
     count = bench.plan.stream_count
     delays: dict[Column, list[float]] = {column: [] for column in bench.columns}
     for number in range(bench.plan.stream_slices):

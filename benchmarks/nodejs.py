@@ -1,4 +1,4 @@
-"""Node's Socket.IO, a further column where there are node and npm."""
+"""Node's Socket.IO, as a further column if node and npm are installed."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _INSTALL_TIMEOUT = 180.0
 
 
 class MissingError(Exception):
-    """There can be no column of Node; the message says why, in one line."""
+    """The column of Node is not possible; the message says why, in one line."""
 
 
 def prepare() -> dict[str, str]:
-    """Install the packages of ``package-lock.json``, unless they are there.
+    """Install the packages of ``package-lock.json``, unless they are installed already.
 
     Returns:
         Versions by name, that of Node first.
@@ -44,7 +44,7 @@ def prepare() -> dict[str, str]:
 
 
 def _installed() -> dict[str, str]:
-    """Return the versions of the packages that are there."""
+    """Return the versions of the installed packages."""
     manifests = {name: FOLDER / "node_modules" / name / "package.json" for name in PACKAGES}
     return {
         name: json.loads(manifest.read_text())["version"]

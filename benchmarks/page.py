@@ -1,4 +1,4 @@
-"""A part of a page that a run writes, between two comments that its readers do not see."""
+"""Reads and writes the generated part of a page, which is between two HTML comments."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def markers(name: str) -> tuple[str, str]:
 
 
 def read_part(page: Path, name: str) -> str:
-    """Return what stands in *page* between the comments of the part called *name*.
+    """Return the text of *page* between the comments of the part called *name*.
 
     Raises:
         ValueError: The page has no such part.
@@ -23,7 +23,7 @@ def read_part(page: Path, name: str) -> str:
 
 
 def write_part(page: Path, name: str, text: str) -> None:
-    """Put *text*, which is Markdown, in place of the part of *page* that is called *name*.
+    """Replace the part of *page* called *name* by *text*, which is Markdown.
 
     Raises:
         ValueError: The page has no such part.

@@ -1,4 +1,4 @@
-"""What was measured, and how it is told: ratios with their spread, as Markdown."""
+"""The samples, and the report on them: ratios with their spread, as Markdown."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Column:
     """One variant of the server.
 
     Attributes:
-        name: For people, and in the JSON file.
+        name: Name in the report and in the JSON file.
         is_guarded: Whether the application has the guard.
         is_limited: Whether its echo also has a rate, an order and a schema.
         is_node: Whether it is Node's Socket.IO instead of Flask-SocketIO.
@@ -69,13 +69,13 @@ class Metric:
 
     Attributes:
         key: ``<case>:<what>``, as in the JSON file.
-        title: For people.
-        unit: Of the values.
-        is_less_better: Whether the smaller value is the better one.
-        target: What the ratio guarded / stock must reach, from the better side; None: whatever.
-        node_target: The same of guarded / node.
-        bounds: Others: what the ratio of a column and its reference must reach, or the column
-            alone.
+        title: Title in the report.
+        unit: Unit of the values.
+        is_less_better: Whether smaller values are better.
+        target: Worst acceptable ratio guarded / stock; None if any is.
+        node_target: The same for guarded / node.
+        bounds: Other targets: worst acceptable ratio of a column and its reference, or value of a
+            column.
     """
 
     key: str
@@ -88,7 +88,7 @@ class Metric:
 
     @property
     def targets(self) -> str:
-        """The targets for people; empty where there is none."""
+        """The targets as shown in the report; empty if there are none."""
         sign = "<=" if self.is_less_better else ">="
         bounds = ((self.target, ""), (self.node_target, " x node"))
         return ", ".join(f"{sign} {bound:.1f}{of}" for bound, of in bounds if bound is not None)
@@ -98,9 +98,10 @@ class Results:
     """The samples, by metric and column: one list for each round, in the order of the slices.
 
     Attributes:
-        round: Number of the round under way, from 0.
-        notes: What else the reader should know.
-        told: What a server said to an attacker and how often, by attack and column.
+        round: Number of the current round, from 0.
+        notes: Further remarks for the reader.
+        told: The server's answers to an attacker and how often each was given, by attack and
+            column.
     """
 
     def __init__(self) -> None:
@@ -130,8 +131,8 @@ class Results:
     def ratios(self, key: str, column: Column, reference: Column) -> list[float]:
         """Return *column* / *reference* for each round that has both: the median over its slices.
 
-        Slices are short and their pairs adjacent in time, so that both sides of most pairs meet
-        the machine in the same mood; the median drops the pairs that do not.
+        Slices are short and their pairs adjacent in time, so that both sides of most pairs find
+        the machine in the same state; the median drops the pairs that do not.
         """
         columns: dict[str, list[list[float]]] = self.samples.get(key, {})
         column_rounds = columns.get(column.name, [])
@@ -156,9 +157,9 @@ def percentile(values: list[float], percent: float) -> float:
 
 
 def machine() -> dict[str, Any]:
-    """Return what the numbers depend on: processor, cores, load, Python and packages.
+    """Return the facts that the numbers depend on: processor, cores, load, Python and packages.
 
-    The versions of Redis and of Node's packages are for the caller to add.
+    The caller adds the versions of Redis and of Node's packages.
     """
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
@@ -244,12 +245,12 @@ def table(
 
 
 def rows_text(rows: list[list[str]]) -> str:
-    """Return *rows*, of which the second is the rule, as a Markdown table."""
+    """Return *rows*, of which the second is the separator line, as a Markdown table."""
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
 def busy_table(results: Results) -> str:
-    """Return who had how much of which core, as Markdown."""
+    """Return which share of which core each process had, as Markdown."""
     head = ["case", "column", "server", "idle", "load generator"]
     rows = [head, ["---"] * 2 + ["---:"] * 3]
     for case, column, shares in _watched(results):
@@ -258,7 +259,7 @@ def busy_table(results: Results) -> str:
 
 
 def unsaturated(results: Results) -> list[str]:
-    """Tell in which cases servers did not have all of their core, so that the rates are too low.
+    """List the cases in which servers did not use all of their core, so that rates are too low.
 
     With one event in flight a server always waits, so that case is left out.
     """
@@ -286,7 +287,7 @@ def unsaturated(results: Results) -> list[str]:
 
 
 def _watched(results: Results) -> Iterator[tuple[str, str, tuple[float, float, float]]]:
-    """Give case, column and shares: server and idle of the server's core, load of its own."""
+    """Yield case, column and shares: server and idle of the server's core, load of its own."""
     for key in results.samples:
         case, _, what = key.partition(":")
         if what == "busy":
@@ -300,7 +301,7 @@ def _watched(results: Results) -> Iterator[tuple[str, str, tuple[float, float, f
 
 
 def size_text(size: int) -> str:
-    """Return *size* bytes for people."""
+    """Format *size* bytes with a unit."""
     return f"{size} B" if size < 1000 else f"{size // 1000} kB"
 
 
@@ -311,12 +312,12 @@ def _number(value: float) -> str:
 
 
 def ratio_text(ratio: float) -> str:
-    """Return *ratio* with two decimals, or three where it is small."""
+    """Format *ratio* with two decimals, or three if it is small."""
     return f"{ratio:.3f}" if ratio < 0.2 else f"{ratio:.2f}"
 
 
 def spread_text(ratios: list[float]) -> str:
-    """Return the lowest of *ratios*, their median and the highest; one ratio alone as it is."""
+    """Format the lowest, median and highest of *ratios*; a single ratio alone."""
     low, middle, high = min(ratios), statistics.median(ratios), max(ratios)
     if len(ratios) == 1:
         return f"**{ratio_text(middle)}**"

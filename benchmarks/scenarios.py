@@ -27,9 +27,9 @@ class Scenario(NamedTuple):
     Attributes:
         run: Measures all columns side by side, slice by slice, once.
         metrics: Returns its rows.
-        table: Columns and (column, reference) pairs of a table of its own, that compares
-            guarded with guarded; ``None`` for the table of all.
-        text: Prints a table of another kind. Such a scenario runs only where it is named.
+        table: Columns and (column, reference) pairs of a separate table, which compares
+            guarded with guarded; ``None`` for the main table.
+        text: Prints a different kind of table. Such a scenario runs only if it is named.
     """
 
     run: Callable[[Bench], None]

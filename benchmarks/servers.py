@@ -1,4 +1,4 @@
-"""Start and stop what is measured: a Redis of our own and the servers, on free ports."""
+"""Starts and stops a private Redis and the servers under measurement, on free ports."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ class StartError(Exception):
 
 
 class Cores(NamedTuple):
-    """Which core does what; None where there is nothing to choose.
+    """The core of each process; None if the processes cannot be pinned.
 
     Attributes:
         server: The server under measurement.
         load: The load generator and Redis.
-        second: The second server of a pair: a third core, or else the one that makes the load.
+        second: The second server of a pair: a third core, or else that of the load generator.
     """
 
     server: int | None
@@ -49,7 +49,7 @@ class Cores(NamedTuple):
 
 
 def choose_cores() -> Cores:
-    """Return different cores, if this process may run on two at least and the system can pin."""
+    """Return different cores if this process may run on at least two and the system can pin."""
     allowed = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     if len(allowed) < 2:
         return Cores(None, None, None)
@@ -57,7 +57,7 @@ def choose_cores() -> Cores:
 
 
 def free_port() -> int:
-    """Return a TCP port of the loopback interface that nobody uses."""
+    """Return an unused TCP port of the loopback interface."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         port: int = sock.getsockname()[1]
@@ -78,7 +78,7 @@ def _redis_binary() -> str:
 
 
 class Redis:
-    """A Redis server of our own, without persistence, as a context manager."""
+    """A private Redis server without persistence, as a context manager."""
 
     def __init__(self) -> None:
         self.port = free_port()
@@ -116,17 +116,17 @@ class Redis:
 
 
 class Server:
-    """What serves a column: gunicorn with one worker of :mod:`benchmarks.app`, or Node's app.
+    """The server of a column: gunicorn with one worker of :mod:`benchmarks.app`, or Node's app.
 
-    It starts at once; :meth:`wait_until_up` tells when it serves.
+    It starts at once; :meth:`wait_until_up` returns when it serves.
 
     Args:
-        column: Tells what the application has, and what runs it.
+        column: Says which features the application has, and what runs it.
         redis_url: The message queue.
         channel: The channel on it.
         core: The core to run on, or None for any.
-        application: What gunicorn serves.
-        environ: Environment variables beside those that all have.
+        application: The application that gunicorn serves.
+        environ: Environment variables besides those that all servers have.
 
     Attributes:
         core: As given.
@@ -208,12 +208,12 @@ class Server:
         return self._log.read().decode(errors="replace")
 
     def kill(self) -> None:
-        """End the server at once, whatever it does."""
+        """Kill the server."""
         os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
 
     def stop(self) -> None:
-        """End the server; idempotent."""
+        """Stop the server; idempotent."""
         _stop(self._process, self._stop_signal)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)

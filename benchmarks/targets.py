@@ -1,4 +1,4 @@
-"""What the guard promises, and whether this run kept it."""
+"""The targets of the guard, and whether this run met them."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ if TYPE_CHECKING:
 
 
 class Verdict(NamedTuple):
-    """One target and what became of it.
+    """One target, and whether it was met.
 
     Attributes:
-        row: Of the table of :func:`verdicts_text`.
-        is_met: None where the run has no samples of it.
+        row: Its row of the table of :func:`verdicts_text`.
+        is_met: None if the run has no samples for it.
     """
 
     row: list[str]
@@ -24,9 +24,9 @@ class Verdict(NamedTuple):
 
 
 def verdicts(results: Results, metrics: list[Metric]) -> list[Verdict]:
-    """Hold the ratios of *metrics* against their targets.
+    """Compare the ratios of *metrics* with their targets.
 
-    It is the median of the rounds that counts, as it is printed: after rounding.
+    The median of the rounds counts, after rounding, as it is printed.
     """
     found = []
     for metric in metrics:
