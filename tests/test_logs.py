@@ -326,7 +326,7 @@ def test_a_discarded_log_lets_go_of_the_loggers() -> None:
             signals.message_repeated,
             Repetition("x\n", 7),
             INFO,
-            "a message of another process came again and was dropped: number 7 of x\\n",
+            "a duplicate message of another process was dropped: number 7 of x\\n",
         ),
         (
             signals.connections_swept,

@@ -1,1 +1,1 @@
-"""What is known of what happens: one record for each fact, and who is told of it."""
+"""Telemetry: one record for each event, and its consumers (signals, counters, log, health)."""

@@ -1,4 +1,4 @@
-"""The way of a record to those who listen.
+"""Delivers records to their subscribers.
 
 The sender is the Flask application, or the ``SocketIO`` object in a process without one.
 """
@@ -24,17 +24,17 @@ logger = logging.getLogger("flask_socketio_guard")
 
 
 class Telemetry:
-    """What happens in one application, on its way to the signals.
+    """Sends the records of one application, and subscribes to them.
 
     Args:
-        sender: The application.
+        sender: The application, or its ``SocketIO`` object.
     """
 
     def __init__(self, sender: object) -> None:
         self._sender = sender
 
     def send(self, record: Record) -> None:
-        """Hand *record* to all that listen to its kind."""
+        """Deliver *record* to all subscribers of its signal; see :func:`send`."""
         send(record.signal, self._sender, record)
 
     def subscribe(self, signal: NamedSignal, receiver: Callable[[Any], None]) -> object:
@@ -43,7 +43,7 @@ class Telemetry:
 
 
 class _Subscription:
-    """What keeps a subscriber subscribed."""
+    """Keeps a receiver subscribed for as long as somebody holds this object."""
 
     __slots__ = ("__weakref__", "receiver")
 
@@ -60,14 +60,14 @@ renew_after_fork(sys.modules[__name__], _lock=RLock)
 
 
 def send(signal: NamedSignal, sender: object, record: object) -> None:
-    """Hand *record* to every subscriber of *signal*, whatever the others do.
+    """Deliver *record* to every subscriber of *signal*.
 
-    A subscriber that raises is logged and does not keep the rest from hearing.
+    An exception of a subscriber is logged, and the remaining subscribers are called.
     """
-    # Those of the guard are not with blinker, which spends more on each record than they do.
+    # The guard's own subscribers bypass blinker, which costs more for each record than they do.
     try:
         by_signal = _subscribers.get(sender)
-    except TypeError:  # it has no weak references, see subscribe()
+    except TypeError:  # the sender has no weak references, see subscribe()
         by_signal = None
     if by_signal is not None:
         for reference in by_signal.get(signal, ()):
@@ -90,8 +90,8 @@ def subscribe(signal: NamedSignal, sender: object, receiver: Callable[[Any], Non
     """Call ``receiver(record)`` for every record of *sender*.
 
     Returns:
-        The subscription. It ends when this object is dropped, so that a
-        discarded application is not kept alive by a signal.
+        The subscription, which ends when this object is dropped: a signal must not
+        keep a discarded application alive.
     """
     try:
         by_signal = _subscribers.setdefault(sender, {})

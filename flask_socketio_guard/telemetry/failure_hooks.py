@@ -1,4 +1,4 @@
-"""The application's own functions that are called with each failure."""
+"""Failure hooks: functions of the application that are called with each failure."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 
 class FailureHooks(Component):
-    """Calls each hook with each failure; what a hook raises is a failure, too.
+    """Calls each hook with each failure; an exception of a hook is recorded as a failure, too.
 
     Args:
-        telemetry: Tells of failures.
-        hooks: Added to, at any time.
+        telemetry: Source of the failures.
+        hooks: May be extended at any time.
     """
 
     def __init__(self, telemetry: Telemetry, hooks: Sequence[Callable[[Failure], object]]) -> None:
@@ -27,14 +27,14 @@ class FailureHooks(Component):
         self._subscription: object = telemetry.subscribe(failed, self._call)
 
     def abandon(self) -> None:
-        """Call them no more: another one does."""
+        """Unsubscribe in a forked child, which has its own instance."""
         self._subscription = None
 
     def _call(self, failure: Failure) -> None:
         for hook in self._hooks:
             try:
                 hook(failure)
-            except BaseException as exc:  # noqa: BLE001 - recorded; see records.send
-                if failure.kind != "hook":
+            except BaseException as exc:  # noqa: BLE001 - a failure like any other; see bus.send
+                if failure.kind != "hook":  # a hook that always raises must not call itself
                     name = getattr(hook, "__qualname__", repr(hook))
                     self._telemetry.send(Failure("hook", exc, name))

@@ -1,4 +1,4 @@
-"""What a load balancer is told: a snapshot in memory, and the HTTP answers made from it."""
+"""Health for load balancers: a snapshot in memory, and the HTTP responses made from it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _CONTENT_TYPE = "application/health+json"
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What was known at one instant.
+    """The health of the process at one instant.
 
     Attributes:
         status: The worst of all checks.
@@ -51,7 +51,7 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class Sources:
-    """Where a snapshot takes its facts from."""
+    """The objects and functions from which a snapshot is taken."""
 
     supervisor: Supervisor
     is_serving: Callable[[], bool]
@@ -61,11 +61,7 @@ class Sources:
 
 
 class Health(Component):
-    """Takes snapshots and judges them.
-
-    Args:
-        sources: Where the facts are.
-    """
+    """Takes snapshots, and derives liveness and readiness from them."""
 
     def __init__(self, sources: Sources) -> None:
         self._sources = sources
@@ -75,7 +71,7 @@ class Health(Component):
         self._subscriptions: list[object] = []
 
     def follow(self, telemetry: Telemetry) -> None:
-        """Take a snapshot, too, whenever something changes that a load balancer waits for."""
+        """Also take a snapshot at each change of state that affects readiness."""
         self._subscriptions = [
             telemetry.subscribe(signal, lambda _: self.refresh())
             for signal in (
@@ -87,11 +83,11 @@ class Health(Component):
         ]
 
     def abandon(self) -> None:
-        """Follow nothing any more: another one does."""
+        """Unsubscribe in a forked child, which has its own instance."""
         self._subscriptions = []
 
     def tick(self) -> None:
-        """Take a snapshot and note that the process is alive; called every tick."""
+        """Take a snapshot and measure the lag of the event loop; called every tick."""
         now = clock()
         if self._ticked_at is not None:
             self._lag = max(0.0, now - self._ticked_at - TICK_INTERVAL)
@@ -127,22 +123,22 @@ class Health(Component):
         )
 
     def stop(self, timeout: float) -> None:
-        """Take the last snapshot: the process is stopping on purpose, and ticks no more."""
+        """Take the last snapshot; a stopped process does not count as stale."""
         del timeout
         self._ticked_at = None
         self.refresh()
 
     @property
     def snapshot(self) -> Snapshot:
-        """The newest snapshot."""
+        """The latest snapshot."""
         return self._snapshot
 
     def liveness(self) -> Status:
-        """Say whether the process should be restarted: only if it does not tick."""
+        """Return FAIL if the process should be restarted: its ticks have stopped or are late."""
         return Status.FAIL if self._is_stale() or self._is_late() else Status.PASS
 
     def readiness(self) -> Status:
-        """Say whether the process should get traffic."""
+        """Return FAIL if the process should receive no traffic."""
         return Status.FAIL if self._is_stale() else self._snapshot.status
 
     def _is_stale(self) -> bool:
@@ -171,13 +167,13 @@ class Health(Component):
 class HealthEndpoints:
     """The HTTP side: ``/healthz``, ``/livez`` and ``/readyz``.
 
-    As a WSGI application it sits in front of the guarded one, so that neither its
-    ``before_request`` functions nor its sessions stand between a load balancer and the truth.
+    As a WSGI application it sits in front of the guarded one, whose ``before_request`` functions
+    and sessions therefore cannot affect a health check.
 
     Args:
-        health: What is told.
-        config: Paths, and who may see details.
-        is_debug: Whether everyone may.
+        health: Supplies status and snapshot.
+        config: Supplies the paths, and the access rule for details.
+        is_debug: Returns whether details are public.
     """
 
     def __init__(
@@ -186,11 +182,11 @@ class HealthEndpoints:
         self._health = health
         self._details = config.health_details
         self._is_debug = is_debug
-        # Where two have one path, the first answers, as Flask's first route does.
+        # If two endpoints share a path, the first one answers, as with routes of Flask.
         self._names = {path: name for name, path in reversed(health_paths(config).items())}
 
     def handles(self, path: str) -> bool:
-        """Say whether *path* is one of the health paths."""
+        """Return whether *path* is one of the health paths."""
         return path in self._names
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -233,6 +229,6 @@ class HealthEndpoints:
             return hmac.compare_digest(given.encode("latin-1"), wanted.encode())
         try:
             return bool(self._details(Request(environ)))
-        except Exception:  # noqa: BLE001 - code of the application; whoever it fails for is not let in
+        except Exception:  # noqa: BLE001 - code of the application; a failure denies access
             logger.exception("SOCKETIO_GUARD_HEALTH_DETAILS raised")
             return False

@@ -1,4 +1,8 @@
-"""Folds repeated log lines: the first of a class is written, the rest are counted."""
+"""Log deduplication: of similar lines, the first is written and the rest are counted.
+
+A *class* is a set of lines that count as repeats of each other. Repeats are *folded*: suppressed,
+and summed up in one line at the end of the interval.
+"""
 
 from __future__ import annotations
 
@@ -20,23 +24,23 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable
 
 MAX_CLASSES = 64
-"""Classes of lines that are told apart at a time; whatever else comes is one class more."""
+"""Most classes that are tracked at a time; lines of further classes share :data:`OTHERS`."""
 
 OTHERS: Final = "others"
-"""The class of all that are too many to be told apart."""
+"""The class of all lines beyond :data:`MAX_CLASSES`."""
 
-_LONGEST_TEMPLATE = 200  # characters of another's message that make a class
+_LONGEST_TEMPLATE = 200  # characters of an upstream message that identify its class
 _UPSTREAM = ("socketio", "engineio", "geventwebsocket")
 
 
 @dataclass(frozen=True)
 class Line:
-    """How the repeats of a class are told.
+    """How the repeats of a class are summed up.
 
     Attributes:
-        logger: Where.
-        level: How loud.
-        text: What happened again; nothing in it may come from a client unescaped.
+        logger: Logger of the summary line.
+        level: Level of the summary line.
+        text: Describes the repeats; input from clients in it must be escaped.
     """
 
     logger: logging.Logger
@@ -46,14 +50,14 @@ class Line:
 
 @dataclass(frozen=True)
 class Folded:
-    """Repeats of one class that nobody has been told of yet.
+    """Repeats of one class that have not been reported yet.
 
     Attributes:
         key: The class, or :data:`OTHERS`.
-        line: How they are told.
-        count: How many things happened.
-        lines: How many lines were kept back; one line may tell of several things.
-        seconds: Since the class was last told of.
+        line: How they are summed up.
+        count: Number of events.
+        lines: Number of suppressed lines; one line may stand for several events.
+        seconds: Time since the last line of the class.
     """
 
     key: Hashable
@@ -63,7 +67,7 @@ class Folded:
     seconds: float
 
     def tell(self) -> None:
-        """Write the one line."""
+        """Write the summary line."""
         self.line.logger.log(
             self.line.level,
             "%s ... %d more in %d s",
@@ -76,7 +80,7 @@ class Folded:
 
 @dataclass(slots=True)
 class _Window:
-    """The time during which repeats of one class are kept back."""
+    """The interval in which repeats of one class are suppressed."""
 
     line: Line
     opened_at: float
@@ -87,11 +91,11 @@ class _Window:
 
 
 class LogDeduplicator:
-    """Decides which lines of a log are written and which are only counted.
+    """Decides which log lines are written and which are only counted.
 
-    Two lines of one class, the one that tells of the rest included, are never
-    closer than *interval*. Nothing waits longer than that to be told, provided
-    that :meth:`due` is asked often. Safe for threads and greenlets.
+    Unless a larger *burst* is allowed, two lines of one class, summaries included, are
+    at least *interval* apart. No repeat waits longer than that to be reported, provided
+    that :meth:`due` is called often. Safe for threads and greenlets.
 
     Args:
         interval: In seconds, > 0.
@@ -101,16 +105,16 @@ class LogDeduplicator:
     def __init__(self, interval: float, *, clock: Callable[[], float] = monotonic) -> None:
         self._interval = interval
         self._clock = clock
-        # A garbage collection may run code that logs, in the midst of what holds this.
+        # Reentrant: a garbage collection may run code that logs while this thread holds it.
         self._lock = threading.RLock()
         renew_after_fork(self, _lock=threading.RLock)
-        # In the order in which they were opened, and so in that in which they end.
+        # In the order in which they were opened, which is also the order in which they end.
         self._windows: dict[Hashable, _Window] = {}
         self._totals: Counter[Hashable] = Counter()
 
     @property
     def counts(self) -> dict[Hashable, int]:
-        """How many lines were kept back since the start, by class."""
+        """Number of lines suppressed since the start, by class."""
         with self._lock:
             return dict(self._totals)
 
@@ -118,10 +122,10 @@ class LogDeduplicator:
         """Return whether to write a line now; otherwise it is counted.
 
         Args:
-            key: Its class.
-            line: How repeats are told; that of the first of the class is kept.
-            count: How many things the line tells of.
-            burst: How many lines of the class are written in each interval, >= 1.
+            key: The class of the line.
+            line: How repeats are summed up; the first one of a class is used.
+            count: Number of events that the line stands for.
+            burst: Lines of the class to write in each interval, >= 1.
         """
         with self._lock:
             if key not in self._windows and len(self._windows) >= MAX_CLASSES:
@@ -141,7 +145,7 @@ class LogDeduplicator:
             return False
 
     def due(self) -> list[Folded]:
-        """Return what is to be told now; the caller does so, and asks again soon."""
+        """Return the repeats whose interval is over; the caller must write their summaries."""
         with self._lock:
             now = self._clock()
             found = []
@@ -155,7 +159,7 @@ class LogDeduplicator:
             return found
 
     def flush(self) -> list[Folded]:
-        """Return all that nobody was told of, whether due or not, and begin anew."""
+        """Return all unreported repeats, due or not, and forget all classes."""
         with self._lock:
             now = self._clock()
             windows, self._windows = self._windows, {}
@@ -164,7 +168,7 @@ class LogDeduplicator:
             ]
 
     def _open(self, key: Hashable, window: _Window) -> None:
-        self._windows.pop(key, None)  # so that it goes to the end
+        self._windows.pop(key, None)  # moves it to the end
         self._windows[key] = window
 
     def _is_over(self, window: _Window, now: float) -> bool:
@@ -175,20 +179,20 @@ class LogDeduplicator:
 
 
 class LoggerDeduplication:
-    """One application's part in folding what the packages underneath log.
+    """Deduplicates, for one application, the log of the upstream packages.
 
-    Their loggers are usually shared by all applications of a process, so there
-    is one filter for each logger. It stays for as long as one of these does.
+    All applications of a process usually share the upstream loggers, so there is one
+    filter for each logger, which stays as long as one object of this class refers to it.
 
     Only lines of python-socketio, python-engineio and gevent-websocket are
     folded, and of those only warnings and errors without a traceback: the
     application may have given them a logger that it uses itself.
 
     Args:
-        logger: Theirs.
-        interval: As for :class:`LogDeduplicator`; that of the first application counts.
-        on_folded: Called without arguments for each line that is kept back; of
-            several applications the first is called.
+        logger: A logger of these packages.
+        interval: As for :class:`LogDeduplicator`; the first application decides.
+        on_folded: Called without arguments for each suppressed line; with several
+            applications, only that of the first one is called.
         clock: As for :class:`LogDeduplicator`.
     """
 
@@ -212,20 +216,20 @@ class LoggerDeduplication:
 
     @property
     def counts(self) -> dict[Hashable, int]:
-        """How many lines were kept back, by (name of the logger, text before formatting)."""
+        """Number of suppressed lines, by (name of the logger, text before formatting)."""
         return self._filter.folder.counts
 
     def tick(self) -> None:
-        """Tell what is due."""
+        """Write the summaries that are due."""
         tell(self._filter.folder.due())
 
     def flush(self) -> None:
-        """Tell everything that has not been told."""
+        """Write the summaries of all unreported repeats."""
         tell(self._filter.folder.flush())
 
 
 class _RepeatFilter(logging.Filter):
-    """Sits on one logger, for all who have a :class:`LoggerDeduplication` of it."""
+    """The filter of one logger, shared by its :class:`LoggerDeduplication` objects."""
 
     def __init__(self, logger: logging.Logger, folder: LogDeduplicator) -> None:
         super().__init__()
@@ -239,7 +243,7 @@ class _RepeatFilter(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         if hasattr(record, "folded") or not _is_foldable(record):
             return True
-        # Also here, because an application that has not started does not tick.
+        # Checked here too, because an application that has not started does not tick.
         tell(self.folder.due())
         template = record.msg if isinstance(record.msg, str) else type(record.msg).__name__
         template = template[:_LONGEST_TEMPLATE]
@@ -260,12 +264,12 @@ class _RepeatFilter(logging.Filter):
                 self._logger.removeFilter(self)
 
 
-_attaching = threading.RLock()  # an application may be collected while another is made
+_attaching = threading.RLock()  # one application may be collected while another one is created
 renew_after_fork(sys.modules[__name__], _attaching=threading.RLock)
 
 
 def tell(repeats: Iterable[Folded]) -> None:
-    """Write the line of each."""
+    """Write the summary lines of *repeats*."""
     for folded in repeats:
         folded.tell()
 

@@ -1,4 +1,4 @@
-"""One log line for each fact that people should know of, on logger ``flask_socketio_guard``."""
+"""Writes records to the log, on the logger ``flask_socketio_guard``."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
 class LogLines(Component):
     """Writes the log of one application.
 
-    Each class of records says how it is told; see :class:`~.records.base.Record`. Repeats of one
-    class of lines are folded: counted, and told in one line.
+    Each record class formats its own line; see :class:`~.records.base.Record`. Repeats of a line
+    are suppressed, counted, and summed up in one line.
 
     Args:
         sender: The application whose signals are logged.
-        fold_interval: Seconds for which repeats are kept back, > 0.
-        loggers: Those of the packages underneath, whose repeats are folded, too,
-            for as long as this object lives; what is no logger of the standard
-            library is left alone.
-        count: Called as ``count("log_lines_folded", 1)`` for each line kept back.
+        fold_interval: Seconds for which repeats are suppressed, > 0.
+        loggers: Loggers of the upstream packages. Their repeats are suppressed, too, for
+            as long as this object exists; objects that are not loggers of the standard
+            library are ignored.
+        count: Called as ``count("log_lines_folded", 1)`` for each suppressed line.
     """
 
     def __init__(
@@ -54,15 +54,16 @@ class LogLines(Component):
         ]
 
     def tick(self) -> None:
-        """Tell of repeats that are due; called every tick."""
+        """Write the summaries that are due; called every tick."""
         tell(self.folder.due())
         for fold in self._logger_folds:
             fold.tick()
 
     def stop(self, timeout: float) -> None:
-        """Tell of all repeats, and let go of the loggers; there are no more ticks.
+        """Write all summaries and release the upstream loggers; there are no more ticks.
 
-        What is logged from then on is folded all the same, and told with the next of its class.
+        Repeats of records are still suppressed after that, and summed up when the next record is
+        logged.
         """
         del timeout
         tell(self.folder.flush())
@@ -88,7 +89,7 @@ class LogLines(Component):
 
 
 class _Printable(logging.Filter):
-    """Makes whatever the guard logs safe to write, whoever asks for it."""
+    """Makes every line of the guard's loggers safe to write, wherever it is logged."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         if record.exc_info and record.exc_info[1] is not None and not record.exc_text:
@@ -103,11 +104,11 @@ class _Printable(logging.Filter):
         return True
 
 
-for _each in (logger, logger.getChild("websocket")):  # filters are not those of children, too
+for _each in (logger, logger.getChild("websocket")):  # a child logger does not inherit filters
     _each.addFilter(_Printable())
 
 
 def _unwrapped(loggers: Iterable[object]) -> list[logging.Logger]:
-    """Return the loggers of the standard library among *loggers*, each once."""
+    """Return the distinct loggers of the standard library among *loggers*, without adapters."""
     found = [each.logger if isinstance(each, logging.LoggerAdapter) else each for each in loggers]
     return list(dict.fromkeys(each for each in found if isinstance(each, logging.Logger)))

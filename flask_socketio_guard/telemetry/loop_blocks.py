@@ -1,4 +1,4 @@
-"""Turns what the monitor of the event loop says into signals."""
+"""Turns the reports of the event loop's monitor into records."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ if TYPE_CHECKING:
     from .records import Telemetry
 
 MAX_PLACES: Final = 1000
-"""Places of which it is known that they have been told of."""
+"""Most places that are remembered as reported."""
 
 
 class LoopMonitoring(Component):
-    """Tells of what keeps the event loop from running.
+    """Reports code that blocks the event loop.
 
     Args:
-        runtime: Watches its loop.
-        threshold: In seconds; ``None`` watches nothing.
-        telemetry: Is told.
+        runtime: Provides the monitor of its event loop.
+        threshold: In seconds; ``None`` disables the monitor.
+        telemetry: Receives the records.
     """
 
     def __init__(self, runtime: Runtime, threshold: float | None, telemetry: Telemetry) -> None:
@@ -33,7 +33,7 @@ class LoopMonitoring(Component):
         self._stop_watching: Callable[[], None] | None = None
 
     def serve(self, watch: Watch) -> None:
-        """Start to watch, in a native thread of its own."""
+        """Start the monitor, in a native thread of its own."""
         del watch
         if self._threshold is not None:
             reports = self._reports
@@ -42,25 +42,25 @@ class LoopMonitoring(Component):
             )
 
     def stop(self, timeout: float) -> None:
-        """Stop watching."""
+        """Stop the monitor."""
         del timeout
         self.abandon()
 
     def abandon(self) -> None:
-        """Stop watching, in a forked child too."""
+        """Stop the monitor; also called in a forked child."""
         if self._stop_watching is not None:
             self._stop_watching()
 
 
 class LoopBlockReports:
-    """Receives what :meth:`~..core.runtime.Runtime.watch_loop` finds.
+    """Receives the reports of :meth:`~..core.runtime.Runtime.watch_loop`.
 
-    The first block at a place is told twice: while it lasts, with the stack, so
-    that a process that never comes back has said why; and with its length
-    afterwards. Further ones only afterwards.
+    The first block at a place is recorded twice: while it lasts, with the stack, because
+    the process may never recover; and afterwards, with its duration. Further blocks
+    there are recorded only afterwards.
 
     Args:
-        telemetry: Is told.
+        telemetry: Receives the records.
     """
 
     def __init__(self, telemetry: Telemetry) -> None:
@@ -69,9 +69,9 @@ class LoopBlockReports:
         self._stacks: dict[str, str] = {}
 
     def blocked(self, place: str, stack: str) -> None:
-        """Tell of a block, while it lasts; called in a native thread.
+        """Record a block while it lasts; called in a native thread.
 
-        Nothing here may wait for the event loop, and subscribers must not either.
+        Neither this method nor a subscriber may wait for the event loop.
         """
         self._stacks[place] = stack
         if place in self._places:
@@ -82,6 +82,6 @@ class LoopBlockReports:
         self._telemetry.send(LoopBlock(place, stack))
 
     def unblocked(self, place: str, seconds: float) -> None:
-        """Tell of a block that is over; called on the event loop."""
+        """Record a block that is over; called on the event loop."""
         stack = self._stacks.pop(place, "")
         self._telemetry.send(LoopBlock(place, stack, seconds))

@@ -1,7 +1,7 @@
-"""What happens in a guarded process: one signal and one record for each kind of fact.
+"""Records of what happens in a guarded process: one signal and one class for each kind of event.
 
-Each class of records says itself how it is counted and told. Counters, log lines, health and
-hooks of the application are subscribers; the code that notices a fact knows none of them.
+Each record class defines its own counters and log line. Counters, log, health and failure hooks
+are subscribers; the code that sends a record knows none of them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a record says of itself: its signal, how it is counted, how it is told."""
+"""The base class of records: the signal, the counters and the log line of each."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 signals: Final = Namespace()
 
 LONGEST_NAME: Final = 100
-"""Characters of a name that a client may have sent."""
+"""Characters logged of a name that a client may have sent."""
 
 _LONGEST_DETAIL = 200
 
@@ -25,13 +25,13 @@ NOTHING: Final[Mapping[str, int]] = {}
 
 @dataclass(slots=True)  # frozen ones take twice as long to make
 class Fold:
-    """The class of lines of which one in an interval is written, and the rest counted.
+    """How repeats of a log line are folded; see :mod:`~..log_deduplication`.
 
     Attributes:
-        key: Tells the class from others.
-        repeated: What repeats are told with; nothing in it may come from a client unescaped.
-        count: How many things the line tells of.
-        burst: How many lines of the class are written in one interval, >= 1.
+        key: Identifies the class of lines that are repeats of each other.
+        repeated: Text of the summary line; input from clients in it must be escaped.
+        count: Number of events that the line stands for.
+        burst: Lines of the class to write in one interval, >= 1.
     """
 
     key: Hashable
@@ -42,12 +42,12 @@ class Fold:
 
 @dataclass(slots=True)
 class Entry:
-    """A line of the log.
+    """A log line.
 
     Attributes:
         message: As for ``logger.log``.
         arguments: As for ``logger.log``.
-        fold: How repeats are folded; ``None`` writes each.
+        fold: How repeats are folded; with ``None``, every line is written.
         extra: As for ``logger.log``.
         exception: As ``exc_info`` of ``logger.log``.
     """
@@ -60,14 +60,14 @@ class Entry:
 
 
 class Record:
-    """One fact. A class of records says here, and nowhere else, how it is counted and told.
+    """One event. Each subclass defines how its records are counted and logged.
 
-    A subclass is a frozen dataclass; whatever listens to all kinds finds it by
+    Subclasses are frozen dataclasses. Subscribers to all kinds find them by
     :func:`record_classes`.
 
     Attributes:
-        signal: Where it is sent.
-        counters: The counters that it may add to, as health shows them.
+        signal: The signal on which the records are sent.
+        counters: The counters that a record may increase, by their names in health.
     """
 
     signal: ClassVar[NamedSignal]
@@ -78,21 +78,21 @@ class Record:
 
     @property
     def level(self) -> int | None:
-        """Level of its line in the log; ``None`` if it has none."""
+        """Level of the log line; ``None`` if the record is not logged."""
         return None
 
     def amounts(self, memory: set[str]) -> Mapping[str, int]:
-        """Return what it adds to which of :attr:`counters`.
+        """Return the increments of :attr:`counters`, by name.
 
         Args:
-            memory: What records of the application have left for those that follow; the
-                caller holds its lock.
+            memory: State shared by all records of the application, such as the ids of open
+                connections; the caller holds its lock.
         """
         del memory
         return dict.fromkeys(self.counters, 1)
 
     def entry(self) -> Entry:
-        """Return its line in the log; asked only if somebody reads such a level."""
+        """Return the log line; called only if the level is enabled."""
         raise NotImplementedError
 
 
@@ -100,15 +100,15 @@ _classes: list[type[Record]] = []
 
 
 def record_classes() -> tuple[type[Record], ...]:
-    """Return every kind of record that has been defined, one for each signal."""
+    """Return all record classes, one for each signal."""
     return tuple({each.signal: each for each in _classes}.values())
 
 
 def safe(text: str) -> str:
-    """Return *text*, fit for a log and not too long."""
+    """Return *text* escaped for the log, at most 200 characters of it."""
     return printable(text, _LONGEST_DETAIL)
 
 
 def in_brackets(text: str) -> str:
-    """Return *text*, fit for a log, to be put behind other text."""
+    """Return *text* like :func:`safe`, as a suffix in brackets; ``""`` if it is empty."""
     return f" ({safe(text)})" if text else ""

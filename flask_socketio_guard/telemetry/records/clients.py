@@ -1,4 +1,4 @@
-"""Records of clients: who came, who was refused, and what they lost."""
+"""Records of clients: connections, refusals, protocol violations and lost messages."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _REFUSAL_LEVELS = {
     "application": logging.INFO,
     "draining": logging.INFO,
 }
-"""Clients that come with an old session or half a request are for debugging only."""
+"""Other reasons, such as an expired session or a malformed request, are logged at DEBUG."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,9 @@ class ConnectionChange(Record):
     Attributes:
         sid: Session id of the client in the namespace.
         namespace: Socket.IO namespace.
-        old: ``None`` for a connection that is new.
-        new: The state from now on.
-        reason: Why it closes; empty otherwise.
+        old: The previous state; ``None`` for a new connection.
+        new: The current state.
+        reason: Why the connection closes; empty otherwise.
     """
 
     signal = signals.signal("connection-changed")
@@ -49,18 +49,18 @@ class ConnectionChange(Record):
     reason: str = ""
 
     def amounts(self, memory: set[str]) -> Mapping[str, int]:
-        """Return one where it has opened, or has closed after that."""
+        """Count a connection that has opened, or that has closed after it was open."""
         if self.new is ConnectionState.OPEN:
             memory.add(self.sid)
             return {"connections_opened": 1}
-        # Who leaves during its connect handler is closed, but never was open.
+        # A client that leaves during its connect handler is closed without having been open.
         if self.new is ConnectionState.CLOSED and self.sid in memory:
             memory.remove(self.sid)
             return {"connections_closed": 1}
         return NOTHING
 
     def entry(self) -> Entry:
-        """Return a line with both states."""
+        """Return a line with the old and the new state."""
         namespace = safe(self.namespace)
         was = "" if self.old is None else f", was {self.old}"
         return Entry(
@@ -81,15 +81,16 @@ connection_changed = ConnectionChange.signal
 
 @dataclass(frozen=True)
 class HandshakeRefusal(Record):
-    """A client was refused before a session was made for it.
+    """A client was refused during its handshake.
 
     Attributes:
-        reason: ``"full"``, ``"address"`` (too many from one), ``"rate"``,
-            ``"unjoined"`` (had joined nothing and went for a new one), ``"application"`` (its
-            connect handler refused it), ``"draining"``, ``"upgrade"`` (odd headers),
-            ``"session"`` (over, or none), ``"elsewhere"`` (its session was never in this process),
-            ``"origin"``, ``"version"`` or ``"request"`` (anything else that is wrong with it).
-        detail: For people; never what the client sent.
+        reason: ``"full"``, ``"address"`` (too many clients of one address), ``"rate"``,
+            ``"unjoined"`` (had not joined a namespace, and made room for a new client),
+            ``"application"`` (its connect handler refused it), ``"draining"``, ``"upgrade"``
+            (malformed headers), ``"session"`` (expired or unknown), ``"elsewhere"`` (its session
+            was never in this process), ``"origin"``, ``"version"`` or ``"request"`` (otherwise
+            invalid).
+        detail: For people; never contains input of the client.
     """
 
     signal = signals.signal("handshake-refused")
@@ -100,17 +101,17 @@ class HandshakeRefusal(Record):
 
     @property
     def level(self) -> int:
-        """A warning where a limit or a setting of the server is the cause."""
+        """WARNING if a limit or a setting of the server is the cause."""
         return _REFUSAL_LEVELS.get(self.reason, logging.DEBUG)
 
     def amounts(self, memory: set[str]) -> Mapping[str, int]:
-        """Return one, and one more for a session of another process."""
+        """Count the refusal, and separately one for a session of another process."""
         if self.reason == "elsewhere":
             return {"handshakes_refused": 1, "sessions_elsewhere": 1}
         return {"handshakes_refused": 1}
 
     def entry(self) -> Entry:
-        """Return a line with the reason; each is written only for debugging."""
+        """Return a line with the reason; repeats are folded, except at DEBUG."""
         fold = None
         if self.level != logging.DEBUG:
             fold = Fold(("refused", self.reason), f"clients not let in: {self.reason}")
@@ -119,18 +120,18 @@ class HandshakeRefusal(Record):
 
 
 handshake_refused = HandshakeRefusal.signal
-"""A :class:`HandshakeRefusal`: a client was not let in, before any handler ran."""
+"""A :class:`HandshakeRefusal`: a client was not let in."""
 
 
 @dataclass(frozen=True)
 class Violation(Record):
-    """A client broke the protocol, which costs it its connection.
+    """A client violated the protocol, and was disconnected for it.
 
     Attributes:
-        reason: ``"websocket"``, ``"size"`` (in bytes, or in lists and objects),
-            ``"packet"`` (undecodable), ``"payload"`` (of a polling request) or
+        reason: ``"websocket"``, ``"size"`` (too many bytes, or too many lists and objects),
+            ``"packet"`` (undecodable), ``"payload"`` (of a polling request),
             ``"attachments"`` or ``"connects"`` (too many CONNECT packets).
-        detail: For people; at most 200 characters.
+        detail: For people; at most 200 characters are logged.
     """
 
     signal = signals.signal("protocol-violated")
@@ -151,7 +152,7 @@ class Violation(Record):
 
 
 protocol_violated = Violation.signal
-"""A :class:`Violation`: a client sent what the protocols do not allow."""
+"""A :class:`Violation`: a client violated the Engine.IO, Socket.IO or WebSocket protocol."""
 
 
 @dataclass(frozen=True)
@@ -159,9 +160,9 @@ class SendLoss(Record):
     """Messages to one client were dropped.
 
     Attributes:
-        count: How many.
-        reason: ``"slow"`` (its queue is full), ``"volatile"`` (it did not keep
-            up, and they were volatile) or ``"closed"`` (it is gone).
+        count: Number of messages.
+        reason: ``"slow"`` (the send queue is full), ``"volatile"`` (volatile messages to a
+            client that did not keep up) or ``"closed"`` (the client is gone).
     """
 
     signal = signals.signal("send-lost")
@@ -172,15 +173,15 @@ class SendLoss(Record):
 
     @property
     def level(self) -> int:
-        """A warning where the client is too slow; the rest was to be expected."""
+        """WARNING if the client is too slow; other losses are expected."""
         return logging.WARNING if self.reason == "slow" else logging.DEBUG
 
     def amounts(self, memory: set[str]) -> Mapping[str, int]:
-        """Return how many messages."""
+        """Count the messages."""
         return {"sends_dropped": self.count}
 
     def entry(self) -> Entry:
-        """Return a line with number and reason."""
+        """Return a line with the number of messages and the reason."""
         fold = None
         if self.reason == "slow":
             repeated = f"message(s) to clients dropped: {self.reason}"
@@ -202,8 +203,8 @@ class Sweep(Record):
     """Leftovers of connections that are gone were removed.
 
     Attributes:
-        count: How many entries.
-        tables: Where they were found.
+        count: Number of entries removed.
+        tables: Names of the tables that held them.
     """
 
     signal = signals.signal("connections-swept")
@@ -214,11 +215,11 @@ class Sweep(Record):
     tables: tuple[str, ...]
 
     def amounts(self, memory: set[str]) -> Mapping[str, int]:
-        """Return how many entries."""
+        """Count the entries."""
         return {"connections_swept": self.count}
 
     def entry(self) -> Entry:
-        """Return a line with number and tables."""
+        """Return a line with the number of entries and the tables."""
         return Entry(
             "%d leftover(s) of connections removed from %s",
             (self.count, ", ".join(self.tables)),

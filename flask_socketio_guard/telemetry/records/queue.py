@@ -13,12 +13,12 @@ from .base import NOTHING, Entry, Fold, Record, in_brackets, safe, signals
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-_OUTAGE_BURST = 5  # outages in one fold interval that are each worth their two lines
+_OUTAGE_BURST = 5  # outages in one fold interval that are logged individually
 
 
 @dataclass(frozen=True)
 class ListenerChange(Record):
-    """The listener moved from *old* to *new*."""
+    """The message-queue listener moved from state *old* to *new*."""
 
     signal = signals.signal("listener-changed")
     counters = ("listener_stalls",)
@@ -29,21 +29,21 @@ class ListenerChange(Record):
 
     @property
     def level(self) -> int:
-        """An error where it is stalled, and a warning where that is over."""
+        """ERROR for a stall, WARNING for its end; reconnects are logged as broker changes."""
         if self.new is ListenerState.STALLED:
             return logging.ERROR
         if self.old is ListenerState.STALLED:
             return logging.WARNING
         if ListenerState.RECONNECTING in (self.old, self.new):
-            return logging.DEBUG  # the broker's going and coming has lines of its own
+            return logging.DEBUG  # BrokerChange has a line for it
         return logging.INFO
 
     def amounts(self, memory: set[str]) -> Mapping[str, int]:
-        """Return one where it has stalled."""
+        """Count a stall."""
         return {"listener_stalls": 1} if self.new is ListenerState.STALLED else NOTHING
 
     def entry(self) -> Entry:
-        """Return a line with both states; not folded, for the last must be what is true now."""
+        """Return a line with both states; never folded, as the last line must be current."""
         reason = safe(without_secrets(self.reason))
         return Entry(
             "message-queue listener: %s, was %s%s",
@@ -61,10 +61,11 @@ class BrokerChange(Record):
     """A server stopped answering, or answers again: the message queue, or a store.
 
     Attributes:
-        is_reachable: The state from now on.
-        reason: The driver's words when it went away.
-        duration: Seconds it was away, when it came back.
-        is_refusing: Whether it will not have this process, and waiting does not mend that.
+        is_reachable: Whether the server answers now.
+        reason: The driver's error message, when the server stopped answering.
+        duration: Length of the outage in seconds, when the server answers again.
+        is_refusing: Whether the server rejects this process (for instance its password), which
+            retries cannot fix.
     """
 
     signal = signals.signal("broker-changed")
@@ -77,12 +78,12 @@ class BrokerChange(Record):
 
     @property
     def level(self) -> int:
-        """An error where somebody has to mend it."""
+        """ERROR if somebody has to fix the configuration, else WARNING."""
         is_refused = self.is_refusing and not self.is_reachable
         return logging.ERROR if is_refused else logging.WARNING
 
     def entry(self) -> Entry:
-        """Return a line; not folded before it flutters: the last must be what is true now."""
+        """Return a line; folded only if the state flaps, as the last line should be current."""
         server = self.server
         if self.is_reachable:
             return Entry(
@@ -110,9 +111,9 @@ class OutboxLoss(Record):
     """Messages to other processes were dropped.
 
     Attributes:
-        count: How many.
+        count: Number of messages.
         reason: ``"overflow"``, ``"refused"`` (by the broker) or ``"exit"``.
-        detail: The broker's words, where there are any.
+        detail: The broker's error message, if there is one.
     """
 
     signal = signals.signal("outbox-lost")
@@ -124,11 +125,11 @@ class OutboxLoss(Record):
     detail: str = ""
 
     def amounts(self, memory: set[str]) -> Mapping[str, int]:
-        """Return how many messages."""
+        """Count the messages."""
         return {"outbox_dropped": self.count}
 
     def entry(self) -> Entry:
-        """Return a line with number and reason."""
+        """Return a line with the number of messages and the reason."""
         repeated = f"message(s) to other processes dropped: {self.reason}"
         return Entry(
             "%d message(s) to other processes dropped: %s%s",
@@ -144,11 +145,11 @@ outbox_lost = OutboxLoss.signal
 
 @dataclass(frozen=True)
 class Repetition(Record):
-    """A message of another process came a second time, and was acted on once.
+    """A duplicate of another process's message was received, and dropped.
 
     Attributes:
-        host_id: Name of that process on the message queue.
-        sequence: Its number among the messages of that process.
+        host_id: Name of the sending process on the message queue.
+        sequence: Number of the message among those of that process.
     """
 
     signal = signals.signal("message-repeated")
@@ -159,15 +160,15 @@ class Repetition(Record):
     sequence: int
 
     def entry(self) -> Entry:
-        """Return a line with number and process."""
+        """Return a line with the number of the message and its sender."""
         host_id = safe(self.host_id)
         return Entry(
-            "a message of another process came again and was dropped: number %d of %s",
+            "a duplicate message of another process was dropped: number %d of %s",
             (self.sequence, host_id),
-            Fold(("repeated",), "messages of other processes came again and were dropped"),
+            Fold(("repeated",), "duplicate messages of other processes dropped"),
             {"sequence": self.sequence, "host_id": host_id},
         )
 
 
 message_repeated = Repetition.signal
-"""A :class:`Repetition`: a message of another process came again, and was dropped."""
+"""A :class:`Repetition`: a duplicate of another process's message was dropped."""

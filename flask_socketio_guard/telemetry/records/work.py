@@ -1,4 +1,4 @@
-"""Records of code that runs: handlers, callbacks, tasks and the event loop."""
+"""Records of running code: handlers, callbacks, tasks and the event loop."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 LISTENER_TASK: Final = "socketio-guard:listener"
-"""Name of the task that reads the message queue; its restarts are counted apart."""
+"""Name of the task that reads the message queue; its restarts are counted separately."""
 
 _FAILURE_BURST = 20  # failures at one place and in one fold interval that are written in full
 _LIMIT_CODES = ("rate_limited", "too_many_in_flight")
@@ -29,18 +29,18 @@ def _new_error_id() -> str:
 
 @dataclass(frozen=True)
 class Failure(Record):
-    """Code raised where the guard caught it.
+    """The guard caught an exception.
 
-    Failures at one place in the code are folded once the first of an interval are written with
-    traceback and error id; each is still told to the subscribers of the signal.
+    The first 20 failures at one place in the code within an interval are logged with traceback
+    and error id, and the rest are folded; subscribers of the signal receive every one.
 
     Attributes:
         kind: ``"handler"``, ``"callback"``, ``"task"``, ``"hook"`` or ``"listener"``.
-        exception: What was raised, with its traceback.
+        exception: The exception, with its traceback.
         name: The event, task or function that failed.
-        namespace: Socket.IO namespace, where there is one.
-        sid: Session id of the client concerned, where there is one.
-        error_id: 16 hex digits, told to the client and written to the log.
+        namespace: Socket.IO namespace, if there is one.
+        sid: Session id of the client concerned, if there is one.
+        error_id: 16 hex digits, sent to the client and written to the log.
     """
 
     signal = signals.signal("failed")
@@ -62,11 +62,11 @@ class Failure(Record):
 
     @property
     def code(self) -> str:
-        """The code that a client sees: ``"timeout"`` or ``"internal_error"``."""
+        """The error code sent to the client: ``"timeout"`` or ``"internal_error"``."""
         return "timeout" if isinstance(self.exception, HandlerTimeout) else "internal_error"
 
     def amounts(self, memory: set[str]) -> Mapping[str, int]:
-        """Return one, for its kind."""
+        """Count the failure under its kind."""
         return {f"{self.kind}_failures": 1}
 
     def entry(self) -> Entry:
@@ -111,9 +111,9 @@ class Rejection(Record):
         namespace: Socket.IO namespace.
         sid: Session id of the sender.
         error: The refusal, with code and message.
-        exception: What the handler raised, where an error handler or an overridden
-            ``trigger_event`` of the application has answered it; such is no :class:`Failure`.
-        error_id: Told to the client with it.
+        exception: The handler's exception, if an error handler or an overridden ``trigger_event``
+            of the application has answered it; then it is not a :class:`Failure`.
+        error_id: Sent to the client with the error.
     """
 
     signal = signals.signal("rejected")
@@ -132,7 +132,7 @@ class Rejection(Record):
 
     @property
     def level(self) -> int:
-        """A warning where a limit was met; the rest is between client and application."""
+        """WARNING if a limit was exceeded; other rejections concern only client and application."""
         return logging.WARNING if self._is_limited else logging.DEBUG
 
     def entry(self) -> Entry:
@@ -172,7 +172,7 @@ class CallbackLoss(Record):
     recipient: object
 
     def amounts(self, memory: set[str]) -> Mapping[str, int]:
-        """Return one, expired or dropped."""
+        """Count the callback as expired or as dropped."""
         return {"callbacks_expired" if self.reason == "expired" else "callbacks_dropped": 1}
 
     def entry(self) -> Entry:
@@ -186,7 +186,7 @@ callback_lost = CallbackLoss.signal
 
 @dataclass(frozen=True)
 class TaskChange(Record):
-    """A supervised task moved from *old* to *new*."""
+    """A supervised task moved from state *old* to *new*."""
 
     signal = signals.signal("task-changed")
     counters = ("listener_restarts", "task_restarts")
@@ -198,17 +198,17 @@ class TaskChange(Record):
 
     @property
     def level(self) -> int:
-        """An error where it is not tried again."""
+        """ERROR if the task will not be restarted."""
         return logging.ERROR if self.new is TaskState.FAILED else logging.DEBUG
 
     def amounts(self, memory: set[str]) -> Mapping[str, int]:
-        """Return one where it is to be restarted."""
+        """Count a restart that is about to happen."""
         if self.new is not TaskState.BACKING_OFF:
             return NOTHING
         return {"listener_restarts" if self.name == LISTENER_TASK else "task_restarts": 1}
 
     def entry(self) -> Entry:
-        """Return a line with both states; not folded, for the last must be what is true now."""
+        """Return a line with both states; never folded, as the last line must be current."""
         return Entry(
             "task %r: %s, was %s%s",
             (self.name, self.new, self.old, in_brackets(without_secrets(self.reason))),
@@ -222,12 +222,12 @@ task_changed = TaskChange.signal
 
 @dataclass(frozen=True)
 class LoopBlock(Record):
-    """The event loop could not run.
+    """The event loop was blocked.
 
     Attributes:
         place: ``file:line in function`` that blocked.
-        stack: The stack at that instant, as text.
-        duration: Seconds; ``None`` while it is still going on.
+        stack: The stack when the block was detected, as text.
+        duration: In seconds; ``None`` while the loop is still blocked.
     """
 
     signal = signals.signal("loop-blocked")
@@ -239,11 +239,11 @@ class LoopBlock(Record):
     duration: float | None = None
 
     def amounts(self, memory: set[str]) -> Mapping[str, int]:
-        """Return one where it is over."""
+        """Count a block once it is over."""
         return NOTHING if self.duration is None else {"loop_blocks": 1}
 
     def entry(self) -> Entry:
-        """Return a line with the stack while it lasts, and one with its length then."""
+        """Return a line with the stack during the block, or with the duration after it."""
         extra = {"place": self.place, "duration": self.duration}
         if self.duration is None:
             return Entry(
@@ -261,11 +261,11 @@ class LoopBlock(Record):
 
 
 loop_blocked = LoopBlock.signal
-"""A :class:`LoopBlock`: something kept the event loop from running."""
+"""A :class:`LoopBlock`: code blocked the event loop."""
 
 
 def _place(exc: BaseException) -> str:
-    """Return file, line and function where *exc* was raised."""
+    """Return where *exc* was raised, as ``file:line in function``."""
     tb = exc.__traceback__
     if tb is None:
         return "an unknown place"
