@@ -1,1 +1,1 @@
-"""Who is there: connections, admission, what waits to be sent to them, their end."""
+"""Clients: connections, admission, handshakes, send queues, broadcasts and the drain."""

@@ -1,4 +1,4 @@
-"""The clients of one application: a state for each, and a registry of them all."""
+"""The connections of one application: the state of each, and a registry of all."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _LIVING = (ConnectionState.OPEN, ConnectionState.READY)
 _ENDING = (ConnectionState.CLOSING, ConnectionState.CLOSED)
-_counting = RLock()  # not gevent's, which costs a dozen calls: nobody waits while holding it
+_counting = RLock()  # not gevent's, which costs a dozen calls: no holder ever blocks
 renew_after_fork(sys.modules[__name__], _counting=RLock)
 
 
@@ -29,18 +29,19 @@ class Connection:
     """One client's connection to one namespace.
 
     Attributes:
-        sid: Its session id, unique among all namespaces.
+        sid: Session id, unique among all namespaces.
         namespace: Socket.IO namespace.
         eio_sid: Id of the transport session that it shares with the client's
             connections to other namespaces.
-        opened_at: When it came, in seconds of the monotonic clock.
+        opened_at: Time of the CONNECT packet, in seconds of the monotonic clock.
         reason: Why it closed: ``"client disconnect"``, ``"server disconnect"``,
             ``"ping timeout"``, ``"transport close"`` or ``"transport error"``;
             ``""`` before that.
-        is_accepted: Whether its connect handler let it in, whatever came then.
-        is_left_to_connect: Whether it was closed while its connect handler ran, and
-            so has its end where that has ended.
-        unbegun: Events and answers that were received and have not begun to be acted on.
+        is_accepted: Whether its connect handler accepted it, even if it has closed since.
+        is_left_to_connect: Whether it was closed while its connect handler was running,
+            which leaves the cleanup to the code that called the handler.
+        unbegun: Number of received events and acknowledgements whose processing has not
+            started.
     """
 
     __slots__ = (
@@ -97,7 +98,7 @@ class Connection:
 
     @property
     def state(self) -> ConnectionState:
-        """Where it is in its life."""
+        """The current state of the connection."""
         return self._machine.state
 
     def surviving_transport(self) -> str | None:
@@ -107,12 +108,12 @@ class Connection:
 
     @property
     def is_open(self) -> bool:
-        """Whether its connect handler let it in and nothing has closed it since."""
+        """Whether its connect handler accepted it and it has not started to close since."""
         return self._machine.state in _LIVING
 
     @property
     def is_connecting(self) -> bool:
-        """Whether its connect handler runs and nothing has closed it."""
+        """Whether its connect handler is running and it has not started to close."""
         return self._machine.state is ConnectionState.CONNECTING
 
     @property
@@ -123,9 +124,9 @@ class Connection:
     def defer(self, cleanup: Callable[[], object]) -> None:
         """Call *cleanup* once when the connection has closed.
 
-        After the disconnect handler, and in reverse order: what was attached
-        last goes first. What it raises is recorded and keeps no other from
-        being called. On a connection that has closed already it is called now.
+        Cleanups run after the disconnect handler, the last one added first. An
+        exception is recorded, and the remaining cleanups run. On a connection that
+        has already closed, *cleanup* is called immediately.
         """
         with self._lock:
             is_late = self.state is ConnectionState.CLOSED
@@ -136,10 +137,10 @@ class Connection:
         if is_late:
             self._release([cleanup])
 
-    # Internal: the rest is for the guard, not for applications.
+    # Internal: the methods below are for the guard, not for applications.
 
     def accept(self) -> bool:
-        """Note that the connect handler let it in.
+        """Record that the connect handler has accepted the connection.
 
         Returns:
             Whether it is open; ``False`` if it was closed meanwhile.
@@ -149,11 +150,11 @@ class Connection:
             return self._move(ConnectionEvent.ACCEPTED) is ConnectionState.OPEN
 
     def refuse(self) -> None:
-        """Note that the connect handler did not let it in."""
+        """Record that the connect handler has refused the connection."""
         self._end(ConnectionEvent.REFUSED)
 
     def expect_handshake(self, timer: Deadline) -> None:
-        """Keep *timer*, which closes it, until its handshake or its end."""
+        """Keep *timer*, which closes the connection, until its handshake or its end."""
         with self._lock:
             if self._machine.state in (ConnectionState.CONNECTING, ConnectionState.OPEN):
                 self._handshake = timer
@@ -161,7 +162,7 @@ class Connection:
         timer.cancel()
 
     def shake_hands(self) -> bool:
-        """Note that the application's own handshake is done.
+        """Record that the application's own handshake is complete.
 
         Returns:
             Whether it is ready; ``False`` if it has closed.
@@ -174,10 +175,10 @@ class Connection:
         return True
 
     def begin_close(self, reason: str) -> bool:
-        """Let it close.
+        """Start to close the connection.
 
         Returns:
-            Whether this call is the first to say so.
+            Whether this call is the first one.
         """
         with self._lock:
             is_first = self._machine.state not in _ENDING
@@ -189,16 +190,16 @@ class Connection:
         return is_first
 
     def finish(self) -> None:
-        """Note that everything about its end is done, and release what was deferred."""
+        """Complete the close, and run the deferred cleanups."""
         self._end(ConnectionEvent.FINISHED)
 
     def expect(self) -> None:
-        """Note that something was received which has not begun to be acted on."""
+        """Count a received event or acknowledgement whose processing has not started."""
         with _counting:
             self.unbegun += 1
 
     def begun(self) -> None:
-        """Note that one of these has begun, or never will."""
+        """Count one of these as started, or as dropped."""
         with _counting:
             self.unbegun -= 1
             all_begun = None if self.unbegun else self._all_begun
@@ -206,14 +207,14 @@ class Connection:
             all_begun.set()
 
     def wait_until_begun(self, all_begun: Flag, patience: float) -> bool:
-        """Wait until everything received has begun.
+        """Wait until the processing of everything received has started.
 
         Args:
-            all_begun: A new one.
-            patience: For how long nothing may begin, in seconds.
+            all_begun: A new flag to wait on.
+            patience: Longest time without any start, in seconds.
 
         Returns:
-            Whether it has; ``False`` if nothing began for too long.
+            Whether everything has started; ``False`` after *patience* without a start.
         """
         with _counting:
             self._all_begun = all_begun
@@ -225,7 +226,7 @@ class Connection:
         return True
 
     def _move(self, event: ConnectionEvent) -> ConnectionState:
-        """Apply *event*, tell of a new state, and return it; with the lock held."""
+        """Apply *event*, report a change, and return the state; called with the lock held."""
         old = self._machine.state
         new = self._machine.send(event)
         if new is not old:
@@ -255,14 +256,14 @@ class Connection:
 class Connections(Mapping[str, Connection], Component):
     """All connections of this process that are not closed, by session id.
 
-    A mapping to read; iterating is safe while clients come and go.
+    A read-only mapping; it can be iterated while clients connect and disconnect.
 
     Args:
         on_change: Called as ``on_change(connection, old, new)`` after each change
-            of state; *old* is ``None`` for a new one.
-        on_failure: Called as ``on_failure(connection, exc)`` with what a deferred
-            cleanup raised.
-        call_apart: Calls the deferred cleanups of one connection in a task of their own, and
+            of state; *old* is ``None`` for a new connection.
+        on_failure: Called as ``on_failure(connection, exc)`` with the exception of a
+            deferred cleanup.
+        call_apart: Runs the deferred cleanups of one connection in a task of their own, and
             waits for it.
     """
 
@@ -282,7 +283,7 @@ class Connections(Mapping[str, Connection], Component):
         self._counts: dict[tuple[str, ConnectionState], int] = {}
 
     def gauges(self) -> dict[str, int]:
-        """Return how many are on their way out."""
+        """Return the number of connections that are closing."""
         return {"connections:closing": self.count(ConnectionState.CLOSING)}
 
     def __getitem__(self, sid: str) -> Connection:
@@ -298,21 +299,21 @@ class Connections(Mapping[str, Connection], Component):
         return sid in self._by_sid
 
     def values(self) -> ValuesView[Connection]:
-        """Return those that are there now."""
+        """Return a snapshot of the connections."""
         return self._by_sid.copy().values()
 
     def items(self) -> ItemsView[str, Connection]:
-        """Return those that are there now, with their session ids."""
+        """Return a snapshot of the connections with their session ids."""
         return self._by_sid.copy().items()
 
     def count(
         self, state: ConnectionState | str | None = None, namespace: str | None = None
     ) -> int:
-        """Return how many there are.
+        """Return the number of connections.
 
         Args:
-            state: Only those in this state, such as ``"open"``.
-            namespace: Only those in this namespace.
+            state: Count only those in this state, such as ``"open"``.
+            namespace: Count only those in this namespace.
 
         Raises:
             ValueError: There is no such state.
@@ -328,7 +329,7 @@ class Connections(Mapping[str, Connection], Component):
     # Internal
 
     def find(self, sid: object) -> Connection | None:
-        """Return the connection of *sid*, whatever that is."""
+        """Return the connection of *sid*, or ``None``; accepts unhashable values, too."""
         return self._by_sid.get(sid) if isinstance(sid, str) else None
 
     def transport_session(self, sid: str) -> str | None:
@@ -341,7 +342,7 @@ class Connections(Mapping[str, Connection], Component):
         return self._by_eio_sid.get(eio_sid, ())
 
     def add(self, sid: str, namespace: str, eio_sid: str) -> Connection:
-        """Make a connection, in state ``connecting``."""
+        """Register a new connection, in state ``connecting``."""
         connection = Connection(
             sid,
             namespace,
@@ -359,7 +360,7 @@ class Connections(Mapping[str, Connection], Component):
         return connection
 
     def _changed(self, connection: Connection, old: ConnectionState, new: ConnectionState) -> None:
-        # Called with the lock held, which all the connections share.
+        # Called with the lock held, which all connections share.
         self._count(connection.namespace, old, -1)
         if new is ConnectionState.CLOSED:
             self._forget(connection)
@@ -372,7 +373,7 @@ class Connections(Mapping[str, Connection], Component):
         count = self._counts.get(key, 0) + step
         if count:
             self._counts[key] = count
-        else:  # clients may choose the names
+        else:  # clients may choose the names of namespaces: no entry may stay behind
             self._counts.pop(key, None)
 
     def _forget(self, connection: Connection) -> None:

@@ -1,4 +1,4 @@
-"""Lets the clients of a process go before it ends."""
+"""Graceful shutdown: disconnects the clients of a process before it ends."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ _POLL_INTERVAL = 0.02
 
 
 class Drain(Component):
-    """The orderly end of one application's clients.
+    """Disconnects the clients of one application gradually.
 
     Args:
-        runtime: For sleep.
-        config: For delay and window.
+        runtime: Provides sleep and flags.
+        config: Supplies the delay and the window.
         sockets: Returns the transport sessions.
-        close: Closes one of them such that its client comes back by itself.
-        is_quiet: Says whether no client is left and nothing runs for one.
-        is_stopped: Says whether the process ends now, and nobody is to be waited for.
+        close: Closes one of them in a way that makes its client reconnect by itself.
+        is_quiet: Returns whether no client is left and no handler is running.
+        is_stopped: Returns whether the process ends now, so that waiting is pointless.
     """
 
     def __init__(
@@ -52,18 +52,17 @@ class Drain(Component):
         self._is_complete = False
 
     def drain(self, timeout: float) -> bool:
-        """Let all clients go; whoever calls second waits for the first.
+        """Disconnect all clients; a second caller waits for the first.
 
-        New ones are refused from the first instant. After
-        ``SOCKETIO_GUARD_DRAIN_DELAY`` those that are here are closed in batches
-        over ``SOCKETIO_GUARD_DRAIN_WINDOW``, at random times, so that they do
-        not all come back in the same moment.
+        New clients are refused from the start. After ``SOCKETIO_GUARD_DRAIN_DELAY``
+        the connected clients are closed in batches over
+        ``SOCKETIO_GUARD_DRAIN_WINDOW``, at random times, to spread their reconnects.
 
         Args:
             timeout: Longest wait for handlers to end afterwards, in seconds, >= 0.
 
         Returns:
-            Whether nothing was left.
+            Whether all clients have left and all handlers have ended.
 
         Source:
             RFC 6455 and the IANA registry: close code 1012, "service restart".
@@ -74,7 +73,7 @@ class Drain(Component):
         self._has_begun = True
         try:
             self._runtime.sleep(self._config.drain_delay)
-            self._let_clients_go()
+            self._close_in_batches()
             self._is_complete = self._wait(timeout)
         finally:
             self._is_over.set()
@@ -82,13 +81,13 @@ class Drain(Component):
 
     @property
     def is_over(self) -> bool:
-        """Whether it has been run to its end."""
+        """Whether the drain has ended, completely or not."""
         return self._is_over.is_set()
 
     def _longest(self, timeout: float) -> float:
         return self._config.drain_delay + self._config.drain_window + timeout + 1.0
 
-    def _let_clients_go(self) -> None:
+    def _close_in_batches(self) -> None:
         sockets = list(self._sockets())
         random.shuffle(sockets)
         steps = max(1, math.ceil(self._config.drain_window / _STEP))
@@ -105,6 +104,6 @@ class Drain(Component):
             if self._is_stopped() or clock() > deadline:
                 return False
             for socket in list(self._sockets()):
-                self._close(socket)  # of those that were on their way in
+                self._close(socket)  # of clients that were still connecting
             self._runtime.sleep(_POLL_INTERVAL)
         return True

@@ -1,4 +1,4 @@
-"""Broadcasts under way: written to one client after the other, a few milliseconds at a time."""
+"""Broadcast fan-out: written to one client after another, a few milliseconds at a time."""
 
 from __future__ import annotations
 
@@ -15,31 +15,34 @@ if TYPE_CHECKING:
     from ..core.runtime import Runtime
 
 LEAST_RECIPIENTS: Final = 16
-"""For fewer it is not worth the while; what they get may be written with other messages."""
+"""Broadcasts to fewer clients go directly into the send queues, which coalesce messages, too."""
 
 MAX_DELIVERIES: Final = 50_000
-MAX_BYTES: Final = 16 * 1024 * 1024
+"""Deliveries that may be pending before the emitter has to write itself."""
 
-_MAX_DELIVERIES_AHEAD = 20_000  # to write, beyond which other processes have to wait
-_DELIVERIES = 8  # between two looks at the clock
+MAX_BYTES: Final = 16 * 1024 * 1024
+"""Bytes of messages that may be pending before the emitter has to write itself."""
+
+_MAX_DELIVERIES_AHEAD = 20_000  # pending ones beyond which the message queue is not read
+_DELIVERIES = 8  # between two readings of the clock
 _LOOK_AHEAD = 8  # jobs
-_MAX_TOGETHER = 64 * 1024  # bytes that are written in one go for being small
+_MAX_TOGETHER = 64 * 1024  # bytes of small messages that are coalesced into one write
 
 
 class Broadcast(Outgoing, Protocol):
-    """A message to many."""
+    """A message to many clients."""
 
     @property
     def frames(self) -> bytes:
-        """It as it is written."""
+        """The WebSocket frames of the message."""
 
 
 class Batch:
-    """Messages that are written in one piece; made once for many clients.
+    """Messages that are coalesced into one write; built once for many clients.
 
     Attributes:
         messages: In order.
-        frames: All of them, as they are written.
+        frames: The WebSocket frames of all messages.
     """
 
     __slots__ = ("frames", "messages")
@@ -57,17 +60,17 @@ class Recipient(Protocol):
     """A client of a broadcast; hashable by identity."""
 
     def write(self, batch: Batch) -> None:
-        """Write *batch* now, or queue it behind what waits; does not wait, never raises."""
+        """Write *batch* now or append it to the send queue; never blocks, never raises."""
 
 
 class _Job:
-    """Messages on their way to the same clients.
+    """Messages to the same clients.
 
     Attributes:
         messages: In order.
-        missing: Who has yet to get them.
-        size: Of the messages, in bytes.
-        is_begun: Whether somebody has got them, so that no more may be added.
+        missing: The clients to which they have not been written yet.
+        size: Of all messages, in bytes.
+        is_begun: Whether they have been written to a client, so that none may be added.
     """
 
     __slots__ = ("is_begun", "messages", "missing", "size")
@@ -80,19 +83,19 @@ class _Job:
 
 
 class FanOut:
-    """What has been broadcast, and to whom it has yet to be written.
+    """Writes broadcasts to their recipients in slices, so that the event loop stays responsive.
 
-    To write is what a broadcast costs, and to ten thousand it takes as long as a
-    hundred events. So it is done in the loop's next turns, some of it in each. There is
-    one queue of broadcasts, worked off in the order of the calls; whoever sends something
-    else to one of the recipients calls :meth:`settle` before, so that each client gets
-    everything in the order of the calls. What several broadcasts have for one client goes
-    out in one piece. At a bound the caller works off what is too much.
+    Most of the cost of a broadcast is writing it; for ten thousand clients that takes as
+    long as a hundred events. So the writes are spread over the next iterations of the loop.
+    Broadcasts are queued and written in the order of the calls. A caller that sends
+    anything else to a recipient must call :meth:`settle` first, to preserve the order of
+    messages. Several pending broadcasts for one client are coalesced into one write. Beyond
+    :data:`MAX_DELIVERIES` or :data:`MAX_BYTES`, :meth:`add` itself writes the excess.
 
     For one event loop; not thread-safe.
 
     Args:
-        runtime: Its event loop.
+        runtime: Of that event loop.
     """
 
     def __init__(self, runtime: Runtime) -> None:
@@ -102,13 +105,13 @@ class FanOut:
         self._bytes = 0
         self._is_due = False
         self.is_busy = False
-        """Whether anything has yet to be written."""
+        """Whether anything is pending."""
 
     def __len__(self) -> int:
         return self._deliveries
 
     def add(self, message: Broadcast, recipients: Iterable[Recipient]) -> None:
-        """Have *message* written to *recipients*, each once."""
+        """Queue *message* for *recipients*; it is written once to each."""
         missing = dict.fromkeys(recipients)
         self._bytes += message.size
         self.is_busy = True
@@ -132,15 +135,15 @@ class FanOut:
             self._schedule()
 
     def wait_while_behind(self) -> None:
-        """Backpressure: return when not much is to be written yet.
+        """Apply backpressure: return once few enough deliveries are pending.
 
-        Broadcasts of other processes come as fast as they are written here, and no faster.
+        Broadcasts of other processes are read no faster than they are written here.
         """
         while self._deliveries > _MAX_DELIVERIES_AHEAD:
             self._runtime.yield_control()
 
     def settle(self, recipient: Recipient) -> None:
-        """Write to *recipient* all that it has yet to get."""
+        """Write everything that is pending for *recipient*."""
         for job in self._jobs:
             if recipient in job.missing:
                 job.is_begun = True
@@ -152,13 +155,13 @@ class FanOut:
         self._is_due = False
         try:
             self._work(clock() + TIME_SLICE)
-        finally:  # whatever it was, the others are waiting
+        finally:  # whatever was raised, other recipients are waiting
             if self.is_busy and not self._is_due:
                 self._schedule()
 
     def _schedule(self) -> None:
-        # A timer: sockets are looked at before it is due, the first time too. What has
-        # arrived with the cause of a broadcast may be the cause of the next one.
+        # A timer, as the loop polls its sockets before it fires, even the first time: input
+        # that arrived together with the cause of this broadcast may cause the next one.
         self._is_due = True
         self._runtime.call_later(0.0, self._take_turn)
 
@@ -195,7 +198,7 @@ class FanOut:
         self.is_busy = False
 
     def _begin_together(self) -> list[_Job]:
-        """Return the jobs behind the first that are small enough to go out with it."""
+        """Return the jobs after the first that are small enough to be written with it."""
         self._jobs[0].is_begun = True
         next_ones = []
         size = self._jobs[0].size

@@ -1,4 +1,4 @@
-"""The application's own handshake: who does not complete it in time is disconnected."""
+"""The application's own handshake: clients that do not complete it in time are disconnected."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
 def completing(
     handler: Callable[..., Any], find: Callable[[str], Connection | None]
 ) -> Callable[..., Any]:
-    """Return *handler* such that its client is ready once it has returned anything but ``False``.
+    """Wrap *handler* so that its client is ready unless *handler* returns ``False`` or raises.
 
     Args:
-        handler: The application's.
-        find: Returns the connection of a session id, if it is here.
+        handler: An event handler of the application.
+        find: Returns the connection with a session id, if it is in this process.
     """
 
     @wraps(handler)
-    def shaking(*args: Any) -> Any:
+    def complete(*args: Any) -> Any:
         answer = handler(*args)
         if answer is not False:
             connection = find(flask.request.sid)  # type: ignore[attr-defined]
@@ -36,15 +36,15 @@ def completing(
                 connection.shake_hands()
         return answer
 
-    return shaking
+    return complete
 
 
 class Handshakes(Component):
-    """Gives each client of some namespaces so long until it is ready.
+    """Disconnects clients that are not ready in time, in the namespaces that require it.
 
     Args:
-        timeouts: Seconds by namespace; kept, and added to.
-        deadlines: For the timeouts.
+        timeouts: Seconds, by namespace; the dict is kept and extended.
+        deadlines: Schedules the timeouts.
         disconnect: Disconnects a client, in a task of its own.
     """
 
@@ -63,14 +63,14 @@ class Handshakes(Component):
         """Close connections to *namespace* that are not ready *timeout* seconds after they opened.
 
         Raises:
-            ConfigError: The namespace has one already.
+            ConfigError: The namespace already has a handshake.
         """
         if namespace in self._timeouts:
             raise ConfigError(f"namespace {namespace!r} already has a handshake")
         self._timeouts[namespace] = timeout
 
     def connected(self, client: Connection) -> None:
-        """Expect the handshake of a client, if there is one in its namespace."""
+        """Start the timeout of a client if its namespace requires a handshake."""
         timeout = self._timeouts.get(client.namespace)
         if timeout is not None:
             close = partial(self._disconnect, client)

@@ -1,4 +1,4 @@
-"""What waits to be sent to one client: a bounded queue, and who gets to write when."""
+"""Outgoing messages of one client: a bounded queue, and the batching of writes."""
 
 from __future__ import annotations
 
@@ -15,43 +15,44 @@ if TYPE_CHECKING:
     from ..core.runtime import Flag, Runtime
 
 SHARED_OVERFLOW: Final = 2
-"""Times the bounds at which an emitter waits for a client that is not its own."""
+"""Multiple of the bounds at which an emitter waits for a client other than its own."""
 
 BROADCAST_OVERFLOW: Final = 8
-"""Times the bounds at which it waits for one of many, who share the memory of a message."""
+"""The same for a broadcast, whose recipients share the memory of a message."""
 
 OVERFLOW: Final = 16
-"""Times the bounds up to which a client gets what cannot wait, while it makes progress."""
+"""Multiple of the bounds up to which messages that cannot wait are queued for a client that makes
+progress."""
 
 _BEHIND_TIMEOUTS = 2
-"""Timeouts in which a client that is behind takes as much as may wait for it, or is too slow for
-emitters that have others to serve."""
+"""Number of timeouts within which a client that is behind must take *max_bytes*. A slower one
+counts as slow for emitters that have other clients to serve."""
 
 _SLOWEST_DOWNLOAD: Final = 32 * 1024
-"""Bytes per second at which an answer to a polling request is thought to be still under way."""
+"""Bytes per second; assumed minimum rate of a client that downloads the response to a poll."""
 
 
 class SendOutcome(str, Enum):
-    """What became of a message to a client."""
+    """The outcome of sending a message to a client."""
 
     QUEUED = "queued"
-    """It waits for the client's socket, or is on its way."""
+    """The message is in the client's send queue, or on the wire."""
     DROPPED_CLOSED = "dropped_closed"
     """The client is gone."""
     DROPPED_SLOW = "dropped_slow"
-    """The client makes no progress, and the message was not kept for it."""
+    """The client does not keep up: the message was volatile, or the client was disconnected."""
     HANDED_TO_QUEUE = "handed_to_queue"
-    """The client is not here; the other processes were told."""
+    """The client is not in this process; the message went to the message queue."""
 
     def __str__(self) -> str:
         return self.value
 
 
 def require_sent(outcome: SendOutcome) -> SendOutcome:
-    """Return *outcome*, if there is anybody to whom the message is on its way.
+    """Return *outcome* unless the message was dropped.
 
     Raises:
-        ConnectionClosed: It was dropped.
+        ConnectionClosed: The message was dropped.
     """
     if outcome in (SendOutcome.DROPPED_CLOSED, SendOutcome.DROPPED_SLOW):
         raise ConnectionClosed(f"the event was not sent: {outcome}")
@@ -59,7 +60,7 @@ def require_sent(outcome: SendOutcome) -> SendOutcome:
 
 
 class SlowConsumer(Enum):
-    """What happens to a client whose queue is full and who makes no progress."""
+    """The policy for a client whose queue is full and that makes no progress."""
 
     DISCONNECT = "disconnect"
     DROP_OLDEST = "drop_oldest"
@@ -75,31 +76,31 @@ class Outgoing(Protocol):
 
     @property
     def is_event(self) -> bool:
-        """Whether it is an event that nobody waits for, and may be dropped."""
+        """Whether it is an event without acknowledgement, which may be dropped."""
 
     @property
     def is_volatile(self) -> bool:
-        """Whether it is worth nothing later."""
+        """Whether it was emitted as volatile, so that a late delivery is worthless."""
 
 
 class SendQueue:
-    """A bounded first-in first-out queue in front of one client.
+    """A bounded FIFO queue of the messages to one client.
 
-    Not locked: a writer and many that put are on one event loop, or hold the
-    lock of the socket.
+    Not locked: the writer and the emitters run on one event loop, or hold the lock of
+    the socket.
 
-    A full queue alone does not make a client slow: it may have been sent much in one
-    turn. Slow is a client that makes no progress for a time; see :meth:`is_slow`.
+    A full queue alone does not make a client slow, because much may have been sent to it
+    at once. A client is slow if it makes no progress for some time; see :meth:`is_slow`.
 
-    A message is taken whole or not at all, and one that is larger than the
-    bound passes when nothing else waits. What was taken to be written does not
-    count any more: a client that reads a large message is not slow. Memory for
-    one client is the bound, what is being written, and one message.
+    A message is queued whole or not at all; one that is larger than the bound is
+    queued if the queue is empty. Messages taken to be written no longer count: a client
+    that is reading a large message is not slow. The memory for one client is limited to
+    the bound, the messages being written, and one message more.
 
     Args:
-        max_packets: Messages that may wait, >= 1.
-        max_bytes: Bytes that may wait, >= 1.
-        policy: What gives way when it is full.
+        max_packets: Most messages in the queue, >= 1.
+        max_bytes: Most bytes in the queue, >= 1.
+        policy: Which messages may be dropped when the queue is full.
     """
 
     __slots__ = (
@@ -124,11 +125,11 @@ class SendQueue:
         self._progress_at = self._waiting_since = clock()
         self._behind_since: float | None = None
         self._behind_taken = 0
-        self._taken = 0  # bytes, and a share of them for each message
+        self._taken = 0  # bytes; a small message counts as max_bytes / max_packets
         self.size = 0
-        """Bytes that wait."""
+        """Bytes in the queue."""
         self.room: Flag | None = None
-        """Set whenever the client has taken something; by an emitter that waits for that."""
+        """Set whenever messages are taken; created by an emitter that waits for room."""
 
     def __len__(self) -> int:
         return len(self._items)
@@ -136,33 +137,33 @@ class SendQueue:
     def __iter__(self) -> Iterator[Outgoing]:
         return iter(list(self._items))
 
-    # As of a queue of the standard library, for those who look into one.
+    # The read interface of queue.Queue, which python-engineio uses, for code that inspects it.
 
     def qsize(self) -> int:
-        """Return how many messages wait."""
+        """Return the number of messages in the queue."""
         return len(self._items)
 
     def empty(self) -> bool:
-        """Say whether none waits."""
+        """Return whether the queue is empty."""
         return not self._items
 
     def full(self) -> bool:
-        """Say whether a bound is reached."""
+        """Return whether a bound is reached."""
         return self.is_full
 
     @property
     def maxsize(self) -> int:
-        """How many messages may wait."""
+        """The bound in messages."""
         return self._max_packets
 
     @property
     def unfinished_tasks(self) -> int:
-        """How many messages wait."""
+        """The number of messages in the queue."""
         return len(self._items)
 
     @property
     def queue(self) -> deque[Outgoing]:
-        """What waits, in a copy."""
+        """A copy of the messages in the queue."""
         return self._items.copy()
 
     @property
@@ -176,16 +177,16 @@ class SendQueue:
         return 2 * self.size >= self._max_bytes or 2 * len(self._items) >= self._max_packets
 
     def is_over(self, times: int) -> bool:
-        """Whether *times* a bound is reached."""
+        """Return whether *times* a bound is reached."""
         return self.size >= times * self._max_bytes or len(self._items) >= times * self._max_packets
 
     def is_slow(self, timeout: float, *, is_shared: bool) -> bool:
-        """Whether the client of this full queue is slow.
+        """Return whether the client of this full queue is slow.
 
         Args:
-            timeout: Seconds without progress that make it so.
-            is_shared: Whether an emitter asks that has others to serve: those wait for no
-                client that takes just enough to count as alive, and is behind all the time.
+            timeout: Seconds without progress after which a client is slow.
+            is_shared: Whether the emitter has other clients to serve. It then need not wait
+                for a client that makes some progress but never catches up.
         """
         now = clock()
         if self._behind_since is None:
@@ -194,19 +195,19 @@ class SendQueue:
             if self._taken - self._behind_taken < self._max_bytes:
                 return True
             self._behind_since, self._behind_taken = now, self._taken
-        # Who was idle before has made no progress, for there was nothing to take.
+        # An idle client made no progress because there was nothing to take.
         return now - max(self._progress_at, self._waiting_since) >= timeout
 
     def progressed(self) -> None:
-        """Note that the client has taken a part of what is being written."""
+        """Record that the client has read a part of the data being written."""
         self._progress_at = clock()
 
     def downloads(self, size: int) -> None:
-        """Note that *size* bytes were taken in one go, of which nobody sees how they get on."""
+        """Record the start of a download of *size* bytes whose progress cannot be observed."""
         self._progress_at = clock() + size / _SLOWEST_DOWNLOAD
 
     def wake(self) -> None:
-        """Wake those who wait for room."""
+        """Wake the emitters that wait for room."""
         if self.room is not None:
             self.room.set()
 
@@ -226,18 +227,18 @@ class SendQueue:
         return True
 
     def put(self, item: Outgoing) -> None:
-        """Append *item*, whatever the bounds; for who has looked at :attr:`is_full`."""
+        """Append *item* regardless of the bounds, which the caller has checked."""
         if not self._items:
             self._waiting_since = clock()
         self._items.append(item)
         self.size += item.size
 
     def make_room(self) -> int | None:
-        """Drop waiting messages by the policy until no bound is reached.
+        """Drop queued messages, oldest first, as the policy allows, until no bound is reached.
 
         Returns:
-            How many were dropped, or ``None`` if that would not make room: then
-            nothing was.
+            The number of dropped messages; ``None`` if dropping cannot make room, in
+            which case nothing is dropped.
         """
         if self._policy is SlowConsumer.DISCONNECT:
             return None
@@ -259,7 +260,7 @@ class SendQueue:
         return dropped
 
     def take(self, max_bytes: int) -> list[Outgoing]:
-        """Take the oldest messages to write them: at least one, if any, up to *max_bytes*."""
+        """Remove and return the oldest messages: up to *max_bytes*, but at least one if any."""
         items = self._items
         self._progress_at = clock()
         before = self.size
@@ -284,10 +285,10 @@ class SendQueue:
         return batch
 
     def clear(self) -> int:
-        """Drop everything that waits.
+        """Drop all messages.
 
         Returns:
-            How many events that were.
+            The number of events among them.
         """
         count = sum(item.is_event for item in self._items)
         self._items.clear()
@@ -297,17 +298,17 @@ class SendQueue:
 
 
 class Writer(Protocol):
-    """Something with output that waits."""
+    """Something with pending output."""
 
     def flush(self) -> None:
-        """Write without waiting what can be written; never raises."""
+        """Write as much as is possible without blocking; never raises."""
 
 
 class WriteBatcher:
-    """Lets many connections write in one go, once in each turn of the event loop.
+    """Flushes many connections together, once in each iteration of the event loop.
 
     Args:
-        runtime: Its event loop.
+        runtime: Of that event loop.
     """
 
     def __init__(self, runtime: Runtime) -> None:
@@ -316,7 +317,7 @@ class WriteBatcher:
         self._is_scheduled = False
 
     def add(self, writer: Writer) -> None:
-        """Have *writer* flushed in the next turn; at home only."""
+        """Flush *writer* in the next iteration; callable on the event loop's thread only."""
         self._due.append(writer)
         if not self._is_scheduled:
             self._is_scheduled = True
@@ -333,5 +334,5 @@ class WriteBatcher:
         finally:
             self._is_scheduled = bool(due)
             if due:
-                # A timer: sockets are looked at before it is due.
+                # A timer: the loop polls its sockets before it fires.
                 self._runtime.call_later(0.0, self._flush)
