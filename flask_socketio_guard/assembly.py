@@ -18,7 +18,7 @@ from .clients.drain import Drain
 from .clients.fan_out import FanOut
 from .clients.handshakes import Handshakes
 from .clients.send_queue import WriteBatcher
-from .core.component import Component, those_that
+from .core.component import Component, implementations_of
 from .core.deadlines import Deadlines
 from .core.jobs import Jobs
 from .core.lifecycle import Lifecycle, ServerWorker
@@ -240,9 +240,9 @@ class Assembly:
     def _connect(self) -> None:
         """Make the direct references: to components that want to know, and of hot paths."""
         components = self.lifecycle.components
-        self._connected = those_that("connected", components)
-        self._entered = those_that("entered", components)
-        self._disconnected = those_that("disconnected", components)
+        self._connected = implementations_of("connected", components)
+        self._entered = implementations_of("entered", components)
+        self._disconnected = implementations_of("disconnected", components)
         self.spawn = self.jobs.spawn
         self.flag = self.runtime.flag
         self.take_broadcast_call = self.broadcast_acks.take

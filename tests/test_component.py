@@ -13,7 +13,7 @@ from flask_socketio import SocketIO, join_room
 from flask_socketio_guard import SocketIOGuard
 from flask_socketio_guard.app_guard import all_guards
 from flask_socketio_guard.config import GuardConfig
-from flask_socketio_guard.core.component import Check, Component, Status, those_that
+from flask_socketio_guard.core.component import Check, Component, Status, implementations_of
 from flask_socketio_guard.core.supervisor import is_stopping, sleep
 from flask_socketio_guard.errors import ConfigError
 from flask_socketio_guard.settings import (
@@ -331,5 +331,5 @@ def test_only_components_that_have_something_to_do_are_polled(
     guard = SocketIOGuard()
     guard.registry.components.append(Thermometer)
     components = make_guarded(guard=guard).inner.lifecycle.components
-    polls = those_that("poll", components)
+    polls = implementations_of("poll", components)
     assert [type(poll.__self__).__name__ for poll in polls] == ["Deliveries", "Thermometer"]

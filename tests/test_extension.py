@@ -190,15 +190,15 @@ def test_a_socketio_that_serves_two_applications_is_refused(guarded: Guarded) ->
 
 
 def test_eventlet_that_is_merely_installed_is_named(nothing_left_behind: None) -> None:
-    """Flask-SocketIO takes it without being told to."""
+    """Flask-SocketIO uses it unless it is told otherwise."""
     app, socketio = new_app()
     socketio.server.eio.async_mode = "eventlet"  # it is not installed here
     socketio.server.__dict__["async_mode"] = "eventlet"
     with pytest.raises(ConfigError) as caught:
         SocketIOGuard(app, socketio)
     assert str(caught.value) == (
-        "eventlet is installed, and Flask-SocketIO takes it where async_mode is not named; the "
-        'guard does not support it: name async_mode="gevent" or async_mode="threading"'
+        "eventlet is installed, and Flask-SocketIO uses it unless async_mode is set; the "
+        'guard does not support it: set async_mode="gevent" or async_mode="threading"'
     )
     assert "socketio_guard" not in app.extensions
 

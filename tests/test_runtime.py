@@ -759,7 +759,7 @@ def test_a_runtime_is_forgotten_after_what_was_handed_over_has_been_called(
     """Its watcher would keep it for as long as the loop lives."""
     runtime = GeventRuntime()
     runtime.bind_loop()
-    home = weakref.ref(runtime._home)
+    home = weakref.ref(runtime._inbox)
     called: list[int] = []
     for number in range(3):
         runtime.call_soon_threadsafe(partial(called.append, number))

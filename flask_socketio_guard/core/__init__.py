@@ -1,1 +1,1 @@
-"""What everything stands on: greenlets or threads, supervised tasks, deadlines."""
+"""The foundation of the guard: runtimes (greenlets or threads), supervised tasks, deadlines."""

@@ -54,7 +54,7 @@ class Check:
         return [entry]
 
 
-def those_that(hook: str, components: Iterable[Component]) -> list[Any]:
+def implementations_of(hook: str, components: Iterable[Component]) -> list[Any]:
     """Return the bound method *hook* of each component that overrides it.
 
     Hooks that run for every client skip the empty defaults this way.

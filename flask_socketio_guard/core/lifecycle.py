@@ -7,7 +7,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from ..states import PHASE_TRANSITIONS, Phase, PhaseEvent, StateMachine
-from .component import those_that
+from .component import implementations_of
 from .runtime import Flag, Runtime, clock
 from .supervisor import is_stopping, sleep
 
@@ -189,7 +189,7 @@ class Lifecycle:
         if not is_drained:
             self._stop_tasks(timeout)
             self.flush(min(timeout, self._config.exit_flush_timeout))
-        self._tell_of_late(self.supervisor.stop(timeout, is_internal=True))
+        self._log_late(self.supervisor.stop(timeout, is_internal=True))
         for component in reversed(self.components):
             component.stop(timeout)
 
@@ -203,21 +203,22 @@ class Lifecycle:
         """End the application's tasks; clients may still be connected."""
         self.stopping.set()
         late = self.supervisor.stop(timeout, is_internal=False)
-        self._tell_of_late(late)
+        self._log_late(late)
         return late
 
-    def _tell_of_late(self, names: list[str]) -> None:
+    def _log_late(self, names: list[str]) -> None:
         if names:
             _logger.warning("tasks did not end in time: %s", ", ".join(names))
 
     def _tick(self) -> None:
         next_tick_at = clock()
-        polls, ticks = those_that("poll", self.components), those_that("tick", self.components)
+        polls = implementations_of("poll", self.components)
+        ticks = implementations_of("tick", self.components)
         while not is_stopping():
             for poll in polls:
                 poll()
             if self.is_serving and not self._worker.is_alive() and self._begin_drain():
-                self._runtime.spawn(self._say_farewell, name="socketio-guard:drain")
+                self._runtime.spawn(self._drain_before_exit, name="socketio-guard:drain")
             if clock() >= next_tick_at:
                 next_tick_at = clock() + TICK_INTERVAL
                 for tick in ticks:
@@ -226,12 +227,12 @@ class Lifecycle:
             # learn of it soon: hence the poll.
             sleep(self._runtime, max(0.0, min(_POLL_INTERVAL, next_tick_at - clock())))
 
-    def _say_farewell(self) -> None:
+    def _drain_before_exit(self) -> None:
         """Drain a process that was told to stop, before its server closes the connections."""
-        told_at = clock()
+        began_at = clock()
         self._drain(self._config.stop_timeout)
         if self._worker.on_drained is not None:
-            self._worker.on_drained(clock() - told_at)
+            self._worker.on_drained(clock() - began_at)
 
 
 _BEFORE_SERVING = (Phase.NEW, Phase.EMITTING)

@@ -66,7 +66,7 @@ def _after_fork() -> None:
         try:
             member.after_fork()
         except Exception:  # of a delivery store, say; the other guards must still restart
-            _logger.exception("the guard of %s could not begin anew after a fork", member.sender)
+            _logger.exception("the guard of %s could not restart after a fork", member.sender)
 
 
 def _at_exit() -> None:

@@ -58,8 +58,8 @@ def runtime_for(async_mode: str, *, is_write_only: bool) -> Runtime:
         return ThreadRuntime()
     if async_mode == "eventlet":
         raise ConfigError(
-            "eventlet is installed, and Flask-SocketIO takes it where async_mode is not named; the "
-            'guard does not support it: name async_mode="gevent" or async_mode="threading"'
+            "eventlet is installed, and Flask-SocketIO uses it unless async_mode is set; the "
+            'guard does not support it: set async_mode="gevent" or async_mode="threading"'
         )
     raise ConfigError(
         f"async_mode {async_mode!r} is not supported: "

@@ -43,8 +43,8 @@ class GeventRuntime:
     can_kill = True
 
     def __init__(self) -> None:
-        self._home: LoopInbox | None = None
-        self._home_ident: int | None = None
+        self._inbox: LoopInbox | None = None
+        self._loop_ident: int | None = None
         self._starter = GreenletPool()
 
     def spawn(
@@ -165,9 +165,9 @@ class GeventRuntime:
         Idempotent in the same thread. A call in another thread binds the runtime to that one;
         calls handed over later go there. A forked process needs a new runtime.
         """
-        if self._home is None or not self.on_loop():
-            self._home = LoopInbox(self)
-            self._home_ident = self._home.ident
+        if self._inbox is None or not self.on_loop():
+            self._inbox = LoopInbox(self)
+            self._loop_ident = self._inbox.ident
 
     def forsake_servers(self) -> None:
         """Detach a forked child from its parent's servers and their connections.
@@ -192,7 +192,7 @@ class GeventRuntime:
 
     def on_loop(self) -> bool:
         """Return whether the caller is in the bound thread; true before :meth:`bind_loop`."""
-        ident = self._home_ident
+        ident = self._loop_ident
         return ident is None or get_ident() == ident
 
     def call_soon_threadsafe(self, target: Callable[[], object]) -> None:
@@ -205,10 +205,10 @@ class GeventRuntime:
         Raises:
             LoopQueueFull: :data:`~.runtime_greenlets.MAX_LOOP_QUEUE` targets are waiting.
         """
-        if self._home is None:
+        if self._inbox is None:
             self.spawn(target, name=HAND_OVER)
         else:
-            self._home.add(target)
+            self._inbox.add(target)
 
     def run_on_loop(self, target: Callable[..., object], *arguments: object) -> None:
         """Call *target* with *arguments*: now if the caller is on the loop, else soon, there.
@@ -216,7 +216,7 @@ class GeventRuntime:
         Raises:
             LoopQueueFull: See :meth:`call_soon_threadsafe`.
         """
-        ident = self._home_ident  # on_loop() inlined: saves a call on a hot path
+        ident = self._loop_ident  # on_loop() inlined: saves a call on a hot path
         if ident is None or get_ident() == ident:
             target(*arguments)
         else:

@@ -216,7 +216,7 @@ class TaskHandle:
                 self.last_error = exc
                 self._crashed_at.append(clock())
                 self._supervisor.on_failure(self, exc)
-            # A function that was told about the failure may have stopped the task.
+            # The on_failure hook may have stopped the task.
             if self.stopping.is_set():
                 self._end(TaskEvent.STOP)
             elif exc is None and self.policy.restart is not Restart.ALWAYS:
@@ -353,10 +353,10 @@ class Supervisor:
         A task that is neither critical nor ever restarted may fail: that is logged and counted
         like any failure, but not shown in health.
         """
-        is_news = handle.state is TaskState.FAILED and (
+        is_shown = handle.state is TaskState.FAILED and (
             handle.is_critical or handle.policy.restart is not Restart.NEVER
         )
-        if not is_news:
+        if not is_shown:
             if self._tasks.get(handle.name) is handle:
                 del self._tasks[handle.name]
             return
