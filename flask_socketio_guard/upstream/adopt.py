@@ -130,7 +130,7 @@ def adopt(socketio: SocketIO, ports: Ports) -> None:
     guarded: Any = socketio
     guarded.event_contexts = EventContexts(guarded, is_fast=ports.config.fast)
     keep_json(server, is_fast=ports.config.fast)
-    server.look()
+    server.check_observers()
 
 
 def _require_loop(server: Any) -> None:

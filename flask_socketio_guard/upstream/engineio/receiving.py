@@ -170,7 +170,7 @@ class Receiving(_Socket):
         connections = guard.connections.of(self.sid)
         return any(guard.callbacks.is_owed_by(connection.sid) for connection in connections)
 
-    def look_for_answer(self) -> None:
+    def recheck_room(self) -> None:
         """Let a suspended reader check again: the client now owes an acknowledgement."""
         if self._room is not None:
             self._room.set()

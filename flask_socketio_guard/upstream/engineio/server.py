@@ -250,7 +250,7 @@ class GuardedEngineServer(_Server):
         if refusal is not None:
             return refusal
         sid = self.generate_id()
-        self.look()
+        self.check_observers()
         socket = self.socket_class(self, sid, environ)
         self.sockets[sid] = socket
         self.unjoined[sid] = socket
@@ -296,7 +296,7 @@ class GuardedEngineServer(_Server):
             answer["response"] = f"___eio[{jsonp_index}]({text});".encode()
         return answer
 
-    def look(self) -> None:
+    def check_observers(self) -> None:
         """Switch all sockets to the class that reports each packet while something observes them.
 
         A log at level INFO observes packets, and so does python-socketio's admin UI.

@@ -285,14 +285,14 @@ class RedisPublisher:
         """
         unsent = connection.unsent()
         while len(replies) < count:
-            news = connection.read(self._answer_timeout)
-            if not news:
+            received = connection.read(self._answer_timeout)
+            if not received:
                 before, unsent = unsent, connection.unsent()
                 if before and unsent is not None and unsent < before:
                     continue  # a large message on a slow connection
-            if not news and self._is_answering():
+            if not received and self._is_answering():
                 raise TimeoutError("the connection is half open: Redis answers, but not here")
-            for reply in news:
+            for reply in received:
                 # "LOADING" is a ConnectionError; "BUSY", during a script, is of the second kind.
                 if isinstance(reply, self._errors.ConnectionError) or means_not_now(reply):
                     raise reply

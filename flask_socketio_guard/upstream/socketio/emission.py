@@ -42,7 +42,7 @@ class Emission(NamedTuple):
             return [self.event, *data]
         return [self.event] if data is None else [self.event, data]
 
-    def as_it_is(self) -> Emission:
+    def snapshot(self) -> Emission:
         """Return a copy that does not change with the application's objects before it is sent."""
         return self._replace(
             data=_snapshot(self.data),

@@ -16,7 +16,7 @@ from ..engineio.outgoing import ClientMessage
 from ..engineio.server import put_as
 from .emission import Emission, as_returned, best_of, is_several
 from .encoding import encoded, encoded_event
-from .recipients import is_nobody
+from .recipients import is_empty_collection
 from .rooms import Held, Rooms
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class GuardedManager(Rooms):
         """Start the guard, if nothing has started it before the first client."""
         self.guard.start()
 
-    def look(self) -> None:
+    def check_observers(self) -> None:
         """Check whether anything observes each message; called regularly. Nothing does here."""
 
     @property
@@ -100,7 +100,7 @@ class GuardedManager(Rooms):
         """
         if to is not None:
             room = to
-        if not room and is_nobody(room):
+        if not room and is_empty_collection(room):
             return SendOutcome.DROPPED_CLOSED
         emission = Emission(
             event, data, namespace or "/", room, skip_sid, callback, volatile, ready_only
@@ -110,7 +110,7 @@ class GuardedManager(Rooms):
             emit = self.emit_here if is_local else self.emit_everywhere
             return emit(emission, may_wait=True)
         hand_over = self._hand_over_here if is_local else self._hand_over
-        return hand_over(emission.as_it_is())
+        return hand_over(emission.snapshot())
 
     def _hand_over_here(self, emission: Emission) -> SendOutcome:
         """Encode *emission* to check it, then queue it on the event loop's own thread."""
@@ -188,7 +188,7 @@ class GuardedManager(Rooms):
 
     def get_participants(self, namespace: str, room: Any) -> Iterator[tuple[str, str]]:
         """Yield the clients in *room*; unlike upstream, accepts an empty list of rooms."""
-        if not is_nobody(room):
+        if not is_empty_collection(room):
             yield from super().get_participants(namespace, room)
 
     def _chosen(
@@ -287,7 +287,7 @@ class GuardedManager(Rooms):
         server: Any = self.server
         socket = server.eio.sockets.get(eio_sid)
         if socket is not None:
-            socket.look_for_answer()
+            socket.recheck_room()
 
     def ask(self, sid: str, eio_sid: str, question: Question) -> int | None:
         """Send an event that one client of this process must acknowledge.

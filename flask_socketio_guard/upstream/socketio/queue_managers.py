@@ -65,7 +65,7 @@ class GuardedPubSubManager(GuardedManager, _PubSubManager):
         if not self.write_only:
             self._get_logger().info(f"{self.name} backend initialized.")
 
-    def look(self) -> None:
+    def check_observers(self) -> None:
         """Check whether a logger accepts upstream's line for each message; called regularly."""
         self.is_logged = is_logged(self._get_logger(), logging.DEBUG)
 

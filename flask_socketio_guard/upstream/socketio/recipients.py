@@ -34,7 +34,7 @@ def marked(options: dict[str, Any]) -> dict[str, Any]:
     return {**options, "to": Exactly(to)}
 
 
-def is_nobody(room: Any) -> bool:
+def is_empty_collection(room: Any) -> bool:
     """Return whether *room* is an empty list of rooms or another empty collection."""
     return not room and room is not None and not isinstance(room, str) and hasattr(room, "__len__")
 

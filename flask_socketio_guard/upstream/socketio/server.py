@@ -20,7 +20,7 @@ from ..engineio.server import put_as, putting
 from ..engineio.watched_socket import is_logged
 from .encoding import encoded
 from .membership import Leaving
-from .recipients import Exactly, is_nobody, recipient_of
+from .recipients import Exactly, is_empty_collection, recipient_of
 
 _OUTPUT_PATIENCE = 0.5  # seconds without progress after which an event's output is refused
 _OUTPUT_INTERVAL = 0.005  # seconds
@@ -55,11 +55,11 @@ class GuardedServer(Leaving):
     has_own_sending = False
     """Whether the application overrides a method that sends packets."""
 
-    def look(self) -> None:
+    def check_observers(self) -> None:
         """Check whether anything observes each packet or event; called regularly."""
         self.is_logged = is_logged(self.logger)
-        self.manager.look()
-        self.eio.look()
+        self.manager.check_observers()
+        self.eio.check_observers()
 
     def _acknowledge(self, eio_sid: str, namespace: str, id: int, reply: object) -> None:
         if reply is None:
@@ -214,7 +214,7 @@ class GuardedServer(Leaving):
             raise CallTooEarly("a client cannot answer before its connect handler has returned")
         is_local = ignore_queue or not isinstance(self.manager, PubSubManager)
         is_empty = is_local and not any(self.manager.get_participants(namespace, recipient))
-        if is_empty or is_nobody(recipient):
+        if is_empty or is_empty_collection(recipient):
             raise CallRecipientGone("no client with that session id is connected")
         is_answered = self.guard.flag()
         answers: list[tuple[Any, ...]] = []

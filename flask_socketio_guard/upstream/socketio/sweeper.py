@@ -38,7 +38,7 @@ class Sweeper(Component):
 
     def tick(self) -> None:
         """Check whether anything observes each packet, and sweep on every fifth call."""
-        self._server.look()
+        self._server.check_observers()
         self._ticks += 1
         if self._ticks % _SWEEP_TICKS == 0:
             removed = self.sweep()
