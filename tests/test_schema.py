@@ -553,7 +553,7 @@ def test_no_value_leads_to_another_exception(value: object) -> None:
         (list["Missing"], "Missing"),  # type: ignore[name-defined] # noqa: F821
         (Unfinished, "defined"),
         (list[Unfinished], "defined"),
-        (handler, "handler is a function and no type"),
+        (handler, "handler is a function, not a type"),
     ],
 )
 def test_a_schema_that_cannot_be_used_is_refused_at_once(schema: object, reason: str) -> None:

@@ -1,1 +1,1 @@
-"""What clients send: handlers, their order and bounds, callbacks."""
+"""Events from clients: validation, ordering, rate limits, handlers and acknowledgements."""

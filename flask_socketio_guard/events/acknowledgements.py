@@ -1,4 +1,4 @@
-"""Events that clients, and through other processes their clients, must acknowledge."""
+"""Types shared by the code that asks clients, here or in other processes, to acknowledge."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 BROADCAST_CALL: Final = "guard_survey"
-"""Method of a queue message that carries a question; stock processes ignore unknown methods."""
+"""Queue method of a message that asks a room; processes without the guard ignore it."""
 
 BROADCAST_PARTICIPANTS: Final = "guard_survey_roll"
-"""Method of a queue message that lists the clients that a process has asked."""
+"""Queue method of a message that lists the clients that a process has asked."""
 
 BROADCAST_ANSWER: Final = "guard_survey_answer"
-"""Method of a queue message that carries one answer."""
+"""Queue method of a message that carries one client's answer."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class AckCallback:
 class Awaiting(Protocol):
     """Anything that can wait for an acknowledgement, with the attributes of an AckCallback."""
 
-    # ruff: noqa: D102 - documented there
+    # ruff: noqa: D102 - AckCallback documents them
     @property
     def function(self) -> Callable[..., object]: ...
     @property
@@ -73,11 +73,11 @@ class Question(NamedTuple):
 
     Attributes:
         namespace: Socket.IO namespace.
-        event: Its name.
+        event: Name of the event.
         arguments: JSON text of a list.
         callback: Called with the acknowledgement.
-        ack_id: The acknowledgement id under which this client was asked before, so that a late
-            answer to the first attempt counts for this one; ``None`` for the first attempt.
+        ack_id: The acknowledgement id of the previous attempt, reused because a late answer to
+            that attempt counts for this one too; ``None`` for the first attempt.
     """
 
     namespace: str
@@ -91,7 +91,7 @@ class Recipients(Protocol):
     """The clients of this process that can be asked."""
 
     def find(self, recipient: str, namespace: str) -> list[str]:
-        """Return a new list of the session ids that have that id or are in that room."""
+        """Return a new list of the sessions in the room *recipient*, or the session itself."""
 
     def ask(self, sid: str, question: Question) -> int | None:
         """Send an event that one client must acknowledge.

@@ -1,4 +1,4 @@
-"""One question to a room, and the answers of all its clients, in all processes."""
+"""Broadcasts that every client of a room acknowledges, across all processes."""
 
 from __future__ import annotations
 
@@ -22,16 +22,17 @@ if TYPE_CHECKING:
 
     from ..events.acknowledgements import Recipients
 
-_TURN = 50  # clients that are asked before others have their turn
+_BATCH_SIZE = 50  # clients asked before other tasks get to run
 
 
 @dataclass(frozen=True)
 class BroadcastAnswers:
-    """What a room has answered.
+    """The acknowledgements of a room.
 
     Attributes:
-        answers: By session id: what the client answered; a list of several values.
-        missing: Session ids of those who were asked and did not answer in time.
+        answers: Each client's answer by session id: ``None``, one value, or a list of values
+            if the client passed several.
+        missing: Sorted session ids of the clients that did not answer in time.
         silent_processes: Number of processes that did not report in time which clients they
             asked; ``None`` if the number of processes is unknown.
     """
@@ -42,14 +43,14 @@ class BroadcastAnswers:
 
     @property
     def is_complete(self) -> bool:
-        """Whether everybody has answered, and that is known to be everybody."""
+        """Whether every client has answered and every process has reported its clients."""
         return not self.missing and self.silent_processes == 0
 
 
 @dataclass(eq=False)
 class _BroadcastAck:
     done: Flag
-    others: int | None = None  # processes that say whom they ask; None if nobody knows how many
+    others: int | None = None  # number of other processes; None if unknown
     asked: set[str] = field(default_factory=set)
     open: set[str] = field(default_factory=set)
     answers: dict[str, Any] = field(default_factory=dict)
@@ -60,8 +61,8 @@ class _BroadcastAck:
         self.asked |= new
         self.open |= new
 
-    def look(self) -> None:
-        """Wake the asker once everybody has answered, or is known never to."""
+    def check(self) -> None:
+        """Wake the caller once every client has answered or is gone."""
         if self.others is not None and len(self.participants) > self.others and not self.open:
             self.done.set()
 
@@ -71,20 +72,20 @@ class _BroadcastAck:
             self.open.discard(sid)
             if isinstance(answer, list):
                 self.answers[sid] = answer if len(answer) > 1 else answer[0] if answer else None
-        self.look()
+        self.check()
 
 
 class BroadcastAcks:
-    """The questions that this process has asked, and those that it passes on.
+    """The broadcasts that this process has sent, and those it relays for other processes.
 
     Args:
-        runtime: For events.
+        runtime: Provides flags and yields control.
         recipients: The clients of this process.
         publish: Sends a message to all other processes; ``None`` if there are none.
-        spawn: Runs ``spawn(name, target)`` in a task of its own.
-        recording: Returns a function that does the same, and records what it would raise.
-        count_others: Returns how many other processes have heard what was published last;
-            ``None`` if nobody knows. It may wait, for as many seconds as it is given.
+        spawn: ``spawn(name, target)`` runs *target* in a task of its own.
+        recording: Wraps a function; the wrapper records exceptions instead of raising them.
+        count_others: Returns how many other processes received the message published last;
+            ``None`` if unknown. It may block for up to the given number of seconds.
         host_id: Returns the name of this process on the queue.
     """
 
@@ -111,8 +112,13 @@ class BroadcastAcks:
     def ask(
         self, event: str, arguments: list[Any], *, room: str, namespace: str, timeout: float
     ) -> BroadcastAnswers:
-        """Ask everybody in *room*, and wait for their answers for up to *timeout* seconds."""
-        text = _text(arguments)  # raises before anybody is asked
+        """Send an event to every client in *room* and wait up to *timeout* seconds for answers.
+
+        Raises:
+            TypeError: *arguments* cannot be encoded as JSON; nothing has been sent.
+            ValueError: The same, for example for a NaN.
+        """
+        text = _text(arguments)  # encode first: nothing is sent if this raises
         id = secrets.token_hex(8)
         ack = self._open[id] = _BroadcastAck(self._runtime.flag())
         deadline = clock() + timeout
@@ -135,7 +141,7 @@ class BroadcastAcks:
             self._runtime.run_on_loop(self._ask_own, ack, event, text, room, namespace, timeout)
             if self._publish is not None:
                 ack.others = self._count_others(max(0.0, deadline - clock()))
-            ack.look()
+            ack.check()
             ack.done.wait(max(0.0, deadline - clock()))
         finally:
             del self._open[id]
@@ -159,10 +165,10 @@ class BroadcastAcks:
         ack.add(sids)
         ack.participants.add(None)
         self._ask_each(sids, namespace, event, arguments, clock() + timeout, ack.take)
-        ack.look()
+        ack.check()
 
     def take(self, message: dict[str, Any]) -> None:
-        """Act on a message of another process; whatever is in it, does not wait."""
+        """Handle a message from another process without blocking."""
         if message["method"] == BROADCAST_CALL:
             self._spawn("broadcast call", partial(self._ask_here, message))
             return
@@ -174,12 +180,12 @@ class BroadcastAcks:
             if isinstance(sids, list):
                 ack.add(sids)
                 ack.participants.add(message.get("host_id"))
-                ack.look()
+                ack.check()
         else:
             ack.take(message.get("sid"), message.get("answer"))
 
     def _ask_here(self, message: dict[str, Any]) -> None:
-        """Ask for another process."""
+        """Ask this process's clients on behalf of another process."""
         assert self._publish is not None
         namespace, event, text = message["namespace"], message["event"], _text(message["data"])
         reply = {"survey": message["survey"], "to": message["host_id"]}
@@ -193,7 +199,7 @@ class BroadcastAcks:
             message = {"method": BROADCAST_ANSWER, **reply, "sid": sid}
             try:
                 publish({**message, "answer": answer, **own})
-            except (TypeError, ValueError):  # bytes, for example: spare the asker its timeout
+            except (TypeError, ValueError):  # bytes, for example: do not let the caller time out
                 publish({**message, "answer": None, **own})
                 raise
 
@@ -208,10 +214,10 @@ class BroadcastAcks:
         deadline: float,
         take: Callable[[str, object], None],
     ) -> None:
-        left = max(0.0, deadline - clock())  # callbacks that wait equally long cost the least
+        left = max(0.0, deadline - clock())  # once: callbacks with equal timeouts are cheapest
         for count, sid in enumerate(sids, 1):
             self._put(sid, namespace, event, arguments, left, take)
-            if count % _TURN == 0:
+            if count % _BATCH_SIZE == 0:
                 self._runtime.yield_control()
 
     def _put(
@@ -223,7 +229,7 @@ class BroadcastAcks:
         timeout: float,
         take: Callable[[str, object], None],
     ) -> None:
-        """Ask one client; *take* gets its session id and a list, or ``None`` if it is gone."""
+        """Ask one client; *take* gets its session id and its answer, or ``None`` if it is lost."""
 
         def answered(*answer: Any) -> None:
             take(sid, list(answer))
@@ -231,8 +237,8 @@ class BroadcastAcks:
         def lost(_reason: str) -> None:
             take(sid, None)
 
-        # Both run where the client's packets are read or its leaving is handled: an outbox that
-        # is full, or an answer that JSON cannot hold, must not end that.
+        # Both run inline in the code that reads the client's packets or handles its disconnect.
+        # A full outbox, or an answer that cannot be encoded as JSON, must not break that code.
         recording = self._recording
         callback = AckCallback(recording(answered), timeout, recording(lost), is_inline=True)
         question = Question(namespace, event, arguments, callback)

@@ -1,4 +1,4 @@
-"""Acknowledgement callbacks that wait for a client, each with a deadline."""
+"""Acknowledgement callbacks and their timeouts."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ def ack_callback(
     timeout: float | None,
     on_timeout: Callable[[], object] | None,
 ) -> AckCallback:
-    """Return *function* as a callback that runs in the request context of now, if any.
+    """Return *function* as a callback that runs in the current request context, if any.
 
     Args:
-        in_present_request: Binds a function to the request context of now.
-        function: Called with what the client acknowledges with.
-        timeout: Seconds to wait; ``None`` takes the configured default.
+        in_present_request: Binds a function to the current request context.
+        function: Called with the values that the client passes to its acknowledgement.
+        timeout: Seconds to wait; ``None`` uses the configured default.
         on_timeout: Called when no acknowledgement will come.
 
     Raises:
-        ConfigError: *timeout* is out of range, or a function is a coroutine's.
+        ConfigError: *timeout* is out of range, or a function is a coroutine function.
     """
     if timeout is not None:
         require_seconds("callback_timeout", timeout)
@@ -57,9 +57,9 @@ class CallbackRunner:
     """Calls functions of the application, each in a task of its own.
 
     Args:
-        runtime: For the tasks.
-        handlers: Records what they raise.
-        context: Returns the context that each call is in.
+        runtime: Starts the tasks.
+        handlers: Records the exceptions that the functions raise.
+        context: Returns the context to enter around each call.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class CallbackRunner:
         self._context = context
 
     def __call__(self, function: Callable[..., object], arguments: tuple[object, ...]) -> None:
-        """Call *function* with *arguments*, in a task."""
+        """Start a task that calls *function*; return without waiting for it."""
 
         def call() -> object:
             with self._context():
@@ -99,19 +99,19 @@ class _Waiting:
 
 
 class CallbackTable(Component):
-    """The callbacks of one application that wait for their answer.
+    """The pending acknowledgement callbacks of one application.
 
     Ids are unique in the process and never reused, and an answer counts only
-    from the recipient it was asked of, so no client can call what was meant
-    for another. They begin anywhere: a client in JavaScript that was asked by
-    one process may answer late, over its next connection, to another, and the
-    id must not be that of a question there. Safe for threads and greenlets.
+    if it comes from the recipient that was asked, so no client can trigger
+    another client's callback. The first id is random because a JavaScript
+    client may send a late answer over its next connection, to another process;
+    there it must not match a pending id. Safe for threads and greenlets.
 
     Args:
-        runtime: For the sweeper's sleep.
-        timeout: Default deadline, in seconds.
-        run: Runs ``run(function, arguments)`` of the application in a task of
-            its own and catches whatever it raises.
+        runtime: Provides the flag that the sweeper sleeps on.
+        timeout: Default timeout in seconds.
+        run: ``run(function, arguments)`` calls a function of the application in
+            a task of its own and catches every exception.
         on_lost: Called as ``on_lost(reason, recipient)`` for each callback that
             is dropped.
     """
@@ -128,15 +128,16 @@ class CallbackTable(Component):
         self._run = run
         self._on_lost = on_lost
         self._ids = itertools.count(1 + secrets.randbelow(_LARGEST_FIRST_ID))
-        # Not gevent's, which costs a dozen calls: nobody waits while holding it.
+        # Not gevent's lock, which costs a dozen calls: no greenlet switches while holding this one.
         self._lock = RLock()
         self._waiting: dict[int, _Waiting] = {}
-        # One queue for each length of timeout: in each the deadlines only grow,
-        # so the sweeper looks at heads, and an answered callback leaves at once.
+        # One queue per timeout. Within a queue deadlines only grow, so the sweeper needs to look
+        # at its head only, and an answered callback is removed at once.
         self._queues: dict[float, dict[int, _Waiting]] = {}
-        # When the head of each is due, or sooner: one that has left is seen when it is looked at.
+        # Heap of (deadline of a queue's head, timeout). An entry may be too early, because its
+        # callback has been answered since; expire() corrects it.
         self._heads: list[tuple[float, float]] = []
-        self._planned: set[float] = set()  # lengths that are in the heap
+        self._planned: set[float] = set()  # timeouts that are in the heap
         self._by_recipient: dict[object, set[int]] = {}
         self._added: Flag = runtime.flag()
 
@@ -144,20 +145,20 @@ class CallbackTable(Component):
         return len(self._waiting)
 
     def start(self, watch: Watch) -> None:
-        """Start to look for those whose time is over."""
+        """Start the sweeper, which drops expired callbacks."""
         watch("socketio-guard:callbacks", self.sweep, self.wake)
 
     def stop(self, timeout: float) -> None:
-        """Drop all that wait."""
+        """Drop all pending callbacks with the reason ``"stopped"``."""
         del timeout
         self.lose_all("stopped")
 
     def gauges(self) -> dict[str, int]:
-        """Return how many wait."""
+        """Return the number of pending callbacks."""
         return {"callbacks:waiting": len(self)}
 
     def waiting(self) -> list[tuple[object, int, Callable[..., object]]]:
-        """Return recipient, id and function of each that waits."""
+        """Return recipient, id and function of each pending callback."""
         with self._lock:
             entries = list(self._waiting.items())
         return [(entry.recipient, id, entry.callback.function) for id, entry in entries]
@@ -167,7 +168,7 @@ class CallbackTable(Component):
 
         Args:
             recipient: Session id, room or list of rooms that is asked.
-            callback: What to call.
+            callback: The callback with its timeout.
         """
         timeout = self._timeout if callback.timeout is None else callback.timeout
         entry = _Waiting(recipient, callback, timeout, clock() + timeout)
@@ -183,10 +184,10 @@ class CallbackTable(Component):
         return ack_id
 
     def resolve(self, ack_id: object, recipient: object, arguments: tuple[object, ...]) -> bool:
-        """Hand the answer of *recipient* to its callback.
+        """Pass the answer of *recipient* to its callback.
 
         Returns:
-            Whether one was waiting; anything a client made up is ``False``.
+            Whether such a callback was pending; ``False`` for an id that a client made up.
         """
         entry = self._take(ack_id, recipient)
         if entry is None:
@@ -214,7 +215,7 @@ class CallbackTable(Component):
             self.lose(ack_id, recipient, reason)
 
     def is_owed_by(self, recipient: str) -> bool:
-        """Say whether anything waits for an answer of *recipient*."""
+        """Return whether a callback is pending for *recipient*."""
         return recipient in self._by_recipient
 
     def lose_all(self, reason: str) -> None:
@@ -226,7 +227,7 @@ class CallbackTable(Component):
         """Drop the callbacks whose deadline has passed.
 
         Returns:
-            Seconds until the next deadline, or ``None`` if nothing waits.
+            Seconds until the next deadline, or ``None`` if no callback is pending.
         """
         now = clock()
         due: dict[int, _Waiting] = {}
@@ -254,20 +255,20 @@ class CallbackTable(Component):
         return None if next_deadline is None else max(0.0, next_deadline - clock())
 
     def sweep(self) -> None:
-        """Drop what expires, when it expires, until the task is asked to stop."""
+        """Drop each callback when it expires, until the task is asked to stop."""
         while not is_stopping():
             self._added.clear()
             wait = self.expire()
             self._added.wait(_LONGEST_SLEEP if wait is None else min(wait, _LONGEST_SLEEP))
 
     def wake(self) -> None:
-        """Let the sweeper look at once whether it shall stop."""
+        """Make the sweeper check at once whether it was asked to stop."""
         self._added.set()
 
     def _plan(self, entry: _Waiting) -> bool:
-        """Note when the queue of *entry* is to be looked at; say whether it is the next one."""
+        """Put the queue of *entry* on the heap; return whether it is due next."""
         if len(self._heads) > 2 * len(self._queues) + _MIN_STALE:
-            # Of as many different lengths, most have been answered.
+            # Most queues on the heap are empty by now: drop those.
             self._planned.intersection_update(self._queues)
             self._heads = [head for head in self._heads if head[1] in self._planned]
             heapq.heapify(self._heads)
@@ -306,7 +307,7 @@ class CallbackTable(Component):
             self._run(callback.on_lost, (reason,))
 
 
-_LARGEST_FIRST_ID = 2**40  # JavaScript counts to 2 ** 53
+_LARGEST_FIRST_ID = 2**40  # leaves room below 2**53, the largest safe integer in JavaScript
 _MIN_STALE = 1000
 _EMPTY: dict[int, _Waiting] = {}
-_LONGEST_SLEEP = 5.0  # bounds how long a sweeper that missed a wake-up sleeps on, in seconds
+_LONGEST_SLEEP = 5.0  # seconds; bounds the delay if the sweeper misses a wake-up

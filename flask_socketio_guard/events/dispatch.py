@@ -1,4 +1,4 @@
-"""Events on their way to handlers: a bounded number at a time, some of them in order."""
+"""Dispatch of a client's events to handlers, with bounded concurrency and ordering by key."""
 
 from __future__ import annotations
 
@@ -24,35 +24,35 @@ if TYPE_CHECKING:
     """Runs a function in a task of its own."""
 
 CHARGED_BYTES: Final = 16 * 1024
-"""Of messages that are smaller, so many wait as send queues take."""
+"""Messages smaller than this, in bytes, are not charged: the send queues bound their number."""
 
 _EVENT_BYTES: Final = 1024
 _VALUE_BYTES: Final = 80
-_SMALL: Final = 16 * 1024  # characters: of such so many run that their memory matters little
+_SMALL: Final = 16 * 1024  # characters; for running events up to this size an estimate will do
 _NO_MARKS: Final = bytes(each for each in range(256) if each not in b",[{:")
 _NO_TASK: Final = "no task could be started for an event, which runs here"
-_BYTES_PER_BYTE: Final = 8  # of a packet that is not JSON: there a byte may be a value
+_BYTES_PER_BYTE: Final = 8  # in a packet that is not JSON, each byte may encode a value
 
 
 class Owner(Protocol):
-    """The connection that something was received on."""
+    """The connection that an event or acknowledgement was received on."""
 
     def expect(self) -> None:
-        """Note that something was received which has not begun."""
+        """Count one more that was received and has not begun."""
 
     def begun(self) -> None:
-        """Note that it has begun, or never will."""
+        """Count one less: it has begun, or never will."""
 
 
 class Arrival:
-    """Something that a client sent, until its handler or callback begins.
+    """An event or acknowledgement that was received, until its handler or callback begins.
 
     Args:
-        owner: The connection that it came on, which does not end before.
+        owner: The connection that it came on, which stays open until then.
 
     Attributes:
-        is_taken: Whether a task will begin it.
-        output: Bytes of what it has caused to be sent, large messages only, that are still here.
+        is_taken: Whether a task is responsible for calling :meth:`begin`.
+        output: Bytes of large messages that it has caused to be sent and that are still queued.
     """
 
     __slots__ = ("_is_begun", "is_taken", "output", "owner")
@@ -65,10 +65,10 @@ class Arrival:
         owner.expect()
 
     def charge(self, size: int, bound: int) -> Charge:
-        """Count *size* bytes that are sent because of it, until the charge is gone.
+        """Count *size* bytes of output until the returned charge is garbage collected.
 
         Raises:
-            OutputTooLarge: With them there would be more than *bound* at a time.
+            OutputTooLarge: The total would exceed *bound* bytes.
         """
         if self.output + size > bound:
             raise OutputTooLarge
@@ -82,7 +82,7 @@ class Arrival:
 
 
 class Charge:
-    """Bytes that count for an event as long as this object lives."""
+    """Bytes of output that count against an event as long as this object lives."""
 
     __slots__ = ("_arrival", "_size")
 
@@ -102,7 +102,7 @@ renew_after_fork(sys.modules[__name__], _charging=RLock)
 
 
 arriving: ContextVar[Arrival | None] = ContextVar("socketio_guard_arrival", default=None)
-"""What the present task acts on."""
+"""The event or acknowledgement that the current task handles."""
 
 
 class Work(Protocol):
@@ -110,15 +110,15 @@ class Work(Protocol):
 
     @property
     def owner(self) -> object:
-        """What it is held, released and lost with."""
+        """The session it belongs to: the key for :meth:`EventDispatcher.release` and ``drop``."""
 
     @property
     def ordering_key(self) -> Hashable:
-        """Events with the same ordering key run one after another, in order; ``None`` is none."""
+        """Events with the same key run one after another, in order; ``None`` means unordered."""
 
     @property
     def is_early(self) -> bool:
-        """Whether its owner is not let in yet."""
+        """Whether its owner's connect handler has not accepted it yet."""
 
     def run(self) -> object:
         """Run its handler; never raises."""
@@ -128,13 +128,14 @@ class Work(Protocol):
 
 
 class DispatchBounds(NamedTuple):
-    """How much of one client is in progress or waits.
+    """Limits on the events of one client that run or wait.
 
     Attributes:
-        max_running: Events whose handlers run at a time, >= 1.
-        max_waiting_bytes: Memory of those that wait for their turn at which nothing more should
-            be read, >= 1.
-        max_running_bytes: Memory of those that run at a time, >= 1; one alone may have more.
+        max_running: Events whose handlers run at the same time, >= 1.
+        max_waiting_bytes: Memory of waiting events, in bytes, >= 1. Once it is reached, the
+            reader should apply backpressure and read no further packet.
+        max_running_bytes: Memory of running events, in bytes, >= 1. A single event may exceed it
+            if it runs alone.
     """
 
     max_running: int
@@ -149,13 +150,13 @@ class _Entry(NamedTuple):
 
 
 def memory_of(message: str | bytes) -> int:
-    """Return about how many bytes an event holds while it waits or runs.
+    """Estimate how many bytes of memory an event occupies while it waits or runs.
 
-    That is much more than it has on the wire: there is a fixed cost for each event, and an empty
-    list, two characters of JSON, is 56 bytes of memory.
+    That is much more than its size on the wire: each event has a fixed cost, and an empty list,
+    two characters of JSON, takes 56 bytes of memory.
 
     Args:
-        message: Its packet.
+        message: The packet that carries the event.
     """
     if not isinstance(message, str):
         return _EVENT_BYTES + _BYTES_PER_BYTE * len(message)
@@ -163,7 +164,7 @@ def memory_of(message: str | bytes) -> int:
         values = message.count(",") + message.count("[") + message.count("{") + message.count(":")
     elif not is_flat(message) or any(message.find(mark, HEAD) >= 0 for mark in ",:"):
         values = len(message.encode("utf-8", "surrogatepass").translate(None, _NO_MARKS))
-    else:  # one long text
+    else:  # a single long string
         values = HEAD
     width = 1 if message.isascii() else 4
     return _EVENT_BYTES + width * len(message) + _VALUE_BYTES * values
@@ -172,14 +173,14 @@ def memory_of(message: str | bytes) -> int:
 class EventDispatcher:
     """Runs the events of one client.
 
-    It accepts everything that is submitted: the reader of the client's packets checks
-    :attr:`is_full` between two of them.
+    It never rejects an event. For backpressure, the reader of the client's packets checks
+    :attr:`is_full` after each packet and pauses.
 
     Args:
-        bounds: How many run and wait.
+        bounds: Limits on running and waiting events.
         spawn: Runs a function in a task of its own.
-        spawn_later: The same, but in a later turn of the event loop.
-        lock: Held for the moments in which the books are changed.
+        spawn_later: The same, but in a later iteration of the event loop.
+        lock: Guards the queues and counters; never held while a handler runs.
     """
 
     __slots__ = (
@@ -213,41 +214,43 @@ class EventDispatcher:
         self._spawn_later = spawn_later
         self._lock = lock
         self._numbers = itertools.count()
-        # Those that may run next, by arrival: of each ordering key one at the most.
+        # Heap, by arrival, of the events that may run next: at most one per ordering key.
         self._waiting: list[_Entry] = []
-        # Those behind another; a key is here while one of its events runs or is ready.
+        # Events that wait for an earlier one with the same key. A key is present while one of its
+        # events runs or is in the heap.
         self._behind_by_key: dict[Hashable, deque[_Entry]] = {}
-        # Those of owners that are not let in yet.
+        # Events of owners whose connect handler has not accepted them yet.
         self._early: dict[object, deque[_Entry]] = {}
-        # Somebody starts what waits, or is about to: nobody else does.
+        # Whether a call of _start_waiting runs or is scheduled; there is one at a time.
         self._is_due = False
         self.running = 0
-        """Events whose handlers run."""
+        """Number of events whose handlers run."""
         self.running_size = 0
-        """Bytes of memory that these hold."""
+        """Estimated memory of the running events, in bytes."""
         self.waiting = 0
-        """Events that wait."""
+        """Number of events that wait."""
         self.size = 0
-        """Bytes of memory that these hold."""
+        """Estimated memory of the waiting events, in bytes."""
         self.is_full = False
-        """Whether nothing more should be read for now."""
+        """Whether the reader should pause."""
         self.on_room: Callable[[], object] | None = None
-        """Called when less waits than before; set by a reader that has paused."""
+        """Called when fewer events wait than before; set by a reader that has paused."""
 
     def submit(
         self, work: Work, message: str | bytes, *, more_bytes: int = 0, is_early: bool = False
     ) -> None:
-        """Run *work* in a task, now or when its turn comes.
+        """Run *work* in a task, now or as soon as the limits and its ordering key allow.
 
         Args:
             work: An event.
-            message: Its packet, by which its size is known.
-            more_bytes: Of its attachments.
-            is_early: Whether to look if its owner is let in; it waits for that then.
+            message: The packet that carries it, from which its memory is estimated.
+            more_bytes: Size of its attachments in bytes.
+            is_early: Whether its owner may not be accepted yet; if so, the event is held until
+                :meth:`release`.
         """
         ordering_key = work.ordering_key
         size = len(message)
-        # Of small ones that run, what they have at least will do.
+        # A small event that runs is counted with its least size, which is cheap to compute.
         size = _EVENT_BYTES + size if size <= _SMALL else memory_of(message)
         size += more_bytes
         with self._lock:
@@ -255,7 +258,7 @@ class EventDispatcher:
                 entry = self._entered(work, memory_of(message) + more_bytes)
                 self._early.setdefault(work.owner, deque()).append(entry)
                 return
-            # Nothing overtakes what is about to start.
+            # Events that are about to start must not be overtaken.
             may_run = not self._waiting and not self._is_due and self._has_begun(ordering_key, size)
             if not may_run:
                 self._queue(self._entered(work, memory_of(message) + more_bytes))
@@ -263,7 +266,7 @@ class EventDispatcher:
             self._start(work, size)
 
     def release(self, owner: object) -> None:
-        """Run what came before *owner* was let in, in order."""
+        """Run, in order, the events that were held until *owner* was accepted."""
         with self._lock:
             for entry in self._early.pop(owner, ()):
                 self._queue(entry)
@@ -272,7 +275,7 @@ class EventDispatcher:
             self._start_waiting()
 
     def drop(self, owner: object) -> None:
-        """Lose what waits of *owner*."""
+        """Discard the waiting events of *owner* and call their ``lose``, in order of arrival."""
         with self._lock:
             lost = list(self._early.pop(owner, ()))
             for ordering_key, behind in list(self._behind_by_key.items()):
@@ -291,10 +294,10 @@ class EventDispatcher:
                 self._left(entry)
         for entry in sorted(lost):
             entry.work.lose()
-        self._tell_of_room()
+        self._notify_room()
 
     def _has_begun(self, ordering_key: Hashable, size: int) -> bool:
-        """Count one more that runs, if it may; its ordering key is busy from then on."""
+        """Count an event as running and mark its ordering key as busy, if it may run now."""
         if not self._has_room_for(size):
             return False
         if ordering_key is not None and ordering_key in self._behind_by_key:
@@ -333,14 +336,14 @@ class EventDispatcher:
         heapq.heappush(self._waiting, entry)
 
     def _advance(self, ordering_key: Hashable) -> None:
-        """Let the next of *ordering_key* be ready: the one before has ended."""
+        """Make the next event of *ordering_key* ready, after the one before it has ended."""
         behind = self._behind_by_key[ordering_key]
         if behind:
             heapq.heappush(self._waiting, behind.popleft())
         else:
             del self._behind_by_key[ordering_key]
 
-    def _tell_of_room(self) -> None:
+    def _notify_room(self) -> None:
         on_room = self.on_room
         if on_room is not None:
             on_room()
@@ -352,11 +355,11 @@ class EventDispatcher:
     def _work(self, work: Work, size: int) -> None:
         try:
             work.run()
-        finally:  # also when the task was killed: those that wait are not to wait for ever
+        finally:  # even if the task was killed: otherwise the waiting events would never start
             self._ended(work.ordering_key, size)
 
     def _ended(self, ordering_key: Hashable, size: int) -> None:
-        """Have what waits started after an event with *ordering_key* has ended."""
+        """Count an event as ended and schedule the start of those that wait."""
         with self._lock:
             self.running -= 1
             self.running_size -= size
@@ -365,11 +368,11 @@ class EventDispatcher:
             if not self._waiting or self._is_due:
                 return
             self._is_due = True
-        # Not at once: between two of its events others have their turn.
+        # Not at once: other clients' tasks run between two events of this client.
         start_or_call(self._start_waiting, _NO_TASK, self._spawn_later, self._start_waiting)
 
     def _start_waiting(self) -> None:
-        """Start what waits, as far as it may run, in the order in which it came."""
+        """Start waiting events in order of arrival, as far as the limits allow."""
         while True:
             with self._lock:
                 if not self._waiting or not self._has_room_for(self._waiting[0].size):
@@ -380,4 +383,4 @@ class EventDispatcher:
                 self.running += 1
                 self.running_size += entry.size
             self._start(entry.work, entry.size)
-        self._tell_of_room()
+        self._notify_room()

@@ -1,10 +1,10 @@
-"""Handlers that cannot hurt: each runs once, fails once, and answers once.
+"""Isolation of handlers: each runs once, and a failure is recorded and answered once.
 
-An event passes two gates. The outer one, :meth:`HandlerGuard.run`, encloses
+Two wrappers enclose each event. The outer one, :meth:`HandlerGuard.run`, encloses
 everything that upstream does for the event and decides the outcome. The inner
-one, :meth:`HandlerGuard.protect`, encloses the application's function alone, inside
-the request context, so that a failure is known before an error handler can turn
-it into a return value.
+one, :meth:`HandlerGuard.protect`, encloses only the application's function, inside
+the request context. It sees a failure before an error handler can turn it into a
+return value.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ _MAX_NAME = 100
 
 @dataclass(frozen=True)
 class HandlerCall:
-    """An event that a handler is about to run for.
+    """The call of a handler that is about to happen.
 
     Attributes:
-        name: Event name, ``"connect"`` and ``"disconnect"`` included.
+        name: Event name, which may be ``"connect"`` or ``"disconnect"``.
         namespace: Socket.IO namespace.
         sid: Session id of the client.
-        args: What the handler will be called with.
+        args: Arguments of the handler.
     """
 
     name: str
@@ -56,7 +56,7 @@ class HandlerCall:
 
 
 class _Invocation:
-    """One event, or one acknowledgement, on its way through upstream."""
+    """The state of one event, acknowledgement or task while upstream's code handles it."""
 
     __slots__ = (
         "arrival",
@@ -85,7 +85,7 @@ class _Invocation:
         self.sid = sid
         self.raised: Exception | None = None
         self.attempt: tuple[Callable[..., object], int] | None = None
-        """The handler that raised it, and with how many arguments."""
+        """The handler that raised it, and the number of arguments that it was called with."""
         self.failure: Failure | None = None
         self.rejection: EventRejected | None = None
 
@@ -97,8 +97,8 @@ class HandlerGuard(Component):
     """Runs the handlers of one application.
 
     Args:
-        telemetry: Is told of failures and refusals.
-        is_debug: Whether exception text may go to clients.
+        telemetry: Receives failures and rejections.
+        is_debug: Returns whether clients may see the text of exceptions.
     """
 
     def __init__(self, telemetry: Telemetry, *, is_debug: Callable[[], bool]) -> None:
@@ -106,29 +106,29 @@ class HandlerGuard(Component):
         self._is_debug = is_debug
         self.before_event: list[Callable[[HandlerCall], object]] = []
         self.seen: list[BaseException] | None = None
-        """What has failed, while a test client of Flask-SocketIO waits for it."""
+        """Exceptions collected for a test client of Flask-SocketIO; ``None`` otherwise."""
         self.running = 0
-        """Handlers that run now."""
-        self._lock = RLock()  # not gevent's: nobody waits while holding it
+        """Number of handlers that run now."""
+        self._lock = RLock()  # not gevent's: no greenlet switches while holding it
         renew_after_fork(self, _lock=RLock)
 
     def abandon(self) -> None:
-        """Count anew, in a forked child: the handlers are the parent's."""
+        """Reset the count in a forked child: the running handlers are the parent's."""
         self.running = 0
 
     def gauges(self) -> dict[str, int]:
-        """Return how many handlers run now."""
+        """Return the number of running handlers."""
         return {"handlers:running": self.running}
 
     def run(self, name: str, namespace: str, sid: str, call: Callable[[], object]) -> object:
-        """Call *call*, which leads to the handler of an event.
+        """Run *call*, upstream's code that calls the handler of an event.
 
         Returns:
-            What the handler returned, or a :class:`.Refusal`.
+            The return value of the handler, or a :class:`.Refusal`.
 
         Raises:
             socketio.exceptions.ConnectionRefusedError: A connect handler refuses
-                its client. Nothing else is ever raised.
+                its client. No other exception is ever raised.
         """
         invocation = _Invocation("handler", name, namespace, sid, arriving.get())
         with self._lock:
@@ -150,12 +150,12 @@ class HandlerGuard(Component):
     def run_callback(
         self, call: Callable[[], object], *, name: str, arrival: Arrival | None = None
     ) -> None:
-        """Call *call*, which leads to an acknowledgement callback; never raises.
+        """Run *call*, an acknowledgement callback; record exceptions instead of raising them.
 
         Args:
-            call: The callback.
-            name: Of it, for records.
-            arrival: The answer that it is called for, if it is for one.
+            call: Calls the callback.
+            name: Name of the callback, for records.
+            arrival: The acknowledgement that triggered it, if a client sent one.
         """
         try:
             self._run(_Invocation("callback", name, None, None, arrival), call)
@@ -164,14 +164,14 @@ class HandlerGuard(Component):
                 arrival.begin()
 
     def connecting_sid(self) -> str | None:
-        """Return for whose connect handler the caller is called, if it is for one."""
+        """Return the session whose connect handler the caller runs in, if it runs in one."""
         invocation = _current.get()
         if invocation is None or invocation.kind != "handler" or invocation.name != "connect":
             return None
         return invocation.sid
 
     def recording(self, target: Callable[..., object]) -> Callable[..., object]:
-        """Return *target* such that what it raises is recorded and goes no further."""
+        """Wrap *target*; the wrapper records exceptions instead of raising them."""
         name = getattr(target, "__qualname__", type(target).__qualname__)
 
         def recorded(*args: object, **kwargs: object) -> object:
@@ -187,7 +187,7 @@ class HandlerGuard(Component):
             if invocation.name == "connect" and invocation.failure is None:
                 raise
             self._fail(invocation, exc)
-        except BaseException as exc:  # noqa: BLE001 - recorded; must not end a task of ours
+        except BaseException as exc:  # noqa: BLE001 - recorded; must not end the guard's tasks
             rejection = _rejection_of(exc) if invocation.kind == "handler" else None
             if rejection is None:
                 self._fail(invocation, exc)
@@ -198,16 +198,16 @@ class HandlerGuard(Component):
         return None
 
     def protect(self, handler: Callable[..., object], message: str | None) -> Callable[..., object]:
-        """Return *handler* such that it does not run twice because it raised a TypeError.
+        """Wrap *handler* so that a TypeError that it raises does not make it run twice.
 
-        Upstream calls a handler again with fewer arguments when it sees one, also when the
-        handler itself raised it. The second call gets the first one's exception instead. Any
-        other is by whoever overrides ``trigger_event``, to fall back on another handler or to
-        try again.
+        On a TypeError, upstream calls a handler again with fewer arguments, even if the handler
+        itself raised the error. The wrapper then raises the first call's exception again. Any
+        other repeated call comes from an application that overrides ``trigger_event``, to retry
+        or to fall back to another handler, and runs.
 
         Args:
             handler: The application's function.
-            message: The event that it was registered for, ``None`` for a callback.
+            message: The event that it is registered for; ``None`` for a callback.
         """
         invocation = _current.get()
         if invocation is None:
@@ -235,7 +235,7 @@ class HandlerGuard(Component):
             except ConnectionRefused:
                 raise
             except Exception as exc:
-                # An error handler, or whoever overrides what is in between, may answer it.
+                # An error handler, or an overridden trigger_event, may turn it into an answer.
                 invocation.raised, invocation.attempt = exc, (handler, count)
                 raise
             return None
@@ -251,7 +251,7 @@ class HandlerGuard(Component):
         exception: Exception | None = None,
         error_id: str = "",
     ) -> Refusal:
-        """Refuse an event and record that; see :class:`Rejection`."""
+        """Record that an event was rejected; return the refusal to send. See :class:`Rejection`."""
         event = name[:_MAX_NAME] if isinstance(name, str) else f"<{type(name).__name__}>"
         record = Rejection(event, namespace, sid, error, exception, error_id)
         self._telemetry.send(record)
@@ -259,13 +259,13 @@ class HandlerGuard(Component):
         return Refusal(answer, {"error": answer})
 
     def fail(self, name: str, namespace: str, sid: str | None, exc: BaseException) -> Refusal:
-        """Record a failure after the handler, such as an answer that cannot be sent."""
+        """Record a failure after the handler, such as a return value that cannot be sent."""
         return self._failed(self._record(Failure("handler", exc, name, namespace, sid)))
 
     def _answered(
         self, invocation: _Invocation, name: str, namespace: str, sid: str, result: object
     ) -> Refusal:
-        """Refuse an event whose handler raised what the application has answered."""
+        """Return the refusal for an exception that the application's error handler handled."""
         exc = invocation.raised
         assert exc is not None
         known = _rejection_of(exc)
@@ -276,8 +276,8 @@ class HandlerGuard(Component):
             error = EventRejected("the handler failed", code=failure.code)
             self.reject(name, namespace, sid, error, exc, failure.error_id)
             refusal = self._failed(failure)
-        # An error handler may answer in its own words; nothing, or a bare True,
-        # would tell the client that all went well.
+        # The value that an error handler returns becomes the acknowledgement, except None and
+        # True, which a client would take for success.
         if result is None or result is True:
             return refusal
         return Refusal(refusal.error, result)
@@ -320,14 +320,14 @@ class HandlerGuard(Component):
     def _failed(self, failure: Failure) -> Refusal:
         error: dict[str, object] = {"code": failure.code, "id": failure.error_id}
         if self._is_debug():
-            # Survives an exception whose text cannot be made.
+            # Unlike str(), this copes with an exception whose __str__ raises.
             lines = traceback.format_exception_only(failure.exception)
             error["message"] = "".join(lines).strip()
         return Refusal(error, {"error": error})
 
 
 def _rejection_of(exc: BaseException) -> EventRejected | None:
-    """Return what *exc* refuses an event with; ``None`` if it is a failure."""
+    """Return the rejection that *exc* stands for; ``None`` if it is a failure."""
     if isinstance(exc, EventRejected):
         return exc
     if not isinstance(exc, HTTPException):
@@ -339,7 +339,8 @@ def _rejection_of(exc: BaseException) -> EventRejected | None:
 
 
 def _is_refusal(result: object) -> bool:
-    # What a decorator such as Flask-Login's ``login_required`` returns in the handler's place.
+    # A decorator such as Flask-Login's ``login_required`` returns a response without calling
+    # the handler.
     return isinstance(result, Response) and _REDIRECT <= result.status_code < _SERVER_ERROR
 
 
@@ -349,7 +350,7 @@ def _status_error(status: int, description: object) -> EventRejected:
 
 
 def _require_arguments(handler: Callable[..., object], count: int) -> None:
-    # A TypeError of the call would be told as a failure of the handler, with a
-    # traceback for each packet of that kind that anybody cares to send.
+    # The TypeError of the call would count as a failure of the handler, and a client could fill
+    # the log with tracebacks.
     if not accepts(handler, count):
-        raise EventInvalid(f"an event of this name does not have {count} arguments")
+        raise EventInvalid(f"this event does not take {count} arguments")

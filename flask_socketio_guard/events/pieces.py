@@ -1,8 +1,8 @@
-"""JSON that is decoded a piece at a time: between two pieces others have their turn.
+"""Incremental JSON decoding, which lets other tasks run between two pieces of a large text.
 
-A decoder in C does not let go before its end, and a megabyte of numbers or of keys takes it 40
-to 60 ms. Here it is given pieces of the text, each of them some whole values of one list or
-members of one object, and what it makes of them is put together.
+A decoder in C blocks the event loop until it has finished, and needs 40 to 60 ms for a megabyte of
+numbers or of keys. Here it decodes one piece of the text at a time, which holds some whole values
+of one list or some members of one object, and the results are joined.
 """
 
 from __future__ import annotations
@@ -22,23 +22,24 @@ if TYPE_CHECKING:
 
     Scan = Callable[[str, int], tuple[Any, int]]
 
-_PATIENCE: Final = 1.0  # seconds; for the case that whoever moves the line was killed
+_PATIENCE: Final = 1.0  # seconds; in case the task that moves the line was killed
 _FIRST: Final = 512  # characters of the first piece of a container
-_MOST: Final = 32 * 1024  # characters of one piece; of numbers, keys or lists 0.3 to 2 ms
-_LOOKS: Final = 4
+_MOST: Final = 32 * 1024  # characters of one piece; it takes 0.3 to 2 ms, depending on content
+_LOOKS: Final = 4  # separators tried before a cut is made without balanced brackets
 _FEWER: Final = 8 * 1024  # characters of a piece with many containers
-_MANY: Final = 2000  # containers: what Python's garbage collector has to look at in one go
+_MANY: Final = 2000  # containers in one piece, which the garbage collector traverses at once
 _CLOSINGS: Final = {"[": "]", "{": "}"}
 _SPACE: Final = re.compile(r"[ \t\n\r]*").match
 
 
 class Line:
-    """Where those wait who decode large packets: one of them goes on in each turn of the loop.
+    """A queue of the tasks that decode large packets; each loop iteration resumes one of them.
 
-    However many clients send such packets, others wait for one time slice, and not for one of each.
+    However many clients send large packets, all other tasks wait for one time slice only, not for
+    one per such client.
 
     Args:
-        runtime: Its event loop. Threads take turns by themselves.
+        runtime: Provides the event loop. Threads need no queue: the interpreter switches them.
     """
 
     def __init__(self, runtime: Runtime) -> None:
@@ -47,7 +48,7 @@ class Line:
         self._is_moving = False
 
     def pause(self) -> None:
-        """Return when all who came before, and all others, had their turn."""
+        """Wait until the tasks ahead in the queue, and all other tasks, have run."""
         if not self._runtime.can_kill:
             self._runtime.yield_control()
             return
@@ -68,10 +69,10 @@ class Line:
 
 
 class TimeSlice:
-    """Lets others have their turn at first, and each time that its own is over.
+    """Pauses the task at the first check, and then whenever its time slice is used up.
 
     Args:
-        pause: Returns after others had their turn.
+        pause: Lets other tasks run, then returns.
     """
 
     __slots__ = ("_pause", "_until")
@@ -81,24 +82,24 @@ class TimeSlice:
         self._until = 0.0
 
     def check(self) -> None:
-        """Pause, if it is over, and begin anew."""
+        """If the time slice is used up, pause and begin a new one."""
         if clock() >= self._until:
             self._pause()
             self._until = clock() + TIME_SLICE
 
 
 class PieceDecoder:
-    """Decodes one JSON text.
+    """Decodes one JSON text piece by piece.
 
-    The result is the same as of a decoder that takes it in one go: if a part of a list, put in
-    brackets, is a list, it ends between two values of that list.
+    The result is the same as if the text were decoded at once: a part of a list that is valid JSON
+    when put in brackets must end between two values of that list.
 
     Args:
         text: JSON.
-        scan_for: Returns a function that decodes the value at a position of a text, after a look
-            at the text.
-        max_containers: Lists and objects that *text* may hold.
-        take_turn: Called now and then; lets others have their turn when it is time.
+        scan_for: Given a text, returns the function that decodes the value at a position in it;
+            may choose by the text's content.
+        max_containers: Largest number of lists and objects that *text* may hold.
+        take_turn: Called before each piece; lets other tasks run when the time slice is used up.
     """
 
     __slots__ = ("_left", "_max_containers", "_most", "_scan_for", "_take_turn", "_text")
@@ -118,12 +119,12 @@ class PieceDecoder:
         self._most = _MOST
 
     def decode(self) -> Any:
-        """Return what the text holds.
+        """Return the decoded value.
 
         Raises:
-            TooManyContainers: More lists and objects than it may.
+            TooManyContainers: The text holds more than *max_containers* lists and objects.
             TooDeep: They are nested deeper than :data:`~.shape.MAX_DEPTH`.
-            ValueError: It is no JSON.
+            ValueError: The text is not valid JSON.
         """
         text = self._text
         try:
@@ -137,7 +138,7 @@ class PieceDecoder:
         return value
 
     def _value(self, at: int, depth: int) -> tuple[Any, int]:
-        """Return the value at *at* and where it ends; *depth* is that of a list there."""
+        """Return the value at *at* and its end; a container there would have depth *depth*."""
         text = self._text
         if text[at : at + 1] in _CLOSINGS:
             return self._container(at, depth)
@@ -166,11 +167,11 @@ class PieceDecoder:
                 if piece:
                     add(piece)
                     if end <= cut + 1:
-                        return values, at + end - 1  # it has closed before the cut
+                        return values, at + end - 1  # the container ended before the cut
                     at += cut + 1
                     size = min(2 * size, self._most)
                     continue
-                # One by one then, until as much is gained as was lost.
+                # The failed attempt has cost a scan of this text: decode it value by value.
                 slow_until, size, is_slow, has_failed = at + cut, _FIRST, True, True
                 window = window[:size]
             behind = 0
@@ -197,11 +198,11 @@ class PieceDecoder:
             at += 1
 
     def _piece(self, piece: str, depth: int) -> tuple[Any, int]:
-        """Decode a part of a container at *depth*, with brackets around it.
+        """Decode *piece*, a part of a container at *depth* with brackets put around it.
 
         Returns:
-            ``None`` if it is none, and where it ends: before the end of *piece* if the container
-            does.
+            The list or object, ``None`` if *piece* is not valid JSON, and where it ends. An end
+            before that of *piece* means that the container itself ends there.
         """
         try:
             value, end = without_gc(self._scan_for(piece), piece)
@@ -213,10 +214,11 @@ class PieceDecoder:
     def _member(
         self, window: str, at: int, closing: str, depth: int
     ) -> tuple[str | None, Any, int, int] | None:
-        """Decode the value, or the member of an object, at *at*, if *window* holds all of it.
+        """Decode the value or the object member at *at* if *window* holds all of it.
 
         Returns:
-            Its key, its value, where it ends, and where the comma or bracket behind it is.
+            Its key (``None`` in a list), its value, where it ends, and the position of the comma
+            or bracket after it; ``None`` if *window* is too short.
         """
         scan = self._scan_for(window)
         key = None
@@ -253,7 +255,7 @@ class PieceDecoder:
         return key, at + 1
 
     def _look(self, piece: str, depth: int, *, known: int = 0) -> None:
-        """Count the containers in *piece*, which are below *depth*."""
+        """Check depth and number of the containers in *piece*, which is nested at *depth*."""
         if piece.find("[", known) < 0 and piece.find("{", known) < 0:
             return
         count, deepest = shape_of(piece)
@@ -270,14 +272,17 @@ class PieceDecoder:
 
 
 def _skip(text: str, at: int) -> int:
-    """Return where *text* goes on after space."""
+    """Return the position after the white space at *at*."""
     match = _SPACE(text, at)
     assert match is not None
     return match.end()
 
 
 def _separator_at(window: str, end: int, after: int) -> str:
-    """Return the comma at *after*, with what is around it where that tells more."""
+    """Return the comma at *after*, with a closing quote or bracket before it and what follows.
+
+    A longer separator is less likely to occur inside a string or a nested container.
+    """
     before = window[end - 1]
     if end != after or before not in ']}"':
         return ","
@@ -285,12 +290,15 @@ def _separator_at(window: str, end: int, after: int) -> str:
 
 
 def _cut(window: str, separator: str, *, is_careful: bool) -> int:
-    """Return where in *window* a piece may end: at a comma that looks like the one before.
+    """Return the position in *window* where a piece may end: its last comma like *separator*.
 
     Args:
-        window: Text, from the beginning of a value.
-        separator: See :func:`_separator_at`; empty if there was none.
-        is_careful: Whether a look at the brackets is worth its time.
+        window: Text that begins with a value.
+        separator: See :func:`_separator_at`; empty if none was seen yet.
+        is_careful: Whether to prefer a comma before which the brackets are balanced.
+
+    Returns:
+        The position; 0 or less if there is none.
     """
     if not separator:
         return 0
@@ -306,12 +314,12 @@ def _cut(window: str, separator: str, *, is_careful: bool) -> int:
 
 
 def _is_balanced(text: str) -> bool:
-    """Say whether as many containers end as begin, if there are none in strings."""
+    """Return whether as many brackets close as open, ignoring that strings may hold some."""
     return text.count("[") == text.count("]") and text.count("{") == text.count("}")
 
 
 def without_gc(scan: Scan, text: str) -> tuple[Any, int]:
-    """Decode *text* without a look for garbage at each 700th list, of which none is any."""
+    """Decode *text* with garbage collection off: it would run every 700 lists and find nothing."""
     is_collecting = gc.isenabled()
     gc.disable()
     try:

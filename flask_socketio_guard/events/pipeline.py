@@ -1,4 +1,4 @@
-"""What stands around a handler: validation, rate and timeout, in this order from the outside in."""
+"""The wrappers around a handler, from the outside in: rate limit, validation, timeout."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ RateKey: TypeAlias = Literal["session", "identity", "address"]
 
 
 class HandlerEntry(NamedTuple):
-    """A handler, with what is asked for around it.
+    """A handler with its options.
 
     Attributes:
         message: Event name.
         function: The handler.
-        namespace: Socket.IO namespace; ``None`` is ``"/"``.
-        timeout: Longest run, in seconds; ``None`` is no bound.
+        namespace: Socket.IO namespace; ``None`` means ``"/"``.
+        timeout: Longest run in seconds; ``None`` means no limit.
         is_ordered: Whether a client's events of this name are handled one after another.
-        rate: How often a client may send it; ``None`` is no bound.
-        rate_per: What *rate* counts together: a key of :data:`RATE_KEYS`.
-        validate: Returns the arguments as the handler gets them, or raises
-            :class:`~flask_socketio_guard.errors.EventInvalid`.
+        rate: Rate limit, such as ``"20/second"``; ``None`` means no limit.
+        rate_per: What *rate* is counted by: a key of :data:`RATE_KEYS`.
+        validate: Returns the arguments to call the handler with, or raises
+            :class:`~flask_socketio_guard.errors.EventInvalid`; ``None`` means no validation.
     """
 
     message: str
@@ -47,7 +47,7 @@ class HandlerEntry(NamedTuple):
 
 
 class HandlerOptions(NamedTuple):
-    """What may be asked for around a handler; see :meth:`.SocketIOGuard.on`."""
+    """The options of a handler; see :meth:`.SocketIOGuard.on`."""
 
     timeout: float | None
     ordered: bool
@@ -56,10 +56,10 @@ class HandlerOptions(NamedTuple):
     schema: object
 
     def check(self, message: str) -> None:
-        """Make sure that the handler of *message* can have them.
+        """Check that the options are valid for a handler of *message*.
 
         Raises:
-            ConfigError: It cannot, or one is out of range.
+            ConfigError: An option is out of range or not allowed for this event.
         """
         if self.timeout is not None:
             require_seconds("timeout", self.timeout)
@@ -73,10 +73,10 @@ class HandlerOptions(NamedTuple):
     def entry(
         self, message: str, handler: Callable[..., Any], namespace: str | None
     ) -> HandlerEntry:
-        """Return a handler with these options.
+        """Combine a handler with these options.
 
         Raises:
-            ConfigError: It would never run, or its schema cannot be used.
+            ConfigError: *handler* is a coroutine function, or its schema cannot be used.
         """
         require_plain(f"the handler of {message!r}", handler)
         return HandlerEntry(
@@ -96,22 +96,22 @@ class Owner(Protocol):
 
     @property
     def runtime(self) -> Runtime:
-        """Interrupts handlers that take too long, where it can."""
+        """Interrupts handlers at their timeout, where the runtime can."""
 
     def transport_session(self, sid: str) -> str | None:
         """Return the id of a client's transport session; ``None`` if it is gone."""
 
     def identity_of(self, sid: str) -> str | None:
-        """Return whose device a client is, if that was said."""
+        """Return the identity that the application has set for a client, if any."""
 
 
 def pipeline(entry: HandlerEntry, owner: Owner, rates: RateLimiter) -> Callable[..., Any]:
-    """Return the handler of *entry* behind what is asked for around it.
+    """Return the handler of *entry*, wrapped according to its options.
 
     Args:
-        entry: See there.
-        owner: Knows the owner.
-        rates: Keeps the counts of rates.
+        entry: The handler and its options.
+        owner: Provides the runtime and the keys of rate limits.
+        rates: Makes the rate limits.
     """
     target = entry.function
     if entry.timeout is not None:
@@ -155,14 +155,15 @@ def _with_rate(
 
 
 def _session_key(owner: Owner) -> str:
-    # Not the session id: a client has a new one each time it joins a namespace again.
+    # Not the session id: a client gets a new one each time it reconnects to a namespace.
     sid: str = flask.request.sid  # type: ignore[attr-defined]
     return owner.transport_session(sid) or sid
 
 
 def _identity_key(owner: Owner) -> str:
     identity = owner.identity_of(flask.request.sid)  # type: ignore[attr-defined]
-    # An identity may be what a client has chosen, the id of another's session for one.
+    # A client may choose its identity, for example the id of another client's session: the prefix
+    # keeps the two kinds of key apart.
     return _session_key(owner) if identity is None else f"identity:{identity}"
 
 
@@ -176,4 +177,4 @@ RATE_KEYS: Final[dict[RateKey, Callable[[Owner], str]]] = {
     "identity": _identity_key,
     "address": _address_key,
 }
-"""What a rate counts together, by the names that ``rate_per=`` takes."""
+"""Functions that return the key to count an event by, for each value of ``rate_per=``."""

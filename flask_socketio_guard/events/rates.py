@@ -1,10 +1,10 @@
-"""How often something may happen for a key: counted in this process, or in Redis for all.
+"""Rate limits, counted in this process's memory or in Redis for all processes.
 
-Rates are written in the words of the ``limits`` library, which also keeps the
-counts in Redis. It is an optional extra: nothing of it is imported before a rate
-is used. Counts in memory are kept here, because ``limits`` starts a thread (under
-gevent a switch to other greenlets) from within ``hit``, walks over all keys up to a
-hundred times a second, and raises or forgets a count when threads meet.
+Rates use the syntax of the ``limits`` library, which also keeps the counts in
+Redis. It is an optional extra and is imported only when a rate is used. Counts in
+memory are kept here, because the memory storage of ``limits`` starts a thread in
+``hit`` (which under gevent switches to other greenlets), walks over all keys up to
+a hundred times a second, and raises or loses a count in a race between threads.
 """
 
 from __future__ import annotations
@@ -27,34 +27,34 @@ if TYPE_CHECKING:
 
 _MEMORY = "memory"
 _REDIS = ("redis", "rediss", "redis+unix", "unix")
-_MAX_KEYS = 50_000  # of one limit in one window; some 10 MB with those of the window before
-_RESOLUTION = 0.001  # windows in Redis end on a millisecond
-_ANSWER_TIMEOUT = 0.5
+_MAX_KEYS = 50_000  # of one limit in one window; about 10 MB together with the previous window
+_RESOLUTION = 0.001  # seconds; windows in Redis end on a millisecond
+_ANSWER_TIMEOUT = 0.5  # seconds
 _MAX_STORAGE_CONNECTIONS = 16
-_RECHECK_INTERVAL = 1.0
+_RECHECK_INTERVAL = 1.0  # seconds
 _MAX_REFUSALS = 10_000
 
 
 class RateLimiter(Component):
-    """Makes limits that keep their counts in one place.
+    """Makes rate limits that share one storage.
 
-    Without a limit it needs no library and opens no connection. Safe for
-    threads and greenlets.
+    As long as no limit is made, it needs no library and opens no connection. Safe
+    for threads and greenlets.
 
-    When Redis is away or does not answer, counting goes on in this process's
-    memory, from zero, and Redis is tried again every few seconds by one caller.
+    While Redis is unreachable or does not answer, counting continues in this
+    process's memory, from zero, and one caller retries Redis every few seconds.
 
     Args:
-        storage_url: ``"memory://"``, or ``redis://``, ``rediss://``, ``unix://`` with
-            what redis-py takes behind it.
-        on_storage_failure: Called as ``on_storage_failure(exc)`` when Redis stops
-            answering, once until it has answered again; must not raise.
-        namespace: Part of every key in Redis, so that applications can share one.
-        clock: Seconds that never go back.
+        storage_url: ``"memory://"``, or a ``redis://``, ``rediss://`` or ``unix://``
+            URL that redis-py accepts.
+        on_storage_failure: Called as ``on_storage_failure(exc)`` once per outage of
+            Redis; must not raise.
+        namespace: Part of every key in Redis; lets applications share one Redis.
+        clock: Returns monotonic time in seconds.
 
     Raises:
-        ConfigError: Such a storage is not supported. The text does not repeat
-            the address, which may hold a password.
+        ConfigError: The storage is not supported. The message does not repeat
+            the URL, which may contain a password.
     """
 
     def __init__(
@@ -78,14 +78,14 @@ class RateLimiter(Component):
         """Return a limit with counts of its own.
 
         Args:
-            rate: Number and time, as ``"20/second"``, ``"5 per 10 minutes"``.
-            name: Tells its counts in Redis from those of other limits; the same in
-                every process. By default the limits are numbered, which is
-                the same when all processes make the same limits in the same order.
+            rate: Number and time, such as ``"20/second"`` or ``"5 per 10 minutes"``.
+            name: Part of its keys in Redis, unique per limit and the same in every
+                process. By default limits are numbered, which works if all
+                processes make the same limits in the same order.
 
         Raises:
-            ConfigError: The rate cannot be read, the ``limits`` library is
-                missing, or the address of the storage is wrong.
+            ConfigError: *rate* cannot be parsed, the ``limits`` library is not
+                installed, or the URL of the storage is invalid.
         """
         amount, window = _parse(rate)
         self._limits += 1
@@ -96,23 +96,24 @@ class RateLimiter(Component):
         )
 
     def stop(self, timeout: float) -> None:
-        """Close the connections to Redis; a later hit opens one anew."""
+        """Close the connections to Redis; a later hit opens a new one."""
         del timeout
         if self._shared is not None:
             self._shared.close()
 
 
 class Limit:
-    """So many within so long, for each key; made by :meth:`RateLimiter.limit`.
+    """A rate limit, counted separately for each key; made by :meth:`RateLimiter.limit`.
 
     Refused attempts do not count.
 
     Source:
         "Sliding window counter" of the ``limits`` library (``"sliding-window-counter"``):
-        with the counts of the present window and the one before, one more is let in
-        while ``previous * remaining / window + current < amount``, where *remaining* is
-        what is left of the present window. That takes the hits of the window before as
-        spread evenly, and two numbers for each key, however large *amount* is.
+        a hit is accepted while ``previous * remaining / window + current < amount``, where
+        *previous* and *current* are the counts of the previous and the current window, and
+        *remaining* is the rest of the current window in seconds. It assumes that the hits of
+        the previous window were spread evenly, and needs two numbers per key, however large
+        *amount* is.
     """
 
     def __init__(
@@ -131,16 +132,16 @@ class Limit:
         self._local = _LocalCounts(amount, window, clock=clock)
 
     def hit(self, key: str) -> None:
-        """Count one more for *key*.
+        """Count one hit of *key*.
 
-        With Redis it may wait for an answer, for half a second at the most when
-        Redis is slow or away (as much again when all connections are busy).
+        With Redis it may block for up to half a second while Redis is slow or
+        unreachable (twice that if all connections are busy).
 
         Args:
-            key: A session id, an address: whoever the rate is for.
+            key: A session id or an address, for example.
 
         Raises:
-            RateLimited: There were too many; nothing is counted.
+            RateLimited: The limit is reached; the hit is not counted.
         """
         delay = None
         if self._shared is not None:
@@ -152,11 +153,11 @@ class Limit:
 
 
 class _LocalCounts:
-    """The counts of one limit in memory: a dict for the present window and one for the last.
+    """The counts of one limit in memory: one dict for the current window, one for the previous.
 
-    Windows are the same for all keys, so that old counts are dropped as a whole. Beyond
-    50,000 keys in one window the window ends early: memory stays bounded, and
-    the counts so far weigh as those of the window before.
+    All keys share the same windows, so old counts are dropped all at once. With more than
+    50,000 keys a window ends early: memory stays bounded, and the counts so far become those
+    of the previous window.
     """
 
     def __init__(self, amount: int, window: int, *, clock: Callable[[], float]) -> None:
@@ -170,7 +171,7 @@ class _LocalCounts:
         self._ends_at = clock() + window
 
     def hit(self, key: str) -> float:
-        """Count one more and return 0.0, or the seconds until one more is let in."""
+        """Count a hit and return 0.0; if the limit is reached, return the seconds to wait."""
         with self._lock:
             now = self._clock()
             if now >= self._ends_at:
@@ -193,10 +194,10 @@ class _LocalCounts:
 
 
 class _SharedCounts:
-    """The counts of all limits in Redis, as long as it answers.
+    """The counts of all limits in Redis.
 
-    A key that was refused is refused for a second, or for as long as it has to
-    wait, without asking again: a flood ends here and not at Redis.
+    After a refusal, the key is refused locally for a second, or for its delay if that
+    is shorter, without asking Redis again: a flood of events does not reach Redis.
     """
 
     def __init__(
@@ -215,18 +216,19 @@ class _SharedCounts:
         self._pool: BlockingConnectionPool | None = None
         self._storage: RedisStorage | None = None
         self._retry_at: float | None = None
-        self._refusals: dict[str, tuple[float, float]] = {}  # ask again at, open again at
+        # For each refused key: when to ask Redis again, and when the limit allows a hit again.
+        self._refusals: dict[str, tuple[float, float]] = {}
 
     def open(self) -> None:
-        """Get ready to connect; the first hit does.
+        """Make the connection pool, which connects at the first hit.
 
         Raises:
-            ConfigError: The address cannot be read.
+            ConfigError: The URL is invalid.
         """
         try:
             if self._storage is None:
                 self._connect_anew()
-        except ValueError:  # may quote a piece of the address: not even chained
+        except ValueError:  # may quote a part of the URL with its password: must not be chained
             reason = f"{PREFIX}RATE_STORAGE cannot be read as the URL of a Redis"
         else:
             return
@@ -238,11 +240,11 @@ class _SharedCounts:
             self._pool.disconnect()
 
     def hit(self, key: str, amount: int, window: int) -> float | None:
-        """Count one more.
+        """Count a hit of *key*.
 
         Returns:
-            0.0, the seconds until one more is let in, or ``None`` while Redis
-            is away.
+            0.0 if it is accepted, the seconds to wait if the limit is reached, or
+            ``None`` while Redis is unreachable.
         """
         now = self._clock()
         ask_at, open_at = self._refusals.get(key, (0.0, 0.0))
@@ -252,7 +254,7 @@ class _SharedCounts:
             return None
         try:
             delay = self._ask(key, amount, window)
-        except Exception as exc:  # noqa: BLE001 - reported; whatever it is, events go on
+        except Exception as exc:  # noqa: BLE001 - reported; no failure here may stop events
             self._lost(exc)
             return None
         self._retry_at = None
@@ -265,13 +267,13 @@ class _SharedCounts:
     def _ask(self, key: str, amount: int, window: int) -> float:
         storage = self._storage
         assert storage is not None
-        # A client's own words may be in the key; what cannot be encoded must not count as
-        # a failure of Redis.
+        # The key may contain text from a client; if that cannot be encoded, it must not count
+        # as a failure of Redis.
         key = f"{self._namespace}/{key}".encode("utf-8", "backslashreplace").decode("utf-8")
         if storage.acquire_sliding_window_entry(key, amount, window):
             return 0.0
         previous, previous_ttl, current, current_ttl = storage.get_sliding_window(key, window)
-        # A count lives for two windows: the present one, and the next as the previous one.
+        # A key expires after two windows: its own, and the next, in which it is the previous one.
         remaining = max(previous_ttl, current_ttl - window)
         return _delay(previous, remaining, current, amount, window)
 
@@ -282,22 +284,22 @@ class _SharedCounts:
         self._refusals[key] = now + min(delay, _RECHECK_INTERVAL), now + delay
 
     def _may_ask(self, now: float) -> bool:
-        """Say whether to ask Redis: always while it answers, else one caller in a while."""
+        """Return whether to ask Redis: always while it answers, otherwise one caller per retry."""
         if self._retry_at is None:
             return True
         with self._lock:
             if self._retry_at is None or now < self._retry_at:
                 return self._retry_at is None
             self._postpone(now)
-        # Connections that were idle while Redis was away may be half-open.
+        # Connections that were idle while Redis was unreachable may be half-open.
         self._connect_anew()
         return True
 
     def _lost(self, exc: Exception) -> None:
         with self._lock:
-            is_news = self._retry_at is None
+            is_first = self._retry_at is None
             self._postpone(self._clock())
-        if is_news:
+        if is_first:
             self._on_failure(exc)
 
     def _postpone(self, now: float) -> None:
@@ -318,14 +320,14 @@ class _SharedCounts:
 
 
 def _delay(previous: int, remaining: float, current: int, amount: int, window: int) -> float:
-    """Return the seconds until one more is let in; the formula of :class:`Limit` solved for time.
+    """Return the seconds until a hit is accepted: the formula of :class:`Limit`, solved for time.
 
     Args:
-        previous: Count of the window before.
-        remaining: Seconds left of the present window.
-        current: Count of the present window.
+        previous: Count of the previous window.
+        remaining: Seconds left of the current window.
+        current: Count of the current window.
         amount: Upper bound of the count.
-        window: Seconds.
+        window: Length of a window in seconds.
     """
     delay = 0.0
     if current >= amount:
@@ -336,10 +338,10 @@ def _delay(previous: int, remaining: float, current: int, amount: int, window: i
 
 
 def _parse(rate: str) -> tuple[int, int]:
-    """Return number and seconds.
+    """Return the number of hits and the length of the window in seconds.
 
     Raises:
-        ConfigError: *rate* cannot be read, or the ``limits`` library is missing.
+        ConfigError: *rate* cannot be parsed, or the ``limits`` library is not installed.
     """
     try:
         from limits import parse_many

@@ -1,6 +1,6 @@
-"""Payloads checked before a handler sees them, by pydantic models or plain type hints.
+"""Validation of payloads by pydantic models or plain type hints, before a handler runs.
 
-pydantic is an optional extra: nothing of it is imported before a schema is used.
+pydantic is an optional extra and is imported only when a schema is used.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from pydantic import TypeAdapter, ValidationError
 
 _MAX_MESSAGE = 300
-_MAX_ERRORS = 100  # pydantic takes 2 us to spell out one, and a hostile list has 300,000
+_MAX_ERRORS = 100  # pydantic takes 2 us to format one, and a hostile list can cause 300,000
 _MAX_PLACE = 8
 _MAX_INDEX = 999_999
 _UNKNOWN = "*"
 _UNREADABLE = "Input cannot be read"
-_LABEL = re.compile(r"[\w\[\], ()-]+")  # of a member of a union, as list[int]
+_LABEL = re.compile(r"[\w\[\], ()-]+")  # pydantic's label of a member of a union: list[int]
 _WORD = re.compile(r"\w+")
 _NO_NAMES = frozenset({"default", "metadata", "serialization"})
 _SCHEMA_CONTEXT = frozenset(
@@ -36,13 +36,14 @@ _SCHEMA_CONTEXT = frozenset(
         "lt", "max_digits", "max_length", "min_length", "multiple_of", "pattern", "whole_digits",
     }
 )  # fmt: skip
-"""What pydantic's messages quote of the schema; anything else may be of the client."""
+"""Context values of errors that come from the schema; others may come from the client."""
 _VALUE_ERRORS = (ArithmeticError, UnicodeError, RecursionError)
-"""What a value alone can provoke, past pydantic, in the types that it converts to."""
+"""Errors that a client's value can cause in conversions and that pydantic does not catch."""
 _PANIC = "PanicException"
-"""Of pydantic's compiled part, such as an int >= 2**63 for a complex number before 2.13.
+"""Name of the exception that pydantic's Rust code raises when it panics.
 
-A BaseException that cannot be imported."""
+For example, before 2.13, for an int >= 2**63 where a complex number is expected. It derives from
+BaseException and cannot be imported."""
 
 
 def validator(
@@ -50,27 +51,28 @@ def validator(
 ) -> Callable[[tuple[object, ...]], tuple[object, ...]]:
     """Return a function that checks the arguments of an event and converts them.
 
-    It returns what the handler is to be called with, or raises
-    :class:`~flask_socketio_guard.errors.EventInvalid` with places and kinds of the errors, such
-    as ``"0.text: Field required"`` (0 is the first argument). The text has at most 300
-    characters and repeats nothing that the client sent: a key that the schema does
-    not know is ``*``, and of a validator of the application only the kind of its error
-    is told. What such a validator raises besides ``ValueError`` and
-    ``AssertionError`` is a mistake in it, and passes through.
-    Values are converted as pydantic does it, unless the schema is strict. All errors
-    are looked for, a microsecond each: give a list or dict its longest length
-    (``Field(max_length=100)``), which ends that.
+    The function returns the arguments for the handler, or raises
+    :class:`~flask_socketio_guard.errors.EventInvalid` with the location and kind of each error,
+    such as ``"0.text: Field required"`` (0 is the first argument). The message has at most
+    300 characters and repeats nothing that the client sent: a key that the schema does
+    not define appears as ``*``, and an error of a validator of the application appears
+    only with its kind. If such a validator raises anything besides ``ValueError`` and
+    ``AssertionError``, that is a bug in it, and the exception propagates.
+
+    Values are converted by pydantic's rules, unless the schema is strict. pydantic
+    collects all errors, at about a microsecond each: limit the length of lists and
+    dicts (``Field(max_length=100)``) to keep a hostile payload cheap.
 
     Args:
-        schema: What the one argument must be: a pydantic model, or any type hint
-            that pydantic knows (``int | None``, ``list[int]``, a dataclass, a
-            TypedDict, ...); a tuple of such for exactly as many arguments; or ``True``
-            for the annotations of *handler*, with its defaults and ``*args``,
-            where a parameter without annotation takes anything.
-        handler: Named in errors, and read when *schema* is ``True``.
+        schema: The type of the single argument: a pydantic model, or any type hint
+            that pydantic supports (``int | None``, ``list[int]``, a dataclass, a
+            TypedDict, ...). A tuple of types means exactly as many arguments.
+            ``True`` takes the types from the annotations of *handler*, with its
+            defaults and ``*args``; a parameter without annotation accepts anything.
+        handler: Named in errors; its signature is read if *schema* is ``True``.
 
     Raises:
-        ConfigError: pydantic is missing, or the schema cannot be used.
+        ConfigError: pydantic is not installed, or the schema cannot be used.
     """
     try:
         from pydantic import TypeAdapter
@@ -92,23 +94,23 @@ def validator(
 
 
 class _Argument:
-    """One argument: how it is checked, and what may be said of it."""
+    """The type of one argument, with the names that error messages may quote."""
 
     def __init__(self, adapter: TypeAdapter[Any]) -> None:
         self.check = adapter.validate_python
-        # Reading it raises when a name in it is unknown, which pydantic itself does not
-        # mind before the first value.
+        # Reading core_schema raises if the type refers to an undefined name, which pydantic
+        # itself reports at the first value only.
         names = set(_names(adapter.core_schema))
         self._names = names.union(*map(_WORD.findall, names))
 
     def problems(self, number: int, exc: ValidationError) -> list[str]:
-        """Return one line for each error of argument *number*."""
+        """Return one text per error, such as ``"0.text: Field required"``."""
         count = exc.error_count()
         if count > _MAX_ERRORS:
             return [f"{number}: {count} errors"]
         try:
             errors = exc.errors(include_url=False)
-        except _VALUE_ERRORS:  # a validator's own error, with a text that cannot be encoded
+        except _VALUE_ERRORS:  # the message of an application's validator cannot be encoded
             return [f"{number}: {_UNREADABLE}"]
         return [f"{self._place(number, error['loc'])}: {_kind(error)}" for error in errors]
 
@@ -129,9 +131,9 @@ class _Validator:
     """Checks the arguments of one event.
 
     Args:
-        arguments: The arguments that are named.
-        required: How many of them must be there.
-        rest: For any further ones; ``None`` when there may be none.
+        arguments: The positional arguments.
+        required: How many of them are required.
+        rest: The type of further arguments; ``None`` if none are allowed.
     """
 
     def __init__(
@@ -177,7 +179,7 @@ class _Validator:
 
 
 def _kind(error: Mapping[str, Any]) -> str:
-    """Return what is wrong, in pydantic's words where they quote nothing but the schema."""
+    """Return pydantic's message if it quotes only the schema, otherwise the kind of the error."""
     kind: str = error["type"]
     message: str = error["msg"]
     is_known = kind in _own_kinds() and "://" not in message
@@ -188,7 +190,7 @@ def _kind(error: Mapping[str, Any]) -> str:
 
 @cache
 def _own_kinds() -> frozenset[str]:
-    """Return the kinds of errors whose words are pydantic's; others are of an application."""
+    """Return the kinds of errors that pydantic defines; others come from the application."""
     from pydantic_core.core_schema import ErrorType
 
     return frozenset(typing.get_args(ErrorType))
@@ -199,8 +201,8 @@ def _cut(message: str) -> str:
 
 
 def _names(core_schema: object) -> Iterable[str]:
-    """Yield every key and text of a schema of pydantic-core: fields, aliases, tags, types."""
-    yield "key"  # marks an error in a key, as [key]
+    """Yield the strings in a pydantic-core schema: names of fields, aliases, tags and types."""
+    yield "key"  # pydantic marks an error in a dict's key with [key]
     waiting = [core_schema]
     while waiting:
         node = waiting.pop()
@@ -216,13 +218,16 @@ def _names(core_schema: object) -> Iterable[str]:
 
 
 def _hints(schema: object, handler: Callable[..., object]) -> tuple[list[Any], int, Any]:
-    """Return the type of each argument, how many must be there, and the type of further ones."""
+    """Return the type of each argument, the number of required ones, and the type of the rest.
+
+    The last is ``inspect.Parameter.empty`` if no further arguments are allowed.
+    """
     if schema is True:
         return _annotations(handler)
     hints = list(schema) if isinstance(schema, tuple) else [schema]
     for hint in hints:
-        if inspect.isroutine(hint):  # which pydantic would call
-            raise TypeError(f"{hint.__qualname__} is a function and no type")
+        if inspect.isroutine(hint):  # pydantic would call it
+            raise TypeError(f"{hint.__qualname__} is a function, not a type")
     return hints, len(hints), inspect.Parameter.empty
 
 
@@ -235,7 +240,7 @@ def _annotations(handler: Callable[..., object]) -> tuple[list[Any], int, Any]:
         for parameter in parameters
         if parameter.kind is not inspect.Parameter.VAR_KEYWORD
     }
-    # Not the return annotation: nobody needs to be able to resolve that.
+    # Without the return annotation, which may name something that cannot be resolved at runtime.
     holder = types.SimpleNamespace(__annotations__=written)
     hints = typing.get_type_hints(holder, globalns=names, include_extras=True)
     named: list[Any] = []
@@ -257,7 +262,7 @@ def _annotations(handler: Callable[..., object]) -> tuple[list[Any], int, Any]:
 def _signature(handler: Callable[..., object]) -> tuple[list[inspect.Parameter], dict[str, Any]]:
     """Return the parameters of *handler* and the names that their annotations may use.
 
-    A decorator's own signature counts, unless it passes on whatever it gets.
+    A decorator's own signature is used, unless it takes ``*args``.
     """
     function: Any = handler
     while isinstance(function, partial):

@@ -1,7 +1,8 @@
-"""The shape of a packet: how many containers, how deep, and where its attachments go.
+"""The shape of a packet: its number of containers, its depth, and the places of its attachments.
 
-All of it is looked up at the speed of C, before JSON is decoded: a packet of the largest size may
-hold a third of a million empty lists, each of which costs twenty times as much as it is long.
+Number and depth are checked before JSON is decoded, with string methods that run in C: a packet of
+the largest size may hold a third of a million empty lists, each of which takes twenty times as
+much memory as it has characters.
 """
 
 from __future__ import annotations
@@ -15,46 +16,47 @@ if TYPE_CHECKING:
 
 MAX_DEPTH: Final = 100
 
-_MANY: Final = 4096  # values that are looked at in one go
+_MANY: Final = 4096  # values examined before other tasks may run
 HEAD: Final = 64
-"""Characters in which an event has the brackets that all events have."""
+"""Length in characters of the part that contains the opening brackets of every event."""
 
 _LONG: Final = 1024  # characters
 _FLATTENINGS: Final = 4
 _MARKS: Final = b'"[]{}'
 _OTHERS: Final = bytes(each for each in range(256) if each not in _MARKS)
 _SQUARE: Final = bytes.maketrans(b"{}", b"[]")
-_NAMESPACE: Final = re.compile(r"\d+-?/[^,]*,?")  # behind the type and the number of attachments
+_NAMESPACE: Final = re.compile(r"\d+-?/[^,]*,?")  # after packet type and number of attachments
 
 
 class TooManyContainers(ValueError):
-    """A packet holds more lists and objects than it may."""
+    """A packet holds more lists and objects than allowed."""
 
 
 class TooDeep(ValueError):
-    """A packet is nested deeper than handlers and encoders bear."""
+    """A packet is nested deeper than handlers and encoders support."""
 
 
 def is_flat(text: str) -> bool:
-    """Say whether a packet has no brackets behind its head, as one that is a long text has none.
+    """Return whether a packet has no brackets after its head, like one that holds a long string.
 
-    To find that out is ten times as fast as to count them.
+    This is ten times as fast as counting the brackets.
     """
     return text.find("[", HEAD) < 0 and text.find("{", HEAD) < 0
 
 
 def require_shape(text: str, *, max_containers: int) -> None:
-    """Make sure that JSON *text* is worth decoding, whether it is JSON or not.
+    """Check the number and depth of the containers in a packet, which need not be valid JSON.
 
-    Almost every packet has few brackets, and those are all that is counted of it. Decoding stands
-    more depth than encoding: a handler that sends on what it got would fail.
+    For almost all packets it is enough to count the brackets, because they are few. The depth is
+    limited because encoding supports less of it than decoding: a handler that forwards what it
+    received would fail.
 
     Args:
-        text: A packet, with whatever is in front of its JSON.
-        max_containers: Lists and objects that it may hold.
+        text: A packet, including what precedes its JSON.
+        max_containers: Largest number of lists and objects that it may hold.
 
     Raises:
-        TooManyContainers: It holds more.
+        TooManyContainers: It holds more than *max_containers*.
         TooDeep: It is nested deeper than :data:`MAX_DEPTH`.
     """
     few = min(MAX_DEPTH, max_containers)
@@ -63,7 +65,8 @@ def require_shape(text: str, *, max_containers: int) -> None:
     if text.count("[") + text.count("{") <= few:
         return
     namespace = _NAMESPACE.match(text)
-    # A client names it as it likes: a quote in there would turn the strings behind it inside out.
+    # The client chooses the namespace. A quote in it would swap the inside and the outside of all
+    # strings after it.
     brackets = _brackets_of(text[namespace.end() :] if namespace else text)
     count = brackets.count(b"[")
     if count > max_containers:
@@ -73,33 +76,34 @@ def require_shape(text: str, *, max_containers: int) -> None:
 
 
 def shape_of(text: str) -> tuple[int, int]:
-    """Return how many lists and objects a part of JSON holds, and how deep they are nested.
+    """Return the number of lists and objects in *text*, and how deep they are nested.
 
     Args:
-        text: Whole values.
+        text: A part of a JSON text that consists of whole values.
     """
     brackets = _brackets_of(text)
     return brackets.count(b"["), _depth_of(brackets)
 
 
 def _brackets_of(text: str) -> bytes:
-    """Return the brackets outside of strings, all of them square."""
+    """Return the brackets outside strings, with braces replaced by square brackets."""
     if "\\" in text:
         text = text.replace("\\\\", "").replace('\\"', "")
     marks = text.encode("utf-8", "surrogatepass").translate(_SQUARE, _OTHERS)
-    # What is left of strings without brackets: an even count of quotes, whichever these are.
+    # Two adjacent quotes are a string without brackets, or the end of one string and the start of
+    # the next. Removing them keeps the count even, and so what is inside a string.
     marks = marks.replace(b'""', b"")
     return b"".join(marks.split(b'"')[::2]) if b'"' in marks else marks
 
 
 def _depth_of(brackets: bytes) -> int:
-    """Return how deep *brackets* are nested; anything, if they do not match."""
+    """Return how deep *brackets* are nested; the result is arbitrary if they do not match."""
     flattened = 0
     while brackets and flattened < _FLATTENINGS:
         brackets = brackets.replace(b"[]", b"")
         flattened += 1
     depth = deepest = 0
-    # Each innermost list that is left had others in it, and so there are not many.
+    # Each innermost list that is left held others before, so there are few.
     for run in (b"]" + brackets + b"[").split(b"][")[1:-1]:
         opening = run.count(b"[") + 1
         depth += opening
@@ -109,20 +113,20 @@ def _depth_of(brackets: bytes) -> int:
 
 
 class Places:
-    """Where the attachments of a packet go.
+    """The placeholders in a packet, which its binary attachments replace.
 
     Args:
-        data: Its decoded JSON.
-        count: Attachments that it announces.
-        take_turn: Called now and then; lets others have their turn when it is time.
+        data: The decoded JSON of the packet.
+        count: Number of attachments that the packet announces.
+        take_turn: Called every 4096 values; lets other tasks run when the time slice is used up.
 
     Raises:
-        ValueError: Not each of them goes to one place.
+        ValueError: An attachment does not have exactly one placeholder.
 
     Source:
-        Socket.IO protocol v5, BINARY_EVENT: attachments are replaced by placeholders, which number
-        them from 0 on. Upstream lets one attachment have any number of places, and so a megabyte
-        may become gigabytes as soon as it is sent on.
+        Socket.IO protocol v5, BINARY_EVENT: attachments are replaced by placeholders, numbered
+        from 0. Upstream allows any number of placeholders for one attachment, which can turn a
+        megabyte into gigabytes as soon as a handler forwards the event.
     """
 
     __slots__ = ("_places", "_root")
@@ -152,7 +156,7 @@ class Places:
             raise ValueError(f"attachment {self._places.index(None)} has no place")
 
     def _look_at(self, parent: Any, members: Iterable[tuple[Any, Any]], below: list[Any]) -> None:
-        """Note which of *members* are attachments, and add the containers to *below*."""
+        """Record which of *members* are placeholders, and append the containers to *below*."""
         for key, value in members:
             kind = type(value)
             if kind is list:
@@ -171,7 +175,7 @@ class Places:
         self._places[number] = (parent, key)
 
     def fill(self, attachments: list[Any]) -> Any:
-        """Return the data with all of its attachments, each where it belongs."""
+        """Replace the placeholders by *attachments*, in order, and return the data."""
         for place, attachment in zip(self._places, attachments, strict=True):
             assert place is not None
             parent, key = place

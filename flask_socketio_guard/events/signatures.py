@@ -1,4 +1,4 @@
-"""With how many arguments a handler can be called, as far as its signature tells."""
+"""The number of arguments that a handler can be called with, according to its signature."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_O
 
 
 def accepts(handler: Callable[..., object], count: int) -> bool:
-    """Say whether *handler* can be called with *count* arguments, as far as its signature tells.
+    """Return whether the signature of *handler* allows a call with *count* arguments.
 
-    The signature of a decorator that passes on whatever it gets tells nothing:
-    it may add arguments of its own.
+    A decorator that takes ``*args`` is not followed to the function it wraps,
+    because it may add arguments of its own.
     """
     try:
         fewest, most = _arity(handler)
@@ -27,7 +27,7 @@ def accepts(handler: Callable[..., object], count: int) -> bool:
 
 @lru_cache(maxsize=1024)
 def _arity(handler: Callable[..., object]) -> tuple[int, int | None]:
-    """Return the fewest and the most positional arguments that *handler* takes."""
+    """Return the smallest and the largest number of positional arguments; ``None``: no limit."""
     try:
         parameters = inspect.signature(handler, follow_wrapped=False).parameters.values()
     except (TypeError, ValueError):
@@ -39,7 +39,7 @@ def _arity(handler: Callable[..., object]) -> tuple[int, int | None]:
 
 
 def fit(handler: Callable[..., object], args: tuple[object, ...]) -> tuple[object, ...]:
-    """Cut *args* to what *handler* accepts by its signature.
+    """Truncate *args* to the number of arguments that *handler* accepts.
 
     Connect handlers are written with and without the client's authentication,
     disconnect handlers with and without the reason.
@@ -52,8 +52,8 @@ def fit(handler: Callable[..., object], args: tuple[object, ...]) -> tuple[objec
 
 @lru_cache(maxsize=1024)
 def _capacity(function: Callable[..., object]) -> int | None:
-    """Return how many positional arguments *function* takes; ``None``: any, or unknown."""
-    # A decorator's own signature counts, unless it passes on whatever it gets.
+    """Return how many positional arguments *function* takes; ``None``: any number, or unknown."""
+    # A decorator's own signature is used, unless it takes *args.
     for is_following in (False, True):
         try:
             signature = inspect.signature(function, follow_wrapped=is_following)
