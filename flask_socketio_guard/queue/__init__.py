@@ -1,1 +1,1 @@
-"""Messages between processes: the way out, the way in, and the transports between them."""
+"""The message queue between processes: outbox, listener and what a transport must provide."""

@@ -1,4 +1,4 @@
-"""The message queue of a process: what it publishes, what it hears, and how that goes."""
+"""The message queue of a process: its outbox, its listener, and their health."""
 
 from __future__ import annotations
 
@@ -43,18 +43,19 @@ class MessageQueue(Component):
     """Outbox and listener over one transport.
 
     Args:
-        runtime: For events and sleep.
-        lifecycle: Runs writer, reader and prober, and says where the process stands.
+        runtime: Provides flags and sleep.
+        lifecycle: Runs writer, reader and prober, and knows the state of the process.
         config: Settings.
-        transport: Way to the broker.
-        telemetry: Is told of what happens.
-        handle: Takes one message of another process; see :class:`~.listener.Listener`.
-        is_write_only: Whether the process never serves, and so hears nothing before it asks.
+        transport: Connects to the broker.
+        telemetry: Receives records of losses, failures and changes of state.
+        handle: Handles one message of another process; see :class:`~.listener.Listener`.
+        is_write_only: Whether the process serves no clients, and so does not listen until it
+            asks other processes for something.
 
     Attributes:
-        outbox: Messages on their way out.
-        listener: The way in.
-        broker: Whether the broker can be reached.
+        outbox: Messages to publish.
+        listener: Receives the messages of other processes.
+        broker: Whether the broker is reachable.
     """
 
     def __init__(
@@ -110,7 +111,7 @@ class MessageQueue(Component):
 
     @property
     def state(self) -> ListenerState:
-        """What is known of the listener; ``ABSENT`` in a process that has not asked for one."""
+        """State of the listener; ``ABSENT`` in a write-only process that has not started one."""
         state = self.listener.state
         return (
             ListenerState.ABSENT if self._is_write_only and state is ListenerState.IDLE else state
@@ -136,11 +137,12 @@ class MessageQueue(Component):
             self._writer = lifecycle.watch(WRITER_TASK, self.outbox.write, self.outbox.wake)
 
     def publish(self, payload: bytes) -> None:
-        """Put a message into the outbox and see that it gets out of there.
+        """Put a message into the outbox, and start the writer if necessary.
 
-        A process that serves nobody may end at any instant, without a word (``os._exit``),
-        and often does so right behind its last emit; so does one that is about to exit. So it
-        waits for a while until that is with the broker, as stock does.
+        A process that serves no clients may end at any moment, even without exit functions
+        (``os._exit``), and often does so right after its last emit. The same is true for a
+        process that is exiting. In both, this method blocks for up to ``broker_timeout`` seconds
+        until the broker has the message, as upstream's emit does.
 
         Raises:
             OutboxFull: See :meth:`.Outbox.put`.
@@ -149,9 +151,9 @@ class MessageQueue(Component):
         if self._writer is None:
             self._start_writing()
         if self._may_end_soon or not self._lifecycle.has_served:
-            self._see_it_out()
+            self._wait_until_published()
 
-    def _see_it_out(self) -> None:
+    def _wait_until_published(self) -> None:
         task = current_task()
         is_writer = task is not None and task.is_internal
         is_stopping = self._lifecycle.stopping.is_set()
@@ -159,10 +161,11 @@ class MessageQueue(Component):
             self.outbox.settle(self._config.broker_timeout)
 
     def listen(self) -> None:
-        """See that answers of other processes are heard.
+        """Make sure that answers of other processes are received.
 
-        A process that only emits begins to listen when it asks for the first time, and
-        waits until it hears, so that no answer comes too early.
+        A write-only process starts its listener at its first question. This method then blocks
+        until the listener has subscribed, for up to ``resubscribe_timeout`` seconds, because
+        answers that arrive earlier would be lost.
         """
         if not self._is_write_only:
             return
@@ -176,18 +179,19 @@ class MessageQueue(Component):
             self._runtime.sleep(_LISTENING_POLL_INTERVAL)
 
     def count_others(self, timeout: float) -> int | None:
-        """Return how many other processes hear this one; ``None`` if that is not known.
+        """Return the number of other processes that receive messages; ``None`` if unknown.
+
+        The broker reports the number of subscribers when it has taken a message.
 
         Args:
-            timeout: Longest wait, in seconds, for what was published last to be out: only then
-                it is known who hears it.
+            timeout: Longest wait in seconds until the last message is published.
         """
-        heard = self.outbox.subscribers if self.outbox.flush(timeout) else None
-        return None if heard is None else heard - 1
+        subscribers = self.outbox.subscribers if self.outbox.flush(timeout) else None
+        return None if subscribers is None else subscribers - 1
 
     def flush_last(self) -> None:
-        """Give what was emitted last a chance to get out before the process ends."""
-        self._may_end_soon = True  # exit functions of the application may follow, and emit
+        """Publish the last messages before the process ends, or drop them after a timeout."""
+        self._may_end_soon = True  # exit functions of the application may still emit
         outbox, timeout = self.outbox, self._config.exit_flush_timeout
         if not len(outbox):
             return
@@ -196,25 +200,25 @@ class MessageQueue(Component):
         elif self._is_write_only or self.broker.has_answered:
             is_out = outbox.flush(timeout)
         else:
-            # A test or a command where there is no broker: its end shall not be late.
+            # A test or a command without a broker: do not delay its exit.
             is_out = outbox.settle(timeout)
         if not is_out:
             outbox.close()
 
     def flush(self, timeout: float) -> bool:
-        """Wait until the outbox is empty, but not for a right to publish that is not there."""
+        """Wait until the outbox is empty, but do not wait for a broker that refuses messages."""
         outbox = self.outbox
         return outbox.settle(timeout) if outbox.trouble else outbox.flush(timeout)
 
     def stop(self, timeout: float) -> None:
-        """Drop, and count, what could not be published."""
+        """Drop and count the messages that could not be published."""
         del timeout
         self.listener.stopped()
         self.outbox.close()
 
     def abandon(self) -> None:
-        """Have no part of it, in a forked child: connections and messages are the parent's."""
-        self._subscription = None  # its listener is not the one that tasks are told of
+        """Drop everything in a forked child: connections and messages are the parent's."""
+        self._subscription = None  # the child's tasks must not reach the parent's listener
         self.outbox.abandon()
         self.listener.abandon()
 
@@ -236,7 +240,7 @@ class MessageQueue(Component):
         if outbox.fill >= 1 and not outbox.trouble:
             fill = Status.FAIL
         elif outbox.fill >= _WARN_FILL or outbox.trouble:
-            # Without a right to publish, a process serves its own clients.
+            # A process that may not publish can still serve its own clients.
             fill = Status.WARN
         return {
             "listener:state": Check(status, str(state), output=listener.trouble),
@@ -251,13 +255,15 @@ class MessageQueue(Component):
         }
 
     def _outage(self) -> Status:
-        """Say what it means that the broker does not answer.
+        """Return the health status while the broker does not answer.
 
-        All processes have that trouble, if it is one of the broker. A process that has never
-        reached it, or that it will not have, was set up wrongly, and is not to get traffic.
+        An outage of the broker affects all processes alike. A process that has never reached the
+        broker, or that the broker refuses, is misconfigured and must not receive traffic.
         """
-        is_own = self.broker.is_refusing or self.listener.heard_at is None
-        return Status.FAIL if is_own or self._config.broker_down == "fail" else Status.WARN
+        is_misconfigured = self.broker.is_refusing or self.listener.heard_at is None
+        if is_misconfigured or self._config.broker_down == "fail":
+            return Status.FAIL
+        return Status.WARN
 
     # Records
 
@@ -276,10 +282,11 @@ class MessageQueue(Component):
     def _refused(self, reason: str) -> None:
         if reason:
             logger.error(
-                "the message queue refuses what is published: clients of this process get it, and "
-                "others what the outbox keeps until it is no longer refused: %s",
+                "the message queue refuses to publish messages: clients of this process still "
+                "receive them, those of other processes only what the outbox can keep until "
+                "publishing is allowed again: %s",
                 printable(without_secrets(reason)),
             )
         else:
-            logger.warning("the message queue takes what is published again")
+            logger.warning("the message queue publishes messages again")
         self._lifecycle.refresh()

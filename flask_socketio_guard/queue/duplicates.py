@@ -1,4 +1,4 @@
-"""Deduplication of messages that other processes publish again."""
+"""Deduplication of messages that other processes publish more than once."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ _WINDOW: Final = 1024  # messages; a publisher sends one batch again, which is h
 class Duplicates:
     """Remembers the last messages of each process.
 
-    A publisher whose connection broke sends again what was not acknowledged, some of which may
-    have gone out. A redelivered message is identical to the byte and has the same number.
+    After a connection breaks, a publisher sends every unacknowledged message again, although some
+    may have been delivered. A redelivered message is identical byte for byte and has the same
+    number.
 
     The number alone proves nothing: anyone who can write to the channel can forge one, and a high
-    number must not make later messages look old. So the order of numbers is ignored, and a message
-    is a duplicate only if both its number and its content were seen before.
+    number must not make later messages look old. Therefore the order of numbers is ignored, and a
+    message is a duplicate only if both its number and its content were seen before.
 
     Memory is bounded: 8 KiB for each process, for at most 1024 processes; the one that has been
     silent for the longest is evicted first.

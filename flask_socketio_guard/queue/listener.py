@@ -1,8 +1,9 @@
-"""The message-queue listener: reads, hands over, reads on, and is proven alive by probes.
+"""The listener on the message queue, whose liveness is proven by probes.
 
-Two tasks: the reader, which runs no code of the application, and the prober,
-which judges. A probe goes out through the publisher and must come back through
-the reader; a living task or a subscription count proves nothing.
+It consists of two tasks: the reader, which runs no code of the application, and
+the prober, which checks the reader. A probe is published like any message and must
+come back through the reader; neither a running task nor a subscriber count proves
+that messages arrive.
 """
 
 from __future__ import annotations
@@ -25,27 +26,27 @@ if TYPE_CHECKING:
 
 PROBE_TASK = "socketio-guard:probe"
 
-_READ_TIMEOUT = 0.5
-_STABLE_TIME = 1.0  # a connection that lived longer was a good one, in seconds
-_VERDICT_TIME = 0.1  # so much before a probe is overdue the verdict is begun, in seconds
+_READ_TIMEOUT = 0.5  # seconds
+_STABLE_TIME = 1.0  # seconds; the loss of a connection that lasted longer resets the backoff
+_VERDICT_TIME = 0.1  # seconds before the probe timeout at which checking the reader begins
 
 
 class Listener:
     """The supervised listener of one process.
 
     Args:
-        runtime: For events and sleep.
+        runtime: Provides flags and sleep.
         supervisor: Runs reader and prober.
-        broker: Shared reachability.
+        broker: Reachability of the broker, shared with the outbox.
         subscribe: Makes a subscription over a new connection, or raises
             :class:`~flask_socketio_guard.errors.BrokerError`.
-        handle: Takes one message; must neither block nor run code of the application.
+        handle: Handles one message; must neither block nor run code of the application.
         send_probe: Publishes the probe with the given token.
         probe_interval: Seconds between probes.
         probe_timeout: Seconds after which a probe is overdue.
         reconnect_max_delay: Cap of the delay between attempts to subscribe, in seconds.
         on_change: Called as ``on_change(old, new, reason)``.
-        on_message_failure: Called with what :attr:`handle` raised.
+        on_message_failure: Called with an exception that *handle* raised.
     """
 
     def __init__(
@@ -86,18 +87,18 @@ class Listener:
         self._pending: tuple[int, float] | None = None  # oldest unreturned: token, sent at
         self._probe_now: Flag = runtime.flag()
         self.heard_at: float | None = None
-        """When a probe last came back; ``None``: never, so the broker was never reached."""
+        """When a probe last came back, on the runtime's clock; ``None`` if none ever has."""
         self.trouble = ""
-        """Category of what keeps it from subscribing, although the broker answers."""
+        """Category of the error that prevents subscribing although the broker answers."""
 
     @property
     def state(self) -> ListenerState:
-        """What is known of the listener."""
+        """State of the listener."""
         return self._machine.state
 
     @property
     def restarts(self) -> int:
-        """How often the reader was started again."""
+        """Number of times that the reader was restarted."""
         return 0 if self._reader is None else self._reader.restarts
 
     def start(self) -> None:
@@ -114,29 +115,29 @@ class Listener:
         )
 
     def stopped(self) -> None:
-        """Take note that both tasks have ended."""
+        """Record that both tasks have ended."""
         self._send(ListenerEvent.STOP)
 
     def abandon(self) -> None:
-        """Let go of the connection, in a forked child: it is the parent's."""
+        """Release the connection in a forked child: it is the parent's."""
         self._run = None
         self._close()
 
     def crashed(self, reason: str) -> None:
-        """Take note that the reader ended, or cannot subscribe to a broker that answers."""
+        """Record that the reader ended, or cannot subscribe although the broker answers."""
         self._send(ListenerEvent.CRASHED, reason)
 
     def broker_lost(self, reason: str) -> None:
-        """Take note that the broker does not answer."""
+        """Record that the broker does not answer."""
         self._send(ListenerEvent.BROKER_LOST, reason)
 
     def broker_answers(self) -> None:
-        """Take note that the broker answers again: probes from before prove nothing."""
+        """Probe at once after an outage; probes from before it prove nothing."""
         self._pending = None
         self._probe_now.set()
 
     def probe_published(self, token: int) -> None:
-        """Take note that the broker has taken the probe *token*."""
+        """Record that the broker has accepted the probe *token*."""
         self._published = max(self._published, token)
 
     # The reader
@@ -163,7 +164,8 @@ class Listener:
             self._broker.report_lost(reason, exc.category)
             self.broker_lost(reason)
         elif self._broker.check():
-            # The broker may have come back between the two, so one refusal means nothing.
+            # The broker may have recovered between the failure and the check: one refusal alone
+            # proves nothing.
             self._refusals += 1
             if self._refusals > 1:
                 self.trouble = exc.category
@@ -174,7 +176,7 @@ class Listener:
             sleep(self._runtime, self._backoff.delay(failures))
 
     def _read_one_connection(self, run: object) -> None:
-        """Subscribe, and hand over what arrives until the connection is lost."""
+        """Subscribe, and pass messages to *handle* until the connection is lost."""
         self._subscription = None
         subscription = self._subscription = self._subscribe()
         self._refusals = 0
@@ -183,27 +185,27 @@ class Listener:
             self._probe_now.set()
             while not is_stopping():
                 arrivals = subscription.read(_READ_TIMEOUT)
-                turn_ends_at = clock() + TIME_SLICE
+                slice_ends_at = clock() + TIME_SLICE
                 for arrival in arrivals:
-                    if clock() >= turn_ends_at:
-                        self._runtime.yield_control()  # broadcasts to many, one behind the other
-                        turn_ends_at = clock() + TIME_SLICE
+                    if clock() >= slice_ends_at:
+                        self._runtime.yield_control()  # several broadcasts to many clients
+                        slice_ends_at = clock() + TIME_SLICE
                     if self._run is not run:
-                        return  # replaced meanwhile; its successor reads from here on
+                        return  # replaced meanwhile by another reader
                     if isinstance(arrival, Probe):
                         self._probe_returned(arrival.token)
                     else:
-                        self._hand_over(arrival)
+                        self._deliver(arrival)
                 if len(arrivals) > 1:
-                    # Reading never waits while there is something to read.
+                    # read() does not block, and so does not yield, while messages are available.
                     self._runtime.yield_control()
         finally:
             subscription.close()
 
-    def _hand_over(self, message: bytes | str | dict[str, object]) -> None:
+    def _deliver(self, message: bytes | str | dict[str, object]) -> None:
         try:
             self._handle(message)
-        except Exception as exc:  # noqa: BLE001 - one message must not cost the next
+        except Exception as exc:  # noqa: BLE001 - one message must not stop the next
             self._on_message_failure(exc)
 
     def _close(self) -> None:
@@ -215,14 +217,14 @@ class Listener:
     def _probe(self) -> None:
         while not is_stopping():
             self._probe_now.clear()
-            self._judge()
+            self._check_reader()
             self._token += 1
             if self._pending is None:
                 self._pending = (self._token, clock())
             self._send_probe(self._token)
-            self._probe_now.wait(self._time_to_next_look())
+            self._probe_now.wait(self._time_to_next_check())
 
-    def _time_to_next_look(self) -> float:
+    def _time_to_next_check(self) -> float:
         if self._pending is None:
             return self._probe_interval
         remaining = self._overdue_at(self._pending) - clock()
@@ -231,30 +233,29 @@ class Listener:
     def _overdue_at(self, pending: tuple[int, float]) -> float:
         return pending[1] + max(self._probe_timeout / 2, self._probe_timeout - _VERDICT_TIME)
 
-    def _judge(self) -> None:
-        """Replace the reader if a probe that the broker took has not come back in time."""
+    def _check_reader(self) -> None:
+        """Replace the reader if a probe that the broker accepted has not come back in time."""
         pending = self._pending
         if pending is None or clock() < self._overdue_at(pending):
             return
         if self._subscription is not None and self._subscription.is_receiving:
             return  # a large message on a slow link
-        # A probe that never got out is no fault of the listener.
+        # If the probe was never published, that is not the listener's fault.
         if not self._broker.check() or self._published < pending[0]:
             return
         if self._pending is not pending:
-            return  # it came back while the broker was asked
+            return  # it came back while the broker was checked
         self._pending = None
         self._run = None
-        self._send(
-            ListenerEvent.PROBE_OVERDUE, f"a probe is overdue for {clock() - pending[1]:.1f} s"
-        )
+        elapsed = clock() - pending[1]
+        self._send(ListenerEvent.PROBE_OVERDUE, f"a probe has not come back after {elapsed:.1f} s")
         self._close()
         if self._reader is not None:
             self._reader.replace("a probe is overdue")
 
     def _probe_returned(self, token: int) -> None:
         if token > self._token:
-            return  # not one of ours: whoever can write to the channel can make one up
+            return  # forged: anyone who can write to the channel can send one
         self.heard_at = clock()
         self.trouble = ""
         if self._pending is not None and token >= self._pending[0]:

@@ -1,7 +1,8 @@
-"""Messages on their way to other processes: a bounded queue and the task that empties it.
+"""Messages to other processes: a bounded queue and the task that publishes it.
 
-``emit`` only appends here. One writer hands batches to the publisher, keeps
-what was not acknowledged, and so carries messages in order over an outage.
+``emit`` only appends to the queue. One writer passes batches to the publisher and
+keeps what the broker has not acknowledged, which preserves messages and their order
+across an outage.
 """
 
 from __future__ import annotations
@@ -23,38 +24,40 @@ if TYPE_CHECKING:
     from .reachability import Reachability
 
 BATCH_MESSAGES: Final = 512
-"""Messages that are published in one go."""
+"""Largest number of messages published in one batch."""
 
-_BATCH_BYTES = 128 * 1024  # fits the socket buffers, so that one batch never blocks half sent
-_GATE_POLL_INTERVAL = 0.05
-_TURN_MESSAGES = 256  # a loop that emits gives way to the writer once in so many
-_SILENCE_TIMEOUT = 0.5  # without an acknowledgement for so long, nobody waits for room any more
-_ROOM_POLL_INTERVAL = 0.005
-_REFUSED = 10  # the delay is at its cap
-_SETTLE_POLL_INTERVAL = 0.02
-_WRITER_SLEEP = 5.0
+_BATCH_BYTES = 128 * 1024  # fits into the socket buffers: a batch never blocks when half sent
+_GATE_POLL_INTERVAL = 0.05  # seconds
+_YIELD_MESSAGES = 256  # a loop that emits yields to the writer after this many messages
+_SILENCE_TIMEOUT = 0.5  # seconds without an acknowledgement after which emit stops waiting for room
+_ROOM_POLL_INTERVAL = 0.005  # seconds
+_REFUSED = 10  # number of failures at which the backoff has reached its cap
+_SETTLE_POLL_INTERVAL = 0.02  # seconds
+_WRITER_SLEEP = 5.0  # seconds
 
 
 class Outbox:
     """A bounded first-in first-out queue in front of the broker.
 
-    :meth:`put` never blocks and may be called from any thread or greenlet.
+    :meth:`put` may be called from any thread or greenlet, and never waits for a broker that is
+    unreachable or silent.
 
     Args:
-        runtime: For events and sleep.
+        runtime: Provides flags and sleep.
         publisher: Used by :meth:`write` only.
-        broker: Told when the broker cannot be reached.
-        max_messages: Messages that may wait, >= 1.
-        max_bytes: Bytes that may wait, >= 1.
-        batch_messages: Most messages that are published in one go, >= 1.
-        is_dropping_oldest: At the bound, drop the oldest instead of refusing the newest.
+        broker: Receives reports of answers and lost connections.
+        max_messages: Largest number of queued messages, >= 1.
+        max_bytes: Largest size of queued messages in bytes, >= 1.
+        batch_messages: Largest number of messages published in one batch, >= 1.
+        is_dropping_oldest: Whether a full outbox drops its oldest messages instead of refusing
+            the newest.
         reconnect_max_delay: Cap of the delay between attempts, in seconds.
         resubscribe_timeout: Longest wait for the other subscribers after an outage, in seconds.
-        is_listening: Whether this process hears the channel itself.
+        is_listening: Returns whether this process receives the channel's messages.
         on_lost: Called as ``on_lost(count, reason, detail)``.
-        on_trouble: Called with the broker's words when it refuses what is published, which is
-            kept, and with nothing when it no longer does.
-        on_probe: Called as ``on_probe(token)`` once the broker has taken a probe.
+        on_trouble: Called with the broker's error message when it refuses to publish messages,
+            which stay queued, and with an empty string when it publishes them again.
+        on_probe: Called as ``on_probe(token)`` once the broker has accepted a probe.
     """
 
     def __init__(
@@ -94,10 +97,10 @@ class Outbox:
         self._probe: int | None = None
         self._is_closed = False
         self.trouble = ""
-        """Category of why the broker refuses what is published; empty while it does not."""
-        self._turn_at = _TURN_MESSAGES
+        """Category of the error while the broker refuses to publish; empty otherwise."""
+        self._yield_at = _YIELD_MESSAGES
         self._acknowledged_at = clock()
-        # Never all of a small outbox at once: what is in flight cannot be dropped.
+        # At most half of a small outbox, because messages in flight cannot be dropped.
         self._batch_messages = max(1, min(batch_messages, max_messages // 2))
         self._batch_bytes = max(1, min(_BATCH_BYTES, max_bytes // 2))
         self._work: Flag = runtime.flag()
@@ -111,35 +114,36 @@ class Outbox:
 
     @property
     def size(self) -> int:
-        """Bytes that wait."""
+        """Size of the queued messages in bytes."""
         return self._bytes
 
     @property
     def subscribers(self) -> int | None:
-        """How many processes heard the last message; ``None`` if that is not known."""
+        """Number of processes that received the last message; ``None`` if unknown."""
         return self._usual_subscribers or None
 
     @property
     def fill(self) -> float:
-        """How full it is, 0 to 1, by messages or bytes, whichever is more."""
+        """Fill level, normally 0 to 1: the larger of the ratios of messages and of bytes."""
         return max(len(self) / self.max_messages, self._bytes / self.max_bytes)
 
     def put(self, payload: bytes) -> None:
         """Append one message.
 
-        Never waits for a broker that is away or does not answer. A caller that
-        emits faster than a healthy broker takes it lets the writer have its
-        turn now and then, and at the bound waits for room as long as the writer
-        gets on. After :meth:`close` the message is dropped, and counted. While the
-        broker refuses what is published the oldest go: nobody's emit is to fail for that,
-        which reaches the clients of this process all the same.
+        Backpressure: a caller that emits faster than a healthy broker accepts messages yields
+        to the writer now and then, and waits for room in a full outbox as long as the writer
+        makes progress. It never waits for a broker that is unreachable or silent.
+
+        After :meth:`close`, the message is dropped and counted. While the broker refuses to
+        publish, a full outbox drops its oldest messages: an emit must not fail then, because it
+        still reaches the clients of this process.
 
         Raises:
-            OutboxFull: The bound is reached and the newest message is refused.
+            OutboxFull: The outbox is full and the new message is refused.
         """
         size = len(payload)
-        if len(self._waiting) >= self._turn_at or self._is_full(size):
-            self._give_turn(size)
+        if len(self._waiting) >= self._yield_at or self._is_full(size):
+            self._yield_to_writer(size)
         dropped = 0
         with self._lock:
             is_refused = self._is_closed
@@ -152,7 +156,7 @@ class Outbox:
                 self._bytes += size
                 if self._empty.is_set():
                     self._empty.clear()
-                    self._acknowledged_at = clock()  # there was nothing to acknowledge before
+                    self._acknowledged_at = clock()  # silence counts from the first message on
         if dropped or is_refused:
             self._on_lost(dropped + is_refused, "exit" if self._is_closed else "overflow", "")
         if is_refused and not self._is_closed and not self.trouble:
@@ -160,18 +164,18 @@ class Outbox:
         if not self._work.is_set():
             self._work.set()
 
-    def _give_turn(self, size: int) -> None:
-        """Let the writer run, and wait for room as long as it gets on."""
+    def _yield_to_writer(self, size: int) -> None:
+        """Let the writer run, and wait for room as long as it makes progress."""
         if not self._is_usable() or not self._runtime.can_wait():
             return
         if self._is_silent() and not self._is_full(size):
-            return  # at the bound one more turn shows whether it was this process that stood still
-        self._turn_at = len(self._waiting) + _TURN_MESSAGES
+            return  # if full, yield once more: maybe it was this process that was blocked
+        self._yield_at = len(self._waiting) + _YIELD_MESSAGES
         self._runtime.yield_control()
-        while self._is_full(size) and self._is_getting_on():
+        while self._is_full(size) and self._is_progressing():
             self._runtime.sleep(_ROOM_POLL_INTERVAL)
 
-    def _is_getting_on(self) -> bool:
+    def _is_progressing(self) -> bool:
         return self._is_usable() and not self._is_silent()
 
     def _is_usable(self) -> bool:
@@ -181,7 +185,7 @@ class Outbox:
         return clock() - self._acknowledged_at > _SILENCE_TIMEOUT
 
     def _is_full(self, size: int) -> bool:
-        # One that is larger than the bound passes when nothing else waits.
+        # A message larger than max_bytes is accepted if the outbox is empty.
         waiting = len(self._waiting) + len(self._in_flight)
         return waiting >= self.max_messages or (waiting > 0 and self._bytes + size > self.max_bytes)
 
@@ -195,7 +199,7 @@ class Outbox:
         return dropped
 
     def close(self) -> None:
-        """Drop what waits, and count it; nothing is taken from then on."""
+        """Drop and count the queued messages; later messages are dropped as well."""
         with self._lock:
             self._is_closed = True
             dropped = len(self)
@@ -207,23 +211,23 @@ class Outbox:
             self._on_lost(dropped, "exit", "")
 
     def put_probe(self, token: int) -> None:
-        """Publish a probe with the next batch, before anything that waits.
+        """Publish a probe with the next batch, ahead of the queued messages.
 
-        A probe still waiting is replaced: only the newest tells anything.
+        Replaces a probe that has not been published yet.
         """
         self._probe = token
         self._work.set()
 
     def flush(self, timeout: float) -> bool:
-        """Wait until everything put so far has been acknowledged by the broker.
+        """Wait up to *timeout* seconds until the broker has acknowledged all messages.
 
         Returns:
-            Whether it was, within *timeout* seconds.
+            Whether it has.
         """
         return self._empty.wait(timeout)
 
     def settle(self, timeout: float) -> bool:
-        """Wait as :meth:`flush` does, but no longer than the broker is there."""
+        """Like :meth:`flush`, but give up when the broker is unreachable or refuses messages."""
         deadline = clock() + timeout
         while not self._empty.is_set():
             remaining = deadline - clock()
@@ -233,19 +237,19 @@ class Outbox:
         return True
 
     def abandon(self) -> None:
-        """Forget what waits, in a forked child: it is the parent's. Nobody is told."""
-        # No lock: whoever held it may not be there any more.
+        """Discard the queue in a forked child, without counting: the messages are the parent's."""
+        # Without the lock: the thread that held it may not exist in the child.
         self._is_closed = True
         self._waiting.clear()
         self._in_flight.clear()
         self._publisher.close()
 
     def wake(self) -> None:
-        """Let the writer look at once whether it shall stop."""
+        """Make the writer check at once whether it was asked to stop."""
         self._work.set()
 
     def write(self) -> None:
-        """Publish what is put, until the task that runs this is asked to stop."""
+        """Publish queued messages until the task is asked to stop."""
         failures = 0
         try:
             while not is_stopping():
@@ -307,26 +311,26 @@ class Outbox:
         with self._lock:
             for _ in range(min(count, len(self._in_flight))):
                 self._bytes -= len(self._in_flight.popleft().payload)
-            # What was not acknowledged waits again, at the front.
+            # Messages without an acknowledgement return to the front of the queue.
             self._waiting.extendleft(reversed(self._in_flight))
             self._in_flight.clear()
             if not self._waiting:
-                self._turn_at = _TURN_MESSAGES
+                self._yield_at = _YIELD_MESSAGES
                 self._empty.set()
 
     def _refused(self, exc: PublishError) -> None:
-        """Keep what this process has no right to publish until it is given one."""
+        """Keep the messages and retry: this process lacks the permission to publish."""
         if not self.trouble:
             self.trouble = exc.category
             self._on_trouble(str(exc))
         sleep(self._runtime, self._backoff.delay(_REFUSED))
 
     def _connection_lost(self, exc: PublishError, failures: int) -> None:
-        # What is published before the other processes have subscribed again is
-        # lost in pub/sub, so the gate closes until they are back.
+        # Pub/sub loses what is published before the other processes have subscribed again, so
+        # the gate stays closed until they have.
         self._gate_deadline = float("inf")
         if failures == 0:
-            return  # it may have broken while idle, long ago: try a new one at once
+            return  # the connection may have broken while idle, long ago: reconnect at once
         self._broker.report_lost(str(exc), exc.category)
         sleep(self._runtime, self._backoff.delay(failures - 1))
 

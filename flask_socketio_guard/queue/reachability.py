@@ -1,4 +1,4 @@
-"""Whether the message queue answers: one truth for all who talk to it."""
+"""Reachability of the message queue, shared by the publisher and the listener."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ if TYPE_CHECKING:
 UNREACHABLE: Final = "unreachable"
 PERMISSION: Final = "permission"
 LASTING: Final = frozenset({"authentication", "certificate", PERMISSION})
-"""Categories of trouble that waiting does not mend; see :class:`~.errors.BrokerError`."""
+"""Categories of errors that retrying does not cure; see :class:`~.errors.BrokerError`."""
 
 
 class Reachability:
-    """The reachability of the message queue, as the process knows it.
+    """The reachability of the message queue from this process.
 
-    Publisher and listener report what they see; each change is passed on once.
-    Safe for threads and greenlets.
+    Publisher and listener report answers and failures; each change is reported to
+    *on_change* once. Safe for threads and greenlets.
 
     Args:
-        check: Opens a fresh connection and returns ``None`` if the broker
-            answered, else what went wrong. Takes a bounded time.
+        check: Opens a new connection and returns ``None`` if the broker
+            answered, otherwise the error. Takes a bounded time.
         on_change: Called as ``on_change(is_reachable, reason, duration)``.
     """
 
@@ -41,34 +41,34 @@ class Reachability:
         self._lock = threading.Lock()
         self._lost_at: float | None = None
         self.has_answered = False
-        """Whether there was an answer at any time."""
+        """Whether the broker has ever answered."""
         self.trouble = ""
-        """Category of what keeps it from being reached; empty while nothing does."""
+        """Category of the last error; empty while the broker is reachable."""
 
     @property
     def is_reachable(self) -> bool:
-        """Whether the last word from the broker was an answer."""
+        """Whether the last report was an answer, or there was none yet."""
         return self._lost_at is None
 
     @property
     def is_refusing(self) -> bool:
-        """Whether it will not have this process, and waiting does not mend that."""
+        """Whether the broker refuses this process for a reason that retrying does not cure."""
         return self.trouble in LASTING
 
     def report_lost(self, reason: str, category: str = UNREACHABLE) -> None:
-        """Take note that a connection failed, broke, or was not answered."""
+        """Record that a connection failed, broke, or was not answered."""
         with self._lock:
             is_known = self._lost_at is not None
-            is_news = category in LASTING and category != self.trouble
+            is_new_refusal = category in LASTING and category != self.trouble
             self.trouble = category
             if not is_known:
                 self._lost_at = clock()
-        # Of what waiting does not mend people are told, although it was away already.
-        if is_news or not is_known:
+        # A refusal needs an operator, so it is reported even during a known outage.
+        if is_new_refusal or not is_known:
             self._on_change(False, reason, 0.0)
 
     def report_answer(self) -> None:
-        """Take note that the broker answered."""
+        """Record that the broker answered."""
         self.has_answered = True
         if self._lost_at is None:
             return
@@ -80,7 +80,7 @@ class Reachability:
         self._on_change(True, "", duration)
 
     def check(self) -> bool:
-        """Ask over a fresh connection, report the outcome, and return it."""
+        """Ask the broker over a new connection, and record and return whether it answered."""
         trouble = self._check()
         if trouble is None:
             self.report_answer()

@@ -1,4 +1,4 @@
-"""What outbox and listener ask of a message queue, whichever it is."""
+"""The interface between outbox and listener and any kind of message queue."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class QueueMessage(NamedTuple):
     """One message to other processes.
 
     Attributes:
-        sequence: Grows by one with each message of this process, from 1.
+        sequence: Number of the message within this process, from 1.
         payload: The message as JSON object text, UTF-8.
     """
 
@@ -31,27 +31,27 @@ class Probe:
 
 
 Arrival = bytes | str | dict[str, object] | Probe
-"""What a subscription yields: a message as it came, or a probe of this process."""
+"""An item from a subscription: a message in any encoding, or a probe of this process."""
 
 SEQUENCE_KEY = "guard_seq"
 """Key of a message's sequence number; peers without the guard ignore it."""
 
 SEQUENCE_MARK = b', "guard_seq": '
-"""What stands in front of the sequence number on the wire."""
+"""The bytes in front of the sequence number on the wire."""
 
 
 class Publisher(Protocol):
-    """The way out to the broker. Used by one task at a time."""
+    """Publishes to the broker. Used by one task at a time."""
 
     def publish(self, messages: Sequence[QueueMessage], probe: int | None) -> int | None:
-        """Publish in order and wait until the broker has taken all of it.
+        """Publish in order and wait until the broker has acknowledged everything.
 
         Args:
             messages: May be empty.
-            probe: Token of a probe to publish as well.
+            probe: Token of a probe to publish as well, if any.
 
         Returns:
-            How many subscribers the channel has, or ``None`` if unknown.
+            Number of subscribers of the channel, or ``None`` if unknown.
 
         Raises:
             PublishError: The connection was lost.
@@ -67,17 +67,17 @@ class Subscription(Protocol):
 
     @property
     def is_receiving(self) -> bool:
-        """Whether a message is on its way at this moment, so that a probe may be behind it."""
+        """Whether part of a message has arrived, which may delay a probe behind it."""
 
     def read(self, timeout: float) -> Sequence[Arrival]:
-        """Return what has arrived, waiting up to *timeout* seconds for the first.
+        """Return the items that have arrived; wait up to *timeout* seconds for the first.
 
         Raises:
             BrokerError: The connection was lost.
         """
 
     def close(self) -> None:
-        """End it; a :meth:`read` under way elsewhere returns or raises soon. Idempotent."""
+        """Close the connection; a :meth:`read` in another task ends soon. Idempotent."""
 
 
 class Transport(Protocol):
@@ -87,26 +87,29 @@ class Transport(Protocol):
 
     @property
     def is_probing(self) -> bool:
-        """Whether probes go the way of messages, and not only over the listener's connection."""
+        """Whether probes are published like messages.
+
+        If not, they only prove the listener's connection.
+        """
 
     def publisher(self, is_answering: Callable[[], bool]) -> Publisher:
-        """Return the way out; connects at its first use.
+        """Return a publisher, which connects at its first use.
 
         Args:
-            is_answering: Asked when an answer is long in coming: whether the
-                broker answers over a fresh connection.
+            is_answering: Returns whether the broker answers over a new connection;
+                called when an acknowledgement is late.
         """
 
     def subscribe(self) -> Subscription:
         """Subscribe over a new connection.
 
         Raises:
-            BrokerError: The broker cannot be reached or refused.
+            BrokerError: The broker is unreachable or refuses the subscription.
         """
 
     def check(self) -> BrokerError | None:
-        """Ask the broker over a fresh connection, in bounded time.
+        """Ask the broker over a new connection, in bounded time.
 
         Returns:
-            ``None`` if it answered, else what went wrong, without secrets.
+            ``None`` if it answered, otherwise the error, without secrets.
         """

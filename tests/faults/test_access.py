@@ -122,7 +122,7 @@ def test_a_right_to_the_channel_of_flask_socketio_alone_is_enough(
         assert (health_details(b)["status"], status(b)) == ("warn", 200)
         wait_until(lambda: observed(b, "outbox_dropped:count") == (2 * _OUTBOX, None))
         said = [record.message for record in warnings(b)]
-        assert sum("refuses what is published" in message for message in said) == 1
+        assert sum("refuses to publish messages" in message for message in said) == 1
         assert any("dropped: overflow" in message for message in said)
         assert witness.events("local") == []
         grant("+publish")
