@@ -1,4 +1,5 @@
-"""What ``SocketIOGuard`` offers: one class for each capability, which only says what it takes.
+"""The public API of ``SocketIOGuard``: one class of methods for each capability.
 
-What a call does, and the checks of its arguments, are in the room that owns the capability.
+These methods only define signatures; the package that owns a capability checks the arguments and
+does the work.
 """

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Clients(Capability):
-    """Tells who is here, and lets clients go."""
+    """Finds and disconnects clients."""
 
     @property
     def connections(self) -> Connections:
@@ -20,20 +20,21 @@ class Clients(Capability):
         return self._guards.current().connections
 
     def is_connected(self, sid: str) -> bool:
-        """Say whether a client of this process is connected: let in, and not closing."""
+        """Return whether a client of this process is connected: accepted, and not closing."""
         connection = self._guards.current().connections.find(sid)
         return connection is not None and connection.is_open
 
     def checkpoint(self, sid: str) -> None:
-        """Give way to other tasks, then make sure that a client is still there.
+        """Yield to other tasks, then check that a client is still connected.
 
-        For a long loop that sends to it, which would otherwise notice at its end.
+        Call it in a long loop that sends to a client, which otherwise continues after the client
+        has disconnected.
 
         Args:
             sid: Session id of a client of this process.
 
         Raises:
-            ConnectionClosed: It is gone.
+            ConnectionClosed: The client has disconnected.
         """
         self._guards.current().runtime.sleep(0)
         if not self.is_connected(sid):
@@ -43,13 +44,13 @@ class Clients(Capability):
         """Disconnect a client of this or another process; idempotent, from any thread.
 
         Args:
-            sid: Its session id.
-            namespace: ``None``: the one that the session id belongs to.
+            sid: Session id of the client.
+            namespace: ``None`` means the namespace that the session id belongs to.
 
         Returns:
-            Whether a client of this process is being disconnected because of
-            this call. ``False`` for one that is gone, or elsewhere; with a message
-            queue the other processes are asked.
+            Whether this call disconnects a client of this process. ``False`` for a client
+            that is gone or connected to another process; with a message queue, the other
+            processes are told to disconnect it.
         """
         guard = self._guards.current()
         known = guard.connections.find(sid)

@@ -36,43 +36,43 @@ class Deliveries(Capability):
         on_delivered: Callable[[Receipt], object] | None = None,
         on_expired: Callable[[Receipt], object] | None = None,
     ) -> Receipt:
-        """Send an event at least once, until it is acknowledged.
+        """Send an event with acknowledged delivery, at least once.
 
-        It is kept while its recipient is away, and sent again where no acknowledgement
-        comes. The client acknowledges as any event: a handler in JavaScript calls its last
-        argument, one of python-socketio returns. One that answers with an object that has a
-        key ``error`` refuses the message.
+        The message is stored until its recipient acknowledges it, which may connect later, and
+        is sent again if no acknowledgement arrives. The client acknowledges it like any event: a
+        JavaScript handler calls its last argument, a python-socketio handler returns. A client
+        that acknowledges with an object that has a key ``error`` rejects the message.
 
         Args:
             event: Event name.
             args: At most one payload; a tuple becomes several arguments. JSON only.
             to: A session id, a room, or an identity (:meth:`identify`).
-            ttl: Time to live: seconds after which it is given up, > 0; ``None`` takes
-                ``SOCKETIO_GUARD_DELIVERY_TTL``.
-            retry: When it is sent again; ``None``: after
-                ``SOCKETIO_GUARD_DELIVERY_ACK_TIMEOUT`` seconds, and then ever less often.
-            key: Replaces the message with the same key to the same recipient, if that has
-                not ended.
-            ordered: Whether it waits for the ordered ones to the recipient before it.
-            require: ``"any"``: one acknowledgement will do. ``"all"``: each of the devices
-                that an identity has by then must acknowledge it.
-            with_id: Whether the last argument is ``{"delivery_id": str, "attempt": int}``, by
-                which a client knows a message that it has had before.
-            namespace: Socket.IO namespace; ``None`` is ``"/"``.
+            ttl: Time to live in seconds, > 0, after which the message expires; ``None``
+                uses ``SOCKETIO_GUARD_DELIVERY_TTL``.
+            retry: When to send it again; ``None``: after
+                ``SOCKETIO_GUARD_DELIVERY_ACK_TIMEOUT`` seconds, then with increasing delays.
+            key: Replaces the pending message with the same key to the same recipient.
+            ordered: Whether the message waits until earlier ordered messages to the same
+                recipient have ended.
+            require: ``"any"``: one acknowledgement is enough. ``"all"``: every device that
+                an identity has at the time of sending must acknowledge.
+            with_id: Whether to append the argument ``{"delivery_id": str, "attempt": int}``,
+                with which a client can detect a redelivery.
+            namespace: Socket.IO namespace; ``None`` means ``"/"``.
             on_delivered: Called with the receipt, in a task of its own, in this process.
-            on_expired: The same, when the message becomes a dead letter: it has expired, is
-                gone or was refused.
+            on_expired: The same, when the message becomes a dead letter: it has expired, its
+                recipient is gone, or it was rejected.
 
         Returns:
             A receipt with ``id``, ``state``, ``attempts``, ``wait(timeout)`` and ``cancel()``.
 
         Raises:
-            ConfigError: An option is out of range; or the process only emits, and has no store
-                that it shares with others.
-            DeliveryInvalid: JSON or UTF-8 cannot hold it, or it is too large.
-            DeliveryStoreFull: Too many messages wait.
-            DeliveryStoreError: The store does not answer; the message may be stored all the
-                same.
+            ConfigError: An option is out of range; or this process only emits and has no store
+                that it shares with other processes.
+            DeliveryInvalid: The message cannot be encoded as JSON in UTF-8, or is too large.
+            DeliveryStoreFull: Too many messages are pending.
+            DeliveryStoreError: The store does not answer; it may have stored the message
+                nevertheless.
         """
         request = delivery_request(
             event,
@@ -94,52 +94,53 @@ class Deliveries(Capability):
         """Return the receipt of a message by its id.
 
         Raises:
-            ConfigError: This process only emits, and has no store that it shares with others.
+            ConfigError: This process only emits and has no store that it shares with other
+                processes.
             UnknownDelivery: There is no such message, or it ended too long ago.
             DeliveryStoreError: The store does not answer.
         """
         return self._delivery().api.receipt(id)
 
     def dead_letters(self, limit: int = 100) -> list[DeadLetter]:
-        """Return the newest messages that did not arrive, newest first.
+        """Return the latest messages that were not delivered, newest first.
 
         Args:
-            limit: How many at most, >= 1.
+            limit: Largest number of messages to return, >= 1.
 
         Raises:
-            ConfigError: *limit* is no such number; or see :meth:`receipt`.
+            ConfigError: *limit* is out of range; or see :meth:`receipt`.
             DeliveryStoreError: The store does not answer.
         """
         return self._delivery().dead_letters(limit)
 
     def identify(self, sid: str, identity: str) -> bool:
-        """Say whose device a client is, until it leaves; usually in the connect handler.
+        """Set the identity of a client until it disconnects; usually in the connect handler.
 
-        Whatever waits for *identity* is sent to it.
+        Messages that are pending for *identity* are sent to the client.
 
         Args:
             sid: Session id of a client of this process.
-            identity: The application's own name for a person or device, such as a user id.
+            identity: The application's name for a person or device, such as a user id.
 
         Returns:
-            Whether the client is here.
+            Whether the client is connected to this process.
 
         Raises:
-            ConfigError: *identity* is no text.
-            RoomInvalid: It is the session id of another client.
+            ConfigError: *identity* is not a non-empty string.
+            RoomInvalid: *identity* is the session id of another client.
         """
         require_text("identity", identity)
         return self._guards.current().identify(sid, identity)
 
     def on_dead_letter(self, hook: DeadLetterT) -> DeadLetterT:
-        """Call *hook* for every message of :meth:`deliver` that did not arrive.
+        """Call *hook* for every message of :meth:`deliver` that was not delivered.
 
-        It gets a :class:`.DeadLetter`, in a task of its own, in the process that has given the
-        message up; at most once, as that process may end. All are listed by
-        :meth:`dead_letters`.
+        The hook receives a :class:`.DeadLetter` and runs in a task of its own, in the process
+        that has given up the message. It is called at most once, because that process may end
+        before; :meth:`dead_letters` lists all of them.
 
         Raises:
-            TypeError: *hook* cannot be called.
+            TypeError: *hook* is not callable.
         """
         if not callable(hook):
             raise TypeError(f"a hook must be callable, not {hook!r}")

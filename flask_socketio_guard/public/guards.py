@@ -1,4 +1,4 @@
-"""The applications that one ``SocketIOGuard`` guards, and what was registered for all of them."""
+"""The applications of one ``SocketIOGuard``, and what is registered with all of them."""
 
 from __future__ import annotations
 
@@ -17,49 +17,50 @@ if TYPE_CHECKING:
 
 
 class Guards:
-    """Knows whose guard is meant, and tells each of them what is registered.
+    """Finds the guard of an application, and registers handlers and tasks with every guard.
 
     Attributes:
-        registry: What was registered; replayed for each application that comes later.
+        registry: Everything registered so far; replayed for each application added later.
         write_only: The guard of a process without an application.
     """
 
     def __init__(self) -> None:
         self.registry = Registry()
         self.write_only: AppGuard | None = None
-        # An application holds its guard, through its middleware; nothing here holds either.
+        # An application keeps its guard alive, through its middleware; weak references here let
+        # both be garbage collected.
         self._by_app: WeakKeyDictionary[Flask, ref[AppGuard]] = WeakKeyDictionary()
-        self._references: list[ref[AppGuard]] = []  # the same; every emit goes through them
+        self._references: list[ref[AppGuard]] = []  # its values, which every emit iterates over
 
     def add(self, app: Flask, guard: AppGuard) -> None:
-        """Note that *guard* guards *app*."""
+        """Record *guard* as the guard of *app*."""
         self._by_app[app] = ref(guard)
         self._references = list(self._by_app.values())
 
     def remove(self, app: Flask) -> None:
-        """Note that nothing guards *app*; idempotent."""
+        """Remove the guard of *app*; idempotent."""
         self._by_app.pop(app, None)
         self._references = list(self._by_app.values())
 
     def of(self, app: Flask) -> AppGuard | None:
-        """Return the guard of *app*."""
+        """Return the guard of *app*; ``None`` if it has none."""
         reference = self._by_app.get(app)
         return None if reference is None else reference()
 
     def all(self) -> list[AppGuard]:
-        """Return the guards of all applications that their ``SocketIO`` still serves."""
+        """Return all guards, except those whose ``SocketIO`` serves another application now."""
         guards = [reference() for reference in self._references]
         guards.append(self.write_only)
         return [guard for guard in guards if guard is not None and not guard.is_superseded]
 
     def current(self) -> AppGuard:
-        """Return the guard of the current application, or the only one there is.
+        """Return the guard of the current application, or the only guard.
 
         Raises:
-            RuntimeError: There is none, or several and no application context.
+            RuntimeError: There is no guard, or several and no application context.
         """
         if has_app_context():
-            # A weak key has to be the application itself, not the proxy of it.
+            # The key is the application itself, not its proxy.
             app = current_app._get_current_object()  # type: ignore[attr-defined]  # noqa: SLF001
             guard = self.of(app)
             if guard is not None:
@@ -80,10 +81,10 @@ class Guards:
             guard.register(entry)
 
     def register_handshake(self, namespace: str, timeout: float) -> None:
-        """Require a handshake of the clients of *namespace*, within *timeout* seconds.
+        """Require clients of *namespace* to complete a handshake within *timeout* seconds.
 
         Raises:
-            ConfigError: The namespace has one already.
+            ConfigError: The namespace already has a handshake.
         """
         if namespace in self.registry.handshakes:
             raise ConfigError(f"namespace {namespace!r} already has a handshake")
@@ -92,10 +93,10 @@ class Guards:
             guard.handshakes.require(namespace, timeout)
 
     def register_task(self, spec: TaskSpec) -> None:
-        """Start a task with every application.
+        """Register a task with every application.
 
         Raises:
-            DuplicateTask: There is one of that name; nothing has changed.
+            DuplicateTask: The name is taken; nothing has changed.
         """
         if any(known.name == spec.name for known in self.registry.tasks):
             raise DuplicateTask(f"a task named {spec.name!r} exists already: give one a name=")

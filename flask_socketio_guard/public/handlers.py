@@ -1,4 +1,4 @@
-"""Handlers of events, and hooks around them."""
+"""Registration of event handlers and hooks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FailureT = TypeVar("FailureT", bound=Callable[[Failure], object])
 
 
 class Handlers(Capability):
-    """Registers what runs when a client sends something, before ``init_app`` and after."""
+    """Registers event handlers and hooks, before or after ``init_app``."""
 
     def on(
         self,
@@ -31,33 +31,33 @@ class Handlers(Capability):
         rate_per: RateKey = "session",
         schema: object = None,
     ) -> Callable[[F], F]:
-        """Register an event handler; as ``SocketIO.on``, and before ``init_app`` too.
+        """Register an event handler; like ``SocketIO.on``, but usable before ``init_app``.
 
         Args:
             message: Event name.
-            namespace: Socket.IO namespace; ``None`` is ``"/"``.
-            timeout: Longest run of the handler, in seconds, > 0. When it is
-                over the client gets an error acknowledgement with code
-                ``"timeout"``. Under gevent the handler is interrupted at its next
-                wait; a thread cannot be, so under threading it runs on unheard.
+            namespace: Socket.IO namespace; ``None`` means ``"/"``.
+            timeout: Longest run of the handler in seconds, > 0. After that, the
+                client receives an error acknowledgement with code ``"timeout"``.
+                Under gevent the handler is interrupted when it next blocks; a
+                thread cannot be interrupted and continues, and its result is ignored.
             ordered: Whether a client's events of this name are handled one after
-                another, in the order in which they came.
-            rate: How often a client may send it, such as ``"20/second"``; beyond
-                that the acknowledgement is an error with code ``"rate_limited"``.
-            rate_per: Whose events *rate* counts together: those of one ``"session"``, which is a
-                client's transport and outlasts leaving and joining a namespace; of one
-                ``"identity"`` (:meth:`identify`; of the session until it has one); or of one
-                ``"address"``, as the application sees it (behind a proxy: with Werkzeug's
-                ``ProxyFix``; of the session where there is none).
-            schema: What the arguments must be: a pydantic model, any type that
-                pydantic understands (a dataclass, a TypedDict, ``list[int]``), a
-                tuple of these for several arguments, or ``True`` for the
-                handler's own annotations. The handler gets validated values;
-                what does not fit is refused with code ``"invalid"``.
+                another, in order of arrival.
+            rate: Rate limit per client, such as ``"20/second"``. Events beyond it
+                are acknowledged with an error with code ``"rate_limited"``.
+            rate_per: What *rate* is counted by. ``"session"``: a client's transport session, which
+                outlasts leaving and rejoining a namespace. ``"identity"``: the client's identity
+                (:meth:`identify`), or its session until it has one. ``"address"``: its network
+                address as the application sees it (behind a proxy, use Werkzeug's ``ProxyFix``),
+                or its session if there is none.
+            schema: The type of the arguments: a pydantic model, any type that
+                pydantic supports (a dataclass, a TypedDict, ``list[int]``), a
+                tuple of types for several arguments, or ``True`` for the
+                handler's own annotations. The handler receives validated values;
+                an event that does not match is rejected with code ``"invalid"``.
 
         Raises:
-            ConfigError: An option is out of range, or the library behind it is
-                not installed.
+            ConfigError: An option is out of range, or the library that it needs
+                is not installed.
         """
         options = HandlerOptions(timeout, ordered, rate, rate_per, schema)
         options.check(message)
@@ -97,9 +97,9 @@ class Handlers(Capability):
     ) -> Callable[[F], F]: ...
 
     def event(self, *args: Any, **kwargs: Any) -> Any:
-        """Register an event handler under the name of the function; as ``SocketIO.event``.
+        """Register an event handler under the name of the function; like ``SocketIO.event``.
 
-        Takes the namespace and the keywords of :meth:`on`. Usable with and without parentheses.
+        Takes the namespace and the keywords of :meth:`on`, and works without parentheses too.
         """
         if len(args) == 1 and not kwargs and callable(args[0]):
             return self.on(args[0].__name__)(args[0])
@@ -141,21 +141,21 @@ class Handlers(Capability):
     ) -> Callable[[F], F]:
         """Register the handler of the application's own handshake.
 
-        A client of *namespace* is ``ready`` once the handler has returned anything
-        but ``False``; one that is not after *timeout* seconds is disconnected.
-        ``guard.emit(..., ready_only=True)`` reaches only those that are ready.
+        A client of *namespace* is ready once the handler has returned anything
+        but ``False``; a client that is not ready after *timeout* seconds is disconnected.
+        ``guard.emit(..., ready_only=True)`` reaches only clients that are ready.
 
         Args:
             message: Name of the event that a client sends first.
-            namespace: Socket.IO namespace; ``None`` is ``"/"``.
-            timeout: In seconds after the connect handler has let it in, > 0.
+            namespace: Socket.IO namespace; ``None`` means ``"/"``.
+            timeout: Seconds after the connect handler has accepted the client, > 0.
             ordered: See :meth:`on`.
             rate: See :meth:`on`.
             rate_per: See :meth:`on`.
             schema: See :meth:`on`.
 
         Raises:
-            ConfigError: The namespace has a handshake already, or see :meth:`on`.
+            ConfigError: The namespace already has a handshake, or see :meth:`on`.
         """
         require_seconds("timeout", timeout)
         options = HandlerOptions(None, ordered, rate, rate_per, schema)
@@ -173,17 +173,17 @@ class Handlers(Capability):
     def before_event(self, hook: BeforeEventT) -> BeforeEventT:
         """Call *hook* before every handler, connect and disconnect handlers included.
 
-        It runs in the handler's request context, with a :class:`HandlerCall`. It may
-        raise :class:`.EventRejected`: then the handler does not run, and the
-        client is told (a connect is refused).
+        The hook receives a :class:`HandlerCall` and runs in the handler's request context.
+        If it raises :class:`.EventRejected`, the handler does not run and the client
+        receives the error (a connection is refused).
         """
         self._guards.registry.before_event.append(hook)
         return hook
 
     def on_failure(self, hook: FailureT) -> FailureT:
-        """Call *hook* once for every failure, of handlers, callbacks and tasks alike.
+        """Call *hook* once for every failure of a handler, callback or task.
 
-        It gets a :class:`.Failure`, and must not block.
+        The hook receives a :class:`.Failure` and must not block.
         """
         self._guards.registry.on_failure.append(hook)
         return hook

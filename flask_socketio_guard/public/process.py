@@ -1,4 +1,4 @@
-"""The process as a whole: its start, its end, and what is known of it."""
+"""Start, graceful shutdown and state of the process."""
 
 from __future__ import annotations
 
@@ -11,39 +11,39 @@ if TYPE_CHECKING:
 
 
 class Process(Capability):
-    """Starts and ends what serves the clients."""
+    """Starts, drains and stops the guard in this process."""
 
     def start(self) -> None:
-        """Start listener and tasks now.
+        """Start listener and tasks now; idempotent.
 
-        Seldom needed: in a gunicorn worker the guard starts when the
-        application is loaded, elsewhere with the first request. Idempotent.
+        Rarely needed: in a gunicorn worker the guard starts when the
+        application is loaded, elsewhere with the first request.
         """
         self._guards.current().start()
 
     def drain(self, timeout: float | None = None) -> bool:
-        """Let the clients go, end the tasks, and empty the outbox.
+        """Shut down gracefully: drain the clients, stop the tasks and empty the outbox.
 
-        ``/readyz`` answers 503 and new clients are refused from the first
-        instant; those that are here are closed over ``SOCKETIO_GUARD_DRAIN_WINDOW``
-        seconds in a way that lets them come back by themselves. gunicorn's hooks
-        call it at SIGTERM. Not to be called in a handler, for which it would wait.
+        From the start, ``/readyz`` answers 503 and new clients are refused. Connected
+        clients are closed over ``SOCKETIO_GUARD_DRAIN_WINDOW`` seconds in a way that
+        makes them reconnect by themselves. The gunicorn hooks call it at SIGTERM.
+        Do not call it in a handler: it would wait for that handler to end.
 
         Args:
-            timeout: Longest wait for handlers, for tasks and for the outbox, in
-                seconds each; ``None`` takes ``SOCKETIO_GUARD_STOP_TIMEOUT``.
+            timeout: Longest wait in seconds for handlers, for tasks and for the
+                outbox each; ``None`` uses ``SOCKETIO_GUARD_STOP_TIMEOUT``.
 
         Returns:
-            Whether nothing was left undone.
+            Whether all of them finished in time.
         """
         guard = self._guards.current()
         return guard.drain(guard.config.stop_timeout if timeout is None else timeout)
 
     def stop(self, timeout: float | None = None) -> None:
-        """Stop tasks, empty the outbox, stop the listener.
+        """Stop the tasks, empty the outbox, and stop the listener.
 
         Args:
-            timeout: Longest wait for each of these, in seconds; ``None`` takes
+            timeout: Longest wait in seconds for each of these; ``None`` uses
                 ``SOCKETIO_GUARD_STOP_TIMEOUT``.
         """
         guard = self._guards.current()
@@ -51,15 +51,15 @@ class Process(Capability):
 
     @property
     def listener_state(self) -> ListenerState:
-        """What is known of the message-queue listener of this process."""
+        """State of the message-queue listener of this process."""
         return self._guards.current().listener_state()
 
     @property
     def counters(self) -> dict[str, int]:
-        """Counts of losses, failures and rejections since start, by name."""
+        """Numbers of losses, failures and rejections since the start, by name."""
         return self._guards.current().counters.as_dict()
 
     @property
     def waiting_callbacks(self) -> int:
-        """Number of acknowledgement callbacks that wait for their client."""
+        """Number of acknowledgement callbacks that are pending."""
         return len(self._guards.current().callbacks)

@@ -1,4 +1,4 @@
-"""What is sent to clients, here and in other processes."""
+"""Sending events to clients of this and other processes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Recipients: TypeAlias = Hashable | Sequence[Hashable]
 
 
 class Sending(Capability):
-    """Sends events; from any thread."""
+    """Sends events from any thread."""
 
     def emit(
         self,
@@ -39,39 +39,41 @@ class Sending(Capability):
         ready_only: bool = False,
         strict: bool = False,
     ) -> SendOutcome:
-        """Emit an event; as ``SocketIO.emit``, and from any thread.
+        """Emit an event; like ``SocketIO.emit``, but safe from any thread.
 
         Args:
             event: Event name.
             args: At most one payload; a tuple becomes several arguments.
-            namespace: Socket.IO namespace; ``None`` is ``"/"``.
-            to: Session id, room, or list of rooms. Only ``None`` is everyone: an empty
-                list is nobody, and ``""`` and ``0`` are rooms.
-            room: Another name of *to*.
-            include_self: Whether the client whose event is being handled gets it too.
-            skip_sid: Session ids that do not get it.
+            namespace: Socket.IO namespace; ``None`` means ``"/"``.
+            to: Session id, room, or list of rooms. Only ``None`` means everyone: an empty
+                list means nobody, and ``""`` and ``0`` are rooms.
+            room: Alias of *to*.
+            include_self: Whether the client whose event is being handled receives it too.
+            skip_sid: Session ids of clients that do not receive it.
             callback: Called with the client's acknowledgement, in a task of its own.
             ignore_queue: Emit to clients of this process only.
-            callback_timeout: Longest wait for the acknowledgement, in seconds,
-                > 0; ``None`` takes ``SOCKETIO_GUARD_CALLBACK_TIMEOUT``.
-            on_timeout: Called, once and in a task of its own, when no
-                acknowledgement will come: the time is over or the client is gone.
-            volatile: Drop it for a client that does not take at once what is sent.
-            ready_only: Send it only to clients whose handshake is done
+            callback_timeout: Longest wait for the acknowledgement in seconds,
+                > 0; ``None`` uses ``SOCKETIO_GUARD_CALLBACK_TIMEOUT``.
+            on_timeout: Called once, in a task of its own, when no acknowledgement
+                will come: after the timeout, or because the client is gone.
+            volatile: Drop the event for a client that does not keep up with earlier messages.
+            ready_only: Send it only to clients that have completed their handshake
                 (:meth:`handshake`).
-            strict: Raise if it was dropped.
+            strict: Raise if the event was dropped.
 
         Returns:
-            What became of it: ``"queued"`` for a client of this process,
-            ``"dropped_closed"`` or ``"dropped_slow"`` if no recipient here gets it,
-            ``"handed_to_queue"`` if the other processes were told. For a room,
-            the best that became of it for any client here.
+            The outcome: ``"queued"`` for a client of this process,
+            ``"dropped_closed"`` or ``"dropped_slow"`` if no recipient in this process
+            receives it, ``"handed_to_queue"`` if it was published to the other processes.
+            For a room, the best outcome of any client in this process.
 
         Raises:
-            ConnectionClosed: *strict*, and it was dropped.
-            TypeError: JSON cannot hold the payload; nothing was sent.
-            ValueError: It holds a NaN or an infinity, which JSON has not; nothing was sent.
-            OutboxFull: The message queue is away and the outbox is full; nothing was sent.
+            ConnectionClosed: The event was dropped and *strict* is set.
+            TypeError: The payload cannot be encoded as JSON; nothing was sent.
+            ValueError: The payload contains NaN or infinity, which JSON does not allow;
+                nothing was sent.
+            OutboxFull: The outbox is full, usually because the message queue is unreachable;
+                nothing was sent.
         """
         guard = self._guards.current()
         if not include_self and not skip_sid:
@@ -79,7 +81,7 @@ class Sending(Capability):
         ack = None
         if callback is not None:
             ack = guard.ack_callback(callback, callback_timeout, on_timeout)
-        # An application's own emit() may know none of the options.
+        # An emit() that the application has overridden may not accept these options.
         options = {"volatile": volatile, "ready_only": ready_only} if volatile or ready_only else {}
         outcome: SendOutcome = guard.server.emit_and_tell(
             event,
@@ -111,7 +113,7 @@ class Sending(Capability):
         ready_only: bool = False,
         strict: bool = False,
     ) -> SendOutcome:
-        """Send the event ``message``, or ``json``; as ``SocketIO.send``, and see :meth:`emit`."""
+        """Emit the event ``message`` or ``json``, like ``SocketIO.send``; see :meth:`emit`."""
         return self.emit(
             "json" if json else "message",
             data,
@@ -161,24 +163,24 @@ class Sending(Capability):
         timeout: float = 60,
         ignore_queue: bool = False,
     ) -> Any:
-        """Emit to one client and wait for its answer; as ``SocketIO.call``.
+        """Emit to one client and wait for its acknowledgement; like ``SocketIO.call``.
 
         Args:
             event: Event name.
             args: At most one payload; a tuple becomes several arguments.
             to: Session id of the client.
-            room: Another name of *to*.
-            namespace: Socket.IO namespace; ``None`` is ``"/"``.
-            timeout: Longest wait, in seconds.
+            room: Alias of *to*.
+            namespace: Socket.IO namespace; ``None`` means ``"/"``.
+            timeout: Longest wait in seconds.
             ignore_queue: Look for the client in this process only.
 
         Returns:
-            What the client answered, as JSON has it; a tuple of several values.
+            The client's answer, decoded from JSON; a tuple if it has several values.
 
         Raises:
             ConnectionClosed: The client is gone; raised as soon as that is known.
             socketio.exceptions.TimeoutError: No answer within *timeout* seconds.
-            ValueError: Neither *to* nor *room* is given: everybody cannot answer.
+            ValueError: Neither *to* nor *room* is given; use :meth:`broadcast_call` for rooms.
         """
         return self._guards.current().socketio.call(
             event,
@@ -197,27 +199,28 @@ class Sending(Capability):
         timeout: float = 10.0,
         namespace: str | None = None,
     ) -> BroadcastAnswers:
-        """Emit to everybody in a room, in all processes, and wait for their answers.
+        """Emit to every client in a room, in all processes, and wait for their acknowledgements.
 
         Args:
             event: Event name.
             args: At most one payload; a tuple becomes several arguments.
             room: Session id or room.
-            timeout: Longest wait, in seconds, > 0. It ends as soon as everybody has answered,
-                where it is known how many processes there are, which Redis tells.
-            namespace: Socket.IO namespace; ``None`` is ``"/"``.
+            timeout: Longest wait in seconds, > 0. The wait ends early when every client has
+                answered, provided that the number of processes is known, as with Redis.
+            namespace: Socket.IO namespace; ``None`` means ``"/"``.
 
         Returns:
-            The answers by session id, and who did not answer.
+            The answers by session id, and the clients that did not answer.
 
         Raises:
-            ConfigError: *room* is no text, or *timeout* not > 0.
-            TypeError: JSON cannot hold the payload; nothing was sent.
-            ValueError: It holds a NaN or an infinity, which JSON has not; nothing was sent.
+            ConfigError: *room* is not a string, or *timeout* is out of range.
+            TypeError: The payload cannot be encoded as JSON; nothing was sent.
+            ValueError: The payload contains NaN or infinity, which JSON does not allow;
+                nothing was sent.
         """
         require_seconds("timeout", timeout)
         if not isinstance(room, str):
-            raise ConfigError(f"room must be a text, not {room!r}")
+            raise ConfigError(f"room must be a string, not {room!r}")
         namespace, arguments = namespace_of(namespace), arguments_of(args)
         guard = self._guards.current()
         guard.listen()
@@ -226,7 +229,7 @@ class Sending(Capability):
         )
 
     def flush(self, timeout: float) -> bool:
-        """Wait until everything emitted so far has been taken by the message queue.
+        """Wait until the message queue has acknowledged everything emitted so far.
 
         Args:
             timeout: Longest wait in seconds, >= 0.

@@ -1,4 +1,4 @@
-"""Set-up: an application, or a write-only ``SocketIO``, gets its guard, or stays as it was."""
+"""Set-up of the guard of an application or of a write-only ``SocketIO``, undone if it fails."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ if TYPE_CHECKING:
     from .guards import Guards
 
 KEY = "socketio_guard"
-"""Of ``app.extensions``."""
+"""Key in ``app.extensions``."""
 
 
 class SetUp:
     """Guards applications for one ``SocketIOGuard``.
 
     Args:
-        owner: What applications find at :data:`KEY`.
-        guards: Gets the guards that are made.
-        settings: Of the constructor; win over those of an application.
+        owner: The ``SocketIOGuard``, stored in ``app.extensions`` under :data:`KEY`.
+        guards: Receives the new guards.
+        settings: Settings from the constructor; they override those of an application.
     """
 
     def __init__(self, owner: object, guards: Guards, settings: dict[str, Any]) -> None:
@@ -68,7 +68,7 @@ class SetUp:
         self._protect(app, socketio, config)
 
     def _protect(self, app: Flask, socketio: SocketIO, config: GuardConfig) -> None:
-        """Guard *app*, or leave it as it was."""
+        """Guard *app*; if that fails, restore it and raise."""
         worker = loading_worker() or booted_worker()
         if worker is not None:
             require_fitting(socketio.server.async_mode, worker)
@@ -97,13 +97,13 @@ class SetUp:
         cast("Any", guard.socketio).initialised = self._initialised
 
     def _initialised(self, socketio: SocketIO, app: Flask | None) -> None:
-        """Guard the new server of *socketio*, which was initialised once more.
+        """Guard the new server of *socketio*, whose ``init_app`` was called again.
 
-        With other options, perhaps; its handlers are those that upstream registers anew, and
-        those of this object.
+        The new server may have other options. Its handlers are those that upstream registers
+        again, and those of this ``SocketIOGuard``.
 
         Raises:
-            ConfigError: It cannot be; the application is without a guard then.
+            ConfigError: The new server cannot be guarded; the application has no guard then.
         """
         if app is None:
             former = self._guards.write_only
@@ -119,20 +119,22 @@ class SetUp:
             del app.extensions[KEY]
             self._protect(app, socketio, guard.config)
         elif KEY not in app.extensions:
-            # As a factory does that is called again; most of them call init_app() next.
+            # An application factory was called again. Most factories call guard.init_app() next;
+            # if not, the first request does.
             late = partial(self._protect_late, app, socketio, socketio.server)
             app.wsgi_app = LateMiddleware(app, late)  # type: ignore[method-assign]
 
     def _protect_late(self, app: Flask, socketio: SocketIO, server: object) -> None:
         if KEY not in app.extensions and socketio.server is server:
             logger.warning(
-                "the SocketIO of %r was guarded for another application, and this one was not: it "
-                "is now; call guard.init_app(app, socketio) after socketio.init_app(app)",
+                "the app %r uses a SocketIO that is guarded for another app, but had no guard of "
+                "its own; it has one now. "
+                "Call guard.init_app(app, socketio) after socketio.init_app(app)",
                 app.name,
             )
             try:
                 self.init_app(app, socketio)
-            except AssertionError:  # Flask's: it was tested before, and takes no routes any more
+            except AssertionError:  # Flask's: routes cannot be added after the first request
                 self.init_app(app, socketio, scripts_path=None, health_in_front=True)
 
     def _init_write_only(self, socketio: SocketIO | None, overrides: dict[str, Any]) -> None:
@@ -162,9 +164,9 @@ class SetUp:
 
 
 def _answer_health(guard: AppGuard, name: str, environ: WSGIEnvironment) -> Response:
-    if guard.is_replaced:  # and no other one has come
+    if guard.is_replaced:  # and the application has no new guard
         raise NotFound
-    return guard.endpoints.answer(name, environ)  # looked up here: a forked child has its own
+    return guard.endpoints.answer(name, environ)  # not bound early: a forked child has its own
 
 
 def _socketio_of(app: Flask, socketio: SocketIO | None) -> SocketIO:
@@ -184,7 +186,7 @@ def _socketio_of(app: Flask, socketio: SocketIO | None) -> SocketIO:
 
 
 def _require_kinds(app: object, socketio: object) -> None:
-    """See that the two that are set up are what they should be, and in their order."""
+    """Check the types of the two arguments of ``init_app``, and their order."""
     if is_socketio(app):
         raise ConfigError(
             "the app comes first: SocketIOGuard(app, socketio), or guard.init_app(app, socketio)"

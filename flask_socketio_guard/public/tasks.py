@@ -24,7 +24,7 @@ TaskT = TypeVar("TaskT", bound=Callable[[], Any])
 
 
 class Tasks(Capability):
-    """Runs functions in supervised tasks: logged, restarted, and seen in health."""
+    """Runs functions in supervised tasks, which are logged, restarted and reported in health."""
 
     @overload
     def task(
@@ -66,27 +66,27 @@ class Tasks(Capability):
     ) -> Any:
         """Run a function in the background for as long as the application runs.
 
-        It starts in the worker, never in a preloading master, and in every
-        worker. Usable with and without parentheses::
+        It runs in every worker, and never in a gunicorn master that preloads the
+        application. Works with and without parentheses::
 
             @guard.task(every=1.0)
             def tick(): guard.emit("tick")
 
         Args:
-            target: The function; it gets no arguments and runs in the application context.
-            every: Seconds between the starts of two runs, > 0; a run that takes
-                longer skips what it missed. ``None``: one run, from start to end.
+            target: The function; called without arguments in the application context.
+            every: Seconds between the starts of two runs, > 0; starts that are missed
+                because a run takes longer are skipped. ``None``: the function runs once.
             name: Unique per application; default ``module.function``.
-            restart: ``"never"``, ``"on-failure"`` or ``"always"``; delays grow from
-                0.1 s to ``SOCKETIO_GUARD_RESTART_MAX_DELAY``, with jitter.
-            critical: Whether the process is unready once the task has failed for good.
-            max_restarts: More restarts than this within *restart_window* seconds
-                fail the task for good; ``None``: it never gives up.
-            restart_window: In seconds, > 0.
+            restart: ``"never"``, ``"on-failure"`` or ``"always"``. The backoff grows
+                from 0.1 s to ``SOCKETIO_GUARD_RESTART_MAX_DELAY``, with jitter.
+            critical: Whether readiness fails once the task has failed permanently.
+            max_restarts: The task fails permanently if it needs more restarts than
+                this within *restart_window* seconds; ``None`` means no limit.
+            restart_window: Seconds, > 0.
 
         Raises:
             ConfigError: An option is out of range.
-            DuplicateTask: There is a task of that name.
+            DuplicateTask: A task with that name exists.
         """
 
         def decorator(function: TaskT) -> TaskT:
@@ -104,8 +104,9 @@ class Tasks(Capability):
 
         return decorator if target is None else decorator(target)
 
-    # A type checker holds the arguments against the target. Options go with positional arguments;
-    # with keywords for the target, too, write functools.partial(target, ...).
+    # The overloads let a type checker compare the arguments with the target's parameters. Options
+    # can be combined with positional arguments; to pass keywords to the target as well, use
+    # functools.partial(target, ...).
 
     @overload
     def start_background_task(
@@ -135,7 +136,7 @@ class Tasks(Capability):
         **options: Unpack[StartOptions],
     ) -> TaskHandle: ...
 
-    def start_background_task(  # type: ignore[misc]  # it does accept all of the fifth
+    def start_background_task(  # type: ignore[misc]  # it accepts everything that the fifth overload does
         self,
         target: Callable[..., Any],
         *args: Any,
@@ -146,13 +147,13 @@ class Tasks(Capability):
         restart_window: Any = 60.0,
         **kwargs: Any,
     ) -> TaskHandle:
-        """Start a supervised background task now; as ``SocketIO.start_background_task``.
+        """Start a supervised background task now, like ``SocketIO.start_background_task``.
 
         Args:
             target: The function; runs in the application context.
             args: Passed to *target*.
-            name: Unique among the running tasks; by default the function's name
-                and a number.
+            name: Unique among the running tasks; by default the name of the function
+                with a number.
             restart: See :meth:`task`.
             critical: See :meth:`task`.
             max_restarts: See :meth:`task`.
@@ -165,7 +166,7 @@ class Tasks(Capability):
 
         Raises:
             ConfigError: An option is out of range.
-            DuplicateTask: A task of that name is running, or will start with the application.
+            DuplicateTask: A task with that name is running, or will start with the application.
             TaskError: The process is stopping.
         """
         guard = self._guards.current()
@@ -181,12 +182,12 @@ class Tasks(Capability):
         return guard.tasks.run(spec)
 
     def sleep(self, seconds: float = 0) -> bool:
-        """Sleep; as ``SocketIO.sleep``, but wake up when the task or process stops.
+        """Sleep like ``SocketIO.sleep``, but wake up when the task or process is stopped.
 
         Args:
-            seconds: >= 0; 0 only gives way to other tasks.
+            seconds: >= 0; 0 only yields to other tasks.
 
         Returns:
-            ``True`` after the whole time, ``False`` when woken early.
+            ``True`` after the full time, ``False`` if woken early.
         """
         return self._guards.current().tasks.sleep(seconds)
