@@ -1,7 +1,7 @@
-"""Flask-SocketIO-Guard: one line, and events keep flowing.
+"""Flask-SocketIO-Guard, the reliability layer for Flask-SocketIO.
 
-What applications name in code every day. Errors are in :mod:`.errors`, signals and their records
-in :mod:`.signals`, hooks for the server in :mod:`.gunicorn`.
+This module exports the names that applications use most. Errors are in :mod:`.errors`, signals and
+their records in :mod:`.signals`, hooks for the server in :mod:`.gunicorn`.
 """
 
 from __future__ import annotations

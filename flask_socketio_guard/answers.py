@@ -1,4 +1,4 @@
-"""What WSGI applications answer with, and when it has been sent."""
+"""Responses of WSGI applications: running code once a response has been sent."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
 REQUEST_ENDED = "flask_socketio_guard.request_ended"
-"""Key of ``environ``: called by who takes a request for its own, so that nobody waits for it."""
+"""Key in ``environ`` of a function that ends the request's bookkeeping.
+
+Code that keeps a request open on purpose calls it, so that shutdown does not wait for the request.
+"""
 
 
 def is_known_by_type(answer: object, environ: WSGIEnvironment) -> bool:
-    """Say whether the server may send *answer* in its own way, and so must get it as it is."""
+    """Return whether the server may handle *answer* by its type, so it must not be wrapped."""
     wrapper = environ.get("wsgi.file_wrapper")
     if isinstance(answer, list | tuple | FileWrapper):
         return True
@@ -26,7 +29,7 @@ def is_known_by_type(answer: object, environ: WSGIEnvironment) -> bool:
 
 
 def closing(answer: Any, end: Callable[[], object], environ: WSGIEnvironment) -> Iterable[bytes]:
-    """Return *answer* such that *end* is called once the server has sent and closed it."""
+    """Return *answer*, wrapped if necessary, so that *end* is called when the server closes it."""
     closes = [getattr(answer, "close", None)]
 
     def close() -> None:
@@ -41,7 +44,7 @@ def closing(answer: Any, end: Callable[[], object], environ: WSGIEnvironment) ->
         return _Closing(answer, close)
     try:
         answer.close = close
-    except AttributeError:  # a list, which is not closed
+    except AttributeError:  # a list, for example, which the server does not close
         end()
     same: Iterable[bytes] = answer
     return same

@@ -1,4 +1,4 @@
-"""The guard of one application, or of a write-only process: its life, and who may ask it what."""
+"""The guard of one application or of a write-only process, from registration to shutdown."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
     from .config import GuardConfig
     from .registry import Registry
 
-_SUPERSEDED_STOP_TIMEOUT = 1.0  # holds up the start of the application that takes over, in seconds
+_SUPERSEDED_STOP_TIMEOUT = 1.0  # seconds; delays the start of the application that takes over
 
 
 class AppGuard(Assembly):
     """The guard of one application, or of a write-only ``SocketIO`` without one.
 
-    It takes what :class:`.Assembly` takes. To the adopted upstream objects it is
-    :class:`~flask_socketio_guard.ports.Ports`.
+    Its arguments are those of :class:`.Assembly`. It implements
+    :class:`~flask_socketio_guard.ports.Ports` for the adopted upstream objects.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class AppGuard(Assembly):
         adopt(socketio, self)
         self._build(self)
         self.is_replaced = False
-        """Whether another guard stands in front of the application by now."""
+        """Whether the application is no longer guarded by this object."""
         self.ordered: set[tuple[str, str]] = set()
         self.delivery.require_usable_store()
         process.join(self)
@@ -48,10 +48,10 @@ class AppGuard(Assembly):
     # What is registered
 
     def register_all(self) -> None:
-        """Take what was registered before.
+        """Register the handlers and tasks that were declared before this guard existed.
 
         Raises:
-            ConfigError: Something of it cannot be.
+            ConfigError: One of them cannot be registered.
         """
         for entry in self._registry.handlers:
             self.register(entry)
@@ -59,7 +59,7 @@ class AppGuard(Assembly):
             self.tasks.add(spec)
 
     def register(self, entry: HandlerEntry) -> None:
-        """Register a handler behind what is asked for around it."""
+        """Register a handler with its timeout, schema and rate limit."""
         if entry.is_ordered:
             self.ordered.add((entry.namespace or "/", entry.message))
         handler = pipeline(entry, self, self.rates)
@@ -69,33 +69,33 @@ class AppGuard(Assembly):
 
     @property
     def can_listen(self) -> bool:
-        """Whether this process could hear other processes, and so serve clients."""
+        """Whether this process can receive messages of other processes, and so serve clients."""
         return self.queue is None or not self.has_loop() or is_patched()
 
     @property
     def is_superseded(self) -> bool:
-        """Whether the ``SocketIO`` serves another application by now.
+        """Whether the ``SocketIO`` now serves another application.
 
-        So it is when an application factory with one global ``SocketIO`` is
+        This happens when an application factory with one global ``SocketIO`` is
         called again, as test suites do.
         """
         return self.socketio.server is not self.server
 
     def check_paths(self) -> None:
-        """See that no route that has come since ``init_app()`` is hidden by a path of the guard.
+        """Check that the guard's paths hide no route that was added after ``init_app()``.
 
         Raises:
-            ConfigError: One is.
+            ConfigError: They hide one.
         """
         if self.app is not None:
             require_free_paths(self.app, self.config)
 
     def start(self) -> None:
-        """Start all that serves clients: listener, tasks and the rest; idempotent.
+        """Start everything that serves clients: listener, tasks and the rest; idempotent.
 
         Raises:
             ConfigError: A message queue is used under gevent without monkey-patching, or a
-                route of the application is hidden by a path of the guard.
+                path of the guard hides a route of the application.
         """
         lifecycle = self.lifecycle
         if lifecycle.has_served:
@@ -106,7 +106,7 @@ class AppGuard(Assembly):
             self.check_paths()
             if self.app is not None:
                 self._require_patched()
-                self._tell_of_lost_handlers()
+                self._warn_of_lost_handlers()
             self.lifecycle.serve()
 
     def _require_patched(self) -> None:
@@ -117,43 +117,43 @@ class AppGuard(Assembly):
                 "with one of gunicorn's gevent workers, or with uWSGI's --gevent-monkey-patch"
             )
         if self.has_loop() and not self.runtime.can_kill:
-            # Patched since: gunicorn's worker does so after a fork from a preloading master.
+            # Patched after this guard was made: gunicorn's worker does so if the master preloads.
             self.supervisor.stop(self.config.broker_timeout, is_internal=True)
             self.lifecycle.abandon()
             self.runtime = self._new_runtime()
             self._build(self)
 
-    def _tell_of_lost_handlers(self) -> None:
+    def _warn_of_lost_handlers(self) -> None:
         lost = "" if self.is_superseded else take_lost_handlers(self.socketio)
         if lost:
             logger.warning(
-                "no handler for %s in this application, while an earlier one of the same SocketIO "
-                "had it: register handlers before socketio.init_app(), each time that the factory "
-                "is called, or with guard.on",
+                "no handler for %s in this app, although an earlier app of the same SocketIO had "
+                "one: register handlers before socketio.init_app() each time the factory is "
+                "called, or with guard.on",
                 lost,
             )
 
     def flush(self, timeout: float) -> bool:
-        """Wait until all that was emitted is with the broker."""
+        """Wait until the broker has acknowledged everything emitted so far."""
         return self.queue is None or self.queue.outbox.flush(timeout)
 
     def drain(self, timeout: float) -> bool:
-        """Let the clients go, end the tasks, and empty the outbox; see :meth:`.Lifecycle.drain`."""
+        """Drain clients, stop tasks and empty the outbox; see :meth:`.Lifecycle.drain`."""
         return self.lifecycle.drain(timeout)
 
     def stop(self, timeout: float) -> None:
-        """Flush the outbox and end every task, within about *timeout* seconds each."""
+        """Flush the outbox and stop every task, within about *timeout* seconds each."""
         self.lifecycle.stop(timeout)
 
     def discard(self) -> None:
-        """Have no part in the application: it could not be guarded, or is guarded anew."""
+        """Detach from the application, which could not be guarded or gets a new guard."""
         self.is_replaced = True
         self.stop(min(_SUPERSEDED_STOP_TIMEOUT, self.config.stop_timeout))
         self.failure_hooks.abandon()
         process.leave(self)
 
     def flush_at_exit(self) -> None:
-        """Give what was emitted last a chance to get out before the process ends."""
+        """Publish the last messages before the process ends."""
         if self.lifecycle.stopping.is_set():
             return
         if self.queue is not None:
@@ -161,7 +161,7 @@ class AppGuard(Assembly):
         self.delivery.record_loss()
 
     def after_fork(self) -> None:
-        """Start afresh in a child process: tasks, connections and queue are the parent's."""
+        """Reset everything in a forked child: tasks, connections and queue are the parent's."""
         has_served = self.lifecycle.has_served
         self.lifecycle.abandon()
         if has_served and self.app is not None:
@@ -175,40 +175,40 @@ class AppGuard(Assembly):
 
     @property
     def is_propagating(self) -> bool:
-        """Whether Flask's test client would raise what a view raises."""
+        """Whether Flask propagates exceptions of views to its test client."""
         if self.app is None:
             return False
         wanted = self.app.config["PROPAGATE_EXCEPTIONS"]
         return bool(self.app.testing if wanted is None else wanted)
 
     def is_ordered(self, namespace: str, event: str) -> bool:
-        """Say whether events of that name are handled one after another."""
+        """Return whether a client's events of that name are handled one after another."""
         return (namespace, event) in self.ordered
 
     def connected(self, connection: Connection) -> None:
-        """Note that the connect handler let a client in."""
-        for tell in self._connected:
-            tell(connection)
+        """Tell the components that the connect handler has accepted a client."""
+        for hook in self._connected:
+            hook(connection)
 
     def entered(self, sid: str, room: object) -> None:
-        """Note that a client entered a room: something may wait for those in there."""
+        """Tell the components that a client entered a room, for which messages may be pending."""
         connection = self.connections.find(sid)
         if connection is not None and connection.is_open and isinstance(room, str):
-            for tell in self._entered:
-                tell(connection, room)
+            for hook in self._entered:
+                hook(connection, room)
 
     def hand_over(self, target: Callable[[], object]) -> None:
-        """Run *target*, called from another native thread, on the event loop.
+        """Run *target* on the event loop; called from another native thread.
 
         Raises:
-            LoopQueueFull: Too much waits for the event loop.
+            LoopQueueFull: Too many calls wait for the event loop.
         """
         self.runtime.call_soon_threadsafe(self.handlers.recording(target))
 
     # What the public object asks for
 
     def identify(self, sid: str, identity: str) -> bool:
-        """Note that a client is a device of *identity*; say whether it is here.
+        """Set the identity of a client; return whether it is connected to this process.
 
         Raises:
             RoomInvalid: *identity* is the session id of another client.

@@ -1,7 +1,7 @@
-"""What a guarded process consists of: its components, and what they know of each other.
+"""Construction of a guarded process: its components and the references between them.
 
-Nothing is done here. Each component does one thing and is listed once; what is needed event by
-event is an attribute that leads straight to it.
+This module contains no behaviour. Each component has one responsibility and is listed once. Hot
+paths use attributes that refer directly to the method they need.
 """
 
 from __future__ import annotations
@@ -66,9 +66,9 @@ class Assembly:
 
     Args:
         app: The application, or ``None`` in a write-only process.
-        socketio: Initialised already.
-        config: Its settings.
-        registry: What was registered so far; its hooks are those of later, too.
+        socketio: A ``SocketIO`` that is already initialised.
+        config: The settings of the application.
+        registry: What was registered so far; hooks that are added to it later count as well.
     """
 
     def __init__(
@@ -99,22 +99,22 @@ class Assembly:
             on_storage_failure=lambda exc: self.telemetry.send(
                 Failure("hook", exc, "rate storage")
             ),
-            # Applications that share a Redis share no counts.
+            # Applications that share a Redis must not share counts.
             namespace=f"socketio-guard:{self._fleet_name()}",
         )
         self.event_limit = self._limit(config.event_rate, "events")
         self.join_limit = self._limit(config.join_rate_per_address, "joins/address")
         self._registry = registry
-        # What was registered outlives a fork, unlike the components that act on it.
+        # Registrations survive a fork, unlike the components that act on them.
         self._handshake_timeouts = dict(registry.handshakes)
         self._specs: list[TaskSpec] = []
         self.runtime = self._new_runtime()
 
     def _build(self, ports: Ports) -> None:
-        """Make everything that has tasks, locks or connections; again after a fork.
+        """Create everything that has tasks, locks or connections; called again after a fork.
 
         Args:
-            ports: What the adopted upstream objects ask: the object itself.
+            ports: The interface for the adopted upstream objects, which is this object itself.
         """
         config, runtime, telemetry, server = self.config, self.runtime, self.telemetry, self.server
         self.supervisor = Supervisor(
@@ -230,7 +230,7 @@ class Assembly:
         self._connect()
 
     def _web(self) -> list[Component]:
-        """Return what a process needs that serves clients, and no other one."""
+        """Return the components that only a process that serves clients needs."""
         return [
             self.deadlines,
             WebServer(self.config, self.socketio),
@@ -238,7 +238,7 @@ class Assembly:
         ]
 
     def _connect(self) -> None:
-        """Make the direct references: to components that want to know, and of hot paths."""
+        """Collect the components' hooks, and make the direct references for hot paths."""
         components = self.lifecycle.components
         self._connected = implementations_of("connected", components)
         self._entered = implementations_of("entered", components)
@@ -270,14 +270,15 @@ class Assembly:
         )
 
     def _new_runtime(self) -> Runtime:
-        # Who cannot serve may emit all the same, as tests and commands do: that takes threads.
+        # A process that cannot serve clients can still emit, as tests and commands do, with
+        # threads instead of greenlets.
         can_only_emit = self.app is None or (
             self.has_loop() and has_queue(self.server) and not is_patched()
         )
         return runtime_for(self.server.async_mode, is_write_only=can_only_emit)
 
     def _fleet_name(self) -> str:
-        """Return what all processes of the application have in common, and no others have."""
+        """Return a name that all processes of this application share, and no others."""
         channel = getattr(self.server.manager, "channel", None)
         if channel is None and self.app is not None:
             return self.app.name
@@ -287,11 +288,11 @@ class Assembly:
         return None if rate is None else self.rates.limit(rate, name=name)
 
     def has_loop(self) -> bool:
-        """Say whether a gevent loop serves the clients."""
+        """Return whether a gevent event loop serves the clients."""
         return self.server.async_mode in GEVENT_MODES
 
     def is_quiet(self) -> bool:
-        """Say whether no client is left and nothing runs for one."""
+        """Return whether no client is connected and no task runs for a client."""
         engine = self.server.eio
         is_busy = self.handlers.running or self.jobs.running
         return not (
@@ -299,10 +300,10 @@ class Assembly:
         )
 
     def listener_state(self) -> ListenerState:
-        """Return what is known of the listener."""
+        """Return the state of the listener; ``ABSENT`` without a message queue."""
         return ListenerState.ABSENT if self.queue is None else self.queue.state
 
-    # What components need of each other
+    # Callbacks between components
 
     def _connection_changed(
         self, connection: Connection, old: ConnectionState | None, new: ConnectionState
@@ -311,8 +312,8 @@ class Assembly:
             ConnectionChange(connection.sid, connection.namespace, old, new, connection.reason)
         )
         if new is ConnectionState.CLOSED:
-            for tell in self._disconnected:
-                tell(connection)
+            for hook in self._disconnected:
+                hook(connection)
 
     def _phase_changed(self) -> None:
         if self.lifecycle.phase in (Phase.DRAINING, Phase.STOPPED):

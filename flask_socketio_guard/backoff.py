@@ -1,4 +1,4 @@
-"""How long to wait before trying again."""
+"""Retry delays: exponential backoff with jitter."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_MAX_EXPONENT = 32  # 2**32 times any delay is beyond every cap; spares float overflow
+_MAX_EXPONENT = 32  # 2**32 times any delay exceeds every cap; prevents float overflow
 
 
 def backoff_delay(
@@ -21,9 +21,9 @@ def backoff_delay(
 ) -> float:
     """Return the delay before retry number *attempt*, in seconds.
 
-    The delay doubles with each attempt up to *max_delay* and is then spread
-    over its upper half, at the cap as well, so that a fleet whose broker came
-    back does not return in one instant.
+    The delay doubles with each attempt up to *max_delay*. Jitter then spreads it
+    over its upper half, at the cap as well, which keeps a fleet of processes from
+    reconnecting at the same moment.
 
     Args:
         attempt: 0 for the first retry.
@@ -40,11 +40,11 @@ def backoff_delay(
 
 @dataclass(frozen=True)
 class Backoff:
-    """How often a server is tried that does not answer: the one policy for all that is in Redis.
+    """The retry policy for an unreachable server, shared by all users of Redis.
 
     Attributes:
         max_delay: Upper bound of every delay in seconds, > 0.
-        first_delay: Of the first retry, in seconds, > 0.
+        first_delay: Delay of the first retry in seconds, > 0.
     """
 
     max_delay: float
@@ -54,14 +54,14 @@ class Backoff:
         """Return the delay before the next attempt, in seconds.
 
         Args:
-            failures: Attempts that have failed in a row before the last one.
+            failures: Number of consecutive failures before the last attempt.
         """
         first_delay = min(self.first_delay, self.max_delay)
         return backoff_delay(failures, first_delay=first_delay, max_delay=self.max_delay)
 
 
 DELIVERY_STORE: Final = Backoff(max_delay=0.5)
-"""For the store of acknowledged delivery; only the guard's own tasks wait."""
+"""For the store of acknowledged delivery; short, because only the guard's own tasks retry."""
 
 RATE_STORAGE: Final = Backoff(max_delay=5.0, first_delay=5.0)
-"""For the store of rates: an event waits for each attempt, so there are few."""
+"""For the storage of rate limits; long, because an event has to wait for each attempt."""

@@ -1,7 +1,7 @@
-"""The blueprint that owns every path of the guard: health, and what browsers load.
+"""The blueprint for every path of the guard: health endpoints and scripts for browsers.
 
-``flask routes`` lists them, ``url_for("socketio_guard.healthz")`` finds them, and a
-``before_request`` function that is not for them looks at ``request.blueprint``.
+``flask routes`` lists them, ``url_for("socketio_guard.healthz")`` returns their URLs, and a
+``before_request`` function can exempt them by ``request.blueprint``.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _FOLDER = Path(__file__).with_name("static")
 _HOUR = 3600
 _HOST: Final = "socketio_guard_host"
-"""Name of the variable part of a rule that is for every host, or every subdomain."""
+"""Name of the variable in a rule that matches every host or subdomain."""
 
 
 class GuardBlueprint(Blueprint):
@@ -33,19 +33,19 @@ class GuardBlueprint(Blueprint):
 
     Args:
         app: The application.
-        config: Paths.
+        config: The configured paths.
     """
 
     def __init__(self, app: Flask, config: GuardConfig) -> None:
-        # Without a static folder of its own, which would have a route beside the application's.
+        # No static folder: it would add a route of its own.
         super().__init__(BLUEPRINT, __name__)
         self.health: Callable[[str, WSGIEnvironment], Answer]
-        """Answers a request by the name of an endpoint; another guard brings another one."""
+        """Answers a request, given the name of an endpoint; replaced with the guard."""
         for name, path in health_paths(config).items():
-            # It answers each method alike, in front of the application and here.
+            # Health answers OPTIONS like GET, here and in front of the application.
             self._add(app, path, name, self._answering(name), provide_automatic_options=False)
         if config.scripts_path is not None:
-            # Not all that is below the path: a catch-all route of the application serves that.
+            # Only this file: the application's catch-all route may serve other files below.
             rule = f"{config.scripts_path}/<any({SCRIPT_FILE!r}):filename>"
             self._add(app, rule, "static", _script)
         if app.url_map.host_matching:
@@ -55,7 +55,7 @@ class GuardBlueprint(Blueprint):
     def _add(
         self, app: Flask, rule: str, endpoint: str, view: Callable[..., Answer], **options: bool
     ) -> None:
-        """Add a rule for every host: load balancers ask by address."""
+        """Add a rule that matches every host: load balancers send an IP address as the host."""
         hosts: list[dict[str, Any]] = [{}]
         if app.url_map.host_matching:
             hosts = [{"host": f"<{_HOST}>"}]
@@ -71,16 +71,16 @@ class GuardBlueprint(Blueprint):
 def add_routes(
     app: Flask, config: GuardConfig, health: Callable[[str, WSGIEnvironment], Answer]
 ) -> None:
-    """Give *app* the routes of the guard, or those that it has another guard behind them.
+    """Add the guard's routes to *app*; if it has them already, connect them to a new guard.
 
     Args:
         app: The application.
-        config: Paths.
-        health: Answers a request by the name of an endpoint.
+        config: The configured paths.
+        health: Answers a request, given the name of an endpoint.
 
     Raises:
         ConfigError: The application has a blueprint of the same name.
-        AssertionError: It has handled a request, and takes no routes that are needed.
+        AssertionError: Flask refuses new routes, because it has handled a request.
     """
     if config.scripts_path is None and not health_paths(config):
         return

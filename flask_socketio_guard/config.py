@@ -1,4 +1,4 @@
-"""Every setting of the guard: read once, validated, in seconds and bytes."""
+"""All settings of the guard, read and validated once."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ STORE_SCHEMES = (
     "valkeys://",
     "valkey+sentinel://",
 )
-"""What the URL of a store may begin with: as that of a ``RedisManager``."""
+"""Schemes allowed in the URL of a store; those that ``RedisManager`` accepts."""
 
 _STORE: Rule = (
     lambda value: (
@@ -55,13 +55,11 @@ _DETAILS: Rule = (
 
 @dataclass(frozen=True)
 class GuardConfig(Settings):
-    """Every setting of the guard, one attribute for each ``SOCKETIO_GUARD_*`` key.
+    """The settings of the guard, one attribute per ``SOCKETIO_GUARD_*`` key.
 
-    Durations are float seconds, sizes are bytes. A keyword wins over ``app.config``, and that over
-    the environment.
-
-    Source:
-        The page of settings is made of the metadata of these fields; see :func:`settings_table`.
+    Durations are float seconds, sizes are bytes. A keyword overrides ``app.config``, which
+    overrides the environment. The settings page of the documentation is generated from the
+    metadata of these fields; see :func:`.settings_table`.
     """
 
     callback_timeout: float = setting(
@@ -108,8 +106,8 @@ class GuardConfig(Settings):
     broker_down: str = setting(
         "warn",
         one_of("warn", "fail"),
-        'what `/readyz` says while a broker that was reached before is unreachable: `"warn"` '
-        'is 200, `"fail"` is 503',
+        'how `/readyz` answers during an outage of a broker that was reached before: `"warn"` '
+        'with 200, `"fail"` with 503',
     )
     health_details: str | Callable[[Any], bool] | None = setting(
         None,
@@ -122,8 +120,8 @@ class GuardConfig(Settings):
     healthz_path: str | None = setting(
         "/healthz",
         or_none(PATH),
-        "path of the full health answer; `None` switches it off. An application's own route "
-        "at this path is a `ConfigError`, because it would be hidden",
+        "path of the full health answer; `None` switches it off. A route of the application at "
+        "this path would be hidden and causes a `ConfigError`",
     )
     livez_path: str | None = setting(
         "/livez", or_none(PATH), "path of the liveness answer; otherwise like `HEALTHZ_PATH`"
@@ -134,17 +132,17 @@ class GuardConfig(Settings):
     health_in_front: bool = setting(
         True,
         FLAG,
-        "whether these three are answered in front of the application; `False` sends them through "
-        "Flask, with its `before_request` functions and sessions",
+        "whether these three paths are answered in front of the application; `False` passes "
+        "requests for them through Flask, with its `before_request` functions and sessions",
     )
     max_connections: int | None = setting(
         None,
         or_none(COUNT),
         "Socket.IO connections that this process accepts; `None`: as many as it can hold "
-        "([gunicorn's `worker_connections` and open files](deployment.md), less some for "
-        "other requests). Further handshakes get 503 with `Retry-After`, also when they ask for "
-        "a WebSocket. When the process is full, the oldest client that has joined no namespace "
-        "for 3 s makes room",
+        "([gunicorn's `worker_connections` and open files](deployment.md), minus a reserve for "
+        "other requests). Further handshakes, WebSocket ones included, get 503 with "
+        "`Retry-After`. When the process is full, a new client replaces the oldest one that has "
+        "not joined a namespace within 3 s",
     )
     max_connections_per_address: int | None = setting(
         None,
@@ -157,20 +155,20 @@ class GuardConfig(Settings):
         None,
         or_none(RATE),
         'rate of new connections that this process accepts, such as `"100/second"`; further '
-        "handshakes get 503, too. CORS preflights and invalid handshakes "
+        "handshakes get 503 as well. CORS preflights and invalid handshakes "
         "do not count",
     )
     connection_rate_per_address: str | None = setting(
         None,
         or_none(RATE),
-        'rate of new connections of one client address, such as `"10/second"`. Off by default: '
+        'rate of new connections from one client address, such as `"10/second"`. Off by default: '
         "behind a proxy without `ProxyFix` all clients share one address",
     )
     max_joins_per_minute: int = setting(
         300,
         COUNT,
-        "CONNECT packets that one client may send per minute, accepted or not; beyond that it is "
-        "refused with `rate_limited` and closed with 1008",
+        "CONNECT packets that one client may send per minute, accepted or not; a client that "
+        "sends more is refused with `rate_limited` and closed with 1008",
     )
     join_rate_per_address: str | None = setting(
         None,
@@ -207,9 +205,9 @@ class GuardConfig(Settings):
         COUNT,
         "memory that one client's waiting events may take: 1 kB for each event plus its "
         "decoded payload. Beyond it the guard stops reading from the client until some "
-        "events have begun (backpressure by TCP; over polling the request waits). "
-        "Nothing is lost or refused. While the client owes an answer (`call()`, a "
-        "callback) up to eight times as much is read, since the answer may be "
+        "events have begun (TCP backpressure; over polling the request waits). "
+        "No event is lost or refused. While the client owes an acknowledgement (`call()`, a "
+        "callback), the limit is eight times as high, because the acknowledgement may be "
         "queued behind its events",
     )
     max_containers: int = setting(
@@ -219,13 +217,13 @@ class GuardConfig(Settings):
         "but costs more than 80 bytes and 0.05 µs. A client that sends more is closed "
         "with 1009; over polling its request is answered with 400. A table of 50,000 "
         "rows is accepted, and any packet of 1 MB with more than ten characters per list or "
-        "object; raise it where packets are larger than 1 MB",
+        "object; raise it if packets are larger than 1 MB",
     )
     event_output_max_bytes: int = setting(
         64 * 1024 * 1024,
         COUNT,
-        "bytes of one event's answer and emits that may wait to be sent; only messages of "
-        "16 KiB and more count, a broadcast once. Beyond it `emit` waits while some of "
+        "bytes of one event's acknowledgement and emits that may wait to be sent; only messages "
+        "of 16 KiB and more count, a broadcast once. Beyond it `emit` blocks as long as some of "
         "these bytes are being sent, and otherwise raises `OutputTooLarge`; the client gets "
         "the code `output_too_large`. Sent bytes no longer count, so a handler may stream "
         "any amount",
@@ -235,12 +233,12 @@ class GuardConfig(Settings):
         SECONDS,
         "events that a client sent before it disconnected begin before its disconnect handler "
         "runs; if none can begin for this long, because its handlers do not end, the "
-        "rest is dropped and counted",
+        "remaining ones are dropped and counted",
     )
     event_rate: str | None = setting(
         None,
         or_none(RATE),
-        'rate of events of one client, such as `"20/second"`; further ones are answered with '
+        'rate of events from one client, such as `"20/second"`; further ones are rejected with '
         "`rate_limited`",
     )
     rate_storage: str = setting(
@@ -259,7 +257,7 @@ class GuardConfig(Settings):
     send_queue_max_bytes: int = setting(
         1024 * 1024,
         COUNT,
-        "bytes that may wait for one client; a larger message is accepted when nothing else waits",
+        "bytes that may wait for one client; a larger message is accepted if nothing else waits",
     )
     slow_consumer_timeout: float = setting(
         10.0, SECONDS, "a client with a full queue is slow once it has taken nothing for this long"
@@ -307,18 +305,20 @@ class GuardConfig(Settings):
         "twice as long counts as dead",
     )
     delivery_ack_timeout: float = setting(
-        10.0, SECONDS, "how long a client may take to acknowledge one before it is redelivered"
+        10.0,
+        SECONDS,
+        "how long a client may take to acknowledge such a message before it is redelivered",
     )
     delivery_ttl: float = setting(
-        3600.0, SECONDS, "time to live of such a message, unless `deliver` sets another"
+        3600.0, SECONDS, "default time to live of such a message; `deliver` can set another"
     )
     delivery_max_in_flight: int = setting(
-        16, COUNT, "such messages that one recipient may have unacknowledged at a time"
+        16, COUNT, "unacknowledged messages that one recipient may have in flight"
     )
     delivery_max_messages: int = setting(
         100_000,
         COUNT,
-        "such messages that may wait; beyond it `deliver` raises `DeliveryStoreFull`",
+        "such messages that may be pending; beyond it `deliver` raises `DeliveryStoreFull`",
     )
     delivery_max_bytes: int = setting(
         128 * 1024 * 1024,
@@ -344,7 +344,7 @@ class GuardConfig(Settings):
     scripts_path: str | None = setting(
         "/socketio-guard",
         or_none(PATH),
-        "path below which `deliveries.js` is served to browsers; a proxy has to forward it, too. "
+        "path below which `deliveries.js` is served to browsers; a proxy must forward it as well. "
         "`None` switches it off",
     )
     blocking_timeout: float | None = setting(
@@ -372,7 +372,7 @@ class GuardConfig(Settings):
         """Return the settings of a component, by the class that declares them.
 
         Raises:
-            ConfigError: They were not read.
+            ConfigError: No registered component declares them.
         """
         found = self._of_components.get(owner)
         if not isinstance(found, owner):
@@ -390,15 +390,15 @@ class GuardConfig(Settings):
         /,
         **overrides: Any,
     ) -> GuardConfig:
-        """Read the ``SOCKETIO_GUARD_*`` keys of *mapping*, and of the environment.
+        """Read the ``SOCKETIO_GUARD_*`` keys of *mapping* and of the environment.
 
         Args:
-            mapping: Usually ``app.config``; other keys are ignored. It wins over the environment.
-            components: Classes of settings that components have; see :meth:`of`.
-            overrides: Settings by attribute name; they win over *mapping*.
+            mapping: Usually ``app.config``; overrides the environment. Other keys are ignored.
+            components: Settings classes of components; see :meth:`of`.
+            overrides: Settings by attribute name; they override *mapping*.
 
         Raises:
-            ConfigError: A key is unknown, or a value of the wrong type or out of range; or a
+            ConfigError: A key is unknown, a value is of the wrong type or out of range, or a
                 setting is declared twice.
         """
         found = read_settings([cls, *components], mapping, overrides)
@@ -411,12 +411,12 @@ class GuardConfig(Settings):
     def from_environment(
         cls, components: Sequence[type[Settings]] = (), /, **overrides: Any
     ) -> GuardConfig:
-        """Read environment variables ``SOCKETIO_GUARD_*`` only.
+        """Read the settings from ``SOCKETIO_GUARD_*`` environment variables only.
 
-        For processes without a Flask application. ``none`` is ``None`` where
-        that is allowed.
+        For processes without a Flask application. The value ``none`` means
+        ``None`` where that is allowed.
 
         Raises:
-            ConfigError: A variable is unknown or its value out of range.
+            ConfigError: A variable is unknown, or its value is out of range.
         """
         return cls.from_mapping({}, components, **overrides)

@@ -1,6 +1,6 @@
-"""Every exception that the guard raises.
+"""The exceptions that the guard raises.
 
-The tree::
+Their hierarchy::
 
     GuardError
     ├── ConfigError (also ValueError)
@@ -67,7 +67,7 @@ class GuardError(Exception):
 
 
 class ConfigError(GuardError, ValueError):
-    """A setting or the order of set-up calls is wrong; the text names the mend."""
+    """A setting or the order of set-up calls is wrong; the message says how to fix it."""
 
 
 class IncompatibleVersion(GuardError):
@@ -75,14 +75,14 @@ class IncompatibleVersion(GuardError):
 
 
 class EventRejected(GuardError):
-    """An event is refused before its handler runs, or by the handler itself.
+    """An event is rejected, before its handler runs or by the handler itself.
 
-    The client is told: text and code are part of the acknowledgement, so they
-    must not hold secrets.
+    Message and code are part of the acknowledgement that the client receives, and
+    must not contain secrets.
 
     Args:
-        message: Shown to the client.
-        code: Stable, machine-readable reason, shown to the client; an ``abort(403)`` has 403.
+        message: Text for the client.
+        code: Stable, machine-readable reason for the client; 403 for ``abort(403)``.
     """
 
     def __init__(self, message: str = "event rejected", *, code: str | int = "rejected") -> None:
@@ -99,9 +99,9 @@ class EventInvalid(EventRejected):
 
 
 class RoomInvalid(EventInvalid, ValueError):
-    """A room is no name that a client may enter, leave or have closed.
+    """A room cannot be entered, left or closed.
 
-    Such as ``None``, which stands for everybody, or the session id of another client.
+    Examples are ``None``, which means everybody, and the session id of another client.
     """
 
     def __init__(self, message: str = "invalid room") -> None:
@@ -109,17 +109,17 @@ class RoomInvalid(EventInvalid, ValueError):
 
 
 class OutputTooLarge(EventRejected):
-    """An answer or an emit of a handler is refused: its event has caused too much at a time."""
+    """The return value or an emit of a handler is refused: too much of its output is unsent."""
 
-    def __init__(self, message: str = "the event causes too much") -> None:
+    def __init__(self, message: str = "the event causes too much output") -> None:
         super().__init__(message, code="output_too_large")
 
 
 class RateLimited(EventRejected):
-    """A client sends events, or new clients come, faster than they may.
+    """Events or new connections exceed a rate limit.
 
     Attributes:
-        retry_after: Seconds after which the next one is let through.
+        retry_after: Seconds after which the next one is accepted.
     """
 
     def __init__(self, message: str = "too many events", *, retry_after: float = 0.0) -> None:
@@ -131,7 +131,7 @@ class HandlerTimeout(GuardError, TimeoutError):
     """An event handler ran longer than its ``timeout``.
 
     Attributes:
-        seconds: The timeout, in seconds.
+        seconds: The timeout in seconds.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -144,16 +144,16 @@ class ConnectionClosed(GuardError):
 
 
 class LoopQueueFull(GuardError):
-    """Other threads hand over more than the event loop gets to."""
+    """Other threads schedule more calls on the event loop than it can run."""
 
 
 class BrokerError(GuardError):
-    """The message queue did not answer, refused, or the connection to it was lost.
+    """The message queue did not answer, refused a request, or the connection to it was lost.
 
     Attributes:
         category: ``"unreachable"``, ``"name"`` (it does not resolve), ``"tls"``,
             ``"certificate"`` (not trusted), ``"authentication"`` or ``"permission"``.
-            Without secrets, unlike the text perhaps.
+            Contains no secrets; the message may.
     """
 
     def __init__(self, reason: str, *, category: str = "unreachable") -> None:
@@ -162,12 +162,12 @@ class BrokerError(GuardError):
 
 
 class PublishError(BrokerError):
-    """A batch of messages was not, or not wholly, acknowledged by the broker.
+    """The broker did not acknowledge all messages of a batch.
 
     Attributes:
-        published: Messages that went out.
-        refused: Messages that the broker answered with an error; they never will.
-            The rest of the batch, in order, may be tried again.
+        published: Number of messages that were published.
+        refused: Number of messages that the broker answered with an error. They must not be
+            retried, unlike the rest of the batch.
     """
 
     def __init__(
@@ -184,15 +184,15 @@ class PublishError(BrokerError):
 
 
 class PublishRefused(PublishError):
-    """The broker answered the whole batch, and refused some of it."""
+    """The broker answered every message of a batch, some of them with an error."""
 
 
 class OutboxFull(BrokerError):
-    """A message was refused because the outbox has reached its bound.
+    """A message was refused because the outbox is full.
 
     Attributes:
-        messages: Messages waiting.
-        size: Bytes waiting.
+        messages: Number of messages in the outbox.
+        size: Their size in bytes.
     """
 
     def __init__(self, *, messages: int, size: int) -> None:
@@ -204,23 +204,23 @@ class OutboxFull(BrokerError):
 
 
 class DeliveryError(GuardError):
-    """The base of errors of acknowledged delivery."""
+    """Base of the errors of acknowledged delivery."""
 
 
 class DeliveryInvalid(DeliveryError, ValueError):
-    """A message cannot be stored: JSON cannot hold it, or it is too large."""
+    """A message cannot be stored: it cannot be encoded as JSON in UTF-8, or is too large."""
 
 
 class DeliveryStoreFull(DeliveryError):
-    """The store has reached its bound; the message was not stored."""
+    """The store is full; the message was not stored."""
 
 
 class DeliveryStoreError(DeliveryError):
-    """The store did not answer, or could not do it. A message may be stored all the same."""
+    """The store did not answer, or failed. It may have stored a message nevertheless."""
 
 
 class DeliveryFormatError(DeliveryStoreError):
-    """The store holds what this version of the guard did not write; it is left as it is."""
+    """The store contains data in a format of another version of the guard; nothing is changed."""
 
 
 _LONGEST_NAME = 100  # characters
@@ -230,7 +230,7 @@ class UnknownDelivery(DeliveryError, LookupError):
     """There is no message with that id, or it ended too long ago.
 
     Attributes:
-        id: What was asked for.
+        id: The id that was looked up.
     """
 
     def __init__(self, id: str) -> None:
@@ -242,11 +242,11 @@ class UnknownDelivery(DeliveryError, LookupError):
 
 
 class TaskError(GuardError):
-    """Something is wrong with a supervised task."""
+    """A supervised task cannot be started."""
 
 
 class DuplicateTask(TaskError):
-    """A task of the same name is already watched."""
+    """A task with the same name exists already."""
 
 
 class InvalidTransition(GuardError):
@@ -261,7 +261,7 @@ class InvalidTransition(GuardError):
 def _restore(
     cls: type[GuardError], args: tuple[Any, ...], attributes: dict[str, Any]
 ) -> GuardError:
-    """Make a pickled error anew, past its constructor."""
+    """Restore a pickled error without calling its constructor."""
     error = cls.__new__(cls)
     error.args = args
     error.__dict__.update(attributes)

@@ -1,4 +1,4 @@
-"""``SocketIOGuard``: the extension object that applications hold."""
+"""``SocketIOGuard``, the Flask extension."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
 class SocketIOGuard(Handlers, Sending, Deliveries, Clients, Tasks, Process):
     """Guards a Flask-SocketIO application.
 
-    Create it with an application, or without one and call :meth:`init_app`
-    from the application factory. One object can guard several applications. What it offers is
-    one base class for each capability.
+    Create it with an application, or without one and call :meth:`init_app` in
+    the application factory. One object can guard several applications. Each base class
+    contributes the methods of one capability.
 
     Args:
         app: The application.
-        socketio: Its ``SocketIO``, initialised with *app* before. Without an
+        socketio: Its ``SocketIO``, already initialised with *app*. Without an
             application: a write-only ``SocketIO(message_queue=...)``.
-        settings: Any attribute of :class:`.GuardConfig`; wins over ``app.config``.
+        settings: Any attributes of :class:`.GuardConfig`; they override ``app.config``.
 
     Raises:
         ConfigError: See :meth:`init_app`.
@@ -51,17 +51,17 @@ class SocketIOGuard(Handlers, Sending, Deliveries, Clients, Tasks, Process):
         """Guard *app* and its *socketio*.
 
         Call it after ``socketio.init_app(app)``; handlers may be registered
-        before and after. Settings are read now: keywords win over ``app.config``, and that over
-        environment variables, which have the same names, ``SOCKETIO_GUARD_*``.
-        :class:`.GuardConfig` lists them all.
+        before and after. Settings are read now: keywords override ``app.config``, which overrides
+        environment variables of the same names, ``SOCKETIO_GUARD_*``. :class:`.GuardConfig`
+        lists them.
 
         Args:
             app: The application, or ``None`` for a write-only *socketio*.
-            socketio: Its ``SocketIO``; taken from the application if left out.
-            settings: Win over those of the constructor and of *app*.
+            socketio: Its ``SocketIO``; by default the one that *app* is initialised with.
+            settings: Override those of the constructor and of *app*.
 
         Raises:
-            ConfigError: The call comes too early or twice, or a setting is wrong.
+            ConfigError: The call is too early or repeated, or a setting is invalid.
             IncompatibleVersion: Flask-SocketIO, python-socketio or
                 python-engineio is too old.
         """
@@ -69,5 +69,5 @@ class SocketIOGuard(Handlers, Sending, Deliveries, Clients, Tasks, Process):
 
     @property
     def registry(self) -> Registry:
-        """What was registered, for every application."""
+        """Everything registered so far, for all applications."""
         return self._guards.registry

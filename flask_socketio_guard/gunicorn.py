@@ -1,9 +1,9 @@
-"""What a gunicorn worker has to say: that it has loaded the application, and that it ends.
+"""Hooks for gunicorn: start after a worker has loaded the application, graceful shutdown after.
 
-The guard finds the worker that loads it by itself. Hooks in ``gunicorn.conf.py`` are for
-applications that are made later than that, with the first request for example. They should
-import this module inside of them: gunicorn reads that file in the master, before a worker
-patches the standard library, and what is imported there keeps parts that block::
+The guard finds the worker that loads it by itself. Hooks in ``gunicorn.conf.py`` are only needed
+for applications that are created later, for example with the first request. The hooks must import
+this module in their bodies: gunicorn reads that file in the master, before a worker patches the
+standard library, and modules imported there keep references to functions that block::
 
     def post_worker_init(worker):
         from flask_socketio_guard import gunicorn
@@ -38,7 +38,7 @@ __all__ = ["post_worker_init", "worker_exit"]
 
 _POLL_INTERVAL = 0.05  # seconds
 _BOOT_FAILED: Final = 3
-"""Exit code of a worker after which the master ends; gunicorn's ``Arbiter.WORKER_BOOT_ERROR``."""
+"""Exit code that makes the master exit too; gunicorn's ``Arbiter.WORKER_BOOT_ERROR``."""
 
 _booted: Any = None
 _joined: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -47,18 +47,18 @@ _joined: weakref.WeakSet[Any] = weakref.WeakSet()
 def post_worker_init(worker: Any) -> None:
     """Start the guards of a worker that has loaded its application.
 
-    When the worker is told to stop they say so to the load balancer at once, let
-    its clients go, and end the application's tasks. Then nothing holds the worker,
-    unless it still answers other requests: those have gunicorn's ``graceful_timeout``.
+    When the worker is told to stop, the guards report unready at once, drain the
+    clients and stop the application's tasks. After that, only other requests in
+    progress keep the worker running, for up to gunicorn's ``graceful_timeout``.
 
     Source:
         gunicorn settings, "Server Hooks": ``post_worker_init(worker)``.
     """
     global _booted
-    _booted = worker if hasattr(worker, "cfg") else None  # one of gunicorn's
+    _booted = worker if hasattr(worker, "cfg") else None  # cfg: it is gunicorn's own
     if hasattr(worker, "wsgi") and not isinstance(worker.wsgi, CountedRequests):
         worker.wsgi = CountedRequests(worker.wsgi)
-        _spare_the_collector()
+        _freeze_objects()
     for guard in all_guards():
         if guard.is_superseded:
             continue
@@ -66,20 +66,19 @@ def post_worker_init(worker: Any) -> None:
             require_fitting(guard.server.async_mode, worker)
         is_second = guard.worker.on_drained is not None
         guard.worker.is_alive = lambda: bool(getattr(worker, "alive", True))
-        guard.worker.on_drained = partial(_let_go, worker, guard)
+        guard.worker.on_drained = partial(_shorten_shutdown, worker, guard)
         guard.start()
         if hasattr(worker, "cfg") and guard.app is not None and not is_second:
             _limit_connections(worker, guard)
-            _tell_of_traps(worker, guard)
+            _warn_of_misconfiguration(worker, guard)
 
 
-def _spare_the_collector() -> None:
-    """Have Python's garbage collector look no more at what is there, which will stay.
+def _freeze_objects() -> None:
+    """Exclude existing objects, which will stay anyway, from Python's garbage collection.
 
-    A full collection takes 20 ms or more for the modules of an application alone, in which no
-    client is served, and a client that sends many lists brings about one after the other. Done
-    before anything is started: tools look for greenlets with ``gc.get_objects()``, which does not
-    return what is frozen.
+    A full collection takes 20 ms or more for the modules of an application alone and blocks all
+    clients meanwhile, and a client that sends many lists causes one after another. It runs before
+    any task starts: tools find greenlets with ``gc.get_objects()``, which omits frozen objects.
 
     Source:
         Python, ``gc.freeze()``; gevent, ``gevent.util``.
@@ -89,7 +88,7 @@ def _spare_the_collector() -> None:
 
 
 def worker_exit(server: Any, worker: Any) -> None:
-    """Stop the guards of a worker that ends: tasks end, the outbox empties.
+    """Stop the guards of a worker that exits: stop their tasks and empty their outboxes.
 
     Source:
         gunicorn settings, "Server Hooks": ``worker_exit(server, worker)``.
@@ -97,13 +96,13 @@ def worker_exit(server: Any, worker: Any) -> None:
     del server
     global _booted
     if worker.pid != os.getpid():
-        return  # called in the master, for a worker that was gone already
+        return  # called in the master for a worker that has already exited
     _booted = None
     for guard in all_guards():
         if guard.lifecycle.is_stopped:
             continue
         if guard.lifecycle.is_draining:
-            # gunicorn lets go once no connection is left; a handler may still run.
+            # gunicorn stops waiting once no connection is left; a handler may still run.
             guard.drain(guard.config.stop_timeout)
         guard.stop(guard.config.stop_timeout)
 
@@ -116,14 +115,14 @@ def booted_worker() -> Any:
 def loading_worker() -> Any:
     """Return the gunicorn worker that is loading the application right now, or ``None``.
 
-    A preloading master loads it too, and would take the listener's place in
-    the message queue; nothing but the call stack tells the two apart.
+    A preloading master loads the application too, but must not listen on the message
+    queue. Only the call stack tells the two apart.
     """
     return _local_of("gunicorn.workers.", "self")
 
 
 def join_worker(worker: Any) -> None:
-    """Have *worker* call both hooks; those of its configuration are called before."""
+    """Install both hooks in *worker*; they run after those of its configuration."""
     if worker in _joined:
         return
     _joined.add(worker)
@@ -142,10 +141,10 @@ def join_worker(worker: Any) -> None:
 
 
 def require_fitting(async_mode: str, worker: Any) -> None:
-    """See that *worker* can serve a ``SocketIO`` of *async_mode*.
+    """Check that *worker* can serve a ``SocketIO`` of *async_mode*.
 
     Raises:
-        ConfigError: No client would ever be answered.
+        ConfigError: It cannot, and would never answer a client.
     """
     kind = _kind_of(worker)
     if async_mode == "gevent" and kind in {"sync", "gthread"}:
@@ -157,7 +156,7 @@ def require_fitting(async_mode: str, worker: Any) -> None:
 
 
 def _kind_of(worker: Any) -> str:
-    """Return gunicorn's name of the class that *worker* is made of, or an empty string."""
+    """Return gunicorn's name for the class of *worker*; empty if it is not in ``_KINDS``."""
     names = {f"{cls.__module__}.{cls.__qualname__}" for cls in type(worker).__mro__}
     return next((kind for name, kind in _KINDS.items() if name in names), "")
 
@@ -170,13 +169,13 @@ _KINDS: Final = {
 }
 
 
-def _tell_of_traps(worker: Any, guard: AppGuard) -> None:
-    """Say what of gunicorn's configuration will not work."""
+def _warn_of_misconfiguration(worker: Any, guard: AppGuard) -> None:
+    """Log what will not work with gunicorn's configuration."""
     kind, mode = _kind_of(worker), guard.server.async_mode
     if mode == "threading" and kind == "sync":
         logger.error(
             "gunicorn's sync worker serves one request at a time, and a client that waits "
-            "for events holds it: run gunicorn with --threads 100"
+            "for events occupies it: run gunicorn with --threads 100"
         )
     if mode == "threading" and kind == "gevent-websocket":
         logger.warning(
@@ -187,10 +186,10 @@ def _tell_of_traps(worker: Any, guard: AppGuard) -> None:
     count = worker.cfg.workers
     if count > 1 and worker.age == 1 and "polling" in guard.server.eio.transports:
         logger.error(
-            "gunicorn runs %d workers and hands the requests of a client that polls, as each does "
-            "at first, to any of them, while its session is in one: run one worker in each of "
-            "several gunicorns behind a load balancer with sticky sessions, or allow "
-            'transports=["websocket"] only, on both sides',
+            "gunicorn runs %d workers and distributes the requests of a polling client (every "
+            "client starts with polling) among them, but its session exists in only one: run "
+            "several gunicorns with one worker each behind a load balancer with sticky sessions, "
+            'or allow only transports=["websocket"], on both sides',
             count,
         )
     if (
@@ -200,29 +199,29 @@ def _tell_of_traps(worker: Any, guard: AppGuard) -> None:
         and not isinstance(guard.app.wsgi_app, ProxyFix)
     ):
         logger.warning(
-            "SOCKETIO_GUARD_MAX_CONNECTIONS_PER_ADDRESS limits nobody: behind a Unix socket "
-            "clients have no address unless app.wsgi_app = ProxyFix(app.wsgi_app) after "
-            "guard.init_app() takes it from X-Forwarded-For"
+            "SOCKETIO_GUARD_MAX_CONNECTIONS_PER_ADDRESS has no effect: behind a Unix socket "
+            "clients have no address. To take it from X-Forwarded-For, set "
+            "app.wsgi_app = ProxyFix(app.wsgi_app) after guard.init_app()"
         )
 
 
 def _limit_connections(worker: Any, guard: AppGuard) -> None:
-    """Take no more connections than there are files for, and leave some for other requests.
+    """Limit connections to the available file descriptors, with a reserve for other requests.
 
     Source:
-        ``GeventWorker.run`` and ``ThreadWorker.run``: they read ``worker_connections`` after
-        ``post_worker_init``, and accept no more than that at a time. ``TConn.wait_for_data``:
-        a thread that waits for a request does so with a selector of its own.
+        ``GeventWorker.run`` and ``ThreadWorker.run`` read ``worker_connections`` after
+        ``post_worker_init``, and accept at most that many connections at a time. In
+        ``TConn.wait_for_data``, each thread that waits for a request opens a selector.
     """
     if not hasattr(worker, "worker_connections"):
-        return  # the sync worker has one at a time
+        return  # the sync worker serves one connection at a time
     is_threaded = _kind_of(worker) == "gthread"
     most = fit_to_files(
         worker.worker_connections, selectors=worker.cfg.threads if is_threaded else 0
     )
     if most < worker.worker_connections:
         logger.warning(
-            "this process may open so few files that it takes %d connections instead of %d: "
+            "the limit of open files allows %d connections instead of %d: "
             "raise the limit (ulimit -n)",
             most,
             worker.worker_connections,
@@ -231,12 +230,13 @@ def _limit_connections(worker: Any, guard: AppGuard) -> None:
     if guard.config.max_connections is None:
         guard.admission.limit_to(capacity(most))
     if is_threaded and guard.server.async_mode == "threading":
-        # Beyond it requests wait for a thread, without an answer, until a client leaves.
+        # With more WebSockets than that, other requests would wait for a free thread until a
+        # client disconnects.
         guard.admission.max_websockets = websockets_of(worker.cfg.threads)
 
 
 class CountedRequests:
-    """Goes in front of all that a worker serves, applications beside the guarded one included."""
+    """WSGI middleware that counts a worker's requests, including those of other applications."""
 
     def __init__(self, wsgi_app: Any) -> None:
         self._wsgi_app = wsgi_app
@@ -244,11 +244,11 @@ class CountedRequests:
 
     @property
     def in_progress(self) -> int:
-        """Requests in progress that have nothing to do with Socket.IO."""
+        """Number of requests in progress that are not Socket.IO requests."""
         return len(self._tickets)
 
     def __call__(self, environ: Any, start_response: Any) -> Any:
-        """Serve a request, and count it until its answer is closed."""
+        """Serve a request, and count it until its response is closed."""
         ticket = object()
         end = partial(self._tickets.discard, ticket)
         self._tickets.add(ticket)
@@ -261,25 +261,25 @@ class CountedRequests:
         return closing(answer, end, environ)
 
 
-def _let_go(worker: Any, guard: AppGuard, stopping_for: float) -> None:
-    """End the wait of *worker* for connections that have nothing more to say.
+def _shorten_shutdown(worker: Any, guard: AppGuard, stopping_for: float) -> None:
+    """Make *worker* stop waiting for idle connections once its guards are drained.
 
-    A browser keeps its idle connections open, and gunicorn would wait for them for
-    the whole ``graceful_timeout``. ``GeventWorker.run`` reads the setting anew each
-    second; it is left time for one more look, in which it may see that nobody is left.
+    A browser keeps idle connections open, and gunicorn would wait for them for the
+    whole ``graceful_timeout``. ``GeventWorker.run`` reads that setting again each
+    second, so it is lowered to a value that leaves time for one more check.
 
     Args:
-        worker: gunicorn's.
-        guard: That of the application.
+        worker: The gunicorn worker.
+        guard: The guard of the application.
         stopping_for: Seconds since the worker was told to stop.
     """
-    told_at = clock() - stopping_for
+    stopping_since = clock() - stopping_for
     requests = worker.wsgi
     while isinstance(requests, CountedRequests) and requests.in_progress:
         guard.runtime.sleep(_POLL_INTERVAL)
     if all(other.lifecycle.is_drained for other in all_guards() if not other.is_superseded):
-        rest = math.ceil(clock() - told_at) + 1
-        worker.cfg.set("graceful_timeout", min(rest, worker.cfg.graceful_timeout))
+        timeout = math.ceil(clock() - stopping_since) + 1
+        worker.cfg.set("graceful_timeout", min(timeout, worker.cfg.graceful_timeout))
 
 
 def _local_of(module: str, name: str) -> Any:
@@ -293,21 +293,21 @@ def _local_of(module: str, name: str) -> Any:
 
 
 def _after_fork() -> None:
-    """Join the worker that a preloading master has forked."""
+    """Install the hooks in a worker that a preloading master has forked."""
     worker = _local_of("gunicorn.arbiter", "worker")
     if worker is None or isinstance(worker.pid, int) or not all_guards():
-        return  # not the fork of a worker, but one of its own children
+        return  # not a worker, but a child process of a worker
     try:
         for guard in all_guards():
             if guard.app is not None and not guard.is_superseded:
                 require_fitting(guard.server.async_mode, worker)
     except ConfigError as exc:
-        # Nobody would hear of an exception here.
+        # Python ignores exceptions in functions that run after a fork.
         logger.critical("%s", exc)
         os._exit(_BOOT_FAILED)
     join_worker(worker)
 
 
-# Behind that of ``app_guard``, which makes the guards anew.
+# Registered after the function of ``app_guard`` that rebuilds the guards, and so runs after it.
 if hasattr(os, "register_at_fork"):  # not on Windows
     os.register_at_fork(after_in_child=_after_fork)

@@ -1,4 +1,4 @@
-"""The WSGI side: what stands in front of an application."""
+"""WSGI middleware in front of the application: health endpoints and the start of the guard."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _END: Any = object()
 
 
 class GuardMiddleware:
-    """Goes in front of an application: health, start, and requests that are counted.
+    """Answers health requests, starts the guard with the first request, and serves the rest.
 
     Args:
-        wsgi_app: What was there before.
+        wsgi_app: The application's previous ``wsgi_app``.
         guard: The guard of the application.
     """
 
@@ -41,9 +41,10 @@ class GuardMiddleware:
             return self._wsgi_app(environ, start_response)
         path = environ.get("PATH_INFO", "")
         if not self._has_checked_paths:
-            guard.check_paths()  # a worker with threads starts while the application is loading
+            # Again, because a gunicorn worker starts the guard before all routes are registered.
+            guard.check_paths()
             self._has_checked_paths = True
-            _tell_of_server(environ, guard)
+            _warn_of_server(environ, guard)
         if not guard.lifecycle.has_served:
             self._start(environ, path)
         if guard.admission.is_draining:
@@ -60,11 +61,11 @@ class GuardMiddleware:
     def _call_app(
         self, environ: WSGIEnvironment, start_response: StartResponse
     ) -> tuple[Iterable[bytes], Context | None]:
-        """Return the application's answer, and the context in which it is to be read.
+        """Return the application's response, and the context in which to iterate over it.
 
-        Servers handle one request after the other in the context of a thread or of a TCP
-        connection, which a proxy shares among clients: what one request sets in there must not
-        be left for the next. A test may look for it afterwards.
+        Servers handle consecutive requests in the context of a thread or of a TCP connection,
+        which a proxy shares among clients. A context of its own keeps one request's context
+        variables from leaking into the next. Tests get none: they may inspect the variables.
         """
         if not _is_served(environ):
             return self._wsgi_app(environ, start_response), None
@@ -72,10 +73,10 @@ class GuardMiddleware:
         return context.run(self._wsgi_app, environ, start_response), context
 
     def _start(self, environ: WSGIEnvironment, path: str) -> None:
-        """Start the guard if this process serves, and is not a test or a command.
+        """Start the guard, unless this process is a test or a command with a message queue.
 
         Raises:
-            ConfigError: It serves clients, and cannot.
+            ConfigError: The process serves clients but cannot receive messages of others.
         """
         guard = self._guard
         is_served = _is_served(environ)
@@ -88,7 +89,7 @@ class GuardMiddleware:
     def _serve_http(
         self, environ: WSGIEnvironment, start_response: StartResponse
     ) -> Iterable[bytes]:
-        """Serve a request that has nothing to do with Socket.IO."""
+        """Serve a request that is not a Socket.IO request."""
         answer, context = self._call_app(environ, start_response)
         if context is None or is_known_by_type(answer, environ):
             return answer
@@ -96,11 +97,11 @@ class GuardMiddleware:
 
 
 class LateMiddleware:
-    """Stands in front of an application that may still be guarded, or never is.
+    """Guards an application at its first request from a server, unless it is guarded by then.
 
     Args:
         app: The application.
-        guard: Guards it, if nobody has; called with the first request that is served.
+        guard: Guards the application if necessary; called once.
     """
 
     def __init__(self, app: Flask, guard: Callable[[], object]) -> None:
@@ -119,48 +120,48 @@ class LateMiddleware:
 
 
 def _is_served(environ: WSGIEnvironment) -> bool:
-    # Servers name themselves; Werkzeug's test client, and those of others, do not.
+    # Servers identify themselves; test clients, Werkzeug's included, do not.
     return "SERVER_SOFTWARE" in environ or "uwsgi.version" in environ
 
 
-def _tell_of_server(environ: WSGIEnvironment, guard: AppGuard) -> None:
-    """Say so if Flask's development server runs in a mode that it cannot serve.
+def _warn_of_server(environ: WSGIEnvironment, guard: AppGuard) -> None:
+    """Log an error if Flask's development server runs with gevent, which it cannot serve.
 
-    ``flask run`` has Flask-SocketIO pick threads, but only where no mode is named.
+    Under ``flask run``, Flask-SocketIO picks threading unless the application names a mode.
     """
     if environ.get("SERVER_SOFTWARE", "").startswith("Werkzeug/") and guard.has_loop():
         logger.error(
             "flask run cannot serve async_mode %r: no WebSocket works, and without "
-            "gevent.monkey.patch_all() polling hangs too: start with socketio.run(app), or let "
-            'flask run have SocketIO(async_mode="threading")',
+            "gevent.monkey.patch_all() polling hangs too: start with socketio.run(app), or use "
+            'SocketIO(async_mode="threading") under flask run',
             guard.server.async_mode,
         )
 
 
 class _Answer:
-    """An answer that is made in the context of its request."""
+    """A response that is iterated over in the context of its request."""
 
     def __init__(self, answer: Iterable[bytes], context: Context) -> None:
         self._answer = answer
         self._context = context
 
     def __iter__(self) -> Iterator[bytes]:
-        # A token of a context variable is good for one context only.
+        # A token of a context variable is valid in the context that created it only.
         run = self._context.run
         return iter(partial(run, next, run(iter, self._answer)), _END)
 
     def close(self) -> None:
-        """Close the application's answer."""
+        """Close the application's response."""
         close = getattr(self._answer, "close", None)
         if close is not None:
             self._context.run(close)
 
 
 def _closing(start_response: StartResponse) -> StartResponse:
-    """Return *start_response* such that the connection is closed after the answer.
+    """Wrap *start_response* to close the connection after the response.
 
-    An idle connection would hold the worker that is to end. gunicorn's own
-    workers see to that themselves and ignore the header; gevent's server heeds it.
+    An idle connection would delay the shutdown of the worker. gunicorn's own
+    workers handle that themselves and ignore the header; gevent's server obeys it.
     """
 
     def start(status: str, headers: list[tuple[str, str]], *args: Any) -> Callable[[bytes], object]:

@@ -1,4 +1,4 @@
-"""What the upstream objects, once adopted, may ask of the guard of their application."""
+"""The interface through which adopted upstream objects use the guard of their application."""
 
 from __future__ import annotations
 
@@ -21,89 +21,92 @@ if TYPE_CHECKING:
 
 
 class Ports(Protocol):
-    """The guard of one application, seen from below."""
+    """The part of :class:`.AppGuard` that lower layers may use."""
 
     @property
     def callbacks(self) -> CallbackTable:
-        """The callbacks that wait."""
+        """The pending acknowledgement callbacks."""
 
     @property
     def handlers(self) -> HandlerGuard:
-        """What encloses the application's handlers."""
+        """Runs the application's handlers and records their failures."""
 
     @property
     def config(self) -> GuardConfig:
-        """The settings."""
+        """The settings of the application."""
 
     @property
     def runtime(self) -> Runtime:
-        """How the application waits and spawns."""
+        """Provides tasks, flags and sleep, by gevent or by threads."""
 
     @property
     def connections(self) -> Connections:
-        """The clients."""
+        """The clients of this process."""
 
     @property
     def deadlines(self) -> Deadlines:
-        """What is due later."""
+        """Timers, such as that of a handshake."""
 
     @property
     def write_batcher(self) -> WriteBatcher:
-        """Who writes, and when."""
+        """Schedules the writes to transports in batches."""
 
     @property
     def fan_out(self) -> FanOut | None:
-        """Who carries broadcasts, if not the queues of their recipients."""
+        """Writes broadcasts to clients over several loop iterations; ``None`` if it is off."""
 
     @property
     def telemetry(self) -> Telemetry:
-        """Who is told what happens."""
+        """Receives records of everything that signals, logs and counters report."""
 
     @property
     def admission(self) -> Admission:
-        """Who decides on new clients."""
+        """Accepts or refuses new connections."""
 
     @property
     def event_limit(self) -> Limit | None:
-        """How many events a client may send, if there is a bound."""
+        """Rate limit of a client's events; ``None`` if there is none."""
 
     @property
     def join_limit(self) -> Limit | None:
-        """How many CONNECT packets may come from one address, if there is a bound."""
+        """Rate limit of the CONNECT packets of one address; ``None`` if there is none."""
 
     @property
     def is_propagating(self) -> bool:
-        """Whether Flask's test client would raise what a view raises."""
+        """Whether Flask propagates exceptions of views to its test client."""
 
     def is_ordered(self, namespace: str, event: str) -> bool:
-        """Say whether events of that name are handled one after another."""
+        """Return whether a client's events of that name are handled one after another."""
 
     def connected(self, connection: Connection) -> None:
-        """Note that the connect handler let a client in."""
+        """Report that the connect handler has accepted a client."""
 
     def entered(self, sid: str, room: object) -> None:
-        """Note that a client entered a room."""
+        """Report that a client entered a room."""
 
     def take_broadcast_call(self, message: dict[str, Any]) -> None:
-        """Act on a question to a room, or an answer to one, of another process."""
+        """Handle another process's question to a room, or its answer to one."""
 
     def has_departed(self, sid: str) -> bool:
-        """Say whether a client was here and has left, as far as that is remembered."""
+        """Return whether a client is known to have disconnected from this process.
+
+        ``False`` for one that disconnected so long ago that it has been forgotten.
+        """
 
     def listen(self) -> None:
-        """See that answers of other processes are heard."""
+        """Make sure that answers of other processes are received; may block at the first call."""
 
     def start(self) -> None:
-        """Start what runs in the background; idempotent."""
+        """Start listener and tasks; idempotent."""
 
     def publish(self, payload: bytes) -> None:
         """Put a message to other processes into the outbox."""
 
     def hand_over(self, target: Callable[[], object]) -> None:
-        """Run *target*, called from another native thread, on the event loop."""
+        """Run *target* on the event loop; called from another native thread."""
 
     def spawn(self, name: str, target: Callable[[], object]) -> None:
-        """Run *target* in a task of its own and record what it raises."""
+        """Run *target* in a task of its own; exceptions are recorded."""
 
     def flag(self) -> Flag:
-        """Return a new event of the application's runtime."""
+        """Return a new flag of the application's runtime."""

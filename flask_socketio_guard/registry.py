@@ -1,4 +1,4 @@
-"""What was registered with a ``SocketIOGuard``, for each application that it guards."""
+"""Everything registered with a ``SocketIOGuard``, for all applications that it guards."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ if TYPE_CHECKING:
 
 @dataclass
 class Registry:
-    """Handlers, tasks and hooks, before ``init_app`` and after.
+    """Handlers, handshakes, tasks, hooks and components, registered before or after ``init_app``.
 
-    The lists of hooks are shared: what is appended is seen by every guard. Of the rest a guard
-    takes what is there when it is made, and is told what comes later; components are made with it.
+    All guards share the lists of hooks, and see what is appended later. Handlers, handshakes and
+    tasks are copied when a guard is created; :class:`.Guards` passes later ones to it. Components
+    must be registered before ``init_app``.
     """
 
     handlers: list[HandlerEntry] = field(default_factory=list)
@@ -35,13 +36,13 @@ class Registry:
     on_dead_letter: list[Callable[[DeadLetter], object]] = field(default_factory=list)
 
     def settings(self) -> list[type[Settings]]:
-        """Return the classes of settings that the components declare, each once."""
+        """Return the settings classes that the components declare, without duplicates."""
         declared = [_settings_of(make) for make in self.components]
         return list(dict.fromkeys(each for each in declared if each is not None))
 
 
 def _settings_of(make: Callable[..., Component]) -> type[Settings] | None:
-    """Return what a component, or a function that makes one, says of its settings."""
+    """Return the ``settings`` attribute of a component's class or factory, if any."""
     while isinstance(make, partial):
         make = make.func
     return getattr(make, "settings", None)

@@ -1,4 +1,4 @@
-"""Paths that the guard answers, and routes of the application that would be hidden by them."""
+"""Paths that the guard answers, and the check that they hide no route of the application."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ if TYPE_CHECKING:
     from .config import GuardConfig
 
 BLUEPRINT = "socketio_guard"
-"""Name of the blueprint that the guard's own routes are in."""
+"""Name of the blueprint with the guard's own routes."""
 
 SCRIPT_FILE = "deliveries.js"
-"""What browsers load to go with the guard."""
+"""Script that browsers load for acknowledged delivery."""
 
 _STATIC = "static"
-"""Endpoint of the static files of an application or, behind its name, of a blueprint."""
+"""Endpoint of the static files of an application; in a blueprint, after the blueprint's name."""
 
 
 def require_free_paths(app: Flask, config: GuardConfig) -> None:
-    """See that no route of *app* is hidden by a path of the guard.
+    """Check that the guard's paths hide no route of *app*.
 
-    A catch-all route is none of them: it serves what nothing else does, which is
-    what a page of its own at one of these paths would be to it.
+    A catch-all route does not count: it serves what no other route does, and the
+    guard's paths are other routes.
 
     Raises:
-        ConfigError: One is.
+        ConfigError: A path of the guard would hide a route.
     """
     for setting, path in _paths(config):
         for rule in app.url_map.iter_rules():
@@ -51,13 +51,13 @@ def require_free_paths(app: Flask, config: GuardConfig) -> None:
 
 
 def health_paths(config: GuardConfig) -> dict[str, str]:
-    """Return the paths of health that are switched on, by the names of their endpoints."""
+    """Return the health paths that are enabled, by the names of their endpoints."""
     paths = {name: getattr(config, f"{name}_path") for name in ("healthz", "readyz", "livez")}
     return {name: path for name, path in paths.items() if path is not None}
 
 
 def _paths(config: GuardConfig) -> Iterator[tuple[str, str]]:
-    """Yield settings and the paths that the guard answers because of them."""
+    """Yield each path that the guard answers, with the name of the setting that controls it."""
     for name, path in reversed(health_paths(config).items()):
         yield f"{name}_path", path
     if config.scripts_path is not None:
@@ -65,9 +65,9 @@ def _paths(config: GuardConfig) -> Iterator[tuple[str, str]]:
 
 
 def _is_for(rule: Rule, path: str, app: Flask) -> bool:
-    """Say whether *rule* is there for *path*, and not for whatever has its shape.
+    """Return whether *rule* is meant for *path*, not only for any path of the same shape.
 
-    On whatever host, with whatever method: the guard does not look at these.
+    Host and method are ignored, because the guard ignores them too.
     """
     if rule.build_only or rule.websocket:
         return False
@@ -80,7 +80,7 @@ def _is_for(rule: Rule, path: str, app: Flask) -> bool:
         return _is_static_file(rule, path.removeprefix(fixed), app)
     converters = {name: _unconverted(each) for name, each in app.url_map.converters.items()}
     alone = Map([_without_host(rule)], converters=converters)
-    # A path of the same shape that nobody has meant; what is fixed of a segment is meant.
+    # A rule that also matches a made-up name of the same shape is not meant for this path.
     folder = fixed[: fixed.rindex("/") + 1]
     name = "".join("q" if mark.isalnum() else mark for mark in path.removeprefix(folder))
     return _matches(alone, path) and not _matches(alone, folder + name)
@@ -99,7 +99,7 @@ def _without_host(rule: Rule) -> Rule:
 
 
 def _unconverted(converter: type[BaseConverter]) -> type[BaseConverter]:
-    """Return *converter* without its conversion, which may ask a database, or the application."""
+    """Return *converter* without its ``to_python``, which may query a database, for example."""
     return type(converter.__name__, (converter,), {"to_python": lambda self, value: value})
 
 

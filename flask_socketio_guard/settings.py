@@ -1,8 +1,8 @@
-"""What a setting is, and where it is read from: a keyword, ``app.config`` or the environment.
+"""Declaration of settings, and reading them from keywords, ``app.config`` and the environment.
 
-A class of settings is a frozen dataclass. Each field says its type, default, range and meaning
-once; checks, errors, the environment reader and the page of settings are made of that. The guard's
-own class is :class:`.GuardConfig`; a component may have one, too::
+A settings class is a frozen dataclass. Each field declares type, default, range and meaning once;
+checks, error messages, the environment reader and the settings page are derived from that. The
+guard's own class is :class:`.GuardConfig`; a component may declare another::
 
     @dataclass(frozen=True)
     class ThermometerSettings(Settings):
@@ -31,27 +31,27 @@ from .errors import ConfigError
 PREFIX = "SOCKETIO_GUARD_"
 
 Rule: TypeAlias = tuple[Callable[[Any], object], str]
-"""What a value must meet, and how that is said: "must be ..."."""
+"""A predicate for values, and its description, which completes "must be ..."."""
 
 
 def or_none(rule: Rule) -> Rule:
-    """Return *rule* such that ``None`` meets it, too."""
+    """Return a rule that allows ``None`` in addition to *rule*."""
     is_met, wanted = rule
     return lambda value: value is None or is_met(value), f"None or {wanted}"
 
 
 def one_of(*choices: str) -> Rule:
-    """Return the rule that a value is one of some texts."""
+    """Return a rule that allows only *choices*."""
     return choices.__contains__, " or ".join(repr(choice) for choice in choices)
 
 
 def is_whole(value: object, *, least: int) -> bool:
-    """Say whether *value* is an integer of at least *least*."""
+    """Return whether *value* is an integer >= *least*; booleans are not."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def is_filled(value: object, *, beginning: str = "") -> bool:
-    """Say whether *value* is a text that is not blank, and begins as it should."""
+    """Return whether *value* is a string that is not blank and starts with *beginning*."""
     return isinstance(value, str) and bool(value.strip()) and value.startswith(beginning)
 
 
@@ -61,20 +61,20 @@ SECONDS_OR_ZERO: Rule = (partial(is_seconds, is_zero_allowed=True), "a number of
 COUNT: Rule = (partial(is_whole, least=1), "an integer >= 1")
 RATE: Rule = (is_filled, 'a rate such as "20/second"')
 PATH: Rule = (
-    lambda value: is_filled(value, beginning="/") and "<" not in value,  # a variable, to Werkzeug
+    lambda value: is_filled(value, beginning="/") and "<" not in value,  # < begins a variable
     'a path that begins with "/" and has no "<"',
 )
 URL: Rule = (lambda value: isinstance(value, str) and "://" in value, "a URL")
 
 
 def setting(default: Any, rule: Rule, *meaning: str, is_secret: bool = False) -> Any:
-    """Declare a setting, as a field of a class of :class:`Settings`.
+    """Declare a setting, as a field of a subclass of :class:`Settings`.
 
     Args:
-        default: Its default.
-        rule: What a value must be, such as :data:`SECONDS`.
-        meaning: What the page of settings says of it.
-        is_secret: Whether errors must not repeat its value.
+        default: Default value.
+        rule: The allowed values, such as :data:`SECONDS`.
+        meaning: Description for the settings page, in Markdown; the parts are concatenated.
+        is_secret: Whether error messages must not repeat its value.
     """
     metadata = {"rule": rule, "meaning": "".join(meaning), "is_secret": is_secret}
     return field(default=default, metadata=metadata)
@@ -82,10 +82,10 @@ def setting(default: Any, rule: Rule, *meaning: str, is_secret: bool = False) ->
 
 @dataclass(frozen=True)
 class Settings:
-    """Base of every class of settings.
+    """Base of settings classes.
 
     Raises:
-        ConfigError: A value is of the wrong type, or out of range.
+        ConfigError: A value is of the wrong type or out of range.
     """
 
     def __post_init__(self) -> None:
@@ -93,7 +93,7 @@ class Settings:
             value = getattr(self, each.name)
             if _is_met(each, value):
                 continue
-            # Tokens and passwords in URLs must not reach a log through an error.
+            # An error must not carry tokens, or passwords in URLs, into a log.
             found = "" if each.metadata["is_secret"] else f", not {value!r}"
             raise ConfigError(f"{_key(each.name)} must be {each.metadata['rule'][1]}{found}")
 
@@ -101,16 +101,17 @@ class Settings:
 def read_settings(
     classes: Sequence[type[Settings]], mapping: Mapping[str, Any], overrides: Mapping[str, Any]
 ) -> dict[type[Settings], Settings]:
-    """Read all settings of some classes.
+    """Read the settings of several classes.
 
     Args:
-        classes: Those that there are; a name is in one of them.
-        mapping: Usually ``app.config``; wins over the environment. Only keys with the prefix count.
-        overrides: Settings by attribute name; win over *mapping*.
+        classes: All settings classes; each setting must belong to exactly one of them.
+        mapping: Usually ``app.config``; overrides the environment. Keys without the prefix are
+            ignored.
+        overrides: Settings by attribute name; they override *mapping*.
 
     Raises:
-        ConfigError: A key is unknown, a value of the wrong type or out of range, or a setting is
-            declared twice.
+        ConfigError: A key is unknown, a value is of the wrong type or out of range, or a setting
+            is declared twice.
     """
     owners = _owners(classes)
     found: dict[str, Any] = {}
@@ -152,12 +153,16 @@ def _key(name: str) -> str:
 def _is_met(each: Field[Any], value: object) -> bool:
     try:
         return bool(each.metadata["rule"][0](value))
-    except TypeError:  # of a rule that takes the type for granted
+    except TypeError:  # the predicate does not support this type
         return False
 
 
 def _owners(classes: Sequence[type[Settings]]) -> dict[str, type[Settings]]:
-    """Return which class a setting is of, by name."""
+    """Return the class that declares each setting, by the setting's name.
+
+    Raises:
+        ConfigError: A class is not valid, or a setting is declared twice.
+    """
     owners: dict[str, type[Settings]] = {}
     for owner in classes:
         is_settings = isinstance(owner, type) and issubclass(owner, Settings)
@@ -188,7 +193,11 @@ def _field(owner: type[Settings], name: str) -> Field[Any]:
 
 
 def _parsed(text: str, each: Field[Any], key: str) -> object:
-    """Return what *text* in the environment means to a setting of the type that it has."""
+    """Convert the value of an environment variable to the type of a setting.
+
+    Raises:
+        ConfigError: *text* is not a valid number or boolean.
+    """
     kind = each.type.__name__ if isinstance(each.type, type) else str(each.type)
     if text.lower() == "none" and _is_met(each, None):
         return None

@@ -1,4 +1,4 @@
-"""One signal and one record for each kind of fact, for applications that want to be told.
+"""Signals for applications, each with a record of what has happened.
 
 The sender is the Flask application, or the ``SocketIO`` object in a process without one.
 

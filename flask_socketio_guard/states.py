@@ -1,7 +1,7 @@
-"""The states of process, listener, tasks, connections and deliveries, and the one way to move on.
+"""State machines of process, listener, tasks, connections and deliveries.
 
-Pure: no I/O, no clock. Each table lists every legal move; what is not in it is
-illegal, raises and changes nothing.
+Pure: no I/O, no clock. Each table lists every legal transition; any other event
+raises an error and changes nothing.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 class _Named(Enum):
     """An enum that prints as its value."""
 
-    # Members are singletons; Enum's own is a function, called twice for each look at a table.
+    # Members are singletons. Enum's own __hash__ is written in Python, and each look-up in a
+    # transition table calls it twice.
     __hash__ = object.__hash__
 
     def __str__(self) -> str:
@@ -26,50 +27,50 @@ class _Named(Enum):
 
 
 class Phase(_Named):
-    """Where a process stands."""
+    """The state of a process."""
 
     NEW = "new"
     EMITTING = "emitting"
-    """It emits or delivers, and serves nobody."""
+    """It emits or delivers, but serves no clients."""
     STARTING = "starting"
-    """It is about to serve, or has failed to: that is not tried again."""
+    """It is about to serve clients, or has failed to start, which is not retried."""
     SERVING = "serving"
     DRAINING = "draining"
-    """Its clients are let go; they are gone once that is over."""
+    """Its clients are being closed, or all of them have been."""
     STOPPED = "stopped"
 
 
 class PhaseEvent(_Named):
-    """What can happen to a process."""
+    """The events of a process."""
 
     EMIT = "emit"
     SERVE = "serve"
     SERVED = "served"
-    """All that serves clients has started."""
+    """Everything that serves clients has started."""
     DRAIN = "drain"
     STOP = "stop"
 
 
 class ListenerState(_Named):
-    """What is known of the message-queue listener of a process."""
+    """The state of a process's message-queue listener."""
 
     ABSENT = "absent"
-    """No message queue is configured."""
+    """No message queue is configured, or a write-only process has not started to listen."""
     IDLE = "idle"
     """Not started yet."""
     STARTING = "starting"
     """Started; no probe has come back yet."""
     RUNNING = "running"
-    """The newest probes came back."""
+    """The latest probes came back."""
     RECONNECTING = "reconnecting"
     """The broker does not answer."""
     STALLED = "stalled"
-    """The broker answers, but the probe does not come back."""
+    """The broker answers, but probes do not come back or the subscription fails."""
     STOPPED = "stopped"
 
 
 class ListenerEvent(_Named):
-    """What can happen to a listener."""
+    """The events of a listener."""
 
     START = "start"
     HEARD = "heard"
@@ -82,19 +83,19 @@ class ListenerEvent(_Named):
 
 
 class TaskState(_Named):
-    """Where a supervised task is in its life."""
+    """The state of a supervised task."""
 
     STARTING = "starting"
     RUNNING = "running"
     BACKING_OFF = "backing-off"
     FAILED = "failed"
-    """It crashed and is not restarted: by policy, or restart intensity was exceeded."""
+    """It crashed and is not restarted, by policy or because it exceeded its restart intensity."""
     FINISHED = "finished"
     STOPPED = "stopped"
 
 
 class TaskEvent(_Named):
-    """What can happen to a supervised task."""
+    """The events of a supervised task."""
 
     STARTED = "started"
     CRASHED = "crashed"
@@ -106,66 +107,66 @@ class TaskEvent(_Named):
 
 
 class ConnectionState(_Named):
-    """Where a client's connection to a namespace is in its life."""
+    """The state of a client's connection to a namespace."""
 
     CONNECTING = "connecting"
     """The connect handler has not decided yet."""
     OPEN = "open"
     """The connect handler accepted it."""
     READY = "ready"
-    """The application's own handshake is done, where it has one."""
+    """The application's own handshake is complete, if it has one."""
     CLOSING = "closing"
-    """It is to end; connect or disconnect handler may be running."""
+    """It is being closed; the connect or disconnect handler may be running."""
     CLOSED = "closed"
 
 
 class ConnectionEvent(_Named):
-    """What can happen to a connection."""
+    """The events of a connection."""
 
     ACCEPTED = "accepted"
-    """The connect handler let the client in."""
+    """The connect handler accepted the client."""
     REFUSED = "refused"
-    """The connect handler did not let the client in."""
+    """The connect handler refused the client."""
     HANDSHAKE = "handshake"
     """The application's own handshake was completed."""
     CLOSE = "close"
-    """Server or client wants to end it, or the transport is gone."""
+    """Server or client closes it, or the transport is lost."""
     FINISHED = "finished"
-    """The disconnect handler has run, where it had to."""
+    """The disconnect handler has run, if it had to."""
 
 
 class DeliveryState(str, Enum):
-    """The state of a message of acknowledged delivery. Equal to its value, a string."""
+    """The state of a message of acknowledged delivery; compares equal to its string value."""
 
     PENDING = "pending"
-    """Nobody has it: the recipient is away, or its turn has not come."""
+    """It is not in flight: the recipient is offline, or other messages are ahead of it."""
     IN_FLIGHT = "in_flight"
-    """It was sent, and is not acknowledged yet."""
+    """It was sent, but not acknowledged yet."""
     DELIVERED = "delivered"
     """The recipient has acknowledged it."""
     EXPIRED = "expired"
-    """Its deadline passed first."""
+    """It was not acknowledged before its deadline."""
     GONE = "gone"
-    """It was for one connection, and that has closed."""
+    """It was for a single connection, which has closed."""
     REFUSED = "refused"
-    """The recipient answered that it will not have it."""
+    """The recipient acknowledged it with an error."""
     CANCELLED = "cancelled"
-    """The sender took it back."""
+    """The sender cancelled it."""
     REPLACED = "replaced"
-    """A newer message with the same key took its place."""
+    """A newer message with the same key replaced it."""
 
-    __hash__ = str.__hash__  # that of Enum is written in Python
+    __hash__ = str.__hash__  # Enum's own is written in Python
 
     def __str__(self) -> str:
         return self.value
 
 
 class DeliveryEvent(_Named):
-    """What can happen to such a message."""
+    """The events of a message of acknowledged delivery."""
 
     SENT = "sent"
     RETURNED = "returned"
-    """Whoever it was sent to has left or did not answer in time."""
+    """The client that it was sent to disconnected or did not acknowledge it in time."""
     ACKNOWLEDGED = "acknowledged"
     DEADLINE_PASSED = "deadline-passed"
     RECIPIENT_GONE = "recipient-gone"
@@ -175,32 +176,32 @@ class DeliveryEvent(_Named):
 
 
 class SendingState(_Named):
-    """Where a message is on its way to the connections of one process."""
+    """The state of a message that one process sends to its connections."""
 
     QUEUED = "queued"
-    """It waits for its turn."""
+    """It waits until it can be sent."""
     AWAITING = "awaiting"
-    """It was sent; until it is acknowledged, it takes one of the places in flight."""
+    """It was sent and waits for acknowledgements; it counts against the in-flight limit."""
     SCHEDULED = "scheduled"
     """A timer will queue it again."""
     IDLE = "idle"
-    """Nobody who is here has to get it: it is about to end, or others lack it."""
+    """No connection of this process needs it: it is about to end, or is for other processes."""
     PARKED = "parked"
-    """It has made room for others, and is left to the store for a while."""
+    """It has made room for other messages, and stays in the store for a while."""
     DROPPED = "dropped"
     """It has ended, or was returned to the store."""
 
 
 class SendingEvent(_Named):
-    """What can happen to a message on that way."""
+    """The events of a message that one process sends."""
 
     QUEUE = "queue"
     SEND = "send"
     SKIP = "skip"
-    """Its turn came, and there was nobody to send it to."""
+    """It could be sent, but no connection needed it."""
     SCHEDULE = "schedule"
     SETTLED = "settled"
-    """All who have it acknowledged it, or one answer was enough."""
+    """All connections that received it have acknowledged it, or one answer was enough."""
     PARK = "park"
     DROP = "drop"
 
@@ -272,7 +273,7 @@ CONNECTION_TRANSITIONS: Mapping[tuple[ConnectionState, ConnectionEvent], Connect
     (ConnectionState.OPEN, ConnectionEvent.CLOSE): ConnectionState.CLOSING,
     (ConnectionState.READY, ConnectionEvent.HANDSHAKE): ConnectionState.READY,
     (ConnectionState.READY, ConnectionEvent.CLOSE): ConnectionState.CLOSING,
-    # The client left while its connect handler ran; what that says still counts.
+    # The client disconnected while its connect handler ran; the handler's decision still counts.
     (ConnectionState.CLOSING, ConnectionEvent.ACCEPTED): ConnectionState.CLOSING,
     (ConnectionState.CLOSING, ConnectionEvent.REFUSED): ConnectionState.CLOSED,
     (ConnectionState.CLOSING, ConnectionEvent.CLOSE): ConnectionState.CLOSING,
@@ -280,14 +281,14 @@ CONNECTION_TRANSITIONS: Mapping[tuple[ConnectionState, ConnectionEvent], Connect
     (ConnectionState.CLOSED, ConnectionEvent.CLOSE): ConnectionState.CLOSED,
 }
 
-# An end is final: of two that come at once, the first counts.
+# Final states have no transitions: if two events would end a message, the first one wins.
 DELIVERY_TRANSITIONS: Mapping[tuple[DeliveryState, DeliveryEvent], DeliveryState] = {
     (state, event): new
     for state in (DeliveryState.PENDING, DeliveryState.IN_FLIGHT)
     for event, new in (
         (DeliveryEvent.SENT, DeliveryState.IN_FLIGHT),
         (DeliveryEvent.RETURNED, DeliveryState.PENDING),
-        # It may come late, from one that has been taken for lost.
+        # An acknowledgement may be late, from a client that was considered lost.
         (DeliveryEvent.ACKNOWLEDGED, DeliveryState.DELIVERED),
         (DeliveryEvent.DEADLINE_PASSED, DeliveryState.EXPIRED),
         (DeliveryEvent.RECIPIENT_GONE, DeliveryState.GONE),
@@ -307,7 +308,7 @@ SENDING_TRANSITIONS: Mapping[tuple[SendingState, SendingEvent], SendingState] = 
     (SendingState.AWAITING, SendingEvent.PARK): SendingState.PARKED,
     (SendingState.AWAITING, SendingEvent.DROP): SendingState.DROPPED,
     (SendingState.SCHEDULED, SendingEvent.QUEUE): SendingState.QUEUED,
-    # A connection has come that lacks it.
+    # A new connection needs it.
     (SendingState.SCHEDULED, SendingEvent.SEND): SendingState.AWAITING,
     (SendingState.SCHEDULED, SendingEvent.SKIP): SendingState.IDLE,
     (SendingState.SCHEDULED, SendingEvent.SCHEDULE): SendingState.SCHEDULED,
@@ -320,7 +321,7 @@ SENDING_TRANSITIONS: Mapping[tuple[SendingState, SendingEvent], SendingState] = 
     (SendingState.IDLE, SendingEvent.DROP): SendingState.DROPPED,
     (SendingState.PARKED, SendingEvent.QUEUE): SendingState.QUEUED,
     (SendingState.PARKED, SendingEvent.DROP): SendingState.DROPPED,
-    # An answer may come late; it counts, and the message stays where it is.
+    # A late acknowledgement counts, but does not change the state.
     (SendingState.QUEUED, SendingEvent.SETTLED): SendingState.QUEUED,
     (SendingState.IDLE, SendingEvent.SETTLED): SendingState.IDLE,
     (SendingState.PARKED, SendingEvent.SETTLED): SendingState.PARKED,
@@ -332,11 +333,11 @@ E = TypeVar("E", bound=Enum)
 
 
 class StateMachine(Generic[S, E]):
-    """Holds one state and changes it by a transition table only.
+    """Holds a state and changes it only according to a transition table.
 
     Args:
         initial: The first state.
-        transitions: Every legal (state, event) pair with the state it leads to.
+        transitions: The new state for every legal pair of state and event.
         on_change: Called as ``on_change(old, new, reason)`` after each change
             of state; not called when an event leaves the state as it is.
     """
@@ -354,11 +355,11 @@ class StateMachine(Generic[S, E]):
 
     @property
     def state(self) -> S:
-        """The present state."""
+        """The current state."""
         return self._state
 
     def allows(self, event: E) -> bool:
-        """Say whether *event* is legal now."""
+        """Return whether *event* is legal in the current state."""
         return (self._state, event) in self._transitions
 
     def send(self, event: E, reason: str = "") -> S:
@@ -366,10 +367,10 @@ class StateMachine(Generic[S, E]):
 
         Args:
             event: What happened.
-            reason: Why, for those who are told of the change.
+            reason: Why it happened; passed to *on_change*.
 
         Raises:
-            InvalidTransition: The table has no such move; nothing is changed.
+            InvalidTransition: The table has no such transition; nothing is changed.
         """
         old = self._state
         new = self._transitions.get((old, event))

@@ -353,9 +353,9 @@ def test_handlers_that_the_next_application_does_not_get_are_named(
         guard.stop(2.0)
     said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     text = (
-        "no handler for 'late', 'before' of '/x' in this application, while an earlier one of "
-        "the same SocketIO had it: register handlers before socketio.init_app(), each time that "
-        "the factory is called, or with guard.on"
+        "no handler for 'late', 'before' of '/x' in this app, although an earlier app of the same "
+        "SocketIO had one: register handlers before socketio.init_app() each time the factory is "
+        "called, or with guard.on"
     )
     assert said == ([] if is_registered_again else [text])
 

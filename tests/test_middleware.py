@@ -646,7 +646,7 @@ def test_a_development_server_that_cannot_serve_the_mode_is_told_once(
     said = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
     text = (
         "flask run cannot serve async_mode 'gevent': no WebSocket works, and without "
-        "gevent.monkey.patch_all() polling hangs too: start with socketio.run(app), or let "
-        'flask run have SocketIO(async_mode="threading")'
+        "gevent.monkey.patch_all() polling hangs too: start with socketio.run(app), or use "
+        'SocketIO(async_mode="threading") under flask run'
     )
     assert said == ([text] if is_told else [])

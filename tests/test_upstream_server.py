@@ -232,7 +232,7 @@ def test_what_one_event_may_cause_is_bounded(
     for round_ in range(3):
         client.call("ask", 2, ack_id=3 * round_)
         (answer,) = client.call("ask", 3, ack_id=3 * round_ + 1)
-        message = "the event causes too much"
+        message = "the event causes too much output"
         assert answer == {"error": {"code": "output_too_large", "message": message}}
         queues = [socket.queue for socket in sockets.values()]
         assert sum(queue.size for queue in queues) < 100_000
