@@ -127,9 +127,8 @@ class SetUp:
     def _protect_late(self, app: Flask, socketio: SocketIO, server: object) -> None:
         if KEY not in app.extensions and socketio.server is server:
             logger.warning(
-                "the app %r uses a SocketIO that is guarded for another app, but had no guard of "
-                "its own; it has one now. "
-                "Call guard.init_app(app, socketio) after socketio.init_app(app)",
+                "the app %r shares its SocketIO with a guarded app but had no guard, and has one "
+                "now: call guard.init_app(app, socketio) after socketio.init_app(app)",
                 app.name,
             )
             try:
