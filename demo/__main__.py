@@ -1,10 +1,10 @@
 """Run the Harbour Exchange: two guarded gunicorn processes and a Redis between them.
 
     python -m demo              # until Ctrl-C
-    python -m demo --check      # without a person: break it, measure, print a table
+    python -m demo --check      # inject faults automatically, measure, and print a table
 
-``REDIS_URL`` names a Redis to use instead of one of the demo's own. That one is never stopped,
-paused or told to drop connections, so some faults are left out.
+``REDIS_URL`` names an existing Redis to use instead of the demo's own. It is never stopped, paused
+or told to drop connections, so some faults are skipped.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ if TYPE_CHECKING:
 
 
 class Stopped(BaseException):
-    """A signal asked the demo to end."""
+    """A signal asked the demo to stop."""
 
 
 def serve(demo: Demo) -> int:
-    """Say where the demo is, and wait until it is stopped."""
+    """Print the addresses of the demo, and wait until it is stopped."""
     if fetch(f"{demo.processes[0].url}/client.js").code == 404:
         say(
-            "The page lacks the Socket.IO client for JavaScript and will only show the health.\n"
-            "To get it: npm ci --prefix example_app   (no restart needed)\n"
+            "The Socket.IO client for JavaScript is not installed, so the page shows only health.\n"
+            "To install it: npm ci --prefix example_app   (no restart needed)\n"
         )
-    say("Open both, side by side. Each has a panel to break things.\n")
+    say("Open both side by side. Each has a panel to break things.\n")
     for process in demo.processes:
         say(f"    {process.url}/")
     say("\nCtrl-C stops everything.")
@@ -53,14 +53,14 @@ def serve(demo: Demo) -> int:
 
 
 def port_number(text: str) -> int:
-    """Return the port that an argument names."""
+    """Parse a port number, 1 to 65535, from the command line."""
     if not (text.isdecimal() and 0 < int(text) < 65536):
-        raise argparse.ArgumentTypeError(f"{text} is no port: 1 to 65535")
+        raise argparse.ArgumentTypeError(f"{text} is not a port number from 1 to 65535")
     return int(text)
 
 
 def say(text: str) -> None:
-    """Print *text* at once."""
+    """Print *text* without buffering."""
     print(text, flush=True)
 
 
@@ -72,7 +72,9 @@ def main(arguments: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--check", action="store_true", help="inject each fault and print a table")
-    parser.add_argument("--ports", nargs=2, type=port_number, metavar="PORT", help="two to use")
+    parser.add_argument(
+        "--ports", nargs=2, type=port_number, metavar="PORT", help="ports of the two processes"
+    )
     options = parser.parse_args(arguments)
 
     for number in SIGNALS:
@@ -101,7 +103,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _stop_at_signal(number: int, frame: FrameType | None) -> None:
-    # One is enough: what follows must not interrupt the stopping itself.
+    # Ignore further signals, which must not interrupt the shutdown.
     for each in SIGNALS:
         signal.signal(each, signal.SIG_IGN)
     raise Stopped

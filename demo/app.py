@@ -1,4 +1,4 @@
-"""The Harbour Exchange with the "Break it" panel: what each process of the demo serves."""
+"""The application that each process of the demo serves: the example with the "Break it" panel."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def create_app() -> Flask:
-    """Create the example application, and plug the panel into it."""
+    """Create the example application, and add the panel to it."""
     app = create_exchange()
     panel.init_app(app, socketio, guard)
     return app

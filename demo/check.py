@@ -1,9 +1,9 @@
 """Inject each fault into a running demo, and measure whether events keep flowing.
 
-A numbered stream of events leaves each process without a pause. A real client on each of the two
-processes, A and B, hears both streams: its own process's directly, the other's through the
-broker. What the client on A heard of A's stream, but the client on B did not, was lost between
-the processes.
+Each of the two processes, A and B, emits a continuous, numbered stream of events. A real client on
+each of them receives both streams: that of its own process directly, the other one through the
+broker. An event of A's stream that reached the client on A but not the client on B was lost
+between the processes.
 """
 
 from __future__ import annotations
@@ -25,16 +25,17 @@ if TYPE_CHECKING:
     from demo.runner import Demo
     from demo.servers import Process
 
-BASELINE_DURATION = 0.3  # of undisturbed flow before each fault
-SETTLE_DURATION = 1.0  # of watching on, once events flow again
+# All in seconds.
+BASELINE_DURATION = 0.3  # undisturbed flow before each fault
+SETTLE_DURATION = 1.0  # observation after events flow again
 RECOVERY_TIMEOUT = 20.0
-IN_FLIGHT_TIMEOUT = 0.5  # younger events may still be on their way
-SILENCE = 0.5  # a stream that pauses this long does not flow
+IN_FLIGHT_TIMEOUT = 0.5  # younger events may still be in flight
+SILENCE = 0.5  # a stream that pauses for this long is interrupted
 POLL_INTERVAL = 0.1
 
 
 class HealthLog:
-    """The worst health that either process showed, seen from outside."""
+    """Polls the health of both processes, and remembers the worst status."""
 
     RANK = ("pass", "warn", "fail", "none")
 
@@ -46,16 +47,16 @@ class HealthLog:
         self._thread.start()
 
     def restart(self) -> None:
-        """Forget what was seen."""
+        """Forget the statuses so far."""
         self._worst = "pass"
 
     @property
     def worst(self) -> str:
-        """The worst since `restart`; ``none`` when a process did not answer."""
+        """The worst status since `restart`; ``none`` if a process did not answer."""
         return self._worst
 
     def close(self) -> None:
-        """Stop asking."""
+        """Stop polling."""
         self._is_closing.set()
         self._thread.join()
 
@@ -83,18 +84,18 @@ class Check:
             watcher.close()
 
     def directions(self) -> tuple[tuple[Watcher, Watcher], tuple[Watcher, Watcher]]:
-        """Return sender and hearer: from A to B and from B to A."""
+        """Return the pairs of sender and receiver: A to B, and B to A."""
         return (self.a, self.b), (self.b, self.a)
 
     def has_crossed(self, since: float) -> bool:
-        """Tell whether, both ways, an event sent after *since* came through the broker."""
+        """Return whether, in both directions, an event sent after *since* came through."""
         return all(
             any(beat.sent_at > since for beat in heard(hearer, sender))
             for sender, hearer in self.directions()
         )
 
     def run(self, fault: Fault) -> Row:
-        """Inject *fault*, wait until events flow again, and count."""
+        """Inject *fault*, wait until events flow again, and count the losses."""
         if not wait_until(lambda: self.has_crossed(time.time() - SILENCE), RECOVERY_TIMEOUT):
             note = "FAILED: no events before the fault"
             return Row(fault.name, 0, 0, None, self.health.worst, note)
@@ -114,7 +115,7 @@ class Check:
             wait_until(lambda: not self.missing(down_at, over_at), RECOVERY_TIMEOUT)
             if missing := self.missing(down_at, over_at):
                 problem = f"{len(missing)} events sent meanwhile did not arrive"
-        time.sleep(SETTLE_DURATION)  # not a wait for anything: the time in which a relapse shows
+        time.sleep(SETTLE_DURATION)  # deliberately unconditional: time in which a relapse may show
         until = time.time()
         if not (flows and self.has_crossed(until - SILENCE)):
             problem = problem or "events do not flow again"
@@ -124,7 +125,14 @@ class Check:
     def count(
         self, fault: Fault, instants: tuple[float, float, float], problem: str, note: str
     ) -> Row:
-        """Make the row of *fault*, which began, was over and was watched until *instants*."""
+        """Return the row of *fault*.
+
+        Args:
+            fault: The fault.
+            instants: When it began, when it ended, and when its observation ended (Unix time).
+            problem: Why the check failed; empty if it passed.
+            note: Text for the last column.
+        """
         began_at, over_at, until = instants
         sent = self.sent(began_at, until)
         lost = self.missing(began_at, until)
@@ -135,7 +143,7 @@ class Check:
         for watcher in (self.a, self.b):
             watcher.beats.clear()
         if disorder:
-            problem = problem or f"{disorder} events out of order or twice"
+            problem = problem or f"{disorder} events out of order or duplicated"
         return Row(
             fault.name,
             len(sent),
@@ -146,9 +154,9 @@ class Check:
         )
 
     def sent(self, since: float, until: float) -> set[tuple[str, int, int]]:
-        """Return the events that left the processes between two instants.
+        """Return the events that the processes sent between two instants.
 
-        Numbers are consecutive, so those that nobody heard are known as well.
+        Their numbers are consecutive, so this includes events that no client received.
         """
         numbers: dict[tuple[str, int], list[int]] = {}
         for watcher in (self.a, self.b):
@@ -162,7 +170,7 @@ class Check:
         }
 
     def missing(self, since: float, until: float) -> set[tuple[str, int, int]]:
-        """Return the events sent between two instants that the other process's client lacks."""
+        """Return the events sent between two instants that did not reach the other process."""
         crossed = {
             (beat.process, beat.pid, beat.number)
             for sender, hearer in self.directions()
@@ -172,7 +180,7 @@ class Check:
 
 
 class Row(NamedTuple):
-    """A line of the table; *recovery* is None when the fault was not survived."""
+    """A line of the table; *recovery* is in seconds, or ``None`` if the check failed."""
 
     fault: str
     sent: int
@@ -182,7 +190,7 @@ class Row(NamedTuple):
     note: str
 
     def line(self) -> str:
-        """Return the row as it is printed under `HEADING`."""
+        """Format the row to match `HEADING`."""
         recovery = "-" if self.recovery is None else f"{self.recovery:.2f}"
         return (
             f"{self.fault:<29}{self.sent:>5}{self.lost:>6}{recovery:>9}"
@@ -191,14 +199,14 @@ class Row(NamedTuple):
 
 
 def heard(hearer: Watcher, sender: Watcher) -> list[Beat]:
-    """Return what *hearer* has heard of the stream of *sender*'s process."""
+    """Return the events of *sender*'s process that *hearer* has received."""
     return [beat for beat in tuple(hearer.beats) if beat.process == sender.process.name]
 
 
 def recovery_delay(beats: list[Beat], over_at: float) -> float:
-    """Return the seconds from *over_at* to when *beats* flowed for good.
+    """Return the seconds from *over_at* until *beats* flowed without interruption.
 
-    That is the first arrival of an event sent later, or the end of the last silence after it.
+    That is until the first arrival of an event sent later, or until the end of the last silence.
     """
     arrivals = sorted(beat.heard_at for beat in beats if beat.sent_at > over_at)
     if not arrivals:
@@ -211,7 +219,7 @@ def recovery_delay(beats: list[Beat], over_at: float) -> float:
 
 
 def count_disorder(beats: list[Beat]) -> int:
-    """Count the events that came after a later one of the same stream, or came twice."""
+    """Count the events that arrived after a later one of the same stream, or twice."""
     latest: dict[tuple[str, int], int] = {}
     disorder = 0
     for beat in beats:
@@ -225,21 +233,21 @@ HEADING = f"{'Fault':<29}{'sent':>5}{'lost':>6}{'flowing':>9}  {'health':<6}  se
 
 
 def check(demo: Demo, say: Callable[[str], None]) -> int:
-    """Run every fault; return 0 only if events flowed again after each.
+    """Inject every fault; return 0 if the guard handled all of them, otherwise 1.
 
     Args:
-        demo: What to break.
+        demo: The demo to break.
         say: Prints a line.
     """
     a, b = (process.url for process in demo.processes)
     say(
         f"A is {a} and B is {b}. Each sends an event to the other every\n"
-        f"{STREAM_INTERVAL * 1000:.0f} ms, while one fault after the other is injected. This takes "
+        f"{STREAM_INTERVAL * 1000:.0f} ms, while one fault after another is injected. This takes "
         "about a minute.\n\n"
         "  sent     events between A and B, from the fault on\n"
-        "  lost     those that did not arrive; a process that is away has no clients to hear them\n"
+        "  lost     events that did not arrive; a process that is down has no clients for them\n"
         "  flowing  seconds from the end of the fault until events flowed again\n"
-        "  health   the worst that /healthz of A or B said (none: no answer)\n"
+        "  health   worst status of /healthz of A or B (none: no answer)\n"
     )
     say(HEADING)
     rows = []
@@ -247,7 +255,7 @@ def check(demo: Demo, say: Callable[[str], None]) -> int:
     try:
         for fault in FAULTS:
             if fault.needs_own_broker and demo.broker is None:
-                say(f"{fault.name:<29}  left out: the broker is not the demo's own")
+                say(f"{fault.name:<29}  skipped: the broker is not the demo's own")
                 continue
             row = checked.run(fault)
             rows.append(row)

@@ -1,4 +1,4 @@
-"""The clients of the check: one that behaves, and one that does not."""
+"""The clients of the check: a well-behaved one, and one that breaks the rules."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CLIENT_ERRORS = (OSError, websocket.WebSocketException, socketio.exceptions.Sock
 
 
 class Beat(NamedTuple):
-    """One event of a stream, as one client heard it. Instants are Unix time."""
+    """One event of a stream, as one client received it. Instants are Unix time."""
 
     process: str
     pid: int
@@ -32,10 +32,9 @@ class Beat(NamedTuple):
 
 
 class _OrderedEngineClient(engineio.Client):
-    """Handles messages one after the other.
+    """Handles messages one after another.
 
-    As it stands, each gets a thread of its own, and of two that come close together the second
-    may be handled first.
+    The standard client starts a thread for each, and may handle the second of two messages first.
     """
 
     def _trigger_event(self, event: str, *args: Any, **kwargs: Any) -> Any:
@@ -43,14 +42,14 @@ class _OrderedEngineClient(engineio.Client):
 
 
 class OrderedClient(socketio.Client):
-    """python-socketio's client, with events handled in the order in which they come."""
+    """python-socketio's client, with events handled in order of arrival."""
 
     def _engineio_client_class(self) -> type[engineio.Client]:
         return _OrderedEngineClient
 
 
 class Watcher:
-    """The standard client. It hears the streams, and reconnects by itself."""
+    """A standard client that receives the streams and reconnects by itself."""
 
     def __init__(self, process: Process) -> None:
         self.process = process
@@ -63,7 +62,7 @@ class Watcher:
 
     @property
     def sid(self) -> str:
-        """The session id, by which a process can ask this client something."""
+        """The current session id, with which a process can address this client."""
         return str(self.client.get_sid())
 
     def close(self) -> None:
@@ -81,20 +80,21 @@ class Watcher:
 
 
 class Farewell(NamedTuple):
-    """How a server closed a WebSocket; code 0 if it did so without a word."""
+    """Close code and reason from a server; code 0 if the connection ended without a close frame."""
 
     code: int
     reason: str
 
 
 class BareClient:
-    """A WebSocket that says what it is told to, and reads only when it is told to.
+    """A WebSocket client that sends raw text, and reads only on request.
 
-    While it does not read it answers no ping, so that to its server it is a client that vanished.
+    While it does not read, it answers no pings, and so looks to the server like a client that
+    vanished.
 
     Args:
-        process: Whom to connect to.
-        receive_buffer: Bytes that its kernel takes while it does not read; by default, many.
+        process: The process to connect to.
+        receive_buffer: Size of the kernel's receive buffer in bytes; by default, the system's.
     """
 
     def __init__(self, process: Process, *, receive_buffer: int | None = None) -> None:
@@ -112,23 +112,23 @@ class BareClient:
         self.read("430")
 
     def send(self, text: str | bytes) -> None:
-        """Send a text message as it is."""
+        """Send *text* unchanged."""
         self._websocket.send(text)
 
     def read(self, prefix: str) -> str:
-        """Return the next message that begins with *prefix*; skip others, but answer pings."""
+        """Return the next message that starts with *prefix*; skip others, but answer pings."""
         while not (text := str(self._websocket.recv())).startswith(prefix):
             if text == "2":
                 self.send("3")
         return text
 
     def read_acknowledgement(self) -> Any:
-        """Return what the next acknowledgement says."""
+        """Return the first value of the next acknowledgement."""
         text = self.read("43")
         return json.loads(text[text.index("[") :])[0]
 
     def read_farewell(self) -> Farewell:
-        """Read to the end of the connection."""
+        """Read until the connection ends."""
         with suppress(websocket.WebSocketConnectionClosedException, OSError):
             while True:
                 frame = self._websocket.recv_frame()
@@ -138,5 +138,5 @@ class BareClient:
         return Farewell(0, "")
 
     def close(self) -> None:
-        """End the connection without a word."""
+        """Close the connection without a close frame."""
         self._websocket.shutdown()

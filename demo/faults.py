@@ -29,23 +29,23 @@ if TYPE_CHECKING:
 
 OUTAGE_DURATION = 3.0  # of a broker that is paused or stopped
 RECOVERY_TIMEOUT = 20.0
-CROWD = 20  # clients that vanish, or are told to go elsewhere
-SENDERS = 10  # clients that send the same rubbish
-FLOOD = 2000  # events at once from one client
-MAX_RUNNING = 64  # of these; the guard's default
-ECHO_DURATION = 1.5  # of asking, while a flood is handled
+CROWD = 20  # clients that vanish, or that are drained
+SENDERS = 10  # clients that send the same invalid message
+FLOOD = 2000  # events that one client sends at once
+MAX_RUNNING = 64  # handlers of these that may run at the same time; the guard's default
+ECHO_DURATION = 1.5  # seconds of measuring latency during a flood
 SMALL_BUFFER = 16 * 1024
 MIB = 1024 * 1024
-MAX_GROWTH = 10 * MIB  # of a process that sends ten times as much to one who does not read
+MAX_GROWTH = 10 * MIB  # of a process that sends ten times as much to a client that does not read
 
-# What no client may send, with the WebSocket close codes (RFC 6455, section 7.4.1) that it earns.
+# Invalid messages, with the WebSocket close codes (RFC 6455, section 7.4.1) they must lead to.
 RUBBISH: dict[str | bytes, int] = {
-    "hello": 1002,  # no Engine.IO packet
-    "4hello": 1002,  # no Socket.IO packet
-    "42[this is no JSON": 1002,
+    "hello": 1002,  # not an Engine.IO packet
+    "4hello": 1002,  # not a Socket.IO packet
+    "42[this is not JSON": 1002,
     "42" + 5000 * "[": 1002,
     '459999999999-["attachments"]': 1002,
-    b"\xff\xfe": 1007,  # no UTF-8
+    b"\xff\xfe": 1007,  # not UTF-8
     "4" + 2 * MIB * "x": 1009,
 }
 SLOW_CONSUMER = Farewell(1008, "slow consumer")
@@ -56,7 +56,7 @@ SERVICE_RESTART = 1012
 
 
 def raise_in_handler(scene: Scene) -> Seen:
-    """Have a handler raise on both processes; the acknowledgement must say so."""
+    """Make a handler raise in both processes; its error must be acknowledged."""
     started = time.monotonic()
     for watcher in (scene.a, scene.b):
         try:
@@ -69,7 +69,7 @@ def raise_in_handler(scene: Scene) -> Seen:
 
 
 def raise_in_connect(scene: Scene) -> Seen:
-    """Connect with what the connect handler cannot digest; the client must be refused."""
+    """Make the connect handler raise, by invalid data; the client must be refused."""
     refusals: list[Any] = []
     for watcher in (scene.a, scene.b):
         client = socketio.Client(reconnection=False)
@@ -80,17 +80,17 @@ def raise_in_connect(scene: Scene) -> Seen:
             continue
         finally:
             client.disconnect()
-        raise Failed("the client was let in")
+        raise Failed("the client was accepted")
     codes = [
         refusal.get("data", {}).get("code") for refusal in refusals if isinstance(refusal, dict)
     ]
     if codes != ["internal_error"] * 2:
-        raise Failed(f"the clients were told {refusals or 'nothing'}")
+        raise Failed(f"the clients received {refusals or 'nothing'}")
     return Seen("clients refused")
 
 
 def raise_in_callback(scene: Scene) -> Seen:
-    """Have callbacks raise SystemExit, for clients of the same and of the other process."""
+    """Make callbacks raise SystemExit, for clients of the same and of the other process."""
     pids = worker_pids(scene)
     ask_everybody(scene, "callback-raises")
     wait_until(lambda: worker_pids(scene) != pids, timeout=1.5)
@@ -100,7 +100,7 @@ def raise_in_callback(scene: Scene) -> Seen:
 
 
 def hang_in_callback(scene: Scene) -> Seen:
-    """Have callbacks hang, for clients of the same and of the other process."""
+    """Make callbacks hang, for clients of the same and of the other process."""
     ask_everybody(scene, "callback-hangs")
     return Seen(f"for {HANG_DURATION:.0f} s, in both processes")
 
@@ -118,14 +118,14 @@ def kill_listener(scene: Scene) -> Seen:
 
 
 def drop_subscribers(scene: Scene) -> Seen:
-    """Have the broker close every subscription."""
+    """Make the broker close every subscription."""
     with Redis.from_url(scene.demo.broker_url) as client:
         closed = client.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
     return Seen(f"{closed} subscriptions closed")
 
 
 def pause_broker(scene: Scene) -> Seen:
-    """Suspend the broker for a while."""
+    """Suspend the broker for `OUTAGE_DURATION` seconds; no event may be lost."""
     broker = own_broker(scene)
     broker.pause()
     down_at = time.time()
@@ -135,7 +135,7 @@ def pause_broker(scene: Scene) -> Seen:
 
 
 def restart_broker(scene: Scene) -> Seen:
-    """Stop the broker's process, and start it again after a while, on the same port."""
+    """Stop the broker, and restart it after `OUTAGE_DURATION` seconds; no event may be lost."""
     broker = own_broker(scene)
     broker.stop()
     down_at = time.time()
@@ -148,7 +148,7 @@ def restart_broker(scene: Scene) -> Seen:
 
 
 def vanish(scene: Scene) -> Seen:
-    """Have clients fall silent; they must be gone after their ping timeout, and all they held."""
+    """Make clients fall silent; their ping timeout must end them without a descriptor leak."""
     process = scene.a.process
 
     def connections() -> int:
@@ -158,7 +158,7 @@ def vanish(scene: Scene) -> Seen:
     broker_port = urlsplit(scene.demo.broker_url).port or 6379
 
     def descriptors() -> int:
-        # A pool opens a connection to the broker whenever all others are taken.
+        # Not counting the broker's: a pool opens a connection whenever all others are in use.
         pooled = [
             connection
             for connection in worker.net_connections("tcp")
@@ -178,7 +178,7 @@ def vanish(scene: Scene) -> Seen:
 
 
 def flood(scene: Scene) -> Seen:
-    """Send slow events all at once; few may run at a time, and others must not notice."""
+    """Flood a process with slow events; few may run at a time, and others must not wait."""
     with crowd(scene.a.process, 1) as (client,):
         for number in range(1, FLOOD + 1):
             client.send(f'42{number}["demo:slow"]')
@@ -191,14 +191,14 @@ def flood(scene: Scene) -> Seen:
     at_a_time = max(answer.get("running", 0) for answer in answers)
     handled = sum("running" in answer for answer in answers)
     if at_a_time > MAX_RUNNING or handled != FLOOD:
-        raise Failed(f"{at_a_time} ran at a time; {handled} of {FLOOD} were handled")
+        raise Failed(f"{at_a_time} ran at the same time; {handled} of {FLOOD} were handled")
     usual, worst = statistics.median(latencies) * 1000, max(latencies) * 1000
     others = f"others answered in {usual:.0f} ms, {worst:.0f} at worst"
     return Seen(f"{at_a_time} at a time, all handled; {others}")
 
 
 def never_read(scene: Scene) -> Seen:
-    """Send far too much to a client that does not read; it must go, and no memory with it."""
+    """Send far too much to a client that never reads; it must be closed, and memory stay low."""
     process = scene.a.process
     worker = psutil.Process(ask_worker(process)["pid"])
     before = peak = worker.memory_info().rss
@@ -210,26 +210,26 @@ def never_read(scene: Scene) -> Seen:
         farewell = client.read_farewell()
     sent = pouring.result().document.get("bytes", 0)
     if farewell != SLOW_CONSUMER:
-        raise Failed(f"the client was told {farewell}")
+        raise Failed(f"the client was closed with {farewell}")
     grown = f"the process grew by {(peak - before) / MIB:.1f} MiB"
     if peak - before > MAX_GROWTH:
         raise Failed(grown)
-    return Seen(f"{sent / MIB:.0f} MiB sent, {grown}; told {farewell.reason!r}")
+    return Seen(f"{sent / MIB:.0f} MiB sent, {grown}; closed: {farewell.reason!r}")
 
 
 def send_rubbish(scene: Scene) -> Seen:
-    """Send what breaks the protocols; it must cost the sender its connection, and few log lines."""
+    """Send invalid messages; the guard must close the sender and log only a few lines."""
     process = scene.a.process
     lines_before = count_lines(process)
     earned: Counter[int] = Counter()
     for rubbish, code in RUBBISH.items():
         with crowd(process, SENDERS) as clients:
             for client in clients:
-                with suppress(OSError):  # closed before it was all sent
+                with suppress(OSError):  # closed before everything was sent
                     client.send(rubbish)
             codes = {client.read_farewell().code for client in clients}
         if codes != {code}:
-            raise Failed(f"after {rubbish[:20]!r} clients were told {codes}, not {code}")
+            raise Failed(f"after {rubbish[:20]!r} clients were closed with {codes}, not {code}")
         earned[code] += len(clients)
     lines = count_lines(process) - lines_before
     codes_earned = ", ".join(map(str, earned))
@@ -240,7 +240,7 @@ def send_rubbish(scene: Scene) -> Seen:
 
 
 def kill_worker(scene: Scene) -> Seen:
-    """Kill the worker of A; gunicorn must replace it, and the client must come back."""
+    """Kill the worker of A; gunicorn must replace it, and its client must reconnect."""
     pid = worker_pids(scene)[0]
     os.kill(pid, signal.SIGKILL)
     killed_at = time.time()
@@ -250,24 +250,24 @@ def kill_worker(scene: Scene) -> Seen:
 
 
 def drain(scene: Scene) -> Seen:
-    """Stop B's gunicorn as a deploy does and start it anew; its clients must find another."""
+    """Stop B's gunicorn like a deployment and restart it; its clients must move to A."""
     process = scene.b.process
     with crowd(process, CROWD) as clients, ThreadPoolExecutor(CROWD) as pool:
         process.ask_to_stop()
-        told_at = time.monotonic()
+        stopped_at = time.monotonic()
         moves = [pool.submit(move, client, scene.a.process) for client in clients]
         wait_until(lambda: not process.is_ready(), timeout=5)
-        unready = time.monotonic() - told_at
+        unready = time.monotonic() - stopped_at
         codes = {code.result() for code in moves}
-        moved = time.monotonic() - told_at
-        is_over = wait_until(process.has_died, timeout=10)
-        ended = time.monotonic() - told_at
-    if not is_over:
-        raise Failed("the process does not end")
+        moved = time.monotonic() - stopped_at
+        has_ended = wait_until(process.has_died, timeout=10)
+        ended = time.monotonic() - stopped_at
+    if not has_ended:
+        raise Failed("the process did not end")
     process.start()
     process.wait_ready()
     if codes != {SERVICE_RESTART}:
-        raise Failed(f"the clients were told {codes}")
+        raise Failed(f"the clients were closed with {codes}")
     return Seen(
         f"unready in {unready * 1000:.0f} ms, {len(clients)} clients on A by {moved:.1f} s, "
         f"ended in {ended:.1f} s"
@@ -275,7 +275,7 @@ def drain(scene: Scene) -> Seen:
 
 
 def move(client: BareClient, elsewhere: Process) -> int:
-    """Wait until *client* is told to go, and go *elsewhere*; return the code it was told."""
+    """Wait until *client* is closed, connect to *elsewhere*, and return the close code."""
     code = client.read_farewell().code
     BareClient(elsewhere).close()
     return code
@@ -285,7 +285,7 @@ def move(client: BareClient, elsewhere: Process) -> int:
 def crowd(
     process: Process, count: int, *, receive_buffer: int | None = None
 ) -> Iterator[list[BareClient]]:
-    """Connect clients; yield them."""
+    """Connect *count* clients, yield them, and close them at the end."""
     clients: list[BareClient] = []
     try:
         while len(clients) < count:
@@ -297,7 +297,7 @@ def crowd(
 
 
 def ask_worker(process: Process) -> dict[str, Any]:
-    """Return the pid of the worker of *process*, and how many connections it has."""
+    """Return ``{"process": str, "pid": int, "connections": int}`` of the worker of *process*."""
     answer = fetch(f"{process.url}/demo/worker")
     if answer.code != 200:
         raise Failed(f"process {process.name} answered {answer.code}")
@@ -305,12 +305,12 @@ def ask_worker(process: Process) -> dict[str, Any]:
 
 
 def count_lines(process: Process) -> int:
-    """Return the length of the log of *process*."""
+    """Return the number of lines in the log of *process*."""
     return len(process.log.read_bytes().splitlines())
 
 
 def ask_everybody(scene: Scene, fault: str) -> None:
-    """Have each process ask each of the clients, with a callback that does *fault*."""
+    """Make each process ask each of the two clients, with a callback that causes *fault*."""
     for watcher in (scene.a, scene.b):
         for sid in (scene.a.sid, scene.b.sid):
             answer = fetch(f"{watcher.process.url}/demo/{fault}", {"sid": sid})
@@ -319,7 +319,7 @@ def ask_everybody(scene: Scene, fault: str) -> None:
 
 
 def worker_pids(scene: Scene) -> list[int]:
-    """Return the pid of each process's worker, 0 for one that does not answer."""
+    """Return the pid of each process's worker; 0 for a process that does not answer."""
     return [
         fetch(f"{process.url}/demo/worker").document.get("pid", 0)
         for process in scene.demo.processes
@@ -327,7 +327,11 @@ def worker_pids(scene: Scene) -> list[int]:
 
 
 def own_broker(scene: Scene) -> Broker:
-    """Return the broker that the demo started."""
+    """Return the broker that the demo started.
+
+    Raises:
+        Failed: ``REDIS_URL`` names another broker.
+    """
     if scene.demo.broker is None:
         raise Failed("the broker is not the demo's own")
     return scene.demo.broker
@@ -347,5 +351,5 @@ FAULTS = (
     Fault("client never reads", never_read),
     Fault("clients send rubbish", send_rubbish),
     Fault("worker of A killed (-9)", kill_worker),
-    Fault("B told to stop, started anew", drain),
+    Fault("B stopped and restarted", drain),
 )

@@ -1,12 +1,12 @@
-"""The "Break it" panel: real faults, for a demonstration on one's own machine.
+"""The "Break it" panel: real faults, for a demo on the local machine only.
 
-Every request is checked, because a page of any other site can make a browser on this machine send
-requests to it:
+Every request is checked, because any web page can make a browser on this machine send requests
+to the panel:
 
-- The connection comes from a loopback address, and not through a proxy.
-- ``Host`` names this machine, which a page that was rebound by DNS cannot send.
-- A POST carries JSON and a header of its own. A page of another origin may send neither
-  without asking first, and this application allows no other origin.
+- The connection must come from a loopback address, and not through a proxy.
+- ``Host`` must name this machine, which protects against DNS rebinding.
+- A POST must carry JSON and a custom header. Browsers let a page of another origin send these only
+  after a CORS preflight, which this application does not allow.
 """
 
 from __future__ import annotations
@@ -50,15 +50,15 @@ POUR_EVENT_SIZE = 64 * 1024
 
 
 class DemoFault(Exception):
-    """What the panel makes a handler raise."""
+    """The exception that the panel makes a handler raise."""
 
 
 def init_app(app: Flask, socketio: SocketIO, guard: SocketIOGuard) -> None:
-    """Register the faults and a numbered stream of events that shows whether events flow."""
+    """Register the faults, and a numbered stream of events that makes losses visible."""
     blueprint = Blueprint("faults", __name__, url_prefix="/demo", static_folder="static")
     blueprint.before_request(_refuse_strangers)
     blueprint.app_context_processor(_tell_template)
-    # The page is the demo's, which extends that of the application.
+    # The demo's page extends that of the application.
     own = app.jinja_loader
     assert own is not None
     app.jinja_loader = ChoiceLoader(
@@ -71,13 +71,13 @@ def init_app(app: Flask, socketio: SocketIO, guard: SocketIOGuard) -> None:
             beat = {"process": app.config["PROCESS"], "pid": os.getpid(), "n": next(numbers)}
             guard.emit("demo:beat", beat | {"at": time.time()}, to=STREAM_ROOM)
 
-    # With `socketio`, which serves *app* now, and not with `guard`: that would remember these
-    # for every other application, too.
+    # Registered with `socketio`, which serves *app* now. `guard` would register them with every
+    # other application, too.
     @socketio.on("demo:watch")
     def watch() -> dict[str, Any]:
         _refuse_strangers()
         join_room(STREAM_ROOM)
-        with suppress(DuplicateTask):  # it runs since the first client watched
+        with suppress(DuplicateTask):  # already started for an earlier client
             guard.start_background_task(stream, name="demo:stream", restart="on-failure")
         return {"process": app.config["PROCESS"], "pid": os.getpid()}
 
@@ -90,7 +90,7 @@ def init_app(app: Flask, socketio: SocketIO, guard: SocketIOGuard) -> None:
 
     @socketio.on("demo:slow")
     def be_slow() -> dict[str, int]:
-        """Take a while; answer how many of these ran at the time."""
+        """Take a while; answer how many of these events ran at the same time."""
         nonlocal slow_events
         _refuse_strangers()
         slow_events += 1
@@ -108,7 +108,7 @@ def init_app(app: Flask, socketio: SocketIO, guard: SocketIOGuard) -> None:
         body = request.get_json()
         sid = body.get("sid") if isinstance(body, dict) else None
         if not isinstance(sid, str):
-            abort(400, 'name the client: {"sid": ...}')
+            abort(400, 'the body must name a client: {"sid": ...}')
         return sid
 
     def ask(callback: Callable[..., None]) -> dict[str, Any]:
@@ -127,7 +127,7 @@ def init_app(app: Flask, socketio: SocketIO, guard: SocketIOGuard) -> None:
     @blueprint.post("/callback-raises")
     def raise_in_callback() -> dict[str, Any]:
         def leave(*args: object) -> None:
-            # Not an Exception: passes every `except Exception` between here and the worker.
+            # SystemExit is not an Exception, so `except Exception` in the worker misses it.
             raise SystemExit(1)
 
         return ask(leave)
@@ -142,7 +142,7 @@ def init_app(app: Flask, socketio: SocketIO, guard: SocketIOGuard) -> None:
 
     @blueprint.post("/pour")
     def pour() -> dict[str, Any]:
-        """Send a client far more than it can take at once, and do not stop when it is gone."""
+        """Send a client far more than it can receive, and continue when it is gone."""
         sid = sid_of_body()
         outcomes: Counter[str] = Counter()
         for _ in range(POUR_EVENTS):
@@ -152,7 +152,7 @@ def init_app(app: Flask, socketio: SocketIO, guard: SocketIOGuard) -> None:
 
     @blueprint.post("/stop-worker")
     def stop_worker() -> dict[str, Any]:
-        """Stop this worker as a deployment does; its master starts another."""
+        """Stop this worker like a deployment does; its master starts another."""
         os.kill(os.getpid(), signal.SIGTERM)
         return {"stopping": os.getpid()}
 
@@ -164,18 +164,18 @@ def init_app(app: Flask, socketio: SocketIO, guard: SocketIOGuard) -> None:
 
 
 def _tell_template() -> dict[str, Any]:
-    """Return what the template of the page asks: who may see the panel, and whose the broker is."""
+    """Return the variables of the page's template: whether to show the panel and its controls."""
     return {"has_panel": _is_local(), "has_broker_control": _has_broker_control()}
 
 
 def _has_broker_control() -> bool:
-    """Tell whether the demo runner started the broker, and so can stop it."""
+    """Return whether the demo runner started the broker, and so can stop it."""
     return bool(current_app.config.get("BROKER_CONTROL"))
 
 
 def _refuse_strangers() -> None:
     if not _is_local():
-        abort(403, "only for this machine")
+        abort(403, "only available on this machine")
     if request.method != "GET" and (HEADER not in request.headers or not request.is_json):
         abort(403, f"send JSON and the header {HEADER}")
 
@@ -198,7 +198,7 @@ def _is_loopback(host: str | None) -> bool:
 
 
 def _kill_greenlets(name: str) -> int:
-    """Kill the greenlets named *name*; found by the collector, as nothing offers them."""
+    """Kill the greenlets named *name*; only the garbage collector's list contains them."""
     found = [
         candidate
         for candidate in gc.get_objects()
@@ -212,7 +212,7 @@ def _kill_greenlets(name: str) -> int:
 
 
 def _tell_runner(command: str) -> str:
-    """Have the demo runner, which owns the broker, carry out *command*."""
+    """Ask the demo runner, which owns the broker, to execute *command*."""
     if not _has_broker_control():
         abort(409, "the demo runner did not start this broker, so it will not stop it")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as runner:

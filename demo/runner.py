@@ -1,4 +1,4 @@
-"""Everything that runs in the demo: two guarded gunicorn processes and a Redis between them."""
+"""Starting and stopping the demo: two guarded gunicorn processes and a Redis between them."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ PREFERRED_PORTS = (5001, 5002)
 
 
 class Demo:
-    """Everything that runs.
+    """The running processes of the demo.
 
     Attributes:
         processes: The two gunicorn processes.
-        broker: The Redis that the demo started, or None when ``REDIS_URL`` names another.
-        broker_url: Where the Redis is.
+        broker: The Redis that the demo started; ``None`` if ``REDIS_URL`` names another.
+        broker_url: URL of the Redis.
     """
 
     def __init__(self, processes: list[Process], broker: Broker | None, broker_url: str) -> None:
@@ -35,7 +35,7 @@ class Demo:
         self.broker_url = broker_url
 
     def check_alive(self) -> None:
-        """Raise `DemoError` if something ended by itself."""
+        """Raise `DemoError` if a process ended without being stopped."""
         for process in self.processes:
             if process.has_died():
                 raise DemoError(f"process {process.name} ended; its log ends:\n{tail(process.log)}")
@@ -45,15 +45,15 @@ class Demo:
 
 @contextmanager
 def running(folder: Path, ports: tuple[int, ...]) -> Iterator[Demo]:
-    """Start everything, and stop it at the end, whatever happens."""
+    """Start everything, and stop it at the end, also after an error."""
     with ExitStack() as stack:
         environment = {
             "FLASK_PEERS": json.dumps([f"http://127.0.0.1:{port}" for port in ports]),
-            # A client that vanishes is noticed while one watches.
+            # Short, so that a person can watch a vanished client being noticed.
             "FLASK_PING_INTERVAL": "1",
             "FLASK_PING_TIMEOUT": "3",
-            # Ctrl-C shall not take long: nobody waits for a callback that hangs, and what was
-            # emitted while the broker was away has nobody left to go to.
+            # Ctrl-C must be quick: do not wait for a callback that hangs, or for messages that an
+            # unreachable broker has not taken.
             "FLASK_SOCKETIO_GUARD_SLOW_CONSUMER_TIMEOUT": "1",
             "FLASK_SOCKETIO_GUARD_STOP_TIMEOUT": "1",
             "FLASK_SOCKETIO_GUARD_EXIT_FLUSH_TIMEOUT": "1",
@@ -70,8 +70,8 @@ def running(folder: Path, ports: tuple[int, ...]) -> Iterator[Demo]:
             environment["FLASK_BROKER_CONTROL"] = control
         elif not is_answering(broker_url):
             raise DemoError(
-                "the Redis that REDIS_URL names does not answer. Start it, "
-                "or unset REDIS_URL to have the demo start one of its own."
+                "the Redis at REDIS_URL does not answer. Start it, "
+                "or unset REDIS_URL to have the demo start its own."
             )
         environment["FLASK_MESSAGE_QUEUE"] = broker_url
 
@@ -111,10 +111,10 @@ def broker_control(broker: Broker, folder: Path) -> Iterator[str]:
 
 
 def choose_ports(wanted: list[int] | None) -> tuple[int, ...]:
-    """Return two ports that are free: *wanted*, else the preferred, else any.
+    """Return two free ports: *wanted*, otherwise the preferred ones if free, otherwise any.
 
     Raises:
-        DemoError: One of *wanted* is taken, or both are the same.
+        DemoError: One of *wanted* is in use, or both are the same.
     """
     if wanted is None:
         return tuple(port if is_free(port) else free_port() for port in PREFERRED_PORTS)
@@ -122,5 +122,5 @@ def choose_ports(wanted: list[int] | None) -> tuple[int, ...]:
         raise DemoError("the processes need two different ports")
     for port in wanted:
         if not is_free(port):
-            raise DemoError(f"port {port} is in use; name others, or none to have free ones chosen")
+            raise DemoError(f"port {port} is in use; choose others, or omit --ports")
     return tuple(wanted)

@@ -1,4 +1,4 @@
-"""What a fault of the check is given, and what it gives back."""
+"""The parameters and results of the faults."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ class Scene(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """What injecting a fault showed.
+    """The result of injecting a fault. Instants are Unix time.
 
     Attributes:
-        note: For the last column.
-        over_at: When the fault was over; by default, when its injection returned.
-        down_at: Since when the broker was away, for a fault of the broker; what was sent from then
-            until `over_at` must arrive.
+        note: Text for the last column.
+        over_at: When the fault ended; by default, when its injection returned.
+        down_at: For a fault of the broker, when it began; events sent between then and `over_at`
+            must arrive.
     """
 
     note: str
@@ -38,10 +38,10 @@ class Fault(NamedTuple):
     """A row of the table.
 
     Attributes:
-        name: What the table calls it.
-        inject: Makes it happen, and returns once it has; raises `Failed` if the guard did not do
-            what it must.
-        needs_own_broker: It stops, pauses or disconnects the broker.
+        name: Name in the table.
+        inject: Causes the fault and returns after it; raises `Failed` if the guard did not handle
+            it.
+        needs_own_broker: Whether it stops, pauses or disconnects the broker.
     """
 
     name: str
@@ -50,4 +50,4 @@ class Fault(NamedTuple):
 
 
 class Failed(Exception):
-    """The guard did not do what it must; the text says what."""
+    """The guard did not handle a fault; the message says what went wrong."""

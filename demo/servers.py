@@ -1,4 +1,4 @@
-"""The gunicorn processes of the demo, and the order in which they end."""
+"""The gunicorn processes of the demo: starting them, and stopping all of them in time."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class Process:
     """One gunicorn master with its worker, on a port of this machine.
 
     Args:
-        port: Where it listens; also what it calls itself.
-        folder: Where its log goes.
-        environment: Settings of the application.
+        port: Port that it listens on; also its name.
+        folder: Directory for its log.
+        environment: Environment variables with the application's settings.
     """
 
     def __init__(self, port: int, folder: Path, environment: dict[str, str]) -> None:
@@ -39,7 +39,7 @@ class Process:
         self._master: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start it, again if it has ended; `wait_ready` waits for it."""
+        """Start it, also after it has ended; does not wait, see `wait_ready`."""
         with self.log.open("ab") as log, signals_held():
             self._master = subprocess.Popen(
                 [
@@ -51,16 +51,16 @@ class Process:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                # A group of its own: Ctrl-C reaches the runner only, which stops things in order,
-                # and a worker whose master died can still be found.
+                # A process group of its own: Ctrl-C reaches only the runner, which stops
+                # everything in order, and a worker whose master died can still be killed.
                 start_new_session=True,
             )
 
     def wait_ready(self) -> None:
-        """Return when it is ready for traffic.
+        """Wait until it is ready for traffic.
 
         Raises:
-            DemoError: It ended, or is not ready in time.
+            DemoError: It ended, or was not ready in time.
         """
         wait_until(lambda: self.has_died() or self.is_ready(), START_TIMEOUT)
         if self.has_died() or not self.is_ready():
@@ -68,20 +68,20 @@ class Process:
             raise DemoError(f"process {self.name} {state}; its log ends:\n{tail(self.log)}")
 
     def is_ready(self) -> bool:
-        """Tell whether a load balancer would send it clients."""
+        """Return whether a load balancer would send it clients."""
         return fetch(f"{self.url}/readyz").code == 200
 
     def has_died(self) -> bool:
-        """Tell whether the master has ended."""
+        """Return whether the master has ended."""
         return self._master is not None and self._master.poll() is not None
 
     def ask_to_stop(self) -> None:
-        """Start an orderly stop; `join` waits for it."""
+        """Begin a graceful shutdown; `join` waits for it."""
         if self._master is not None:
             self._master.terminate()
 
     def join(self, deadline: float) -> None:
-        """Wait for the end until *deadline* (monotonic), then end what is left by force."""
+        """Wait until *deadline* (``time.monotonic``) for it to end, then kill what is left."""
         if self._master is None:
             return
         with suppress(subprocess.TimeoutExpired):
@@ -92,7 +92,7 @@ class Process:
 
 
 def stop(processes: list[Process]) -> None:
-    """Ask all to stop, then join all against one deadline."""
+    """Ask all processes to stop, then wait for them with one deadline for all."""
     for process in processes:
         process.ask_to_stop()
     deadline = time.monotonic() + STOP_TIMEOUT
@@ -102,7 +102,7 @@ def stop(processes: list[Process]) -> None:
 
 @contextmanager
 def signals_held() -> Iterator[None]:
-    """Deliver signals only afterwards: a process just started must first be known to `stop`."""
+    """Delay signals until the end: a new process must be known to `stop` before one arrives."""
     held: list[int] = []
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
     for number in SIGNALS:
@@ -112,5 +112,5 @@ def signals_held() -> Iterator[None]:
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-        for came in held:
-            signal.raise_signal(came)
+        for held_back in held:
+            signal.raise_signal(held_back)

@@ -1,4 +1,4 @@
-"""What the parts of the demo share: waiting for a condition, a free port, a request."""
+"""Shared by the modules of the demo: waiting for a condition, free ports, HTTP requests."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 HEADER = "X-Break-It"
-"""The "Break it" panel sends it with each POST; a page of another origin must not."""
+"""Header that the panel sends with each POST; browsers forbid it to pages of other origins."""
 POLL_INTERVAL = 0.02
 
 
 class DemoError(Exception):
-    """The demo cannot go on; the text says why, and how to mend it."""
+    """The demo cannot continue; the message says why and how to fix it."""
 
 
 class Answer(NamedTuple):
-    """What a process answered: the HTTP status, 0 if it did not answer, and the JSON document."""
+    """The answer of a process: HTTP status, 0 if it did not answer, and JSON document."""
 
     code: int
     document: dict[str, Any]
 
 
 def wait_until(condition: Callable[[], object], timeout: float) -> bool:
-    """Wait until *condition* holds; tell whether it did within *timeout* seconds."""
+    """Wait up to *timeout* seconds until *condition* is true; return whether it became so."""
     deadline = time.monotonic() + timeout
     while not condition():
         if time.monotonic() > deadline:
@@ -40,7 +40,7 @@ def wait_until(condition: Callable[[], object], timeout: float) -> bool:
 
 
 def is_free(port: int) -> bool:
-    """Tell whether a server can listen at *port* of this machine."""
+    """Return whether a server can listen on *port* of this machine."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -51,7 +51,7 @@ def is_free(port: int) -> bool:
 
 
 def free_port() -> int:
-    """Return a port of this machine that nobody listens at."""
+    """Return a port of this machine that is not in use."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

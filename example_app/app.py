@@ -1,8 +1,8 @@
-"""The Harbour Exchange: rooms, presence, a live ticker and a question that wants an answer.
+"""The Harbour Exchange: rooms, presence, a live ticker and acknowledged questions.
 
-An ordinary Flask-SocketIO application. What protects it is the line in `create_app` that is
-marked so; handlers registered with ``@socketio.on`` are protected as they are, and what is
-written with ``guard`` (a task, an event that is checked) uses what the guard offers on top.
+An ordinary Flask-SocketIO application. The marked line in `create_app` protects it, including
+handlers registered with ``@socketio.on``. Code that uses ``guard`` directly (a task, an event
+with a schema) shows the additional features of the guard.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class Trader:
     key: str | None = field(default=None, repr=False)
 
 
-# The traders on this process, by session id. Each process tells all clients with every tick who
-# is on it.
+# The traders on this process, by session id. Each process sends its list to all clients with
+# every tick.
 traders: dict[str, Trader] = {}
 
 
@@ -47,7 +47,7 @@ def create_app() -> Flask:
         PROCESS=os.environ.get("PORT", "5000"), PING_INTERVAL=25, PING_TIMEOUT=20
     )
     app.config.from_prefixed_env()
-    # Contract notes are kept in the Redis that the processes share, if they have one.
+    # Contract notes are stored in the Redis that the processes share, if they have one.
     app.config.setdefault("SOCKETIO_GUARD_DELIVERY_STORE", app.config.get("MESSAGE_QUEUE"))
 
     socketio.init_app(
@@ -64,14 +64,14 @@ def create_app() -> Flask:
 
 @socketio.on("connect")
 def connect(auth: Any) -> None:
-    """Let a trader in who gives a name.
+    """Accept a trader who gives a name.
 
-    Nothing here checks what *auth* is. A client that sends something else makes this raise, and
-    the guard refuses it.
+    *auth* is not validated here: if a client sends anything else, this handler raises, and the
+    guard refuses the client.
     """
     traders[_sid()] = Trader(auth["name"].strip()[:24] or "Nameless")
-    # A page keeps its key over lost connections, and is known by it whichever process it comes to.
-    # An application with accounts would take the id of the user.
+    # A page keeps its key when it reconnects, and so is recognised by every process. An
+    # application with accounts would use the user's id.
     key = auth.get("key")
     if isinstance(key, str) and 16 <= len(key) <= 64:
         traders[_sid()].key = key
@@ -80,16 +80,16 @@ def connect(auth: Any) -> None:
 
 @socketio.on("disconnect")
 def disconnect(reason: str) -> None:
-    """Forget a trader."""
+    """Remove a trader."""
     traders.pop(_sid(), None)
 
 
 @guard.handshake("join", timeout=10.0, schema=Pit)
 def join(pit: Pit) -> dict[str, Any]:
-    """Move the trader to *pit*, and answer with the prices of the last minute there.
+    """Move the trader to *pit*, and acknowledge with its prices of the last minute.
 
-    From the first time on the trader hears the ticks. Who has joined no pit within 10 s is
-    disconnected.
+    After the first join, the trader receives ticks. A trader who has not joined a pit within
+    10 s is disconnected.
     """
     trader = traders[_sid()]
     if trader.pit:
@@ -102,7 +102,7 @@ def join(pit: Pit) -> dict[str, Any]:
 
 @guard.on("trade", schema=(Side, Lots), rate="10/second")
 def trade(side: Side, lots: int) -> dict[str, Any]:
-    """Tell everybody in the pit, whichever process they are on, and acknowledge."""
+    """Send the deal to everybody in the pit, in all processes, and acknowledge it."""
     trader = traders[_sid()]
     deal = {"who": trader.name, "side": side, "lots": lots} | _quote(trader.pit)
     guard.emit("trade", deal, to=trader.pit)
@@ -112,32 +112,34 @@ def trade(side: Side, lots: int) -> dict[str, Any]:
 
 
 def settle(deal: dict[str, Any], key: str) -> None:
-    """Send the contract note of a deal, which must arrive, whatever becomes of the line."""
+    """Send the contract note of a deal, which must arrive even if the trader is offline now."""
     guard.sleep(SETTLEMENT_TIME)
     guard.deliver("contract", deal, to=key, ttl=600, with_id=True)
 
 
 @guard.on("ask", schema=str)
 def ask(sid: str) -> None:
-    """Ask another trader, on this or any other process, for a price; tell the pit the answer."""
-    # A room would be taken for a trader, and no name at all for everybody.
+    """Ask another trader, on any process, for a price; send the answer to the pit."""
+    # The name of a room would address the whole room, and an empty string everybody.
     if not sid or sid in PITS:
         raise EventRejected("there is no such trader")
     asker = traders[_sid()]
     question = {"who": asker.name} | _quote(asker.pit)
 
-    def tell(answer: Any = None) -> None:
+    def publish(answer: Any = None) -> None:
         price_given = answer if isinstance(answer, int | float) else None
         guard.emit("answer", question | {"answer": price_given}, to=asker.pit)
 
-    guard.emit("question", question, to=sid, callback=tell, callback_timeout=20, on_timeout=tell)
+    guard.emit(
+        "question", question, to=sid, callback=publish, callback_timeout=20, on_timeout=publish
+    )
 
 
 @guard.task(every=1.0)
 def tick() -> None:
-    """Tell all who have joined a pit the prices, and who is on this process.
+    """Send the prices and this process's traders to every client that has joined a pit.
 
-    Not those who lag behind: by the time they read it, it would be wrong.
+    The event is volatile: a client that lags behind would read outdated prices.
     """
     now = int(time.time())
     news = {
@@ -159,7 +161,7 @@ def _sid() -> str:
 
 
 def _quote(pit: Pit | None) -> dict[str, Any]:
-    """Return the price of *pit* now."""
+    """Return the current price of *pit*, with the pit and the time."""
     if pit is None:
         raise EventRejected("join a pit first")
     now = int(time.time())

@@ -1,4 +1,4 @@
-"""What the Harbour Exchange trades, at which prices, and what a client may say of it."""
+"""The goods and prices of the Harbour Exchange, and the types of its events."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-# Each pit is a Socket.IO room: its name, and the price (per lot) around which it moves.
+# Each pit is a Socket.IO room: its name, and the mean price per lot.
 Pit = Literal["Coffee", "Cocoa", "Saffron", "Tea"]
 PITS: dict[Pit, float] = {"Coffee": 184.0, "Cocoa": 262.0, "Saffron": 1490.0, "Tea": 96.0}
 
@@ -18,8 +18,8 @@ Lots = Annotated[int, Field(strict=True, ge=1, le=100)]
 def price(pit: Pit, at: int) -> float:
     """Return the price of *pit* in the second *at*.
 
-    It depends on nothing but its arguments, so all processes quote the same price without
-    telling each other.
+    It depends only on the arguments, so all processes quote the same price without exchanging
+    messages.
 
     Args:
         pit: One of `PITS`.

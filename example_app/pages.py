@@ -1,4 +1,4 @@
-"""The page of the Harbour Exchange and the JavaScript client that it needs."""
+"""The web page of the Harbour Exchange, and the JavaScript client that it needs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from flask import Blueprint, Response, current_app, render_template, request, se
 
 from example_app.market import PITS
 
-# Where ``npm ci`` puts the standard Socket.IO client for JavaScript.
+# ``npm ci`` installs the standard Socket.IO client for JavaScript here.
 CLIENT_FOLDER = Path(__file__).parent / "node_modules" / "socket.io-client" / "dist"
 CLIENT_FILE = "socket.io.min.js"
 
@@ -18,7 +18,7 @@ pages = Blueprint("pages", __name__)
 
 @pages.get("/")
 def floor() -> str:
-    """Show the trading floor, or what is missing for it."""
+    """Show the trading floor, or how to install the missing client."""
     return render_template(
         "floor.html",
         process=current_app.config["PROCESS"],
@@ -37,7 +37,7 @@ def client() -> Response:
 
 @pages.after_request
 def restrict(response: Response) -> Response:
-    """Allow the page only what it brings along: no inline script, no other host, no frame."""
+    """Restrict the page to its own files: no inline scripts, no other hosts, no frames."""
     response.headers["Content-Security-Policy"] = (
         "default-src 'self'; connect-src 'self' ws: wss:; base-uri 'none'; form-action 'self'; "
         "frame-ancestors 'none'"

@@ -1,4 +1,4 @@
-// The "Break it" panel, on the floor that floor.js has opened.
+// The "Break it" panel, which uses the socket that floor.js has opened.
 "use strict";
 
 if (floor && $("faults")) {
@@ -6,7 +6,7 @@ if (floor && $("faults")) {
 
   socket.on("demo:question", (acknowledge) => acknowledge("yes"));
 
-  // A client of another process, if there is one: its acknowledgement comes through the listener.
+  // Prefer a client of another process: its acknowledgement arrives through the listener.
   function someClient() {
     const others = [...processes].filter(([process]) => process !== here);
     return others.flatMap(([, { traders }]) => traders)[0]?.sid ?? socket.id;
@@ -19,7 +19,7 @@ if (floor && $("faults")) {
       const took = Math.round(performance.now() - started);
       log(`The handler raised. Acknowledged after ${took} ms: ${JSON.stringify(answer)}`, "good");
     } catch {
-      log("The handler raised, and the client was never told", "bad");
+      log("The handler raised, and the client received no answer", "bad");
     }
   }
 

@@ -5,7 +5,7 @@ const $ = (id) => document.getElementById(id);
 const here = document.body.dataset.process;
 const SILENT_AFTER = 3000; // ms without a tick until a process counts as silent
 
-// ---- small parts ----
+// ---- helpers ----
 
 function element(tag, { text, className, ...attributes } = {}, ...children) {
   const node = document.createElement(tag);
@@ -26,7 +26,7 @@ function log(text, mood = "") {
 const money = (value) =>
   value.toLocaleString("en", { minimumFractionDigits: 2, maximumFractionDigits: 2 });
 
-// ---- health of this process: plain HTTP, so it works whatever the socket does ----
+// ---- health of this process: by HTTP, which works even if the socket does not ----
 
 let lastHealth = "";
 
@@ -59,7 +59,7 @@ pollHealth();
 
 // ---- the connection ----
 
-let floor = null; // the socket, and what is known of the processes
+let floor = null; // the socket and the state of the processes
 
 if (typeof io === "undefined") {
   $("client-missing").hidden = false;
@@ -78,7 +78,7 @@ function openFloor() {
     `${names[Math.floor(Math.random() * names.length)]} ${Math.floor(Math.random() * 90) + 10}`;
   $("name").value = name;
 
-  // Who this page is, for as long as it is open, over lost connections and on any process.
+  // Identifies this page as long as it is open, across reconnections and processes.
   const key =
     sessionStorage.getItem("key") ??
     Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
@@ -111,10 +111,10 @@ function openFloor() {
     wasConnected = true;
     showTransport();
     socket.io.engine.on("upgrade", showTransport);
-    join(pit ?? $("pits").firstElementChild.textContent); // who joins no pit is not kept
+    join(pit ?? $("pits").firstElementChild.textContent); // a client that joins no pit is disconnected
   });
   socket.on("connect_error", (error) => {
-    if (socket.active) return; // the manager tries again, see reconnect_attempt
+    if (socket.active) return; // the manager reconnects, see reconnect_attempt
     showConnection("bad", "refused");
     log(`The server refused the connection: ${error.message} ${JSON.stringify(error.data ?? "")}`, "bad");
   });
@@ -197,7 +197,7 @@ function openFloor() {
     if (process === here) $("process").textContent = `${process} · pid ${pid}`;
     for (const [each, value] of Object.entries(prices)) {
       const series = lastPrices.get(each) ?? [];
-      // Every process quotes; the first to arrive in a second counts.
+      // Every process sends prices; the first tick of each second counts.
       if (!series.length || series.at(-1)[0] < at) series.push([at, value]);
       while (series.length && series[0][0] < at - 59) series.shift();
       lastPrices.set(each, series);
@@ -225,7 +225,7 @@ function openFloor() {
     if (deal) log(`You ${deal.side} ${deal.lots} × ${deal.pit} at ${money(deal.price)}`);
   });
 
-  // ---- contract notes: messages that must arrive ----
+  // ---- contract notes: acknowledged delivery ----
 
   onDelivery(socket, "contract", ({ side, lots, pit: traded, price }) => {
     $("notes-empty").hidden = true;
@@ -243,12 +243,12 @@ function openFloor() {
   });
 
   $("drop").addEventListener("click", () => {
-    log("Dropped the line, for 6 seconds", "warn");
+    log("Disconnected for 6 seconds", "warn");
     socket.disconnect();
     setTimeout(() => socket.connect(), 6000);
   });
 
-  // ---- traders, and the question one may ask another ----
+  // ---- traders, and questions between them ----
 
   function drawTraders() {
     const rows = [];
@@ -270,7 +270,7 @@ function openFloor() {
         rows.push([trader.sid, row]);
       }
     }
-    // Redrawn only when it changed: a button that is replaced loses the focus.
+    // Redrawn only after a change: a button that is replaced loses the focus.
     const seen = JSON.stringify(rows.map(([sid, row]) => [sid, row.textContent, socket.id]));
     if (seen === $("traders").dataset.seen) return;
     $("traders").dataset.seen = seen;
@@ -289,7 +289,7 @@ function openFloor() {
     socket.disconnect().connect();
   });
 
-  let pending = null; // {acknowledge, timer} of the question on the screen
+  let pending = null; // {acknowledge, timer} of the question being shown
 
   function closeQuestion(answer) {
     if (!pending) return;
@@ -325,7 +325,7 @@ function openFloor() {
     log(`${who} asked for a price of ${asked}: ${text}`, answer === null ? "warn" : "good");
   });
 
-  // ---- which processes are heard ----
+  // ---- processes that send ticks ----
 
   setInterval(() => {
     const now = performance.now();
@@ -350,7 +350,7 @@ function openFloor() {
     );
     const isDeaf = socket.connected && silent.length > 0;
     const notice = `Nothing heard from ${silent.join(" and ")}: events between the processes wait.`;
-    // Written only when it changes, or a screen reader would say it four times a second.
+    // Written only when it changes; otherwise a screen reader would repeat it four times a second.
     if (isDeaf !== ($("silence").textContent !== "")) $("silence").textContent = isDeaf ? notice : "";
   }, 250);
 

@@ -389,7 +389,7 @@ def test_contract_note_arrives_through_a_lost_connection(
     expect(page.locator("#notes li")).to_have_count(1, timeout=TIMEOUT)
     page.get_by_role("button", name="Sell").click()
     expect(page.locator("#log")).to_contain_text("You sell")
-    page.get_by_role("button", name="Drop the line").click()
+    page.get_by_role("button", name="Disconnect").click()
     expect(page.locator("#connection")).to_have_text("disconnected")
     page.wait_for_timeout(3 * SECOND)  # its confirmation is due, and nobody is there
     expect(page.locator("#notes li")).to_have_count(1)
