@@ -41,7 +41,7 @@ class GuardMiddleware:
             return self._wsgi_app(environ, start_response)
         path = environ.get("PATH_INFO", "")
         if not self._has_checked_paths:
-            # Again, because a gunicorn worker starts the guard before all routes are registered.
+            # Again: a worker with threads starts the guard while the application still loads.
             guard.check_paths()
             self._has_checked_paths = True
             _warn_of_server(environ, guard)
