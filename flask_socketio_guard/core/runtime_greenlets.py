@@ -7,7 +7,7 @@ import contextvars
 import logging
 import sys
 import weakref
-from collections import OrderedDict, deque
+from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
 with contextlib.suppress(ImportError):  # comes with the extra "gunicorn"; threads do not need it
@@ -94,7 +94,9 @@ class GreenletPool:
     """
 
     def __init__(self) -> None:
-        self._tasks: OrderedDict[Hashable, deque[Callable[[], object]]] = OrderedDict()
+        # Most owners have one task, so only those with more need a deque.
+        self._tasks: dict[Hashable, Callable[[], object] | deque[Callable[[], object]]] = {}
+        self._turns: deque[Hashable] = deque()  # the owners of these tasks
         self._next: deque[gevent.Greenlet] = deque()
         self._hub: object = None
         self._is_due = False
@@ -106,11 +108,14 @@ class GreenletPool:
 
     def add(self, target: Callable[[], object], owner: Hashable) -> None:
         """Call *target* in one of the loop's next iterations, after earlier ones of *owner*."""
-        tasks = self._tasks.get(owner)
-        if tasks is None:
-            self._tasks[owner] = deque((target,))
+        own = self._tasks.get(owner)
+        if own is None:
+            self._tasks[owner] = target
+            self._turns.append(owner)
+        elif isinstance(own, deque):
+            own.append(target)
         else:
-            tasks.append(target)
+            self._tasks[owner] = deque((own, target))
         if not self._is_due:
             self._is_due = True
             gevent.get_hub().loop.run_callback(self._run)
@@ -150,21 +155,24 @@ class GreenletPool:
 
     def _run_some(self, until: float, count: int) -> None:
         # Runs in the loop itself: a greenlet that waits or ends switches back to here.
-        tasks = self._tasks
+        tasks, turns = self._tasks, self._turns
         is_time_left = True
         try:
-            while tasks and count and is_time_left:
+            while turns and count and is_time_left:
                 count -= 1
-                owner, own = tasks.popitem(last=False)
-                target = own.popleft()
-                if own:
-                    tasks[owner] = own
+                owner = turns.popleft()
+                target = tasks.pop(owner)
+                if isinstance(target, deque):
+                    own, target = target, target.popleft()
+                    if own:
+                        tasks[owner] = own
+                        turns.append(owner)
                 greenlet = self._make(target)
                 self._has_started(greenlet)
                 greenlet.switch()
-                is_time_left = not tasks or clock() < until
+                is_time_left = not turns or clock() < until
         finally:
-            self._is_due = bool(tasks)
+            self._is_due = bool(turns)
             if self._is_due and not count:  # the answers of the first ones are sent before
                 gevent.get_hub().loop.run_callback(self._run_some, until, _ALL)
             elif self._is_due:  # the loop polls sockets before the timer fires
