@@ -1,1 +1,1 @@
-"""Speed and memory of a guarded application beside the same one without the guard."""
+"""Speed and memory of an application with the guard, compared with the same one without it."""

@@ -148,7 +148,7 @@ def limits_metrics(plan: Plan) -> list[Metric]:
 
 
 def run_limits(bench: Bench) -> None:
-    """Measure echo with a rate, an order and a schema beside echo without."""
+    """Measure echo with a rate limit, order and schema, compared with echo without these."""
     plan = bench.plan
     servers = [bench.server(column, "limits") for column in LIMITS_COLUMNS]
     with running(servers):

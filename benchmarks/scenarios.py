@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Table(NamedTuple):
-    """What stands beside what."""
+    """The columns of a table, and the (column, reference) pairs that it compares."""
 
     columns: list[Column]
     comparisons: list[tuple[Column, Column]]
