@@ -89,7 +89,7 @@ def test_callback_that_raises_an_exception_is_recorded_and_events_flow(
 
 @pytest.mark.faults(
     CALLBACK_RAISES_BASE_EXCEPTION,
-    stock="listener dead for ever, nothing logged, Redis still counts the subscriber",
+    stock="listener dead forever, nothing logged, Redis still counts the subscriber",
     because="the listener is deaf",
 )
 @pytest.mark.parametrize(
@@ -267,7 +267,7 @@ def test_call_ends_at_once_when_the_client_is_known_to_be_gone(
 
 @pytest.mark.faults(
     CALLBACKS_STAY,
-    stock="3,000 entries stay for ever; one dict per remote sid even after an ack",
+    stock="3,000 entries stay forever; one dict per remote sid even after an ack",
     because="[34]\\d\\d\\d entries for 4 recipients stay",
 )
 def test_callbacks_that_nobody_answers_are_dropped_after_their_deadline(

@@ -96,7 +96,7 @@ def errors(server: GunicornServer, *, level: str = "ERROR") -> list[str]:
     stock="clients are told nothing and cut off after the graceful timeout",
     because="the server runs on",
 )
-def test_a_worker_without_hooks_lets_its_clients_go(
+def test_a_worker_without_hooks_drains_its_clients(
     launch: Launch, clients: RawClients, measured: Measured, worker: str, preload: tuple[str, ...]
 ) -> None:
     """Close code, disconnect handlers and the end come as they do with the hooks."""
@@ -144,7 +144,7 @@ def test_a_mode_that_does_not_fit_the_worker_ends_it_at_boot(launch: Launch, kin
     stock="half the requests are answered 400, and nothing says why",
     because="nothing is said",
 )
-def test_two_workers_are_told_of_at_boot_and_when_a_client_meets_the_wrong_one(
+def test_two_workers_are_reported_at_boot_and_when_a_client_meets_the_wrong_one(
     launch: Launch,
 ) -> None:
     server = launch(workers=2)
@@ -166,7 +166,7 @@ def test_two_workers_are_told_of_at_boot_and_when_a_client_meets_the_wrong_one(
 
 @pytest.mark.faults(
     "a session that no process knows",
-    stock="answered 400; one line, without a mend, in the life of the process",
+    stock="answered 400; one line, without a remedy, in the life of the process",
     because="nothing is counted",
 )
 def test_unknown_sessions_are_counted_and_those_that_ended_here_are_not(
@@ -228,7 +228,9 @@ def test_clients_are_refused_before_the_files_run_out(
     stock="gevent-websocket raises KeyError for each but the last",
     because="KeyError",
 )
-def test_clients_behind_a_unix_socket_leave_in_peace(launch: Launch, tmp_path: Path) -> None:
+def test_clients_behind_a_unix_socket_disconnect_without_errors(
+    launch: Launch, tmp_path: Path
+) -> None:
     path = tmp_path / "socket"
     server = launch("--bind", f"unix:{path}", SOCKETIO_GUARD_MAX_CONNECTIONS_PER_ADDRESS=2)
     with ExitStack() as stack:

@@ -45,10 +45,10 @@ def server(make_connection_server: MakeServer) -> GunicornServer:
 
 @pytest.mark.faults(
     LEAVES_EARLY,
-    stock="disconnect handler never run, entry stays for ever",
+    stock="disconnect handler never run, entry stays forever",
     because=r"the disconnect handler ran \[0, 0, 0\] times",
 )
-def test_disconnect_runs_once_for_who_left_during_a_slow_connect(
+def test_disconnect_runs_once_for_a_client_that_left_during_a_slow_connect(
     server: GunicornServer, clients: RawClients, measured: Measured
 ) -> None:
     """The connect handler takes longer than the ping timeout, and then accepts."""
@@ -70,10 +70,10 @@ def test_disconnect_runs_once_for_who_left_during_a_slow_connect(
 
 @pytest.mark.faults(
     LEAVES_EARLY,
-    stock="disconnect handler never run, entry stays for ever",
+    stock="disconnect handler never run, entry stays forever",
     because=r"the disconnect handler ran \[0\] times",
 )
-def test_disconnect_runs_once_for_who_closed_its_polling_session_during_connect(
+def test_disconnect_runs_once_for_a_client_that_closed_its_polling_session_during_connect(
     server: GunicornServer, clients: RawClients, measured: Measured
 ) -> None:
     """One request runs the connect handler, and a second one closes the session."""
@@ -88,11 +88,11 @@ def test_disconnect_runs_once_for_who_closed_its_polling_session_during_connect(
 
 @pytest.mark.faults(
     LEAVES_EARLY,
-    stock="with `always_connect`, the disconnect handler runs for who is refused",
+    stock="with `always_connect`, the disconnect handler runs for a refused client",
     because=r"the disconnect handler ran 1 time",
 )
 @pytest.mark.parametrize("behaviour", ["slow-refuse", "slow-raise"])
-def test_disconnect_never_runs_for_who_is_refused_after_leaving(
+def test_disconnect_never_runs_for_a_client_that_is_refused_after_leaving(
     behaviour: str, make_connection_server: MakeServer, clients: RawClients
 ) -> None:
     """Everyone is told at once that they are connected, and this one leaves thereupon."""
@@ -111,7 +111,7 @@ def test_disconnect_never_runs_for_who_is_refused_after_leaving(
 
 
 @pytest.mark.parametrize("behaviour", ["slow-refuse", "slow-raise"])
-def test_disconnect_never_runs_for_who_is_refused(
+def test_disconnect_never_runs_for_a_client_that_is_refused(
     behaviour: str, server: GunicornServer, clients: RawClients
 ) -> None:
     """The first has left before it is refused, the second stays to hear it."""

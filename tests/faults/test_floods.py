@@ -93,7 +93,7 @@ both_modes = pytest.mark.parametrize("async_mode", ["gevent", "threading"])
 @pytest.mark.faults(
     IN_FLIGHT, stock="all run at a time: 700 to 2,000", because=r"\d{3,4} handlers ran at a time"
 )
-def test_client_cannot_have_more_than_so_many_events_running(
+def test_client_cannot_have_more_events_running_than_the_limit(
     server: GunicornServer, joined: RawWebSocket, measured: Measured
 ) -> None:
     """Many slow events in a burst: 64 run at a time, the others wait."""

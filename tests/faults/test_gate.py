@@ -76,7 +76,7 @@ def ack_id_of(question: str) -> str:
     stock="it is sent",
     because="before it was refused",
 )
-def test_who_is_refused_has_been_sent_nothing(server: GunicornServer) -> None:
+def test_a_refused_client_has_been_sent_nothing(server: GunicornServer) -> None:
     received = enter(server, "refuse,slow,ask", until=REFUSED)
     assert len(received) == 1, f"{received[:-1]} came before it was refused"
     # What waits for its answer is told that there will be none.
@@ -149,7 +149,7 @@ def test_the_callback_of_an_emit_in_a_connect_handler_is_called(server: Gunicorn
 )
 @pytest.mark.sampled(2)
 @pytest.mark.parametrize("always_connect", [False, True])
-def test_a_call_in_a_connect_handler_does_not_wait_for_nothing(
+def test_a_call_in_a_connect_handler_does_not_wait_in_vain(
     make_server: Callable[..., GunicornServer], always_connect: bool
 ) -> None:
     """There can be no answer; it is told so, as if the time were over."""

@@ -225,7 +225,7 @@ def test_odd_upgrade_request_is_answered_with_400(
 
 @pytest.mark.faults(
     "client opens a connection and never joins a namespace",
-    stock="stays for ever",
+    stock="stays forever",
     because="not closed within",
 )
 def test_client_that_joins_nothing_is_closed(

@@ -141,7 +141,7 @@ def wait_until_departed(server: GunicornServer, sids: set[str]) -> dict[str, dic
 
 @pytest.mark.faults(
     VANISHES,
-    stock="its descriptor and greenlets are kept for ever",
+    stock="its descriptor and greenlets are kept forever",
     because=r"(descriptors|greenlets) are kept",
 )
 @pytest.mark.parametrize(
@@ -172,7 +172,7 @@ def test_client_that_vanishes_leaves_nothing_behind(
 
 @pytest.mark.faults(
     "client stops reading and answering while a message is under way",
-    stock="its descriptor and greenlets are kept for ever",
+    stock="its descriptor and greenlets are kept forever",
     because=r"(descriptors|greenlets) are kept",
 )
 def test_client_that_stops_reading_leaves_nothing_behind(
@@ -188,7 +188,7 @@ def test_client_that_stops_reading_leaves_nothing_behind(
 
 @pytest.mark.faults(
     "upgrade from polling is left halfway without FIN",
-    stock="its descriptor and greenlets are kept for ever",
+    stock="its descriptor and greenlets are kept forever",
     because=r"(descriptors|greenlets) are kept",
 )
 @both_workers

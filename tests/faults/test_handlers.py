@@ -220,7 +220,7 @@ def test_event_with_a_reserved_name_is_rejected(
 
 @pytest.mark.faults(
     "client sends an event named `*` to an application with a `'*'` handler",
-    stock="the handler runs in the name of whichever session id the client sends",
+    stock="the handler runs with whatever session id the client sends",
     because="the handler ran with the victim's session id",
 )
 def test_event_named_asterisk_cannot_take_the_session_of_another_client(

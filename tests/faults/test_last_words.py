@@ -58,7 +58,7 @@ def notes(server: GunicornServer, *kinds: str) -> list[list[Any]]:
         ("threading", "polling"),
     ],
 )
-def test_last_words_are_handled_before_the_farewell(
+def test_last_events_are_handled_before_the_disconnect(
     server: GunicornServer, transport: str, measured: Measured
 ) -> None:
     """The event and the departure often are in one TCP segment, or one request."""

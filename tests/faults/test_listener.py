@@ -47,7 +47,7 @@ def guard_records(server: GunicornServer, *, since: float) -> list[LogRecord]:
     )
 
 
-@pytest.mark.faults(LISTENER_ENDS, stock="deaf for ever", because="the listener is deaf")
+@pytest.mark.faults(LISTENER_ENDS, stock="deaf forever", because="the listener is deaf")
 def test_listener_delivers_again_when_its_greenlet_is_killed(
     fleet: Fleet, sio_client: Connect, measured: Measured
 ) -> None:
@@ -69,7 +69,7 @@ def test_listener_delivers_again_when_its_greenlet_is_killed(
     assert fleet.a.worker_pids() == workers
 
 
-@pytest.mark.faults(LISTENER_ENDS, stock="deaf for ever", because="the listener is deaf")
+@pytest.mark.faults(LISTENER_ENDS, stock="deaf forever", because="the listener is deaf")
 @both_modes
 def test_listener_delivers_again_when_listen_returns(
     make_fleet: Callable[..., Fleet], sio_client: Connect, measured: Measured
@@ -88,7 +88,7 @@ def test_listener_delivers_again_when_listen_returns(
 
 @pytest.mark.faults(
     HALF_OPEN,
-    stock="deaf for ever, no log line, health 200",
+    stock="deaf forever, no log line, health 200",
     because="the listener is deaf",
 )
 @both_modes
@@ -127,7 +127,7 @@ def test_half_open_connection_is_noticed_and_replaced(
 
 @pytest.mark.faults(
     HALF_OPEN,
-    stock="nobody can tell",
+    stock="nothing shows it",
     because="/readyz does not say so",
 )
 def test_readiness_is_withdrawn_while_new_subscriptions_are_half_open_too(
@@ -200,7 +200,7 @@ def test_subscription_that_redis_ends_is_renewed_at_once(
 
 @pytest.mark.faults(
     NO_CLIENT_YET,
-    stock="listener not running, nobody can tell",
+    stock="listener not running, nothing shows it",
     because="Redis counts 0 subscribers",
 )
 @both_modes

@@ -144,7 +144,7 @@ def test_polling_clients_behind_one_proxy_see_nothing_of_each_other(
     stock="seen by connect handlers, and by events with an ident used again",
     because="marks were found",
 )
-def test_websockets_on_used_connections_see_nothing_of_who_was_there(
+def test_websockets_on_used_connections_see_nothing_of_earlier_clients(
     server: GunicornServer, measured: Callable[[str, object], None]
 ) -> None:
     """Their TCP connections have carried HTTP requests of others, as behind a proxy."""

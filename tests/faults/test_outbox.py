@@ -85,7 +85,7 @@ def write_only(fleet: Fleet) -> Iterator[WriteOnlyProcess]:
     because="the caller saw no error",
 )
 @both_modes
-def test_emit_of_what_json_cannot_hold_raises_a_type_error(
+def test_emit_of_data_that_is_not_json_raises_a_type_error(
     fleet: Fleet, sio_client: Connect, measured: Measured
 ) -> None:
     """An event holds a set, and no client of this process is there to receive it."""
@@ -106,7 +106,7 @@ def test_emit_of_what_json_cannot_hold_raises_a_type_error(
     because=r"[1-9]\d* of \d+ incoming events lost",
 )
 @both_modes
-def test_emit_of_what_json_cannot_hold_does_not_disturb_the_listener(
+def test_emit_of_data_that_is_not_json_does_not_disturb_the_listener(
     fleet: Fleet, sio_client: Connect, measured: Measured
 ) -> None:
     """Ten such emits, while 100 events per second come in from the other process."""
@@ -129,7 +129,7 @@ def test_emit_of_what_json_cannot_hold_does_not_disturb_the_listener(
     stock="write-only process: no error, event lost",
     because="the caller saw no error",
 )
-def test_emit_of_what_json_cannot_hold_raises_in_a_write_only_process(
+def test_emit_of_data_that_is_not_json_raises_in_a_write_only_process(
     fleet: Fleet, sio_client: Connect, write_only: WriteOnlyProcess, measured: Measured
 ) -> None:
     """A process without an application emits a set."""

@@ -29,7 +29,7 @@ def server(make_fleet: Callable[..., Fleet]) -> GunicornServer:
 
 @pytest.mark.faults(
     "to=[], '', 0",
-    stock="everybody gets it, or whoever sent the event",
+    stock="every client gets it, or the sender of the event",
     because=r"strangers got \d+",
 )
 @both_modes
@@ -59,7 +59,7 @@ def test_an_event_for_nobody_reaches_nobody(
     because=r"sent \d+ packets that are no JSON",
 )
 @both_modes
-def test_what_json_has_not_is_sent_to_nobody(
+def test_values_that_json_does_not_have_are_sent_to_no_client(
     server: GunicornServer,
     raw_client: Callable[..., RawClient],
     measured: Callable[[str, object], None],

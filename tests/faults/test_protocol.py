@@ -59,7 +59,7 @@ def seen_by_javascript(server: GunicornServer) -> dict[str, Any]:
     stock="requests fail with 'socket hang up'; JavaScript's error has no message",
     because="socket hang up",
 )
-def test_a_client_is_told_of_the_end_of_a_connection_and_why_it_is_refused(
+def test_a_client_learns_of_the_end_of_a_connection_and_why_it_is_refused(
     server: GunicornServer, measured: Callable[[str, object], None]
 ) -> None:
     seen = seen_by_javascript(server)

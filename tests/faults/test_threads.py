@@ -69,7 +69,7 @@ def check_delays(delays: list[float], measured: Measured) -> None:
 
 @pytest.mark.sampled(2)
 @with_and_without_queue(
-    NATIVE_THREAD, stock="late: they lie there until something else wakes the event loop"
+    NATIVE_THREAD, stock="late: they wait until something else wakes the event loop"
 )
 @pytest.mark.parametrize(
     ("kind", "at_a_time", "pause"),
