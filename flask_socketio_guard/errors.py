@@ -212,7 +212,21 @@ class DeliveryInvalid(DeliveryError, ValueError):
 
 
 class DeliveryStoreFull(DeliveryError):
-    """The store is full; the message was not stored."""
+    """The store has reached a bound; the message was not stored.
+
+    Attributes:
+        reason: What there is too much of: ``"messages"`` or ``"size"``, which have settings;
+            ``"memory"`` if Redis itself is out of memory; empty if the store does not say.
+    """
+
+    def __init__(self, reason: str = "") -> None:
+        super().__init__(
+            "Redis is out of memory: see its maxmemory"
+            if reason == "memory"
+            else "too many messages wait: see SOCKETIO_GUARD_DELIVERY_MAX_MESSAGES and "
+            "..._MAX_BYTES"
+        )
+        self.reason = reason
 
 
 class DeliveryStoreError(DeliveryError):

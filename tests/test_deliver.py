@@ -158,9 +158,30 @@ def test_messages_beyond_the_bound_are_refused(make_guarded: Callable[..., Guard
     guarded = make_guarded(delivery_max_messages=2)
     for _ in range(2):
         guarded.guard.deliver("news", to="ann", on_delivered=print)
-    with pytest.raises(DeliveryStoreFull):
+    with pytest.raises(DeliveryStoreFull, match="SOCKETIO_GUARD_DELIVERY_MAX_MESSAGES") as caught:
         guarded.guard.deliver("news", to="ann", on_delivered=print)
+    assert caught.value.reason == "messages"
     assert len(guarded.inner.delivery.api._watches) == 2, "nobody waits for what is not stored"
+
+
+def test_a_redis_without_memory_is_told_as_that(
+    make_guarded: Callable[..., Guarded], make_redis: Any
+) -> None:
+    """No setting of the guard would help."""
+    server = make_redis()
+    guarded = make_guarded(delivery_store=server.url)
+    guarded.guard.deliver("news", to="ann")
+    server.command("CONFIG", "SET", "maxmemory", "1")
+    with pytest.raises(
+        DeliveryStoreFull, match="Redis is out of memory: see its maxmemory"
+    ) as caught:
+        guarded.guard.deliver("news", to="ann")
+    assert caught.value.reason == "memory"
+    assert guarded.inner.delivery.checks()["deliveries:messages"].output == "memory"
+    server.command("CONFIG", "SET", "maxmemory", "0")
+    guarded.guard.deliver("news", to="ann")
+    check = guarded.inner.delivery.checks()["deliveries:messages"]
+    assert (str(check.status), check.value, check.output) == ("pass", 2, "")
 
 
 def test_a_hook_gets_dead_letters_with_their_arguments(guarded: Guarded) -> None:

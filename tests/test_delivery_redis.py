@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
+from unittest.mock import ANY
 
 import pytest
 
@@ -25,7 +26,7 @@ from flask_socketio_guard.delivery.steps import (
     Stored,
     Waiting,
 )
-from flask_socketio_guard.delivery.store import Changes
+from flask_socketio_guard.delivery.store import Changes, Usage
 from flask_socketio_guard.errors import DeliveryFormatError, DeliveryStoreError
 from flask_socketio_guard.states import DeliveryState
 from tests.support import TcpProxy, wait_until
@@ -363,12 +364,13 @@ def test_a_dead_letter_has_its_arguments(stores: Callable[[str], RedisStore]) ->
 def test_a_redis_whose_memory_is_full_still_ends_messages(make_redis: Any) -> None:
     server = make_redis()
     store = make_store(server.url, "one")
-    put(store, 1, 2, 3)
+    put(store, 1, 2, 3, 6)
     store.heartbeat()
     server.command("CONFIG", "SET", "maxmemory", "1")
     try:
         (refused,) = store.apply([Put(message(4))])
-        assert refused == Stored(None)
+        assert refused == Stored(None, full="memory")
+        assert store.usage == Usage(4, ANY, 100, 1_000_000, is_out_of_memory=True)
         store.do(Mark(message(1).id, 1, True))
         store.do(Join("/,ann", "phone"))
         assert not store.heartbeat()
@@ -378,10 +380,19 @@ def test_a_redis_whose_memory_is_full_still_ends_messages(make_redis: Any) -> No
             Finish(message(2).id, DeliveryState.REFUSED),
         ]
         refused, *ends = store.apply(steps)
-        assert refused == Stored(None)
+        assert refused == Stored(None, full="memory")
         assert [end.is_new for end in ends] == [True, True]
+        other = make_store(server.url, "two")
+        other.heartbeat()
+        assert other.usage.is_out_of_memory, "also one that stores nothing knows"
+        store.do(Finish(message(6).id, DeliveryState.REFUSED))
+        assert store.usage.is_out_of_memory
     finally:
         server.command("CONFIG", "SET", "maxmemory", "0")
+    for each in (store, other):
+        each.heartbeat()
+        assert each.usage == Usage(1, ANY, 100, 1_000_000)
+    other.close()
     assert waiting(store) == ["[3]"]
     store.close()
 
@@ -437,11 +448,36 @@ def test_a_message_that_replaces_another_needs_no_room_of_its_own(
     store = make_store(redis_server.url, "two", max_size=1200)
     put(store, 1, key="price")
     (full,) = store.apply([Put(message(2))])
-    assert full == Stored(None)
+    assert full == Stored(None, full="size")
     (newer,) = store.apply([Put(message(3, key="price"))])
     assert newer.delivery is not None
     assert newer.replaced.id == message(1).id
     store.close()
+
+
+def test_every_process_knows_how_full_the_store_is(
+    stores: Callable[[str], RedisStore], redis_server: RedisServer
+) -> None:
+    """By the answers that it gets anyway."""
+    one, two = stores("one"), stores("two")
+    assert one.usage is None, "nothing is known yet"
+    put(one, 1, 2)
+    size = int(redis_server.command("GET", "test:size"))
+    assert one.usage == Usage(2, size, 100, 1_000_000)
+    two.heartbeat()
+    assert two.usage == one.usage
+    one.do(Acknowledge(message(1).id, "phone", 1))
+    assert one.usage == Usage(1, size // 2, 100, 1_000_000)
+    known = one.usage
+    put(two, 3)
+    one.do(Find("0" * 32))
+    assert one.usage is known, "a step that changes nothing does not pay for it"
+    one.heartbeat()
+    assert one.usage.messages == 2
+    full = make_store(redis_server.url, "three", max_messages=1)
+    assert full.do(Put(message(4))) == Stored(None, full="messages")
+    assert full.usage.fill == 2.0
+    full.close()
 
 
 def test_a_process_whose_heartbeat_returns_is_not_reaped(

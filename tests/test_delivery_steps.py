@@ -172,7 +172,7 @@ OVER = Delivery.ended(ID, "/,ann", "news", 3, 2, DeliveryState.DELIVERED)
     [
         (Put(PLAIN), [1, 3, None], Stored(PLAIN.numbered(3))),
         (Put(PLAIN), [1, 3, ENDED], Stored(PLAIN.numbered(3), OVER)),
-        (Put(PLAIN), [0, None, None], Stored(None)),
+        (Put(PLAIN), [0, None, None, b"size"], Stored(None, full="size")),
         (Put(PLAIN), [0, ENDED, None], Stored(OVER)),
         (Mark(ID, 1, is_in_flight=True), 1, None),
         (Acknowledge(ID, "phone", 1), None, None),

@@ -34,8 +34,10 @@ from flask_socketio_guard.delivery.steps import (
     Leave,
     Mark,
     Put,
+    Stored,
     Waiting,
 )
+from flask_socketio_guard.delivery.store import Usage
 from flask_socketio_guard.states import DeliveryState
 from tests.support.scale import examples
 from tests.support.unit_support import FakeClock
@@ -43,7 +45,7 @@ from tests.support.unit_support import FakeClock
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from flask_socketio_guard.delivery.steps import End, Step, Stored
+    from flask_socketio_guard.delivery.steps import End, Step
     from tests.support.redis_server import RedisServer
 
 MAX_MESSAGES = 8
@@ -385,6 +387,20 @@ def test_no_more_than_the_bound_is_kept() -> None:
     assert stored == [True] * 4 + [False] * 6
     store.do(Finish(message(0).id, DeliveryState.CANCELLED))
     assert put(store, 10)[0].delivery is not None
+
+
+def test_a_store_in_memory_says_how_full_it_is() -> None:
+    store = small_store(FakeClock(), max_messages=2)
+    assert store.usage == Usage(0, 0, 2, 4000)
+    put(store, 1, 2)
+    assert store.usage == Usage(2, 2 * message(1).size, 2, 4000)
+    assert store.usage.fill == 1.0
+    assert put(store, 3) == [Stored(None, full="messages")]
+    store = small_store(FakeClock(), max_messages=2, max_size=1000)
+    assert put(store, 1, 2)[1] == Stored(None, full="size")
+    assert store.usage.fill == message(1).size / 1000
+    store.do(Finish(message(1).id, DeliveryState.CANCELLED))
+    assert store.usage.fill == 0.0
 
 
 def test_a_message_that_replaces_another_needs_no_room_of_its_own() -> None:

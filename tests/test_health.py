@@ -14,6 +14,7 @@ from werkzeug.wrappers import Request
 from flask_socketio_guard.config import GuardConfig
 from flask_socketio_guard.core.component import Check, Component, Status
 from flask_socketio_guard.delivery.component import Deliveries
+from flask_socketio_guard.delivery.store import Usage
 from flask_socketio_guard.queue import component as queue_module
 from flask_socketio_guard.queue.component import MessageQueue
 from flask_socketio_guard.states import ListenerState, TaskState
@@ -51,6 +52,7 @@ class Telemetry:
         self.supervisor = SimpleNamespace(tasks=[])
         self.counts = {"handler_failures": 0}
         self.is_store_reachable: bool | None = None
+        self.usage: Usage | None = None
         config_object = GuardConfig(**config)
         self.health = Health(
             Sources(
@@ -76,7 +78,10 @@ class Telemetry:
         shared = None if self.is_store_reachable is None else object()
         server = SimpleNamespace(is_reachable=self.is_store_reachable)
         vars(service).update(
-            _shared=shared, _server=server, dispatcher=SimpleNamespace(in_flight=0)
+            _shared=shared,
+            _server=server,
+            store=SimpleNamespace(usage=self.usage),
+            dispatcher=SimpleNamespace(in_flight=0),
         )
         return service
 
@@ -198,6 +203,33 @@ def test_a_store_of_messages_that_does_not_answer_is_a_warning(clock: FakeClock)
         facts.tick()
         assert facts.answers() == [PASS, ready, ready]
         assert facts.health.snapshot.checks["deliveries:store"].value is is_reachable
+
+
+@pytest.mark.parametrize(
+    ("usage", "ready", "output", "percent"),
+    [
+        (Usage(49, 10, 100, 1000), PASS, "", 49),
+        (Usage(50, 10, 100, 1000), WARN, "", 50),
+        (Usage(1, 500, 100, 1000), WARN, "", 50),
+        (Usage(100, 1000, 100, 1000), WARN, "", 100),
+        (Usage(1, 1, 100, 1000, is_out_of_memory=True), WARN, "memory", 1),
+    ],
+)
+def test_a_store_of_messages_that_fills_up_is_a_warning(
+    clock: FakeClock, usage: Usage, ready: tuple[int, str], output: str, percent: int
+) -> None:
+    """Never a failure: other traffic goes on."""
+    facts = Telemetry(clock)
+    facts.tick()
+    assert "deliveries:messages" not in facts.health.snapshot.checks, "nothing is known yet"
+    facts.usage = usage
+    facts.tick()
+    assert facts.answers() == [PASS, ready, ready]
+    found = facts.health.snapshot.checks
+    messages, size = found["deliveries:messages"], found["deliveries:size"]
+    assert (messages.value, messages.output) == (usage.messages, output)
+    assert (size.value, size.unit) == (usage.size, "B")
+    assert found["deliveries:fillPercent"].value == percent
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,7 @@ class DeliveryApi:
 
         Raises:
             DeliveryInvalid: JSON or UTF-8 cannot represent it, or it is too large.
-            DeliveryStoreFull: Too many messages wait.
+            DeliveryStoreFull: Too many messages wait, or Redis is out of memory.
             DeliveryStoreError: The store does not answer.
         """
         delivery = Delivery(
@@ -116,12 +116,10 @@ class DeliveryApi:
             return random[:32]
 
     def _stored(self, delivery: Delivery) -> Delivery:
-        stored = self._store_client.put(delivery).delivery
-        if stored is None:
-            raise DeliveryStoreFull(
-                "too many messages wait: see SOCKETIO_GUARD_DELIVERY_MAX_MESSAGES and ..._MAX_BYTES"
-            )
-        return stored
+        stored = self._store_client.put(delivery)
+        if stored.delivery is None:
+            raise DeliveryStoreFull(stored.full)
+        return stored.delivery
 
     def _on_loop(self, target: Callable[[Delivery], None], delivery: Delivery) -> None:
         try:

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from .store_client import StoreClient
 
 _MAX_DEAD_LETTERS: Final = 1000
+_WARN_FILL: Final = 0.5
 
 
 class Clients(Connections, Protocol):
@@ -190,17 +191,29 @@ class Deliveries(Component):
             self._telemetry.send(DeliveryLoss(count))
 
     def checks(self) -> dict[str, Check]:
-        """Return whether a shared store answers."""
-        if self._shared is None:
-            return {}
-        is_reachable = self._server.is_reachable
-        return {
-            "deliveries:store": Check(Status.PASS if is_reachable else Status.WARN, is_reachable)
-        }
+        """Return whether a shared store answers, and how full the store is.
+
+        A full one is no failure: other traffic goes on.
+        """
+        checks: dict[str, Check] = {}
+        if self._shared is not None:
+            is_reachable = self._server.is_reachable
+            status = Status.PASS if is_reachable else Status.WARN
+            checks["deliveries:store"] = Check(status, is_reachable)
+        usage = self.store.usage
+        if usage is not None:
+            trouble = "memory" if usage.is_out_of_memory else ""
+            fill = Status.WARN if trouble or usage.fill >= _WARN_FILL else Status.PASS
+            checks["deliveries:messages"] = Check(fill, usage.messages, output=trouble)
+            checks["deliveries:size"] = Check(fill, usage.size, "B")
+        return checks
 
     def gauges(self) -> dict[str, int]:
-        """Return how many messages await an acknowledgement."""
-        return {"deliveries:inFlight": self.dispatcher.in_flight}
+        """Return how many messages await an acknowledgement, and how full the store is."""
+        gauges = {"deliveries:inFlight": self.dispatcher.in_flight}
+        if (usage := self.store.usage) is not None:
+            gauges["deliveries:fillPercent"] = int(100 * usage.fill)
+        return gauges
 
     # Clients
 

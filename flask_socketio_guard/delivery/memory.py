@@ -29,7 +29,7 @@ from .steps import (
     Waiting,
     not_a_step,
 )
-from .store import DeliveryStore
+from .store import DeliveryStore, Usage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -141,6 +141,11 @@ class MemoryStore(DeliveryStore):
             result: _T = method(step)
             return result
 
+    @property
+    def usage(self) -> Usage:
+        """What the messages take; see :class:`~.store.DeliveryStore`."""
+        return Usage(len(self._open), self._size, self._max_messages, self._max_size)
+
     def close(self) -> None:
         """Do nothing: there are no connections."""
 
@@ -158,7 +163,7 @@ class MemoryStore(DeliveryStore):
         if older is not None:
             count, used = count - 1, used - self._open[older].size
         if count > self._max_messages or used > self._max_size:
-            return Stored(None)
+            return Stored(None, full="messages" if count > self._max_messages else "size")
         replaced = None if older is None else self._end(older, DeliveryState.REPLACED)
         delivery = delivery.numbered(next(self._numbers))
         entry = _Entry(delivery, address, size, self._clock() + delivery.ttl)

@@ -41,7 +41,7 @@ local RETENTION, MAX_ENDED_SIZE = tonumber(ARGV[3]), tonumber(ARGV[4])
 local MAX_DEAD, MAX_DEAD_SIZE = tonumber(ARGV[5]), tonumber(ARGV[6])
 local DEAD_RETENTION = tonumber(ARGV[7])
 local MAX_CHANGES, MAX_CHANGES_SIZE = tonumber(ARGV[8]), tonumber(ARGV[9])
-local RECEIPT_SIZE, HOST, HAS_PUT = tonumber(ARGV[10]), ARGV[11], ARGV[12] == '1'
+local RECEIPT_SIZE, HOST, IS_PROBING = tonumber(ARGV[10]), ARGV[11], ARGV[12] == '1'
 local at = 13
 
 local function arg()
@@ -225,7 +225,7 @@ end
 -- A Redis whose memory is full takes nothing more, but has to be told what has ended. It lets a
 -- script that has begun to write go on.
 local is_full = false
-if HAS_PUT then
+if IS_PROBING then
   local probed = redis.pcall('SET', P .. 'probe', '1')
   is_full = type(probed) == 'table' and probed.err ~= nil
 end
@@ -259,9 +259,9 @@ function steps.put()
     if older and older.is_open then count, freed = 0, tonumber(older.size) else older = nil end
   end
   count = count + redis.call('ZCARD', P .. 'deadlines')
-  if is_full or count > MAX_MESSAGES or size('size') - freed + bytes > MAX_SIZE then
-    return {0, false, false}
-  end
+  local full = is_full and 'memory' or count > MAX_MESSAGES and 'messages'
+    or size('size') - freed + bytes > MAX_SIZE and 'size'
+  if full then return {0, false, false, full} end
   local replaced = older and finish(older, 'replaced', false) or false
   local number = redis.call('INCR', P .. 'numbers')
   local is_stored, failure = pcall(store, id, body, address, event, key, all, ttl, bytes,
@@ -421,5 +421,9 @@ forget_ended(2 * #changes)
 local is_told, failure = pcall(tell)
 note_sizes()
 if not is_told then error(failure, 0) end
-return {results, failures}
+local usage = false
+if IS_PROBING or sizes['size'] then
+  usage = {redis.call('ZCARD', P .. 'deadlines'), size('size'), is_full and 1 or 0}
+end
+return {results, failures, usage}
 """

@@ -11,7 +11,7 @@ from .redis_client import Driver, describe
 from .redis_format import read_change
 from .redis_script import SCRIPT
 from .steps import SHARED_STEPS, Heartbeat, Put, Reap, not_a_step
-from .store import Changes, SharedStore
+from .store import Changes, SharedStore, Usage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -85,6 +85,8 @@ class RedisStore(SharedStore):
             *map(str, (_MAX_CHANGES, _MAX_CHANGES_SIZE, _RECEIPT_SIZE)),
             host,
         ]
+        self._bounds = max_messages, max_size
+        self._usage: Usage | None = None
         self._driver = Driver(url, service=service, timeout=timeout)
         self._redis: Any = self._driver.client()
         # A blocking read takes longer, but not for ever: the connection may be half-open.
@@ -111,7 +113,7 @@ class RedisStore(SharedStore):
     def _apply(self, steps: Sequence[Step[Any]]) -> list[Any]:
         results: list[Any] = []
         words: list[bytes] = []
-        has_put = False
+        is_probing = False
         for step in steps:
             if type(step) not in SHARED_STEPS:
                 results.append(not_a_step(step))
@@ -122,11 +124,13 @@ class RedisStore(SharedStore):
                 results.append(exc)
             else:
                 results.append(None)
-                has_put = has_put or isinstance(step, Put)
+                is_probing = is_probing or isinstance(step, Put | Heartbeat)
         if not words:
             return results
-        arguments = [*self._head, str(int(has_put)), *words]
-        found, failures = self._script(keys=[self._prefix], args=arguments)
+        arguments = [*self._head, str(int(is_probing)), *words]
+        found, failures, usage = self._script(keys=[self._prefix], args=arguments)
+        if usage:
+            self._note_usage(*usage, is_probing=is_probing)
         errors = dict(zip(failures[::2], failures[1::2], strict=True))
         answers = iter(enumerate(found))
         for place, step in enumerate(steps):
@@ -144,6 +148,17 @@ class RedisStore(SharedStore):
                 results[place] = DeliveryFormatError("what is in the store cannot be read")
         return results
 
+    @property
+    def usage(self) -> Usage | None:
+        """What the messages of all processes took; see :class:`~.store.DeliveryStore`."""
+        return self._usage
+
+    def _note_usage(self, messages: int, size: int, is_full: int, *, is_probing: bool) -> None:
+        is_out_of_memory = bool(is_full)
+        if not is_probing and self._usage is not None:
+            is_out_of_memory = self._usage.is_out_of_memory
+        self._usage = Usage(messages, size, *self._bounds, is_out_of_memory)
+
     def _check_version(self) -> None:
         if self._is_checked:
             return
@@ -152,8 +167,11 @@ class RedisStore(SharedStore):
         except ConfigError as exc:
             raise DeliveryStoreError(str(exc)) from exc
         key = self._prefix + "version"
-        self._redis.set(key, VERSION, nx=True)
-        if self._redis.get(key) != VERSION:
+        found = self._redis.get(key)
+        if found is None:  # not before: a Redis that is out of memory refuses even this
+            self._redis.set(key, VERSION, nx=True)
+            found = self._redis.get(key)
+        if found != VERSION:
             raise DeliveryFormatError(
                 "the messages in Redis were stored by another version of the guard"
             )

@@ -61,10 +61,13 @@ class Stored(NamedTuple):
     Attributes:
         delivery: The message, with its number; ``None`` if the store is full.
         replaced: The message with the same key whose place it took, if any.
+        full: What the store has too much of, see :attr:`.DeliveryStoreFull.reason`; empty if it
+            is not full, or does not say.
     """
 
     delivery: Delivery | None
     replaced: Delivery | None = None
+    full: str = ""
 
 
 class End(NamedTuple):
@@ -121,7 +124,9 @@ class Put(NamedTuple):
 
     def read(self, answer: Any) -> Stored:
         """See :class:`Step`."""
-        is_open, stored, replaced = answer
+        is_open, stored, replaced, *full = answer
+        if full:
+            return Stored(None, full=full[0].decode())
         if isinstance(stored, int):
             stored = self.delivery.numbered(stored)
         elif stored:

@@ -26,6 +26,29 @@ class Changes(NamedTuple):
     ended: list[Delivery]
 
 
+class Usage(NamedTuple):
+    """What the messages in a store take that have not ended.
+
+    Attributes:
+        messages: Their number.
+        size: Their bytes.
+        max_messages: Beyond which the store takes no more, >= 1.
+        max_size: Bytes beyond which the store takes no more, >= 1.
+        is_out_of_memory: Whether the server of the store has no memory left for another one.
+    """
+
+    messages: int
+    size: int
+    max_messages: int
+    max_size: int
+    is_out_of_memory: bool = False
+
+    @property
+    def fill(self) -> float:
+        """The fuller of the two, relative to its bound."""
+        return max(self.messages / self.max_messages, self.size / self.max_size)
+
+
 class DeliveryStore(ABC):
     """Keeps messages until they are acknowledged or given up.
 
@@ -56,6 +79,11 @@ class DeliveryStore(ABC):
         if isinstance(result, Exception):
             raise result
         return result
+
+    @property
+    def usage(self) -> Usage | None:
+        """What the messages take, as last known, without any I/O; ``None`` if it is not known."""
+        return None
 
     @abstractmethod
     def close(self) -> None:

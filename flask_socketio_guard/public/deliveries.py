@@ -70,7 +70,7 @@ class Deliveries(Capability):
             ConfigError: An option is out of range; or this process only emits and has no store
                 that it shares with other processes.
             DeliveryInvalid: The message cannot be encoded as JSON in UTF-8, or is too large.
-            DeliveryStoreFull: Too many messages are pending.
+            DeliveryStoreFull: Too many messages are pending, or Redis is out of memory.
             DeliveryStoreError: The store does not answer; it may have stored the message
                 nevertheless.
         """
