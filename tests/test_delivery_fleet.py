@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from flask_socketio_guard.core.runtime import clock
 from flask_socketio_guard.core.supervisor import Restart, RestartPolicy, Supervisor
 from flask_socketio_guard.delivery.records import Delivery
 from flask_socketio_guard.delivery.steps import Expire
@@ -36,6 +37,8 @@ class FakeStore:
         self.expired: list[list[Delivery]] = []
         self.is_leading = True
         self.is_unknown = True
+        self.is_due = False
+        self.asked: list[str] = []
 
     def changes(self, timeout: float) -> Changes | None:
         self.runtime.sleep(0.001)
@@ -45,11 +48,17 @@ class FakeStore:
         return answer
 
     def heartbeat(self) -> bool:
+        self.asked.append("heartbeat")
         was_unknown, self.is_unknown = self.is_unknown, False
         return was_unknown
 
     def lead(self) -> bool:
+        self.asked.append("lead")
         return self.is_leading
+
+    def has_expired(self) -> bool:
+        self.asked.append("has_expired")
+        return self.is_due
 
     def reap_dead_processes(self) -> list[Delivery]:
         dead, self.dead = self.dead, []
@@ -57,6 +66,8 @@ class FakeStore:
 
     def do(self, step: Expire) -> list[Delivery]:
         assert isinstance(step, Expire)
+        self.asked.append("expire")
+        self.is_due = False
         return self.expired.pop(0) if self.expired else []
 
 
@@ -142,6 +153,53 @@ def test_the_leader_expires_messages_and_reaps_dead_processes(
     running.start("lead")
     wait_for(running.runtime, lambda: len(running.told) == 5)
     assert running.told == ["forgotten", *[(MESSAGE, True)] * 4]
+
+
+def test_a_leader_renews_its_lease_seldom_and_looks_for_what_expires_often(
+    running: Running,
+) -> None:
+    asked = running.store.asked
+    running.leader._lease = 60.0
+    running.start("lead")
+    wait_for(running.runtime, lambda: asked.count("has_expired") == 3)
+    assert asked[:3] == ["heartbeat", "lead", "expire"]
+    assert set(asked[3:]) == {"has_expired"}
+    running.store.expired, running.store.is_due = [[MESSAGE]], True
+    wait_for(running.runtime, lambda: (MESSAGE, True) in running.told)
+    due = asked[asked.index("lead", 3) :][:3]
+    assert due == ["lead", "expire", "expire"], "it makes sure of the clock before"
+    running.store.is_leading, running.store.is_due = False, True
+    wait_for(running.runtime, lambda: asked[-1] == "lead")
+    running.store.expired = [[MESSAGE]]
+    running.runtime.sleep(0.6)
+    assert asked[-1] == "lead", "another process leads now"
+
+
+def test_a_heartbeat_comes_twice_in_a_lease(running: Running) -> None:
+    running.leader._lease = 1.0
+    running.store.is_leading = False
+    began_at = clock()
+    running.start("lead")
+    wait_for(running.runtime, lambda: running.store.asked.count("heartbeat") == 4)
+    assert clock() - began_at > 1.4
+    assert running.store.asked == ["heartbeat", "lead"] * 4
+
+
+def test_a_leader_that_got_no_answer_begins_anew(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running.leader._lease = 60.0
+    failures = iter([DeliveryStoreError("away")])
+
+    def has_expired() -> bool:
+        for failure in failures:
+            raise failure
+        return False
+
+    monkeypatch.setattr(running.store, "has_expired", has_expired)
+    running.start("lead")
+    wait_for(running.runtime, lambda: running.store.asked.count("heartbeat") == 2)
+    assert running.gap._is_open
 
 
 def test_a_process_that_does_not_lead_only_sends_its_heartbeat(running: Running) -> None:

@@ -173,6 +173,51 @@ def test_a_jump_of_the_clock_expires_nothing(
         assert jumped == pytest.approx(jump, abs=1.5)
 
 
+def test_the_leader_knows_by_its_own_clock_what_has_expired(
+    stores: Callable[[str], RedisStore], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = stores("one")
+    assert not store.has_expired()
+    store.do(Put(message(1)._replace(ttl=50.0)))
+    assert store.has_expired(), "as long as it does not know the clock of Redis"
+    store.lead()
+    assert not store.has_expired()
+    now = redis_store.clock
+    for seconds, has_expired in ((49.5, False), (51.0, True)):
+        monkeypatch.setattr(redis_store, "clock", lambda seconds=seconds: now() + seconds)
+        assert store.has_expired() is has_expired
+    monkeypatch.setattr(redis_store, "clock", now)
+    time_of_redis = store._redis.time
+    monkeypatch.setattr(
+        store._redis, "time", lambda: (time_of_redis()[0] + 3600, time_of_redis()[1])
+    )
+    store.lead()
+    assert not store.has_expired(), "a jump of the clock of Redis expires nothing"
+
+
+def test_the_leader_does_not_reap_itself(stores: Callable[[str], RedisStore]) -> None:
+    one = stores("one")
+    one.do(Join("/,ann", "phone"))
+    assert one.reap_dead_processes() == []
+    assert one._redis.scard("test:devices:/,ann") == 1
+
+
+def test_an_idle_feed_looks_seldom_whether_redis_was_emptied(
+    stores: Callable[[str], RedisStore],
+    redis_server: RedisServer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    one, two = stores("one"), stores("two")
+    put(one, 1)
+    assert two.changes(0.01) is None
+    assert two.changes(0.01) == NOTHING
+    redis_server.command("FLUSHALL")
+    assert two.changes(0.01) == NOTHING
+    now = redis_store.clock
+    monkeypatch.setattr(redis_store, "clock", lambda: now() + redis_store._CHECK_INTERVAL)
+    assert two.changes(0.01) is None
+
+
 def test_messages_of_another_version_are_left_as_they_are(
     stores: Callable[[str], RedisStore], redis_server: RedisServer
 ) -> None:

@@ -49,9 +49,12 @@ local function arg()
   return ARGV[at - 1]
 end
 
-local time = redis.call('TIME')
-local seconds = tonumber(time[1]) + tonumber(time[2]) / 1000000
-local now = seconds - tonumber(redis.call('GET', P .. 'jumped') or '0')
+local seconds, now = 0, 0
+if ARGV[at] ~= 'heartbeat' or #ARGV > at + 2 then -- which needs no time by itself
+  local time = redis.call('TIME')
+  seconds = tonumber(time[1]) + tonumber(time[2]) / 1000000
+  now = seconds - tonumber(redis.call('GET', P .. 'jumped') or '0')
+end
 
 -- What is kept, in bytes, as it was and by how much it has changed.
 local sizes = {}

@@ -117,6 +117,13 @@ class SharedStore(DeliveryStore):
     def lead(self) -> bool:
         """Take or renew the lease; return whether this process is the one that expires messages."""
 
+    def has_expired(self) -> bool:
+        """Return whether a message may have expired; the leader asks several times a second.
+
+        A store that can answer this for less than :class:`~.steps.Expire` costs should.
+        """
+        return True
+
     @abstractmethod
     def reap_dead_processes(self) -> list[Delivery]:
         """Forget the devices of dead processes; return the messages that have ended by that."""

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 _CHANGES_TIMEOUT: Final = 0.5  # seconds; a stop may have to wait for so long
 _PAUSE: Final = 0.003  # seconds
 _EXPIRED_AT_A_TIME: Final = 200
-_EXPIRY_INTERVAL: Final = 0.2  # seconds
+_EXPIRY_INTERVAL: Final = 0.25  # seconds between two looks at whether a message has expired
+_ROUNDS: Final = 2  # heartbeats for each lease
 
 
 class Gap:
@@ -147,29 +148,50 @@ class ExpiryLeader:
         self._lease = lease
         self._on_forgotten = on_forgotten
         self._on_end = on_end
+        self._next_round_at = 0.0
         self._next_reap_at = 0.0
+        self._is_leading = False
 
     def lead(self) -> None:
         """Give up what has expired, while this process leads, until the task is asked to stop."""
         failures = 0
         while not is_stopping():
             try:
-                if self._store.heartbeat():
-                    self._on_forgotten()
-                if self._store.lead():
-                    self._give_up()
+                if clock() >= self._next_round_at:
+                    self._do_round()
+                elif self._is_leading and self._store.has_expired():
+                    self._expire()
                 failures = 0
                 sleep(self._runtime, _EXPIRY_INTERVAL)
             except DeliveryStoreError:
                 self._gap.open()
+                self._next_round_at = 0.0
                 sleep(self._runtime, DELIVERY_STORE.delay(failures))
                 failures += 1
 
-    def _give_up(self) -> None:
-        if clock() >= self._next_reap_at:
-            for delivery in self._store.reap_dead_processes():
-                self._on_end(delivery, True)
-            self._next_reap_at = clock() + self._lease
+    def _do_round(self) -> None:
+        """Send the heartbeat, take or renew the lease, and clear up once in a lease."""
+        begun_at = clock()
+        if self._store.heartbeat():
+            self._on_forgotten()
+        self._is_leading = self._store.lead()
+        if self._is_leading:
+            if clock() >= self._next_reap_at:
+                for delivery in self._store.reap_dead_processes():
+                    self._on_end(delivery, True)
+                self._give_up_expired()
+                self._next_reap_at = clock() + self._lease
+            elif self._store.has_expired():
+                self._give_up_expired()
+        self._next_round_at = begun_at + self._lease / _ROUNDS
+
+    def _expire(self) -> None:
+        # Nothing expires because the clock of the store has jumped: the leader looks first.
+        self._is_leading = self._store.lead()
+        if self._is_leading:
+            self._give_up_expired()
+
+    def _give_up_expired(self) -> None:
         while expired := self._store.do(Expire(_EXPIRED_AT_A_TIME)):
             for delivery in expired:
                 self._on_end(delivery, True)
