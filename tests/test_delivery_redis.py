@@ -652,6 +652,59 @@ def test_a_device_that_comes_and_goes_is_not_remembered_for_ever(
     assert store.do(Acknowledge(message(1).id, "laptop", 1)).is_new
 
 
+def test_a_message_names_the_devices_that_have_it(
+    stores: Callable[[str], RedisStore], redis_server: RedisServer
+) -> None:
+    """Also those that do not count any more, because their process was silent for too long."""
+    one, two = stores("one"), stores("two")
+    two.changes(0.1)
+    for device in ("laptop", "frozen"):
+        one.do(Join("/,ann", device))
+    put(one, 1, 2, requires_all=True)
+    one.do(Leave("/,ann", "frozen"))
+    for id in (message(1).id, message(2).id):
+        assert one.do(Acknowledge(id, "frozen", 1)) is None
+        pending = {each.id: each for each in one.do(Waiting("/,ann", 0, 9, 10**6)).deliveries}
+        assert (pending[id].acknowledged_by, pending[id].acknowledgements) == (("frozen",), 1)
+    end = one.do(Acknowledge(message(1).id, "laptop", 1))
+    assert end.delivery.acknowledged_by == ("frozen", "laptop")
+    refused = one.do(Finish(message(2).id, DeliveryState.REFUSED)).delivery
+    assert (refused.acknowledged_by, refused.arguments) == (("frozen",), [2])
+    (letter,) = two.do(DeadLetters(9))
+    assert letter.delivery == refused._replace(ttl=letter.delivery.ttl)
+    found = [two.do(Find(message(number).id)) for number in (1, 2)]
+    assert [each.acknowledged_by for each in found] == [("frozen", "laptop"), ("frozen",)]
+    changes = two.changes(1.0)
+    while not changes.ended:
+        changes = two.changes(1.0)
+    assert changes.ended[0].acknowledged_by == ("frozen", "laptop")
+
+
+def test_a_message_that_requires_one_device_names_none(
+    stores: Callable[[str], RedisStore],
+) -> None:
+    store = stores("one")
+    put(store, 1)
+    end = store.do(Acknowledge(message(1).id, "phone", 1))
+    assert (end.delivery.acknowledged_by, end.delivery.acknowledgements) == ((), 0)
+
+
+def test_the_newest_devices_are_named_and_all_are_counted(
+    stores: Callable[[str], RedisStore],
+) -> None:
+    store = stores("one")
+    store.do(Join("/,ann", "laptop"))
+    put(store, 1, requires_all=True)
+    for number in [*range(70), 69]:
+        store.do(Acknowledge(message(1).id, f"phone-{number}", 1))
+    found = store.do(Find(message(1).id))
+    assert found.acknowledged_by == tuple(f"phone-{number}" for number in range(6, 70))
+    assert found.acknowledgements == 70
+    assert 64 * 300 < store.usage.size < 65 * 300 + 1300, "names count"
+    store.do(Finish(message(1).id, DeliveryState.REFUSED))
+    assert store.usage.size == 0
+
+
 def test_a_page_is_bounded_in_bytes(stores: Callable[[str], RedisStore]) -> None:
     store = stores("one")
     put(store, *range(1, 6))

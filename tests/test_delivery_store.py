@@ -64,6 +64,7 @@ class Known:
     state: DeliveryState = DeliveryState.PENDING
     attempts: int = 0
     acknowledged: set[str] = field(default_factory=set)
+    by: list[str] = field(default_factory=list)
 
     @property
     def has_ended(self) -> bool:
@@ -112,6 +113,7 @@ class StoreMachine(RuleBasedStateMachine):
             known.state,
             known.attempts,
         )
+        assert (found.acknowledged_by, found.acknowledgements) == (tuple(known.by), len(known.by))
 
     # What happens to both
 
@@ -176,6 +178,8 @@ class StoreMachine(RuleBasedStateMachine):
             return
         known.attempts += attempts
         known.acknowledged.add(device)
+        if known.delivery.requires_all and device not in known.by:
+            known.by.append(device)
         if known.delivery.requires_all and not self.has_all(known):
             assert end is None
         else:
@@ -292,6 +296,8 @@ class StoreMachine(RuleBasedStateMachine):
     def the_dead_are_listed(self) -> None:
         letters = self.store.do(DeadLetters(5))
         assert [letter.delivery.id for letter in letters] == self.dead[::-1][:5]
+        for letter in letters:
+            self.same(letter.delivery, self.known[letter.delivery.id])
 
 
 class MemoryMachine(StoreMachine):
@@ -447,6 +453,26 @@ def test_dead_letters_and_receipts_are_bounded_in_bytes_and_in_time() -> None:
     assert store.do(DeadLetters(100)) == []
     sizes = (store._size, store._ended_size, store._dead_size)
     assert sizes == (0, 0, 0) or store.do(Find(message(29).id)) is None
+
+
+def test_the_newest_devices_are_named_and_all_are_counted() -> None:
+    store = small_store(FakeClock(), max_ended_size=10_000)
+    store.do(Join("/,ann", "laptop"))
+    store.do(Put(message(1, requires_all=True)))
+    before = store.usage.size
+    for number in [*range(70), 69]:
+        assert store.do(Acknowledge(message(1).id, f"phone-{number}", 1)) is None
+    assert store.usage.size == before + 64 * 150
+    store.do(Finish(message(1).id, DeliveryState.CANCELLED))
+    found = store.do(Find(message(1).id))
+    assert found is not None
+    assert found.acknowledged_by == tuple(f"phone-{number}" for number in range(6, 70))
+    assert found.acknowledgements == 70
+    assert store.usage.size == 0
+    assert store._ended_size > 64 * len("phone-10"), "names count"
+    store._clock.now += 11.0
+    assert store.do(Expire(1)) == []
+    assert store._ended_size == 0
 
 
 def test_an_object_that_is_not_a_step_is_an_error_of_its_own() -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from ..core.runtime import clock as monotonic
 from ..states import DELIVERY_TRANSITIONS, DeliveryEvent, DeliveryState
-from .records import DEAD, DeadLetter, Delivery
+from .records import DEAD, MAX_NAMED, DeadLetter, Delivery
 from .steps import (
     Acknowledge,
     DeadLetters,
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 _SENT = DELIVERY_TRANSITIONS[DeliveryState.PENDING, DeliveryEvent.SENT]
-_MANY = 64  # devices
+_NAME_SIZE = 150  # bytes of a device that has acknowledged a message
 _RECEIPT_SIZE = 400  # bytes of a receipt in this process, beside its address
 _RETURNED = DELIVERY_TRANSITIONS[DeliveryState.IN_FLIGHT, DeliveryEvent.RETURNED]
 
@@ -53,6 +53,8 @@ class _Entry:
     attempts: int = 0
     state: DeliveryState = DeliveryState.PENDING
     acknowledged: frozenset[str] = frozenset()
+    by: tuple[str, ...] = ()
+    acknowledgements: int = 0
 
 
 class MemoryStore(DeliveryStore):
@@ -97,9 +99,9 @@ class MemoryStore(DeliveryStore):
         self._by_key: dict[tuple[str, str], str] = {}
         self._deadlines: list[tuple[float, int, str]] = []
         self._devices: dict[str, set[str]] = {}
-        # Expiry, address, event, number, attempts, state: no object that the garbage collector
-        # would have to visit, however many there are.
-        self._ended: dict[str, tuple[float, str, str, int, int, str]] = {}
+        # Expiry, address, event, number, attempts, state, devices, their number: no object that the
+        # garbage collector would have to visit, however many there are.
+        self._ended: dict[str, tuple[float, str, str, int, int, str, str, int]] = {}
         self._ended_size = 0
         self._dead: dict[str, tuple[float, int, DeadLetter]] = {}  # expiry, size
         self._dead_size = 0
@@ -188,9 +190,15 @@ class MemoryStore(DeliveryStore):
             return End(self._known(id), is_new=False)
         entry.attempts += attempts
         if entry.delivery.requires_all:
-            if len(entry.acknowledged) >= _MANY:  # devices that have left do not count
+            if len(entry.acknowledged) >= MAX_NAMED:  # devices that have left do not count
                 entry.acknowledged &= self._devices.get(entry.address, set())
             entry.acknowledged |= {device}
+            if device not in entry.by:
+                entry.by = (*entry.by, device)[-MAX_NAMED:]
+                entry.acknowledgements += 1
+                if entry.acknowledgements <= MAX_NAMED:
+                    entry.size += _NAME_SIZE
+                    self._size += _NAME_SIZE
             if not self._have_all(entry):
                 return None
         return End(self._end(id, DeliveryState.DELIVERED), is_new=True)
@@ -267,11 +275,13 @@ class MemoryStore(DeliveryStore):
         self._forget_dead(now)
         ended = self._ended.get(id)
         if ended is not None:
-            return Delivery.ended(id, *ended[1:5], DeliveryState(ended[5]))
+            by = tuple(ended[6].split("\n")) if ended[7] else ()
+            return Delivery.ended(id, *ended[1:5], DeliveryState(ended[5]), by, ended[7])
         if id not in self._dead:
             return None
         dead = self._dead[id][2].delivery
-        return Delivery.ended(id, dead.address, dead.event, dead.number, dead.attempts, dead.state)
+        known = (dead.address, dead.event, dead.number, dead.attempts, dead.state)
+        return Delivery.ended(id, *known, dead.acknowledged_by, dead.acknowledgements)
 
     def _have_all(self, entry: _Entry) -> bool:
         devices = self._devices.get(entry.address, set())
@@ -290,13 +300,16 @@ class MemoryStore(DeliveryStore):
         self._forget_deadlines()
         now = self._clock()
         known = (address, given.event, given.number, entry.attempts)
-        self._ended[id] = (now + self._retention, *known, state.value)
-        self._ended_size += _RECEIPT_SIZE + len(address)
+        by, count = entry.by, entry.acknowledgements
+        self._ended[id] = (now + self._retention, *known, state.value, "\n".join(by), count)
+        self._ended_size += _receipt_size(self._ended[id])
         if self._ended_size > self._max_ended_size:
             self._forget_ended(now)
         if state not in DEAD:
-            return Delivery.ended(id, *known, state)
-        dead = given.at(state, ttl=0.0, attempts=entry.attempts, body=given.body)
+            return Delivery.ended(id, *known, state, by, count)
+        dead = given.acknowledged(by, count).at(
+            state, ttl=0.0, attempts=entry.attempts, body=given.body
+        )
         self._dead[id] = (now + self._dead_retention, entry.size, DeadLetter(dead, time.time()))
         self._dead_size += entry.size
         self._forget_dead(now)
@@ -305,6 +318,8 @@ class MemoryStore(DeliveryStore):
     def _snapshot(self, entry: _Entry) -> Delivery:
         left = max(0.0, entry.deadline - self._clock())
         given = entry.delivery
+        if entry.by:
+            given = given.acknowledged(entry.by, entry.acknowledgements)
         return given.at(entry.state, ttl=left, attempts=entry.attempts, body=given.body)
 
     def _forget_ended(self, now: float) -> None:
@@ -313,7 +328,7 @@ class MemoryStore(DeliveryStore):
             if ended[0] > now and self._ended_size <= self._max_ended_size:
                 return
             del self._ended[id]
-            self._ended_size -= _RECEIPT_SIZE + len(ended[1])
+            self._ended_size -= _receipt_size(ended)
 
     def _forget_dead(self, now: float) -> None:
         while self._dead:
@@ -331,3 +346,7 @@ class MemoryStore(DeliveryStore):
         if len(self._deadlines) > 1000 and len(self._deadlines) > 2 * len(self._open):
             self._deadlines = [item for item in self._deadlines if item[2] in self._open]
             heapq.heapify(self._deadlines)
+
+
+def _receipt_size(ended: tuple[Any, ...]) -> int:
+    return _RECEIPT_SIZE + len(ended[1]) + len(ended[6])

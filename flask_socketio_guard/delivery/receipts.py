@@ -55,6 +55,27 @@ class Receipt:
         """
         return self._find().attempts
 
+    @property
+    def acknowledged_by(self) -> tuple[str, ...]:
+        """Session ids of the devices that have acknowledged it, if it requires all.
+
+        The newest come last; of more than 64 the oldest are left out. A device that the store no
+        longer counts is among them, too: it has the message.
+
+        Raises:
+            UnknownDelivery: See :attr:`state`.
+        """
+        return self._find().acknowledged_by
+
+    @property
+    def acknowledgements(self) -> int:
+        """How many devices have acknowledged it, if it requires all.
+
+        Raises:
+            UnknownDelivery: See :attr:`state`.
+        """
+        return self._find().acknowledgements
+
     def wait(self, timeout: float | None = None) -> DeliveryState:
         """Wait until the message has ended.
 

@@ -21,6 +21,9 @@ DEAD: Final = frozenset({DeliveryState.EXPIRED, DeliveryState.GONE, DeliveryStat
 """The states that make a dead letter: the message did not arrive, and nobody cancelled it."""
 
 
+MAX_NAMED: Final = 64
+"""Devices of one message that a store remembers by their session ids."""
+
 _SHORTEST: Final = 0.01  # seconds; less would keep a core busy with sending
 
 
@@ -84,6 +87,9 @@ class Delivery(NamedTuple):
         number: Its place in the order of all messages; given by the store, from 1 on.
         attempts: How often it was sent.
         state: Pending, in flight, or how it ended.
+        acknowledged_by: Session ids of the devices that have acknowledged it, the newest last, at
+            most :data:`MAX_NAMED`; only if it requires all.
+        acknowledgements: How many devices have acknowledged it, if it requires all.
     """
 
     id: str
@@ -100,6 +106,8 @@ class Delivery(NamedTuple):
     number: int = 0
     attempts: int = 0
     state: DeliveryState = DeliveryState.PENDING
+    acknowledged_by: tuple[str, ...] = ()
+    acknowledgements: int = 0
 
     def __repr__(self) -> str:
         """Leave out the body: it is not meant for the readers of logs."""
@@ -197,22 +205,34 @@ class Delivery(NamedTuple):
 
     @classmethod
     def ended(
-        cls, id: str, address: str, event: str, number: int, attempts: int, state: DeliveryState
+        cls,
+        id: str,
+        address: str,
+        event: str,
+        number: int,
+        attempts: int,
+        state: DeliveryState,
+        by: tuple[str, ...] = (),
+        count: int = 0,
     ) -> Delivery:
         """Return a message that has ended, of which only the receipt is left."""
         namespace, _, recipient = address.partition(",")
         given = (id, recipient, event, "", 0.0, namespace, _DEFAULT_RETRY, None)
         flags = (False, False, False)
-        return cls._make((*given, *flags, number, attempts, state))
+        return cls._make((*given, *flags, number, attempts, state, by, count))
 
     def numbered(self, number: int) -> Delivery:
         """Return a copy with *number*."""
-        return Delivery._make((*self[:11], number, self.attempts, self.state))
+        return Delivery._make((*self[:11], number, *self[12:]))
+
+    def acknowledged(self, by: tuple[str, ...], count: int) -> Delivery:
+        """Return a copy with the devices that have acknowledged it."""
+        return Delivery._make((*self[:14], by, count))
 
     def at(self, state: DeliveryState, *, ttl: float, attempts: int, body: str) -> Delivery:
         """Return a copy with what may change over time."""
         words = (self.id, self.recipient, self.event, body, ttl)
-        return Delivery._make((*words, *self[5:12], attempts, state))
+        return Delivery._make((*words, *self[5:12], attempts, state, *self[14:]))
 
 
 class DeadLetter(NamedTuple):

@@ -33,39 +33,42 @@ def read_message(snapshot: Any) -> Delivery:
     """Return a message with its body.
 
     Args:
-        snapshot: Its text, number, attempts, state and the seconds until it expires.
+        snapshot: Its text, number, attempts, state, the seconds until it expires, and which
+            devices have acknowledged it.
 
     Raises:
         DeliveryFormatError: It is of another version, or was not written by the guard.
     """
-    text, number, attempts, state, left = snapshot[:5]
+    text, number, attempts, state, left, by = snapshot[:6]
     try:
-        return Delivery.from_json(
+        message = Delivery.from_json(
             text,
             ttl=max(0.0, float(left)),
             number=int(number),
             attempts=int(attempts),
             state=DeliveryState(cast("bytes", state).decode()),
         )
+        return message.acknowledged(*_devices(by)) if by else message
     except (ValueError, TypeError) as exc:
         raise DeliveryFormatError("a message in the store cannot be read") from exc
 
 
 def read_letter(snapshot: Any) -> DeadLetter:
     """Return a dead letter; *snapshot* is as in :func:`read_message`, and when it died."""
-    return DeadLetter(read_message([*snapshot[:4], b"0"]), float(snapshot[5]))
+    return DeadLetter(read_message([*snapshot[:4], b"0", snapshot[5]]), float(snapshot[6]))
 
 
 def read_ended(receipt: Any) -> Delivery:
     """Return a message that has ended, with a body only if it is a dead letter.
 
     Args:
-        receipt: Its id, address, event, number, attempts, state, and its text if it has one.
+        receipt: Its id, address, event, number, attempts, state, which devices have acknowledged
+            it, and its text if it has one.
     """
-    id, address, event, number, attempts, state, *text = (
-        each.decode() if isinstance(each, bytes) else str(each) for each in receipt
-    )
-    ended = Delivery.ended(id, address, event, int(number), int(attempts), DeliveryState(state))
+    id, address, event, number, attempts, state = map(_text, receipt[:6])
+    by, *text = receipt[6:]
+    known = (id, address, event, int(number), int(attempts), DeliveryState(state))
+    ended = Delivery.ended(*known, *(_devices(by) if by else ()))
     if not text:
         return ended
     whole = readable(partial(_with_body, ended), text)
@@ -107,7 +110,18 @@ def readable(read: Callable[[Any], T], records: Iterable[Any]) -> list[T]:
     return found
 
 
-def _with_body(ended: Delivery, text: str) -> Delivery:
-    return Delivery.from_json(
+def _with_body(ended: Delivery, text: str | bytes) -> Delivery:
+    whole = Delivery.from_json(
         text, ttl=0.0, number=ended.number, attempts=ended.attempts, state=ended.state
     )
+    return whole.acknowledged(ended.acknowledged_by, ended.acknowledgements)
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def _devices(by: Any) -> tuple[tuple[str, ...], int]:
+    """Return the devices that have acknowledged a message, and how many there were."""
+    count, *devices = by
+    return tuple(map(_text, devices)), int(count)

@@ -13,7 +13,7 @@ key                                    what it holds
 ``deadlines``                          Ids of all messages that wait, by deadline.
 ``keys``                               Ids of the messages that a newer one may replace, by key.
 ``all:<address>``, ``acks:<id>``       Ids of a recipient's messages that require all devices; the
-                                       devices that have acknowledged one.
+                                       devices that have acknowledged one, as its ``by`` names.
 ``ended``, ``ended-order``             Receipts by id; and, oldest first, the expiry, size and id
                                        of each.
 ``dead``                               Ids of dead letters, by time of death.
@@ -41,6 +41,7 @@ local RETENTION, MAX_ENDED_SIZE = tonumber(ARGV[3]), tonumber(ARGV[4])
 local MAX_DEAD, MAX_DEAD_SIZE = tonumber(ARGV[5]), tonumber(ARGV[6])
 local DEAD_RETENTION = tonumber(ARGV[7])
 local MAX_CHANGES, MAX_CHANGES_SIZE = tonumber(ARGV[8]), tonumber(ARGV[9])
+local MAX_NAMED, NAME_SIZE = 64, 300
 local RECEIPT_SIZE, HOST, IS_PROBING = tonumber(ARGV[10]), ARGV[11], ARGV[12] == '1'
 local at = 13
 
@@ -80,10 +81,11 @@ local function note_sizes()
 end
 
 local function snapshot(id)
-  local m = redis.call('HMGET', P .. 'm:' .. id, 'number', 'attempts', 'state', 'deadline')
+  local m = redis.call('HMGET', P .. 'm:' .. id, 'number', 'attempts', 'state', 'deadline', 'by')
   local body = redis.call('GET', P .. 'b:' .. id)
   if not m[1] or not body then return false end
-  return {body, m[1], m[2], m[3], string.format('%.6f', tonumber(m[4]) - now)}
+  local left = string.format('%.6f', tonumber(m[4]) - now)
+  return {body, m[1], m[2], m[3], left, m[5] and cjson.decode(m[5])}
 end
 
 -- What the other processes are told when all is done.
@@ -108,14 +110,14 @@ end
 
 local function read(id)
   local m = redis.call('HMGET', P .. 'm:' .. id,
-    'state', 'address', 'key', 'size', 'event', 'number', 'attempts', 'all')
+    'state', 'address', 'key', 'size', 'event', 'number', 'attempts', 'all', 'by')
   return {id = id, state = m[1], address = m[2], key = m[3], size = m[4], event = m[5],
-    number = m[6], attempts = m[7], all = m[8] == '1',
+    number = m[6], attempts = m[7], all = m[8] == '1', by = m[9] and cjson.decode(m[9]),
     is_open = m[1] == 'pending' or m[1] == 'in_flight'}
 end
 
 local function ended(m)
-  return {m.id, m.address, m.event, m.number, m.attempts, m.state}
+  return {m.id, m.address, m.event, m.number, m.attempts, m.state, m.by or false}
 end
 
 -- What is known of a message that has ended.
@@ -170,7 +172,7 @@ local function finish(m, state, is_dead)
   add('ended-size', bytes)
   changes[#changes + 1] = ended(m)
   if is_dead then
-    told[7] = redis.call('GET', body)
+    told[8] = redis.call('GET', body)
     redis.call('HSET', name, 'state', state, 'attempts', m.attempts,
       'at', string.format('%.3f', seconds))
     -- Those that end at a time keep their order.
@@ -208,6 +210,20 @@ local function finish_each(ids, address, state, is_dead)
     end
   end
   return found
+end
+
+local function note_device(m, device)
+  local by = m.by or {0}
+  for i = 2, #by do
+    if by[i] == device then return end
+  end
+  by[1] = by[1] + 1
+  by[#by + 1] = device
+  local bytes = #by > MAX_NAMED + 1 and 0 or NAME_SIZE
+  if bytes == 0 then table.remove(by, 2) end
+  m.size, m.by = m.size + bytes, by
+  add('size', bytes)
+  redis.call('HSET', P .. 'm:' .. m.id, 'by', cjson.encode(by), 'size', m.size)
 end
 
 local function have_all(m)
@@ -299,11 +315,11 @@ function steps.acknowledge()
   if m.all then
     redis.call('HSET', P .. 'm:' .. id, 'attempts', m.attempts)
     -- Devices that have left do not count, however many come and go.
-    if redis.call('SCARD', P .. 'acks:' .. id) >= 64 then
+    if redis.call('SCARD', P .. 'acks:' .. id) >= MAX_NAMED then
       redis.call('SINTERSTORE', P .. 'acks:' .. id, P .. 'acks:' .. id,
         P .. 'devices:' .. m.address)
     end
-    redis.call('SADD', P .. 'acks:' .. id, device)
+    if redis.call('SADD', P .. 'acks:' .. id, device) == 1 then note_device(m, device) end
     if not have_all(m) then return false end
   end
   return {1, finish(m, 'delivered', false)}
@@ -354,7 +370,7 @@ function steps.dead_letters()
   for _, id in ipairs(redis.call('ZREVRANGE', P .. 'dead', 0, limit - 1)) do
     local is_read, one = pcall(snapshot, id)
     if is_read and one then
-      one[6] = redis.call('HGET', P .. 'm:' .. id, 'at')
+      one[7] = redis.call('HGET', P .. 'm:' .. id, 'at')
       found[#found + 1] = one
     end
   end

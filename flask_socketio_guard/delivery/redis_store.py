@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .records import Delivery
     from .steps import Step
 
-VERSION: Final = b"2"
+VERSION: Final = b"3"
 """Version of the keys and records in Redis."""
 
 LONGEST_WAIT: Final = 1.0

@@ -88,6 +88,11 @@ def _add_routes(application: Application) -> None:
         found = [guard.receipt(id) for id in request.get_json()["ids"]]
         return jsonify([[str(receipt.state), receipt.attempts] for receipt in found])
 
+    @app.post("/acknowledged")
+    def acknowledged() -> Response:
+        receipt = guard.receipt(request.get_json()["id"])
+        return jsonify([receipt.acknowledged_by, receipt.acknowledgements])
+
     @app.post("/wait")
     def wait() -> Response:
         body = request.get_json()

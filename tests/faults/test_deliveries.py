@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -253,3 +255,29 @@ def test_a_message_that_cannot_be_read_keeps_nobody_from_delivering(
     (line,) = [each for each in server.records() if "ended too long ago" in str(each)][:1]
     assert "UnicodeEncodeError" not in str(server.records())
     del line
+
+
+def test_a_message_names_its_devices_when_the_process_of_another_was_frozen(
+    make_fleet: Callable[..., Fleet], sio_client: Callable[..., SocketIOClient]
+) -> None:
+    """It then ends without the other device, which nobody can tell from the state."""
+    fleet = make_fleet(
+        app=DELIVERY_APP, config={IN_REDIS: True, "SOCKETIO_GUARD_DELIVERY_LEASE": 1.0}
+    )
+    here, there = (sio_client(server, query="identity=ann") for server in fleet.servers)
+    sids = [here.sid, there.sid]
+    (id,) = deliver(fleet.a, 1, to="ann", require="all")
+    wait_until(lambda: states(fleet.a, [id]) == ["delivered"])
+    by, count = fleet.a.post("/acknowledged", id=id)
+    assert (sorted(by), count) == (sorted(sids), 2)
+    pids = fleet.b.worker_pids()
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        (id,) = deliver(fleet.a, 2, to="ann", require="all")
+        wait_until(lambda: states(fleet.a, [id]) == ["delivered"], timeout=20)
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+    for server in fleet.servers:
+        wait_until(lambda server=server: server.post("/acknowledged", id=id) == [sids[:1], 1])
