@@ -143,7 +143,9 @@ def test_rooms_and_who_is_skipped_are_those_of_the_call(
 def test_who_does_not_read_costs_no_memory_and_keeps_nobody_waiting(
     make_served: Callable[..., Served],
 ) -> None:
-    served = make_served(send_queue_max_bytes=300_000, slow_consumer_timeout=0.5)
+    served = make_served(
+        send_queue_max_bytes=300_000, slow_consumer_timeout=0.5, close_timeout=10.0
+    )
     sids, peers = crowd(served)
     lazy, others = peers[0], peers[1:]
     outcomes: list[Any] = []

@@ -35,6 +35,7 @@ _FREED_WITHIN = 1.0
 _LESS_THAN_THE_QUEUE = 900_000
 """Bytes: more than the kernel takes for who does not read, and less than makes a slow consumer."""
 _KEEPALIVE_TIMER = 2
+_TIME_WAIT_TIMER = 3
 """Linux, Documentation/networking/proc_net_tcp: the timer that is active."""
 
 
@@ -217,16 +218,24 @@ def test_kernel_looks_after_an_idle_connection(
     server: GunicornServer, clients: RawClients, measured: Measured
 ) -> None:
     """The kernel keeps a timer for the server's end of an open WebSocket."""
-    client = clients.websocket(server.port).open().join()
-    client_port = client.sock.getsockname()[1]
+    seen: list[int] = []
 
-    def timer() -> int:
-        return timer_of(server.port, client_port)
+    def is_kept() -> bool:
+        client = clients.websocket(server.port).open().join()
+        client_port = client.sock.getsockname()[1]
+        # A client that answers no ping is closed soon: on a busy machine before it is looked at.
+        with contextlib.suppress(DeadlineExceeded):
+            wait_until(
+                lambda: timer_of(server.port, client_port) in (_KEEPALIVE_TIMER, _TIME_WAIT_TIMER),
+                timeout=2,
+            )
+        seen.append(timer_of(server.port, client_port))
+        return seen[-1] == _KEEPALIVE_TIMER
 
     with contextlib.suppress(DeadlineExceeded):
-        wait_until(lambda: timer() == _KEEPALIVE_TIMER, timeout=2)
-    measured("timer", timer())
-    assert timer() == _KEEPALIVE_TIMER, "no keepalive timer runs"
+        wait_until(is_kept, timeout=5)
+    measured("timer", seen[-1])
+    assert seen[-1] == _KEEPALIVE_TIMER, "no keepalive timer runs"
 
 
 def timer_of(local_port: int, remote_port: int) -> int:
