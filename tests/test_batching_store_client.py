@@ -57,6 +57,7 @@ class FarStore(MemoryStore):
         self.lost = 0  # answers that get lost
         self.batches: list[list[type]] = []
         self.threads: set[int] = set()
+        self.batches_told = 0
 
     def apply(self, steps: Sequence[Step[Any]]) -> list[Any]:
         if not self.is_up:
@@ -68,6 +69,9 @@ class FarStore(MemoryStore):
             self.lost -= 1
             raise DeliveryStoreError("lost")
         return results
+
+    def told(self) -> None:
+        self.batches_told += 1
 
 
 class Running:
@@ -139,6 +143,16 @@ def test_steps_are_done_in_order_and_many_at_a_time(running: Running) -> None:
     running.start()
     wait_for(running.runtime, lambda: not len(running.store_client))
     assert [Mark, Join, Leave] in running.store.batches
+
+
+def test_the_store_hears_when_the_ends_of_a_batch_have_been_told(running: Running) -> None:
+    told_before: list[int] = []
+    running.store_client._on_end = lambda *_: told_before.append(running.store.batches_told)
+    running.store.apply([Put(message(1))])
+    running.store_client.acknowledged(message(1), "phone")
+    running.start()
+    wait_for(running.runtime, lambda: running.store.batches_told == 1)
+    assert told_before == [0]
 
 
 def test_while_the_store_is_away_put_raises_and_other_steps_are_kept(running: Running) -> None:

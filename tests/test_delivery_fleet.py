@@ -39,6 +39,7 @@ class FakeStore:
         self.is_unknown = True
         self.is_due = False
         self.asked: list[str] = []
+        self.told_count = 0
 
     def changes(self, timeout: float) -> Changes | None:
         self.runtime.sleep(0.001)
@@ -63,6 +64,9 @@ class FakeStore:
     def reap_dead_processes(self) -> list[Delivery]:
         dead, self.dead = self.dead, []
         return dead
+
+    def told(self) -> None:
+        self.told_count += 1
 
     def do(self, step: Expire) -> list[Delivery]:
         assert isinstance(step, Expire)
@@ -131,6 +135,20 @@ def test_a_gap_is_looked_up_until_that_succeeds(running: Running) -> None:
     running.start("follow")
     wait_for(running.runtime, lambda: len(running.told) == 3)
     assert running.told == ["gap", (MESSAGE, False), "/,ann"]
+
+
+def test_ends_of_this_process_whose_answers_were_lost_are_new(running: Running) -> None:
+    running.store.answers = [Changes([], [], [MESSAGE])]
+    running.start("follow")
+    wait_for(running.runtime, lambda: bool(running.told))
+    assert running.told == [(MESSAGE, True)]
+
+
+def test_the_leader_notes_that_it_has_told_what_it_ended(running: Running) -> None:
+    running.store.expired = [[MESSAGE], [MESSAGE]]
+    running.start("lead")
+    wait_for(running.runtime, lambda: running.store.told_count >= 2)
+    assert running.told == ["forgotten", *[(MESSAGE, True)] * 2]
 
 
 def test_the_feed_asks_a_store_that_is_away_again(running: Running) -> None:

@@ -108,7 +108,7 @@ KEYED = Delivery(
         (Expire(200), [b"expire", b"1", b"200"]),
         (Join("/,ø", "phone"), [b"join", b"3", b"/,\xc3\xb8", b"phone", b'["/,\\u00f8", "phone"]']),
         (Leave("/,ann", 'a"'), [b"leave", b"3", b"/,ann", b'a"', b'["/,ann", "a\\""]']),
-        (Heartbeat(3000), [b"heartbeat", b"1", b"3000"]),
+        (Heartbeat(3000, 7, has_moved=True), [b"heartbeat", b"3", b"3000", b"7", b"1"]),
         (Reap("one", 200), [b"reap", b"2", b"one", b"200"]),
     ],
     ids=lambda value: type(value).__name__,
@@ -132,7 +132,7 @@ def test_the_script_has_a_function_for_each_step() -> None:
         Expire(1),
         Join("", ""),
         Leave("", ""),
-        Heartbeat(1),
+        Heartbeat(1, 0, has_moved=False),
         Reap("", 1),
     ]
     assert {type(step) for step in examples} == SHARED_STEPS
@@ -192,7 +192,7 @@ OVER = Delivery.ended(ID, "/,ann", "news", 3, 2, DeliveryState.DELIVERED)
         (Expire(9), [ENDED], [OVER]),
         (Join("/,ann", "phone"), 1, None),
         (Leave("/,ann", "phone"), [ENDED], [OVER]),
-        (Heartbeat(9), 1, True),
+        (Heartbeat(9, 0, has_moved=False), 1, True),
         (Reap("one", 9), [[ENDED], 2], ([OVER], 2)),
     ],
     ids=lambda value: type(value).__name__,

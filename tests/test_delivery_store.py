@@ -477,7 +477,9 @@ def test_the_newest_devices_are_named_and_all_are_counted() -> None:
 
 def test_an_object_that_is_not_a_step_is_an_error_of_its_own() -> None:
     store = small_store(FakeClock())
-    stored, failure, found = store.apply([Put(message(1)), Heartbeat(1), Find(message(1).id)])
+    stored, failure, found = store.apply(
+        [Put(message(1)), Heartbeat(1, 0, has_moved=False), Find(message(1).id)]
+    )
     assert stored.delivery == found._replace(ttl=stored.delivery.ttl)
     assert str(failure) == "an object of type Heartbeat is not a step of this store"
     with pytest.raises(TypeError, match="of type str is not a step"):

@@ -244,6 +244,7 @@ class BatchingStoreClient(StoreClient):
             return False
         for task, result in zip(tasks, results, strict=True):
             self._answer(task, result)
+        self._store.told()
         return True
 
     def _taken(self) -> list[_Task]:

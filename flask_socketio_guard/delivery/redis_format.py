@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 from ..errors import DeliveryFormatError
 from ..states import DeliveryState
 from ..telemetry.records import logger
-from .records import DeadLetter, Delivery
+from .records import DEAD, DeadLetter, Delivery
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -97,6 +97,24 @@ def read_change(text: bytes) -> tuple[list[str], list[Delivery]] | None:
             type(exc).__name__,
         )
         return None
+
+
+def with_bodies(ended: list[Delivery], get: Callable[[list[str]], list[Any]]) -> list[Delivery]:
+    """Return messages that have ended; those that are dead letters get their bodies.
+
+    Args:
+        ended: Without bodies.
+        get: Returns the texts of messages by their ids, ``None`` for those that are gone.
+    """
+    dead = [each.id for each in ended if each.state in DEAD]
+    if not dead:
+        return ended
+    texts = {id: text for id, text in zip(dead, get(dead), strict=True) if text}
+    whole = []
+    for each in ended:
+        found = readable(partial(_with_body, each), [texts[each.id]] if each.id in texts else [])
+        whole.append(found[0] if found else each)
+    return whole
 
 
 def readable(read: Callable[[Any], T], records: Iterable[Any]) -> list[T]:

@@ -24,6 +24,8 @@ key                                    what it holds
 ``devices:<address>``                  The devices of an identity.
 ``hosts``, ``host:<host>``,            The processes; the identities and devices that each has
 ``alive:<host>``                       announced; its heartbeat.
+``told``                               For each process, the number of the entry of the change
+                                       feed up to which it has told all ends of its own.
 ``numbers``                            The number of the newest message.
 ``jumped``                             Seconds that the clock of Redis has jumped.
 ``version``, ``leader``                :data:`.redis_store.VERSION`; the lease of the leader.
@@ -51,7 +53,7 @@ local function arg()
 end
 
 local seconds, now = 0, 0
-if ARGV[at] ~= 'heartbeat' or #ARGV > at + 2 then -- which needs no time by itself
+if ARGV[at] ~= 'heartbeat' or #ARGV > at + 4 then -- which needs no time by itself
   local time = redis.call('TIME')
   seconds = tonumber(time[1]) + tonumber(time[2]) / 1000000
   now = seconds - tonumber(redis.call('GET', P .. 'jumped') or '0')
@@ -92,7 +94,7 @@ end
 local stored, changes = {}, {}
 
 local function tell()
-  if next(stored) == nil and #changes == 0 then return end
+  if next(stored) == nil and #changes == 0 then return 0 end
   local addresses = {}
   for address in pairs(stored) do addresses[#addresses + 1] = address end
   local count = redis.call('INCR', P .. 'changes-count')
@@ -106,6 +108,7 @@ local function tell()
     kept, gone = kept - 1, gone + 1
   end
   if gone > 0 then redis.call('XTRIM', P .. 'changes', 'MAXLEN', kept) end
+  return count
 end
 
 local function read(id)
@@ -378,9 +381,10 @@ function steps.dead_letters()
 end
 
 function steps.heartbeat()
-  local patience = arg()
+  local patience, told, has_moved = arg(), arg(), arg() == '1'
   local was_known = redis.call('EXISTS', P .. 'alive:' .. HOST)
   redis.call('SET', P .. 'alive:' .. HOST, 1, 'PX', patience)
+  if has_moved or was_known == 0 then redis.call('HSET', P .. 'told', HOST, told) end
   return was_known
 end
 
@@ -408,7 +412,7 @@ function steps.leave()
   return leave(address, device)
 end
 
--- Forgets some devices of a process, unless it lives.
+-- Forgets some devices of a process, and in the end the process, unless it lives.
 function steps.reap()
   local host, limit = arg(), arg()
   local found = {}
@@ -418,7 +422,10 @@ function steps.reap()
     local both = cjson.decode(pair)
     for _, one in ipairs(leave(both[1], both[2])) do found[#found + 1] = one end
   end
-  if #pairs == 0 then redis.call('SREM', P .. 'hosts', host) end
+  if #pairs == 0 then
+    redis.call('SREM', P .. 'hosts', host)
+    redis.call('HDEL', P .. 'told', host)
+  end
   return {found, #pairs}
 end
 
@@ -437,12 +444,12 @@ while at <= #ARGV do
   at = ends_at
 end
 forget_ended(2 * #changes)
-local is_told, failure = pcall(tell)
+local is_told, count = pcall(tell)
 note_sizes()
-if not is_told then error(failure, 0) end
+if not is_told then error(count, 0) end
 local usage = false
 if IS_PROBING or sizes['size'] then
   usage = {redis.call('ZCARD', P .. 'deadlines'), size('size'), is_full and 1 or 0}
 end
-return {results, failures, usage}
+return {results, failures, usage, count}
 """

@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ..core.runtime import clock
 from ..errors import ConfigError, DeliveryFormatError, DeliveryStoreError
+from ..telemetry.records import logger
+from .own_calls import OwnCalls
 from .redis_client import Driver, describe
-from .redis_format import read_change
+from .redis_format import read_change, with_bodies
 from .redis_script import SCRIPT
 from .steps import SHARED_STEPS, Heartbeat, Put, Reap, not_a_step
 from .store import Changes, SharedStore, Usage
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from .records import Delivery
     from .steps import Step
@@ -31,6 +33,7 @@ _MAX_JUMP = 1.0  # seconds by which the clock of Redis may drift from ours betwe
 _MAX_UNCERTAINTY = 0.2  # seconds; a reading that took longer is discarded
 _PATIENCE = 2  # leases without a heartbeat after which a process counts as dead
 _CHECK_INTERVAL = 2.0  # seconds between two looks at whether an idle change feed still exists
+_PAGE = 500  # entries of the change feed
 _BATCH = 200  # steps: Redis serves nobody else while a script runs
 
 _RECEIPT_SIZE = 150  # bytes that Redis 6 needs for a receipt, beside the texts in it
@@ -98,21 +101,31 @@ class RedisStore(SharedStore):
         )
         self._is_leading = False
         self._is_checked = False
+        self._own_calls = OwnCalls(_MAX_CHANGES)
+        self._told = -1  # what the last heartbeat said of it
         self._feed_at: bytes | str | None = None
+        self._is_feed_new = False
         self._feed_count = 0
         self._next_check_at = 0.0
+        self._reported: Iterable[int] = ()  # entries that changes() returned as lost
         self._clocks: tuple[float, float] | None = None
 
     def apply(self, steps: Sequence[Step[Any]]) -> list[Any]:
         """Do *steps*; see :class:`~.store.DeliveryStore`."""
         results: list[Any] = []
+        counts: list[int] = []
         with self._translated():
             self._check_version()
-            for start in range(0, len(steps), _BATCH):
-                results += self._apply(steps[start : start + _BATCH])
+            serial, answered = self._own_calls.begin(), None
+            try:
+                for start in range(0, len(steps), _BATCH):
+                    results += self._apply(steps[start : start + _BATCH], counts)
+                answered = counts
+            finally:
+                self._own_calls.end(serial, answered)
         return results
 
-    def _apply(self, steps: Sequence[Step[Any]]) -> list[Any]:
+    def _apply(self, steps: Sequence[Step[Any]], counts: list[int]) -> list[Any]:
         results: list[Any] = []
         words: list[bytes] = []
         is_probing = False
@@ -130,9 +143,11 @@ class RedisStore(SharedStore):
         if not words:
             return results
         arguments = [*self._head, str(int(is_probing)), *words]
-        found, failures, usage = self._script(keys=[self._prefix], args=arguments)
+        found, failures, usage, count = self._script(keys=[self._prefix], args=arguments)
         if usage:
             self._note_usage(*usage, is_probing=is_probing)
+        if count:
+            counts.append(count)
         errors = dict(zip(failures[::2], failures[1::2], strict=True))
         answers = iter(enumerate(found))
         for place, step in enumerate(steps):
@@ -177,7 +192,18 @@ class RedisStore(SharedStore):
             raise DeliveryFormatError(
                 "the messages in Redis were stored by another version of the guard"
             )
+        if self._feed_at is None:  # what is done from now on must not be missed
+            self._find_feed()
+            self._is_feed_new = True
         self._is_checked = True
+
+    def _find_feed(self) -> None:
+        newest = self._redis.xrevrange(self._prefix + "changes", count=1)
+        if self._feed_at is not None:  # another task was faster
+            return
+        count = _count(newest[0][1]) if newest else 0
+        self._own_calls.restart(count)
+        self._feed_at, self._feed_count = newest[0][0] if newest else b"0-0", count
 
     # The fleet
 
@@ -185,23 +211,38 @@ class RedisStore(SharedStore):
         """Wait for changes; see :class:`~.store.SharedStore`."""
         stream = self._prefix + "changes"
         with self._translated():
+            self._own_calls.lost_are_told(self._reported)
+            self._reported = ()
             if self._feed_at is None:
-                newest = self._feed_redis.xrevrange(stream, count=1)
-                self._feed_at = newest[0][0] if newest else b"0-0"
-                self._feed_count = _count(newest[0][1]) if newest else 0
+                self._find_feed()
+                self._is_feed_new = True
+            if self._is_feed_new:
+                self._is_feed_new = False
                 return None
             wait = _ms(min(timeout, LONGEST_WAIT))
             found = self._feed_redis.xread({stream: self._feed_at}, count=1000, block=wait)
             if not found and self._has_been_emptied(stream):
                 self._feed_at = None
                 return None
+        changes, is_complete = self._take(found[0][1] if found else [])
+        if not is_complete:
+            return None
+        lost = self._own_calls.lost()
+        if lost:
+            changes = changes._replace(own_ended=self._read_ends(lost.values()))
+            self._reported = lost
+        return changes
+
+    def _take(self, entries: list[Any]) -> tuple[Changes, bool]:
+        """Read entries of the change feed; return also whether that is all of it."""
         changes = Changes([], [])
         is_complete = True
-        for entry_id, fields in found[0][1] if found else ():
+        for entry_id, fields in entries:
             count = _count(fields)
             is_complete = is_complete and count == self._feed_count + 1
             self._feed_at, self._feed_count = entry_id, count
             if fields.get(b"host") == self._own_host:
+                self._own_calls.read(count, fields.get(b"what", b""))
                 continue
             change = read_change(fields.get(b"what", b""))
             if change is None:
@@ -209,7 +250,15 @@ class RedisStore(SharedStore):
             else:
                 changes.stored.extend(change[0])
                 changes.ended.extend(change[1])
-        return changes if is_complete else None
+        self._own_calls.passed(self._feed_count)
+        return changes, is_complete
+
+    def _read_ends(self, entries: Iterable[bytes]) -> list[Delivery]:
+        """Return the messages that have ended, with the bodies of dead letters."""
+        ended = [each for what in entries for each in (read_change(what) or ([], []))[1]]
+        prefix = self._prefix + "b:"
+        with self._translated():
+            return with_bodies(ended, lambda ids: self._redis.mget([prefix + id for id in ids]))
 
     def _has_been_emptied(self, stream: str) -> bool:
         """Return whether Redis has lost the change feed, which then begins anew."""
@@ -221,7 +270,12 @@ class RedisStore(SharedStore):
 
     def heartbeat(self) -> bool:
         """Renew the heartbeat; see :class:`~.store.SharedStore`."""
-        return not self.do(Heartbeat(_ms(_PATIENCE * self._lease)))
+        with self._translated():
+            self._check_version()  # only then it is known what this process has told
+        told = self._own_calls.told_up_to()
+        was_known = self.do(Heartbeat(_ms(_PATIENCE * self._lease), told, told != self._told))
+        self._told = told
+        return not was_known
 
     def lead(self) -> bool:
         """Return whether this process leads; see :class:`~.store.SharedStore`."""
@@ -271,17 +325,59 @@ class RedisStore(SharedStore):
                 theirs -= jump
         self._clocks = theirs, answered_at
 
-    def reap_dead_processes(self) -> list[Delivery]:
-        """Forget their devices; see :class:`~.store.SharedStore`."""
-        forgotten: list[Delivery] = []
+    def reap_dead_processes(self) -> Iterator[Delivery]:
+        """Forget them and their devices; see :class:`~.store.SharedStore`."""
+        for host, told in self._dead_processes():
+            if told is not None:
+                yield from self._untold_ends(host, told)
+            while True:
+                ended, count = self.do(Reap(host.decode(), _BATCH))
+                yield from ended
+                if not count:  # what it has not told is forgotten, too
+                    break
+
+    def _dead_processes(self) -> list[tuple[bytes, int | None]]:
+        """Return the names of dead processes, and up to where they have told their ends."""
         with self._translated():
-            for name in self._redis.smembers(self._prefix + "hosts") - {self._own_host}:
-                while True:
-                    ended, count = self.do(Reap(name.decode(), _BATCH))
-                    forgotten += ended
-                    if not count:
-                        break
-        return forgotten
+            told = self._redis.hgetall(self._prefix + "told")
+            known = {*self._redis.smembers(self._prefix + "hosts"), *told}
+            hosts = sorted(known - {self._own_host})
+            alive = [f"{self._prefix}alive:{host.decode()}" for host in hosts]
+            if not hosts or self._redis.exists(*alive) == len(alive):
+                return []
+            is_alive = [each is not None for each in self._redis.mget(alive)]
+        dead = [host for host, lives in zip(hosts, is_alive, strict=True) if not lives]
+        return [(host, _int(told[host]) if host in told else None) for host in dead]
+
+    def _untold_ends(self, host: bytes, told: int) -> Iterator[Delivery]:
+        """Yield the messages that a process has ended, from entry *told* of the feed on."""
+        stream, start = self._prefix + "changes", b"-"
+        expected: int | None = told + 1
+        while True:
+            with self._translated():
+                page = self._redis.xrange(stream, min=start, count=_PAGE)
+                newest = _int(self._redis.get(stream + "-count") or 0)
+            first = next(filter(None, (_count(fields) for _, fields in page)), newest + 1)
+            if expected is not None and first > expected:
+                logger.warning(
+                    "%d entries of the change feed were trimmed before the ends in them could be "
+                    "told for a process that has died",
+                    first - expected,
+                )
+            expected = None
+            yield from self._read_ends(
+                fields.get(b"what", b"")
+                for _, fields in page
+                if fields.get(b"host") == host and _count(fields) > told
+            )
+            if len(page) < _PAGE:
+                return
+            at, _, part = page[-1][0].partition(b"-")
+            start = b"%s-%d" % (at, int(part) + 1)
+
+    def told(self) -> None:
+        """Note what the calling task has told; see :class:`~.store.SharedStore`."""
+        self._own_calls.told()
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
@@ -297,6 +393,9 @@ class RedisStore(SharedStore):
     def close(self) -> None:
         """Let go of the lease and the connections; idempotent."""
         try:
+            if self._own_calls.is_settled and self._told >= 0:
+                self._told = -1
+                self._redis.hdel(self._prefix + "told", self._own_host)
             if self._is_leading:
                 self._is_leading = False
                 self._lock.release()
@@ -313,8 +412,12 @@ def _ms(seconds: float) -> int:
 
 def _count(fields: Any) -> int:
     """Return the number of an entry of the change feed; 0 if it has none."""
+    return _int(fields.get(b"count", 0))
+
+
+def _int(number: Any) -> int:
     try:
-        return int(fields.get(b"count", 0))
+        return int(number)
     except ValueError:
         return 0
 

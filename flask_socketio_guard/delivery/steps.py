@@ -350,13 +350,17 @@ class Heartbeat(NamedTuple):
 
     Attributes:
         patience_ms: Milliseconds until it counts as dead, unless it says so again, >= 1.
+        told: Number of the entry of the change feed up to which it has told all ends of its own.
+        has_moved: Whether that has changed since the last heartbeat.
     """
 
     patience_ms: int
+    told: int
+    has_moved: bool
 
     def words(self) -> list[bytes]:
         """See :class:`Step`."""
-        return _words("heartbeat", self.patience_ms)
+        return _words("heartbeat", self.patience_ms, self.told, int(self.has_moved))
 
     def read(self, answer: Any) -> bool:
         """See :class:`Step`."""
@@ -364,7 +368,7 @@ class Heartbeat(NamedTuple):
 
 
 class Reap(NamedTuple):
-    """Forget devices of another process, unless it lives.
+    """Forget devices of another process, and the process when it has none, unless it lives.
 
     Returns the messages that have ended by that, and how many devices were forgotten. Only the
     Redis store has it, for :meth:`.SharedStore.reap_dead_processes`.

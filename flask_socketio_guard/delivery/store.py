@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from .records import Delivery
     from .steps import Step
@@ -15,15 +15,17 @@ _T = TypeVar("_T")
 
 
 class Changes(NamedTuple):
-    """What other processes have done.
+    """What other processes have done, and what this one has done without getting the answer.
 
     Attributes:
-        stored: Addresses for which messages were stored.
-        ended: Messages that have ended.
+        stored: Addresses for which other processes stored messages.
+        ended: Messages that other processes have ended.
+        own_ended: Messages that this process has ended by steps whose answers were lost.
     """
 
     stored: list[str]
     ended: list[Delivery]
+    own_ended: Sequence[Delivery] = ()
 
 
 class Usage(NamedTuple):
@@ -99,7 +101,8 @@ class SharedStore(DeliveryStore):
     def changes(self, timeout: float) -> Changes | None:
         """Wait for what other processes do, for at most *timeout* seconds.
 
-        Each call continues where the last one stopped.
+        Each call continues where the last one stopped, and means that what the last one returned
+        has been told.
 
         Returns:
             ``None`` if changes have been missed: then everything has to be looked up.
@@ -125,5 +128,13 @@ class SharedStore(DeliveryStore):
         return True
 
     @abstractmethod
-    def reap_dead_processes(self) -> list[Delivery]:
-        """Forget the devices of dead processes; return the messages that have ended by that."""
+    def reap_dead_processes(self) -> Iterable[Delivery]:
+        """Forget dead processes and their devices; yield the messages that have ended.
+
+        These are the messages that have ended because a device is gone, and those that a dead
+        process has ended and may not have told. A message counts as told when the next one is
+        asked for.
+        """
+
+    def told(self) -> None:
+        """Note that the calling task has told all ends that :meth:`apply` has returned to it."""

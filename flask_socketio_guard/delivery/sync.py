@@ -61,7 +61,8 @@ class ChangeFeed:
         store: Shared.
         gap: Opened when a change has been missed; closed as soon as the store answers.
         on_stored: Called with each address for which others have stored messages.
-        on_end: Called with each message that others have ended, and ``False``.
+        on_end: Called with each message that others have ended, and ``False``; with each that
+            this process has ended without getting the answer, and ``True``.
         on_answer: Called when the store answers.
         on_lost: Called with the reason when it does not.
     """
@@ -114,6 +115,8 @@ class ChangeFeed:
             self._runtime.sleep(_PAUSE)
 
     def _report(self, changes: Changes) -> None:
+        for delivery in changes.own_ended:
+            self._on_end(delivery, True)
         for delivery in changes.ended:
             self._on_end(delivery, False)
         for address in changes.stored:
@@ -168,6 +171,8 @@ class ExpiryLeader:
                 self._next_round_at = 0.0
                 sleep(self._runtime, DELIVERY_STORE.delay(failures))
                 failures += 1
+            finally:
+                self._store.told()
 
     def _do_round(self) -> None:
         """Send the heartbeat, take or renew the lease, and clear up once in a lease."""

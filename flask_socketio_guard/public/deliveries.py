@@ -136,8 +136,9 @@ class Deliveries(Capability):
         """Call *hook* for every message of :meth:`deliver` that was not delivered.
 
         The hook receives a :class:`.DeadLetter` and runs in a task of its own, in the process
-        that has given up the message. It is called at most once, because that process may end
-        before; :meth:`dead_letters` lists all of them.
+        that has given up the message. With a store in Redis it is called at least once: if that
+        process dies, another one calls it, perhaps again, so it should be idempotent.
+        :meth:`dead_letters` lists all of them.
 
         Raises:
             TypeError: *hook* is not callable.

@@ -8,19 +8,24 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from typing import TYPE_CHECKING, Any
 
 from flask import Flask, Response, jsonify, request
 from flask_socketio import join_room
 
 from flask_socketio_guard import Retry
+from flask_socketio_guard.delivery.redis_store import RedisStore
+from flask_socketio_guard.delivery.steps import Expire
 from tests.faults.app import Application, _log_to_file
 
 if TYPE_CHECKING:
-    from flask_socketio_guard import Receipt
+    from flask_socketio_guard import DeadLetter, Receipt
 
 IN_REDIS = "DELIVERIES_IN_REDIS"
 """The setting that has messages kept in the Redis of the queue."""
+DIES = "DIES_WITH_AN_EXPIRY"
+"""The setting that has a process killed when the store has just answered that messages expired."""
 DELIVERY_APP = "tests.faults.delivery_app:create_app()"
 
 
@@ -30,12 +35,26 @@ def create_app() -> Flask:
     config = json.loads(os.environ.get("APP_CONFIG", "{}"))
     if config.pop(IN_REDIS, False):
         config["SOCKETIO_GUARD_DELIVERY_STORE"] = os.environ["REDIS_URL"]
+    if config.pop(DIES, False):
+        _die_with_an_expiry()
     os.environ["APP_CONFIG"] = json.dumps(config)
     _log_to_file()
     application = Application()
     _add_handlers(application)
     _add_routes(application)
     return application.app
+
+
+def _die_with_an_expiry() -> None:
+    do = RedisStore.do
+
+    def do_or_die(store: RedisStore, step: Any) -> Any:
+        result = do(store, step)
+        if isinstance(step, Expire) and result:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+    RedisStore.do = do_or_die  # type: ignore[method-assign]
 
 
 def _add_handlers(application: Application) -> None:
@@ -48,6 +67,11 @@ def _add_handlers(application: Application) -> None:
             guard.identify(sid, identity)
         if room := request.args.get("room"):
             join_room(room)
+
+    @guard.on_dead_letter
+    def dead(letter: DeadLetter) -> None:
+        delivery = letter.delivery
+        application.calls.append(["dead", delivery.id, str(delivery.state), delivery.arguments])
 
     @application.socketio.on("echo")
     def echo(value: Any) -> Any:

@@ -26,6 +26,7 @@ class _Link:
     client: socket.socket
     server: socket.socket
     is_lost: threading.Event = field(default_factory=threading.Event)
+    is_mute: threading.Event = field(default_factory=threading.Event)
 
     def shut(self) -> None:
         for end in (self.client, self.server):
@@ -48,6 +49,8 @@ class TcpProxy:
         self._threads: list[threading.Thread] = []
         self._lock = threading.Lock()
         self._fatal: bytes | None = None
+        self._muting: bytes | None = None
+        self.muted = 0
 
     def start(self) -> None:
         """Begin to accept connections."""
@@ -76,6 +79,14 @@ class TcpProxy:
         for connections to come.
         """
         self._fatal = words
+
+    def swallow_answers(self, words: bytes | None) -> None:
+        """From now on close each connection on which the client sends *words*, without an answer.
+
+        *words* are passed on, and :attr:`muted` counts them: the server does what they ask for.
+        ``None`` ends that.
+        """
+        self._muting = words
 
     def drop(self) -> int:
         """Close the connections that exist now, visibly for both sides; return their number."""
@@ -148,6 +159,11 @@ class TcpProxy:
                 data = b""
             if source is link.client and self._fatal is not None and self._fatal in data:
                 link.is_lost.set()
+            if source is link.client and self._muting is not None and self._muting in data:
+                self.muted += 1
+                link.is_mute.set()
+            if source is link.server and link.is_mute.is_set():
+                break
             if link.is_lost.is_set():
                 if not data:
                     return
