@@ -112,7 +112,7 @@ def test_the_rights_for_messages_that_must_arrive_are_enough(
         assert store.heartbeat()
         store.apply(everything)
         assert store.changes(0.1) is not None
-        assert store.reap_dead_processes() == []
+        assert list(store.reap_dead_processes()) == []
         assert store.do(Find(f"{0:032x}")).state is DeliveryState.DELIVERED
     finally:
         store.close()

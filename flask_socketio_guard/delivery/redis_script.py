@@ -3,6 +3,8 @@
 Redis runs nothing else meanwhile: of two processes that end the same message, the first one does.
 The clock is that of Redis, less its jumps.
 
+The module is longer than others since Redis takes a script as one text.
+
 ====================================== =========================================================
 key                                    what it holds
 ====================================== =========================================================
