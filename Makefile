@@ -4,9 +4,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 PYTEST_ARGS ?=
-# Most tests wait for something most of the time, so that two cores have enough to do with ten
+# Most tests wait for something most of the time, so that two cores have enough to do with eight
 # processes. Those that measure times run alone, at the end; the longest begin.
-PARALLEL := -n 10 --dist loadgroup --no-loadscope-reorder
+PARALLEL := -n 8 --dist loadgroup --no-loadscope-reorder
 # Some images have Python keep no bytecode: each server that a test starts would compile the package
 # anew, and each of the processes above all tests.
 export PYTHONDONTWRITEBYTECODE :=

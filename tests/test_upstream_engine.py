@@ -1114,7 +1114,7 @@ def test_a_client_whose_pong_is_late_is_gone(make_served: Callable[..., Served])
 def test_a_client_that_joins_nothing_is_closed(
     make_served: Callable[..., Served], kind: str, transport: str
 ) -> None:
-    served = make_served(kind, join_timeout=0.25)
+    served = make_served(kind, join_timeout=1.0)  # a thread may begin late
     watch = Watch(served)
     began_at = time.monotonic()
     if transport == "websocket":
@@ -1125,7 +1125,7 @@ def test_a_client_that_joins_nothing_is_closed(
         assert peer.closed == (1000, "")
     else:
         assert served.polling().get().text == "1"
-    assert 0.2 < time.monotonic() - began_at < 2.0
+    assert 0.9 < time.monotonic() - began_at < 10.0
     watch.expect()
 
 
